@@ -1,0 +1,27 @@
+"""kdcache: distil a larger teacher's cached logits into small prompt-tuned students.
+
+Public names load on first use, so that ``import kdcache`` costs nothing.
+"""
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "KdcacheError": "errors",
+    "get_task": "tasks",
+    "load_cache": "cache.reader",
+    "LOSSES": "losses",
+    "cross_entropy": "losses",
+    "kl": "losses",
+    "gram": "losses",
+    "feature_mse": "losses",
+}
+
+__all__ = sorted(_PUBLIC)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'kdcache' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"kdcache.{_PUBLIC[name]}"), name)

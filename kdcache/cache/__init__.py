@@ -1,0 +1,5 @@
+"""The cache: a teacher's logits and features per example, in Parquet, with a manifest.
+
+Knows files, digests and rows; knows nothing of models. ``schema`` says what a row is,
+``manifest`` what made it, ``writer`` and ``reader`` are the only ones that touch the bytes.
+"""

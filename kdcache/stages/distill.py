@@ -1,0 +1,294 @@
+"""cache + data + backbone → models/students/<task>/<arm>-<seed>/, metrics/<task>.json, curves/."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tqdm import tqdm
+
+from kdcache.batching import Encoded, encode
+from kdcache.cache.manifest import Manifest, check_identity
+from kdcache.cache.reader import CachedSplit, load_cache
+from kdcache.digests import file_digest
+from kdcache.errors import ModelError, ParamsError, TrainingDiverged, nearest
+from kdcache.extract import extract
+from kdcache.losses import Objective, check_terms
+from kdcache.metrics import compute_metrics, majority_metrics
+from kdcache.models import WEIGHTS, load_tokenizer, setup
+from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
+from kdcache.results import mean_curves, summarise_arms
+from kdcache.stages.workspace import IDENTITY, Project, place, require, require_task, write_json
+from kdcache.students.arms import Arm
+from kdcache.students.export import save_student
+from kdcache.students.prompts import build_student, trained_parameters
+from kdcache.students.train import Settings, TrainingRows, train_student
+from kdcache.tasks import Task, get_task
+from kdcache.tasks.splits import existing_splits, read_split, table_digest
+
+EVAL_BATCH_SIZE = 128
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class DistillParams:
+    """Section ``distill``.
+
+    Args:
+        method: of arms that name none: ``prefix`` (prompts) or ``head`` (the control without).
+        num_virtual_tokens: length of the prompt, in tokens.
+        lr: peak learning rate of the prompts.
+        epochs: passes over the training rows with prompts.
+        head_start_lr: peak learning rate of head and pooler alone, before the prompts.
+        head_start_epochs: passes of that phase; all of the training of method ``head``.
+        head_lr: peak learning rate of head and pooler beside the prompts.
+        batch_size: rows per step; also the batch within which instances are related.
+        max_length: in tokens.
+        weight_decay: on head and pooler.
+        warmup_fraction: share of the steps that warm up, 0 … 0.9.
+        arms: name → arm.
+        seeds: one student each per arm.
+        expect: fields of the teacher's identity that a shared cache must have.
+    """
+
+    method: Literal["prefix", "head"]
+    num_virtual_tokens: Count
+    lr: PositiveFloat
+    epochs: Count
+    head_start_lr: PositiveFloat
+    head_start_epochs: Count
+    head_lr: PositiveFloat
+    batch_size: Count
+    max_length: Annotated[int, Range(8)]
+    weight_decay: NonNegativeFloat
+    warmup_fraction: Annotated[float, Range(0, 0.9)]
+    arms: dict[str, Arm]
+    seeds: tuple[NonNegativeInt, ...]
+    expect: dict[str, str | int]
+
+
+def distill(project: Project, task_name: str) -> None:
+    """Train every arm × seed of a task and write students, metrics and curves in place.
+
+    Interrupted, the next run goes on after the last finished student.
+
+    Raises:
+        ParamsError, DataError, ModelError, CacheError, TrainingDiverged: one line each.
+    """
+    grid = _Grid(project, task_name)
+    made = grid.scratch / "students"
+    results = grid.train(list(grid.params.arms), list(grid.params.seeds), made)
+    write_json(grid.summarise(results), grid.scratch / "metrics.json")
+    mean_curves(results).to_csv(grid.scratch / "curves.csv", index=False, lineterminator="\n")
+    place(made, Path(project.paths.students) / task_name)
+    place(grid.scratch / "metrics.json", Path(project.paths.metrics) / f"{task_name}.json")
+    place(grid.scratch / "curves.csv", Path(project.paths.curves) / f"{task_name}.csv")
+    shutil.rmtree(grid.scratch)
+
+
+def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """Train some arms × seeds into runs/<task>/, beside the pipeline's own outputs.
+
+    Args:
+        project: the project.
+        task_name: the task.
+        arms: names of arms; empty takes all of params.yaml.
+        seeds: empty takes all of params.yaml.
+
+    Returns:
+        The same summary as metrics/<task>.json, of these students.
+
+    Raises:
+        As ``distill``.
+    """
+    grid = _Grid(project, task_name)
+    for arm in arms:
+        if arm not in grid.params.arms:
+            raise ParamsError(
+                f"distill.arms: it must hold the arm, got {arm!r}. {nearest(arm, grid.params.arms)}"
+            )
+    made = grid.scratch / "students"
+    results = grid.train(list(arms or grid.params.arms), list(seeds or grid.params.seeds), made)
+    for result in results:
+        name = f"{result['arm']}-{result['seed']}"
+        place(made / name, Path(project.paths.runs) / task_name / name)
+    shutil.rmtree(grid.scratch)
+    return grid.summarise(results)
+
+
+@dataclass(frozen=True)
+class _Split:
+    table: pa.Table
+    encoded: Encoded
+    targets: CachedSplit
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.table["label"].to_numpy()
+
+
+class _Grid:
+    """All that the students of one task share, checked before the first step."""
+
+    def __init__(self, project: Project, task_name: str) -> None:
+        require_task(project, task_name)
+        self.project, self.task = project, get_task(task_name)
+        self.params = project.section("distill", DistillParams)
+        for name, arm in self.params.arms.items():
+            check_terms(arm.terms, arm.ce_weight, f"distill.arms.{name}")
+        if not self.params.arms or not self.params.seeds:
+            raise ParamsError("distill: arms and seeds must each hold at least one entry, got none.")
+        self.backbone = require(
+            Path(project.paths.backbone), "the student backbone", "kdcache shrink", ModelError
+        )
+        self.device = setup(project.threads)
+        self.splits, self.manifest = _load_splits(project, self.task, self.params)
+        self.scratch = project.scratch(
+            "distill", task_name, asdict(self.params), project.threads, project.paths.backbone,
+            file_digest(self.backbone / WEIGHTS), self.manifest.digest,
+        )  # fmt: skip
+
+    def train(self, arms: Sequence[str], seeds: Sequence[int], made: Path) -> list[dict[str, Any]]:
+        """Train the students that are not there yet; return the results of all."""
+        results = []
+        with tqdm(total=len(arms) * len(seeds), desc=f"{self.task.name} students", unit="student") as bar:
+            for arm in arms:
+                for seed in seeds:
+                    bar.set_postfix_str(f"{arm}, seed {seed}")
+                    folder = made / f"{arm}-{seed}"
+                    if not (folder / RESULT).is_file():
+                        shutil.rmtree(folder, ignore_errors=True)
+                        self._train_one(arm, seed, folder)
+                    results.append(json.loads((folder / RESULT).read_text(encoding="utf-8")))
+                    bar.update()
+        return results
+
+    def _train_one(self, arm_name: str, seed: int, folder: Path) -> None:
+        params, task = self.params, self.task
+        arm, train = params.arms[arm_name], self.splits["train"]
+        student = build_student(
+            arm.method or params.method, self.backbone, task.num_labels,
+            params.num_virtual_tokens, params.max_length, train.encoded, seed,
+        )  # fmt: skip
+        prompts, head = trained_parameters(student)
+        torch.manual_seed(seed)
+        objective = Objective(
+            arm.terms, arm.ce_weight, student.config.hidden_size, train.targets.features.shape[1]
+        )
+        settings = Settings(
+            params.lr, params.epochs, params.head_start_lr, params.head_start_epochs, params.head_lr,
+            params.batch_size, params.weight_decay, params.warmup_fraction,
+        )  # fmt: skip
+        history: list[dict[str, float]] = []
+
+        def after_epoch(epoch: int, losses: dict[str, float]) -> None:
+            scores = {}
+            if "tune" in self.splits:
+                scores = {f"tune_{k}": v for k, v in self._score(student, "tune").items()}
+                scores.pop("tune_rows", None)
+            history.append({"epoch": epoch, **{f"loss_{k}": v for k, v in losses.items()}, **scores})
+
+        try:
+            counts = train_student(
+                student, objective, _training_rows(train), settings, seed, self.device, after_epoch
+            )
+        except TrainingDiverged as error:
+            raise TrainingDiverged(f"distill: {task.name} {arm_name}, seed {seed}: {error}") from None
+        scores = self._score(student, "validation")
+        result = {
+            "arm": arm_name,
+            "seed": seed,
+            "method": arm.method or params.method,
+            "validation": scores,
+            "history": history,
+            **counts,
+            "examples": params.epochs * len(train.encoded) if prompts else 0,
+            "prompt_parameters": sum(p.numel() for p in prompts),
+            "head_parameters": sum(p.numel() for p in head),
+        }
+        save_student(
+            student,
+            folder,
+            self.backbone,
+            task.num_labels,
+            self._card(result),
+            self.splits["validation"].encoded,
+        )
+        write_json(result, folder / RESULT)
+
+    def _score(self, student: torch.nn.Module, split: str) -> dict[str, float]:
+        """Task metrics, and the share of rows where student and teacher agree."""
+        rows = self.splits[split]
+        logits, _ = extract(student, rows.encoded, self.task.num_labels, EVAL_BATCH_SIZE, self.device)
+        agreement = float(np.mean(logits.argmax(1) == rows.targets.logits.argmax(1)))
+        return compute_metrics(self.task.metrics, rows.labels, logits) | {"agreement": agreement}
+
+    def _card(self, result: Mapping[str, Any]) -> dict[str, str]:
+        scores = result["validation"]
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in scores.items() if k != "rows")
+        return {
+            "task": self.task.name,
+            "labels": ", ".join(self.task.label_names),
+            "template": self.task.template,
+            "arm": result["arm"],
+            "seed": str(result["seed"]),
+            "method": result["method"],
+            "objective": self.params.arms[result["arm"]].describe(),
+            f"validation ({scores.get('rows', 0)} rows)": shown,
+            "teacher weights": self.manifest.identity["weights_sha256"],
+            "cache": self.manifest.digest,
+        }
+
+    def summarise(self, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What metrics/<task>.json holds: each arm over its seeds, the teacher, the majority, the cost."""
+        labels = self.splits["validation"].labels
+        return {
+            "task": self.task.name,
+            "metric": self.task.metrics[0],
+            "rows": {split: len(part.encoded) for split, part in self.splits.items()},
+            "majority": majority_metrics(self.task.metrics, labels, self.task.num_labels),
+            "teacher": {
+                "folds": len(self.manifest.identity["folds_sha256"]),
+                "all_rows": self.manifest.all_rows_teacher.get("validation", {}),
+                "cached": self.manifest.metrics.get("validation", {}),
+                "cost": self.manifest.cost,
+            },
+            "arm_order": list(dict.fromkeys(result["arm"] for result in results)),
+            "arms": summarise_arms(results, (*self.task.metrics, "agreement")),
+        }
+
+
+def _load_splits(project: Project, task: Task, params: DistillParams) -> tuple[dict[str, _Split], Manifest]:
+    data = Path(project.paths.data) / task.name
+    tables = {split: read_split(data, split, task.name) for split in existing_splits(data) if split != "test"}
+    folder = Path(project.paths.cache) / task.name
+    cached = {split: load_cache(folder, split) for split in tables}
+    manifest = cached["train"][1]
+    identity = Path(project.paths.teacher) / task.name / IDENTITY
+    check_identity(
+        manifest, task.name, task.label_names,
+        {split: table_digest(table) for split, table in tables.items()},
+        json.loads(identity.read_text(encoding="utf-8")) if identity.is_file() else None,
+        params.expect,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(Path(project.paths.backbone))
+    splits = {}
+    for split, table in tables.items():
+        texts, pairs = table["text"].to_pylist(), table["text_pair"].to_pylist()
+        targets = cached[split][0].align(table["example_id"].to_pylist(), table["content_hash"].to_pylist())
+        splits[split] = _Split(table, encode(tokenizer, texts, pairs, params.max_length), targets)
+    return splits, manifest
+
+
+def _training_rows(split: _Split) -> TrainingRows:
+    return TrainingRows(
+        split.encoded,
+        torch.from_numpy(split.labels.copy()),
+        torch.from_numpy(split.targets.logits),
+        torch.from_numpy(split.targets.features.astype(np.float32)),
+    )

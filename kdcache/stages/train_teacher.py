@@ -1,0 +1,98 @@
+"""data → models/teacher/<task>/: a transformers folder, identity.json, and a folder per fold."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdcache.batching import encode
+from kdcache.digests import file_digest
+from kdcache.errors import DataError
+from kdcache.models import WEIGHTS, config_digest, load_tokenizer, resolve, save_model, setup
+from kdcache.stages.workspace import COST, FOLDS, IDENTITY, Project, place, require_task, write_json
+from kdcache.tasks import Task, get_task
+from kdcache.tasks.splits import assign_folds, read_split, table_digest
+from kdcache.teacher import TrainTeacherParams, fine_tune
+
+
+def train_teacher(project: Project, task_name: str) -> None:
+    """Fine-tune the teacher on all training rows, and one more per fold for cross-fitted logits.
+
+    Interrupted, the next run goes on: finished teachers are kept whole, the one at work
+    from its last checkpoint.
+
+    Raises:
+        DataError: no prepared data, or too few labelled rows.
+        ModelError: the model reference does not resolve.
+        TrainingDiverged: the loss became NaN or infinite.
+    """
+    params = project.section("train_teacher", TrainTeacherParams)
+    require_task(project, task_name)
+    task = get_task(task_name)
+    base = resolve(params.model)
+    data = Path(project.paths.data) / task_name
+    train = read_split(data, "train", task_name)
+    setup(project.threads)
+
+    labels = train["label"].to_pylist()
+    folds = _folds(train, params)
+    tokenizer = load_tokenizer(base)
+    texts, pairs = train["text"].to_pylist(), train["text_pair"].to_pylist()
+    encoded = encode(tokenizer, texts, pairs, params.max_length)
+    if encoded.num_truncated:
+        print(f"{task_name}: {encoded.num_truncated} of {len(encoded)} rows lose tokens to max_length")
+
+    made_of = (task_name, asdict(params), project.threads, table_digest(train))
+    scratch = project.scratch("teacher", *made_of)
+    made = scratch / "made"
+    cost = {"steps": 0, "examples": 0}
+    for fold in range(-1, params.folds):  # −1: the teacher on all rows
+        rows = [i for i, label in enumerate(labels) if label >= 0 and (fold < 0 or folds[i] != fold)]
+        folder = made if fold < 0 else made / f"fold-{fold}"
+        done = scratch / f"cost{fold}.json"
+        if not done.is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            what = "all rows" if fold < 0 else f"all folds but {fold}"
+            print(f"{task_name}: teacher on {what}, {len(rows)} rows, {params.epochs} epochs")
+            checkpoints = scratch / f"checkpoints{fold}"
+            model, spent = fine_tune(base, encoded, labels, rows, task.num_labels, params, checkpoints)
+            save_model(model, tokenizer, folder)
+            write_json(spent, done)
+            shutil.rmtree(checkpoints)
+        spent = json.loads(done.read_text())
+        cost = {key: cost[key] + spent[key] for key in cost}
+
+    write_json(_identity(made, task, params), made / IDENTITY)
+    write_json(cost, made / COST)
+    folds_table = pa.table({"example_id": train["example_id"], "fold": pa.array(folds, pa.int8())})
+    pq.write_table(folds_table, made / FOLDS, write_page_checksum=True)
+    place(made, Path(project.paths.teacher) / task_name)
+    shutil.rmtree(scratch)
+
+
+def _folds(train: pa.Table, params: TrainTeacherParams) -> np.ndarray:
+    labels = train["label"].to_pylist()
+    if sum(label >= 0 for label in labels) < 2:
+        raise DataError("train: there must be at least 2 labelled rows, got fewer. Check prepare.max_rows.")
+    if params.folds == 0:
+        return np.full(len(labels), -1, dtype=np.int8)
+    return assign_folds(labels, train["group"].to_pylist(), params.folds, params.seed)
+
+
+def _identity(made: Path, task: Task, params: TrainTeacherParams) -> dict[str, object]:
+    return {
+        "task": task.name,
+        "template": task.template,
+        "labels": list(task.label_names),
+        "num_labels": task.num_labels,
+        "max_length": params.max_length,
+        "model": params.model,
+        "weights_sha256": file_digest(made / WEIGHTS),
+        "config_sha256": config_digest(made),
+        "tokenizer_sha256": file_digest(made / "tokenizer.json"),
+        "folds_sha256": [file_digest(made / f"fold-{k}" / WEIGHTS) for k in range(params.folds)],
+    }

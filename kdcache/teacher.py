@@ -1,0 +1,121 @@
+"""Fine-tune the teacher: all of its weights, with the transformers Trainer."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from kdcache.batching import Encoded
+from kdcache.errors import TrainingDiverged
+from kdcache.models import load_classifier
+from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
+
+CHECKPOINT_STEPS = 200  # with optimizer state: three times the size of the weights
+
+
+@dataclass(frozen=True)
+class TrainTeacherParams:
+    """Section ``train_teacher``.
+
+    Args:
+        model: model reference (see ``kdcache.models``).
+        epochs: passes over the training rows.
+        lr: peak learning rate of AdamW, after a linear warm-up.
+        batch_size: rows per step.
+        max_length: in tokens; longer pairs lose the end of their longer part.
+        weight_decay: of AdamW.
+        warmup_fraction: share of the steps that warm up, 0 … 0.9.
+        folds: k ≥ 2 trains k teachers more, each on the other folds, so that a training row's
+            cached logits come from a teacher that never saw it; 0 trains the one teacher.
+        seed: of head, dropout and order.
+    """
+
+    model: str
+    epochs: Count
+    lr: PositiveFloat
+    batch_size: Count
+    max_length: Annotated[int, Range(8)]
+    weight_decay: NonNegativeFloat
+    warmup_fraction: Annotated[float, Range(0, 0.9)]
+    folds: NonNegativeInt
+    seed: NonNegativeInt
+
+
+class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
+    def __init__(self, encoded: Encoded, labels: list[int], indices: list[int]) -> None:
+        self.encoded, self.labels, self.indices = encoded, labels, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        row = self.indices[i]
+        return {**self.encoded.rows[row], "labels": self.labels[row]}
+
+
+def fine_tune(
+    folder: Path,
+    encoded: Encoded,
+    labels: list[int],
+    indices: list[int],
+    num_labels: int,
+    params: TrainTeacherParams,
+    scratch: Path,
+) -> tuple[PreTrainedModel, dict[str, int]]:
+    """Fine-tune all weights on some rows; keep the last epoch.
+
+    Args:
+        folder: the pretrained model.
+        encoded: tokenised rows.
+        labels: class index per row; rows with −1 must not be among ``indices``.
+        indices: the rows to train on.
+        num_labels: size of the head.
+        params: the settings.
+        scratch: checkpoints, every ``CHECKPOINT_STEPS``; an interrupted run goes on from the last.
+
+    Returns:
+        The model in eval mode on the CPU, and its cost: steps, examples.
+
+    Raises:
+        TrainingDiverged: the loss became NaN or infinite.
+    """
+    model = load_classifier(folder, num_labels, params.seed)
+    steps = params.epochs * math.ceil(len(indices) / params.batch_size)
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        num_train_epochs=params.epochs,
+        learning_rate=params.lr,
+        per_device_train_batch_size=params.batch_size,
+        weight_decay=params.weight_decay,
+        warmup_steps=params.warmup_fraction,
+        lr_scheduler_type="linear",
+        save_strategy="steps",
+        save_steps=CHECKPOINT_STEPS,
+        save_total_limit=1,
+        logging_strategy="epoch",
+        logging_nan_inf_filter=False,
+        seed=params.seed,
+        data_seed=params.seed,
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=_Rows(encoded, labels, indices),
+        data_collator=lambda rows: dict(encoded.tokenizer.pad(rows, return_tensors="pt")),
+    )
+    result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(scratch)))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if not all(map(math.isfinite, [*losses, result.training_loss])):
+        raise TrainingDiverged(
+            f"train_teacher: the loss must stay finite, got {losses[-1]} after "
+            f"{trainer.state.global_step} steps. Lower train_teacher.lr (now {params.lr:g})."
+        )
+    model.eval().to("cpu")
+    return model, {"steps": steps, "examples": params.epochs * len(indices)}

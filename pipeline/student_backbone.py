@@ -1,0 +1,7 @@
+"""DVC stage student_backbone: a model's first layers, healed → models/backbone/. No arguments."""
+
+from kdcache.stages.student_backbone import student_backbone
+from kdcache.stages.workspace import run_stage
+
+if __name__ == "__main__":
+    run_stage(student_backbone, per_task=False)

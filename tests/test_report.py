@@ -1,0 +1,93 @@
+"""Scores and the report: right numbers, the same bytes, failures marked."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdcache.metrics import accuracy_interval, compute_metrics, majority_metrics
+from kdcache.report import draw_results, results_markdown
+from kdcache.results import mean_curves, summarise_arms
+
+
+def result(arm: str, seed: int, accuracy: float) -> dict[str, Any]:
+    return {
+        "arm": arm, "seed": seed, "method": "head" if arm == "head" else "prefix",
+        "validation": {"accuracy": accuracy, "rows": 100}, "steps": 10, "head_steps": 5, "examples": 160,
+        "prompt_parameters": 8, "head_parameters": 2,
+        "history": [{"epoch": e, "loss_ce": accuracy + e, "tune_accuracy": accuracy} for e in (0, 1)],
+    }  # fmt: skip
+
+
+RESULTS = [result("head", 0, 0.60), result("head", 1, 0.62), result("kl", 0, 0.70), result("kl", 1, 0.72)]
+
+
+def task_metrics() -> dict[str, Any]:
+    return {
+        "task": "wic", "metric": "accuracy", "rows": {"train": 50, "validation": 100},
+        "majority": {"accuracy": 0.5, "rows": 100},
+        "teacher": {
+            "folds": 2, "all_rows": {"accuracy": 0.8, "rows": 100}, "cached": {"accuracy": 0.75, "rows": 100},
+            "cost": {"training_steps": 3, "training_examples": 90, "forward_examples": 300},
+        },
+        "arm_order": ["head", "kl"], "arms": summarise_arms(RESULTS, ["accuracy"]),
+    }  # fmt: skip
+
+
+def test_arms_are_summarised_over_seeds():
+    arms = summarise_arms(RESULTS, ["accuracy", "agreement"])
+    cell = arms["kl"]["validation"]["accuracy"]
+    assert cell["mean"] == pytest.approx(0.71)
+    assert cell["sd"] == pytest.approx(0.0141421, rel=1e-4)
+    assert cell["seeds"] == {"0": 0.70, "1": 0.72}
+    assert (arms["kl"]["steps"], arms["kl"]["examples"], arms["kl"]["trained_parameters"]) == (20, 320, 10)
+    assert set(arms["kl"]["validation"]) == {"accuracy"}
+
+
+def test_curves_are_means_over_seeds():
+    curves = mean_curves(RESULTS)
+    assert curves[["arm", "epoch"]].values.tolist() == [["head", 0], ["head", 1], ["kl", 0], ["kl", 1]]
+    assert curves["loss_ce"].tolist() == pytest.approx([0.61, 1.61, 0.71, 1.71])
+
+
+def test_table_shows_each_arm_with_interval_and_cost():
+    text = results_markdown([task_metrics()])
+    assert "| kl | 71.0 ± 1.4 |" in text
+    assert "| teacher | 80.0 [71.1, 86.7] |" in text
+    assert "| teacher as cached (mean of folds) | 75.0 [65.7, 82.5] |" in text
+    assert "Not working" not in text
+
+
+def test_an_arm_at_or_below_head_is_marked_as_not_working():
+    metrics = task_metrics()
+    metrics["arms"] = summarise_arms([*RESULTS[:2], result("kl", 0, 0.61)], ["accuracy"])
+    assert "**Not working on wic** (at or below `head`): kl." in results_markdown([metrics])
+
+
+def test_figure_is_the_same_bytes_and_shows_every_arm(tmp_path: Path):
+    for name in ("a.svg", "b.svg"):
+        draw_results([task_metrics(), task_metrics()], tmp_path / name)
+    svg = (tmp_path / "a.svg").read_text()
+    assert svg == (tmp_path / "b.svg").read_text()
+    changed = copy.deepcopy(task_metrics())
+    changed["arms"]["kl"]["validation"]["accuracy"]["seeds"]["0"] = 0.9
+    draw_results([changed, task_metrics()], tmp_path / "c.svg")
+    assert svg != (tmp_path / "c.svg").read_text()
+
+
+def test_scores_by_hand():
+    labels = np.array([0, 0, 1, 2, -1])
+    logits = np.eye(3)[[0, 1, 1, 1, 0]]
+    scores = compute_metrics(["accuracy", "macro_f1"], labels, logits)
+    # class F1: 0 → 2/3; 1 → 2·(1/3)·1/(4/3) = 1/2; 2 → 0
+    assert scores == {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3 + 1 / 2) / 3), "rows": 4}
+    assert compute_metrics(["accuracy"], np.array([-1]), logits[:1]) == {}
+    assert majority_metrics(["accuracy"], labels, 3) == {"accuracy": 0.5, "rows": 4}
+
+
+def test_interval_holds_the_truth_about_95_times_in_100():
+    draws = np.random.default_rng(0).binomial(200, 0.7, size=2000)
+    held = [low <= 0.7 <= high for low, high in (accuracy_interval(k / 200, 200) for k in draws)]
+    assert 0.93 < np.mean(held) < 0.97
