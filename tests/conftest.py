@@ -1,7 +1,6 @@
 """Tiny models built from a config, never downloaded, and a project folder around them."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ from kdcache.params import read_params
 from kdcache.tasks.source import SAMPLE
 
 ROOT = Path(__file__).parent.parent
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def sample_words() -> list[str]:

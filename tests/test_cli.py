@@ -1,6 +1,7 @@
 """The command line: help is cheap and explains, every mistake is one line and an exit code."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -117,12 +118,6 @@ def test_missing_upstream_names_the_command(project):
             "distill.arms.kl.inter_class.name: it must be a loss of that family, got 'kll'. Did you mean kl?",
         ),
         (
-            ["teach", "--task", "wic", "--set", "train_teacher.model=nobody/no-such-model"],
-            "nobody/no-such-model: it must be a folder or a model on the hub, got neither "
-            "(OfflineModeIsEnabled). Name a folder, package:NAME/PATH, or a hub id that is cached or can be "
-            "reached.",
-        ),
-        (
             ["prepare", "--task", "wic", "--set", "prepare.source=superglue"],
             "prepare.path: it must be kdcache/sample with prepare.source sample and your own folder with "
             "superglue, got kdcache/sample with superglue. Set both.",
@@ -147,6 +142,16 @@ def test_mistake_is_one_clear_line(project, arguments, message):
     assert fails(*arguments) == message
 
 
+def test_model_that_does_not_exist_is_one_clear_line(project):
+    project()
+    message = fails("teach", "--task", "wic", "--set", "train_teacher.model=nobody/no-such-model")
+    assert re.fullmatch(
+        r"nobody/no-such-model: it must be a folder or a model on the hub, got neither \(\w+\). "
+        r"Name a folder, package:NAME/PATH, or a hub id that is cached or can be reached.",
+        message,
+    )
+
+
 def test_unknown_arm_names_the_nearest(project):
     folder = project()
     for command in (["prepare"], ["shrink"], ["teach", "--task", "wic"], ["cache", "--task", "wic"]):
@@ -167,7 +172,7 @@ def test_broken_line_leaves_nothing_half_written(project, write_jsonl):
     message = fails(
         "prepare", "--task", "cb", "--set", "prepare.source=superglue", "--set", "prepare.path=mine"
     )
-    assert message.startswith("mine/CB/train.jsonl:1: the line must be a JSON object, got '{\"premise\":'")
+    assert message.startswith("mine/CB/train.jsonl:1: the line must be a JSON object, got '{")
     assert {path.name: path.read_bytes() for path in (folder / "data" / "cb").iterdir()} == before
 
 
