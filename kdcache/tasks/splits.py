@@ -31,7 +31,7 @@ def content_hash(template: str, text: str, text_pair: str) -> str:
     """Hash what the model reads: 32 hexadecimal digits.
 
     >>> content_hash("wic/1", "a", "b")
-    '7f75b08a1abc4f05dbc95b96a6ef66d9'
+    '78b877fee897c0eb8ddb5124fd7db124'
     """
     return value_digest([template, text, text_pair])[:32]
 
