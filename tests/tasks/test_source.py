@@ -105,6 +105,5 @@ def test_real_superglue_reads_whole(name, counts):
     splits = read_official(shared, get_task(name))
     assert tuple(len(splits[split]) for split in ("train", "validation", "test")) == counts
     if name == "wic":  # the marked span is the target word in some form
-        for row in splits["train"]:
-            marked = row.text.split("*")[1].lower() if row.text.count("*") == 2 else row.group
-            assert marked[:2] == row.group[:2].lower() or marked[0] == row.group[0].lower() or len(marked) > 1
+        marked = [(row.text.split("*")[1].lower(), row.group) for row in splits["train"]]
+        assert sum(form[:2] == word[:2] for form, word in marked) > 0.95 * len(marked)
