@@ -8,28 +8,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from kdcache.batching import Encoded, encode
-from kdcache.cache.manifest import Manifest, check_identity
-from kdcache.cache.reader import CachedSplit, load_cache
 from kdcache.digests import file_digest
 from kdcache.errors import ModelError, ParamsError, TrainingDiverged, nearest
 from kdcache.extract import extract
 from kdcache.losses import Objective, check_terms
 from kdcache.metrics import compute_metrics, majority_metrics
-from kdcache.models import WEIGHTS, load_tokenizer, setup
+from kdcache.models import WEIGHTS, setup
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
 from kdcache.results import mean_curves, summarise_arms
-from kdcache.stages.workspace import IDENTITY, Project, place, require, require_task, write_json
+from kdcache.stages.targets import load_splits
+from kdcache.stages.workspace import Project, place, require, require_task, write_json
 from kdcache.students.arms import Arm
 from kdcache.students.export import save_student
 from kdcache.students.prompts import build_student, trained_parameters
-from kdcache.students.train import Settings, TrainingRows, train_student
-from kdcache.tasks import Task, get_task
-from kdcache.tasks.splits import existing_splits, read_split, table_digest
+from kdcache.students.train import Settings, train_student
+from kdcache.tasks import get_task
 
 EVAL_BATCH_SIZE = 128
 RESULT = "result.json"
@@ -121,17 +117,6 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
     return grid.summarise(results)
 
 
-@dataclass(frozen=True)
-class _Split:
-    table: pa.Table
-    encoded: Encoded
-    targets: CachedSplit
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.table["label"].to_numpy()
-
-
 class _Grid:
     """All that the students of one task share, checked before the first step."""
 
@@ -147,7 +132,9 @@ class _Grid:
             Path(project.paths.backbone), "the student backbone", "kdcache shrink", ModelError
         )
         self.device = setup(project.threads)
-        self.splits, self.manifest = _load_splits(project, self.task, self.params)
+        self.splits, self.manifest = load_splits(
+            project, self.task, self.params.max_length, self.params.expect
+        )
         self.scratch = project.scratch(
             "distill", task_name, asdict(self.params), project.threads, project.paths.backbone,
             file_digest(self.backbone / WEIGHTS), self.manifest.digest,
@@ -195,7 +182,7 @@ class _Grid:
 
         try:
             counts = train_student(
-                student, objective, _training_rows(train), settings, seed, self.device, after_epoch
+                student, objective, train.training_rows(), settings, seed, self.device, after_epoch
             )
         except TrainingDiverged as error:
             raise TrainingDiverged(f"distill: {task.name} {arm_name}, seed {seed}: {error}") from None
@@ -261,34 +248,3 @@ class _Grid:
             "arm_order": list(dict.fromkeys(result["arm"] for result in results)),
             "arms": summarise_arms(results, (*self.task.metrics, "agreement")),
         }
-
-
-def _load_splits(project: Project, task: Task, params: DistillParams) -> tuple[dict[str, _Split], Manifest]:
-    data = Path(project.paths.data) / task.name
-    tables = {split: read_split(data, split, task.name) for split in existing_splits(data) if split != "test"}
-    folder = Path(project.paths.cache) / task.name
-    cached = {split: load_cache(folder, split) for split in tables}
-    manifest = cached["train"][1]
-    identity = Path(project.paths.teacher) / task.name / IDENTITY
-    check_identity(
-        manifest, task.name, task.label_names,
-        {split: table_digest(table) for split, table in tables.items()},
-        json.loads(identity.read_text(encoding="utf-8")) if identity.is_file() else None,
-        params.expect,
-    )  # fmt: skip
-    tokenizer = load_tokenizer(Path(project.paths.backbone))
-    splits = {}
-    for split, table in tables.items():
-        texts, pairs = table["text"].to_pylist(), table["text_pair"].to_pylist()
-        targets = cached[split][0].align(table["example_id"].to_pylist(), table["content_hash"].to_pylist())
-        splits[split] = _Split(table, encode(tokenizer, texts, pairs, params.max_length), targets)
-    return splits, manifest
-
-
-def _training_rows(split: _Split) -> TrainingRows:
-    return TrainingRows(
-        split.encoded,
-        torch.from_numpy(split.labels.copy()),
-        torch.from_numpy(split.targets.logits),
-        torch.from_numpy(split.targets.features.astype(np.float32)),
-    )

@@ -1,0 +1,37 @@
+"""What all commands share: their common options, the project, one-line errors."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from kdcache.stages.workspace import Project, errors_in_one_line, require_task
+
+console = Console(highlight=False)
+
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", help="Task name; repeatable. All tasks of params.yaml when left out."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a parameter; repeatable."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback instead of one line.")]
+
+
+@contextlib.contextmanager
+def open_project(overrides: list[str] | None, debug: bool) -> Iterator[Project]:
+    """The project in the current folder; expected failures inside the block become one line."""
+    with errors_in_one_line(debug):
+        yield Project.load(overrides or ())
+
+
+def chosen_tasks(project: Project, tasks: list[str] | None) -> list[str]:
+    """The tasks asked for, all checked before the first one runs."""
+    chosen = tasks or list(project.tasks)
+    for task in chosen:
+        require_task(project, task)
+    return chosen

@@ -1,0 +1,106 @@
+"""The pipeline's stages as commands. A stage is imported only when it runs, so that --help costs nothing."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, console, open_project
+from kdcache.errors import ParamsError
+
+
+def prepare(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
+    """Read and check the source, cut the tune split: source → data/TASK/."""
+    with open_project(set_, debug) as project:
+        from kdcache.stages.prepare import prepare as stage
+
+        for name in chosen_tasks(project, task):
+            with project.timed("prepare", name):
+                stage(project, name)
+
+
+def teach(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
+    """Fine-tune the teacher, and one per fold: data/TASK/ → models/teacher/TASK/."""
+    with open_project(set_, debug) as project:
+        chosen = chosen_tasks(project, task)
+        from kdcache.stages.train_teacher import train_teacher as stage
+
+        for name in chosen:
+            with project.timed("train_teacher", name):
+                stage(project, name)
+
+
+def cache(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
+    """Keep the teacher's logits and features: data + teacher → cache/TASK/."""
+    with open_project(set_, debug) as project:
+        chosen = chosen_tasks(project, task)
+        from kdcache.stages.cache_teacher import cache_teacher as stage
+
+        for name in chosen:
+            with project.timed("cache_teacher", name):
+                stage(project, name)
+
+
+def shrink(set_: Overrides = None, debug: Debug = False) -> None:
+    """Make the students' backbone: a model's first layers, healed → models/backbone/."""
+    with open_project(set_, debug) as project:
+        from kdcache.stages.student_backbone import student_backbone as stage
+
+        with project.timed("student_backbone"):
+            stage(project)
+
+
+def distill(
+    task: Tasks = None,
+    arm: Annotated[
+        list[str] | None, typer.Option("--arm", help="Arm of params.yaml; repeatable. All when left out.")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", help="Seed; repeatable. Those of params.yaml when left out.")
+    ] = None,
+    set_: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Train students from the cache into runs/TASK/ARM-SEED/, to explore; `dvc repro` trains the table's."""
+    with open_project(set_, debug) as project:
+        chosen = chosen_tasks(project, task)
+        from kdcache.report import results_markdown
+        from kdcache.stages.distill import explore
+
+        for name in chosen:
+            with project.timed("explore", name):
+                summary = explore(project, name, arm or (), seed or ())
+            typer.echo(results_markdown([summary]))
+            typer.echo(f"students: {project.paths.runs}/{name}/")
+
+
+def report(
+    task: Tasks = None,
+    timings: Annotated[bool, typer.Option("--timings", help="Also show this machine's wall times.")] = False,
+    set_: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Write reports/ from the metrics of all tasks, and print the table."""
+    with open_project(set_, debug) as project:
+        from kdcache.stages.report import read_timings
+        from kdcache.stages.report import report as stage
+
+        if task:
+            project = project.only(chosen_tasks(project, task))
+        stage(project)
+        table = Path(project.paths.reports) / "results.md"
+        typer.echo(table.read_text(encoding="utf-8"))
+        if timings:
+            _show_timings(read_timings(project))
+
+
+def _show_timings(entries: list[dict[str, object]]) -> None:
+    if not entries:
+        raise ParamsError("timings: a stage must have run on this machine, got none. Run: dvc repro")
+    table = Table("stage", "task", title="Wall time of the last run", title_justify="left")
+    table.add_column("seconds", justify="right")
+    table.add_column("threads", justify="right")
+    for entry in entries:
+        table.add_row(*(str(entry[key]) for key in ("stage", "task", "seconds", "threads")))
+    console.print(table)

@@ -1,0 +1,81 @@
+"""data + cache of one task, checked against each other and joined by id: what a student learns from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from kdcache.batching import Encoded, encode
+from kdcache.cache.manifest import Manifest, check_identity
+from kdcache.cache.reader import CachedSplit, load_cache
+from kdcache.models import load_tokenizer
+from kdcache.stages.workspace import IDENTITY, Project
+from kdcache.students.train import TrainingRows
+from kdcache.tasks import Task
+from kdcache.tasks.splits import existing_splits, read_split, table_digest
+
+
+@dataclass(frozen=True)
+class SplitWithTargets:
+    """Prepared rows of one split, tokenised, and the teacher's rows in the same order."""
+
+    table: pa.Table
+    encoded: Encoded
+    targets: CachedSplit
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 of shape (rows,), −1 = unlabelled."""
+        return self.table["label"].to_numpy()
+
+    def training_rows(self) -> TrainingRows:
+        """The same as tensors."""
+        return TrainingRows(
+            self.encoded,
+            torch.from_numpy(self.labels.copy()),
+            torch.from_numpy(self.targets.logits),
+            torch.from_numpy(self.targets.features.astype(np.float32)),
+        )
+
+
+def load_splits(
+    project: Project, task: Task, max_length: int, expect: Mapping[str, Any]
+) -> tuple[dict[str, SplitWithTargets], Manifest]:
+    """Read all splits but test, refuse a cache of other data or another teacher, join by id.
+
+    Args:
+        project: where data, cache, teacher and backbone lie.
+        task: which one.
+        max_length: of the student's inputs, in tokens.
+        expect: fields that the teacher's identity must have.
+
+    Returns:
+        split → rows with targets, and the cache's manifest.
+
+    Raises:
+        DataError, CacheError, ParamsError: see ``read_split``, ``load_cache``, ``check_identity``.
+    """
+    data = Path(project.paths.data) / task.name
+    tables = {split: read_split(data, split, task.name) for split in existing_splits(data) if split != "test"}
+    folder = Path(project.paths.cache) / task.name
+    cached = {split: load_cache(folder, split) for split in tables}
+    manifest = cached["train"][1]
+    identity = Path(project.paths.teacher) / task.name / IDENTITY
+    check_identity(
+        manifest, task.name, task.label_names,
+        {split: table_digest(table) for split, table in tables.items()},
+        json.loads(identity.read_text(encoding="utf-8")) if identity.is_file() else None,
+        expect,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(Path(project.paths.backbone))
+    splits = {}
+    for split, table in tables.items():
+        texts, pairs = table["text"].to_pylist(), table["text_pair"].to_pylist()
+        targets = cached[split][0].align(table["example_id"].to_pylist(), table["content_hash"].to_pylist())
+        splits[split] = SplitWithTargets(table, encode(tokenizer, texts, pairs, max_length), targets)
+    return splits, manifest
