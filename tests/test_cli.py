@@ -100,7 +100,8 @@ def test_missing_upstream_names_the_command(project):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["distill", "--task", "nope"], "task: it must be a known task, got 'nope'. Known: cb, wic."),
+        (["distill", "--task", "nope"], "tasks: it must list the task, got 'nope'. Known: cb, wic."),
+        (["prepare", "--set", "tasks=[wik]"], "task: it must be a known task, got 'wik'. Did you mean wic?"),
         (
             ["distill", "--task", "wic", "--set", "tasks=[cb]"],
             "tasks: it must list the task, got 'wic'. Known: cb.",

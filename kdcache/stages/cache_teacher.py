@@ -19,7 +19,7 @@ from kdcache.metrics import compute_metrics
 from kdcache.models import load_classifier, load_tokenizer, setup
 from kdcache.params import Count
 from kdcache.stages.workspace import COST, FOLDS, IDENTITY, Project, place, require, require_task
-from kdcache.tasks import Task, get_task
+from kdcache.tasks.schema import Task, read_task
 from kdcache.tasks.splits import existing_splits, read_split
 
 
@@ -46,12 +46,12 @@ def cache_teacher(project: Project, task_name: str) -> None:
     """
     params = project.section("cache_teacher", CacheTeacherParams)
     require_task(project, task_name)
-    task = get_task(task_name)
     data = Path(project.paths.data) / task_name
     teacher = require(
         Path(project.paths.teacher) / task_name,
         "the teacher", f"kdcache teach --task {task_name}", ModelError,
     )  # fmt: skip
+    task = read_task(data, task_name)
     tables = {split: read_split(data, split, task_name) for split in existing_splits(data)}
     identity = json.loads((teacher / IDENTITY).read_text(encoding="utf-8"))
     folds = _row_folds(pq.read_table(teacher / FOLDS), tables, task_name)

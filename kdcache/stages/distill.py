@@ -25,7 +25,7 @@ from kdcache.students.arms import Arm
 from kdcache.students.export import save_student
 from kdcache.students.prompts import build_student, trained_parameters
 from kdcache.students.train import Settings, train_student
-from kdcache.tasks import get_task
+from kdcache.tasks.schema import read_task
 
 EVAL_BATCH_SIZE = 128
 RESULT = "result.json"
@@ -122,7 +122,7 @@ class _Grid:
 
     def __init__(self, project: Project, task_name: str) -> None:
         require_task(project, task_name)
-        self.project, self.task = project, get_task(task_name)
+        self.project = project
         self.params = project.section("distill", DistillParams)
         for name, arm in self.params.arms.items():
             check_terms(arm.terms, arm.ce_weight, f"distill.arms.{name}")
@@ -131,6 +131,7 @@ class _Grid:
         self.backbone = require(
             Path(project.paths.backbone), "the student backbone", "kdcache shrink", ModelError
         )
+        self.task = read_task(Path(project.paths.data) / task_name, task_name)
         self.device = setup(project.threads)
         self.splits, self.manifest = load_splits(
             project, self.task, self.params.max_length, self.params.expect
@@ -220,7 +221,7 @@ class _Grid:
         shown = ", ".join(f"{k} {v:.4f}" for k, v in scores.items() if k != "rows")
         return {
             "task": self.task.name,
-            "labels": ", ".join(self.task.label_names),
+            "labels": ", ".join(self.task.labels),
             "template": self.task.template,
             "arm": result["arm"],
             "seed": str(result["seed"]),

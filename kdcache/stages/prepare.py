@@ -1,4 +1,4 @@
-"""source → data/<task>/<split>.parquet, with ``tune`` cut from ``train`` before any training."""
+"""source → data/<task>/: task.json, <split>.parquet; ``tune`` is cut from ``train`` before any training."""
 
 import shutil
 from dataclasses import dataclass
@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 from kdcache.errors import DataError, ParamsError
 from kdcache.params import Count, NonNegativeInt, Range
 from kdcache.stages.workspace import Project, place, require_task
-from kdcache.tasks import get_task
-from kdcache.tasks.source import SAMPLE, read_official
+from kdcache.tasks.find import find_source
+from kdcache.tasks.official import SAMPLE, read_official
+from kdcache.tasks.schema import write_task
 from kdcache.tasks.splits import assign_folds, build_table, keep_rows, write_split
 
-SAMPLE_PATH = "kdcache/sample"  # tasks.source.SAMPLE in a project, where DVC can watch it
+SAMPLE_PATH = "kdcache/sample"  # tasks.official.SAMPLE in a project, where DVC can watch it
 
 
 @dataclass(frozen=True)
@@ -38,22 +39,23 @@ class PrepareParams:
 
 
 def prepare(project: Project, task_name: str) -> None:
-    """Read, check and render a task's rows, cut ``tune``, and write one Parquet file per split.
+    """Read, check and render a task's rows, cut ``tune``, and write the task and a file per split.
 
     Raises:
         ParamsError: unknown task, or a source that does not fit its path.
-        DataError: see ``tasks.source.read_official``. Nothing half-written stays.
+        DataError: see ``tasks.official.read_official``. Nothing half-written stays.
     """
     params = project.section("prepare", PrepareParams)
     require_task(project, task_name)
-    task = get_task(task_name)
-    examples = read_official(_source_folder(params), task)
+    source = find_source(task_name)
+    examples = read_official(_source_folder(params), source)
     kept = {name: keep_rows(rows, params.max_rows, params.seed) for name, rows in examples.items()}
-    tables = {name: build_table(rows, task) for name, rows in kept.items()}
+    tables = {name: build_table(rows, source.task) for name, rows in kept.items()}
     tables |= _cut_tune(tables["train"], params)
     made = project.scratch("prepare", task_name)
     shutil.rmtree(made)
     made.mkdir()
+    write_task(source.task, made)
     for split, table in tables.items():
         write_split(table, made / f"{split}.parquet")
     place(made, Path(project.paths.data) / task_name)

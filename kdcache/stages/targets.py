@@ -16,7 +16,7 @@ from kdcache.cache.reader import CachedSplit, load_cache
 from kdcache.models import load_tokenizer
 from kdcache.stages.workspace import IDENTITY, Project
 from kdcache.students.train import TrainingRows
-from kdcache.tasks import Task
+from kdcache.tasks.schema import Task
 from kdcache.tasks.splits import existing_splits, read_split, table_digest
 
 
@@ -67,7 +67,7 @@ def load_splits(
     manifest = cached["train"][1]
     identity = Path(project.paths.teacher) / task.name / IDENTITY
     check_identity(
-        manifest, task.name, task.label_names,
+        manifest, task.name, task.labels,
         {split: table_digest(table) for split, table in tables.items()},
         json.loads(identity.read_text(encoding="utf-8")) if identity.is_file() else None,
         expect,

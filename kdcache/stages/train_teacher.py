@@ -14,7 +14,7 @@ from kdcache.digests import file_digest
 from kdcache.errors import DataError
 from kdcache.models import WEIGHTS, config_digest, load_tokenizer, resolve, save_model, setup
 from kdcache.stages.workspace import COST, FOLDS, IDENTITY, Project, place, require_task, write_json
-from kdcache.tasks import Task, get_task
+from kdcache.tasks.schema import Task, read_task
 from kdcache.tasks.splits import assign_folds, read_split, table_digest
 from kdcache.teacher import TrainTeacherParams, fine_tune
 
@@ -32,9 +32,9 @@ def train_teacher(project: Project, task_name: str) -> None:
     """
     params = project.section("train_teacher", TrainTeacherParams)
     require_task(project, task_name)
-    task = get_task(task_name)
     base = resolve(params.model)
     data = Path(project.paths.data) / task_name
+    task = read_task(data, task_name)
     train = read_split(data, "train", task_name)
     setup(project.threads)
 
@@ -87,7 +87,7 @@ def _identity(made: Path, task: Task, params: TrainTeacherParams) -> dict[str, o
     return {
         "task": task.name,
         "template": task.template,
-        "labels": list(task.label_names),
+        "labels": list(task.labels),
         "num_labels": task.num_labels,
         "max_length": params.max_length,
         "model": params.model,

@@ -1,120 +1,71 @@
-"""Rows of the official SuperGLUE layout: ``<folder>/<Task>/{train,val,test}.jsonl``.
+"""How the rows of a task are read from the official layout and rendered; ``prepare`` alone needs it."""
 
-Every defect of a row is an error that names file, line and value: a row dropped in silence
-is a row of the cache that belongs to nobody.
-"""
-
-import json
-from collections.abc import Iterator
-from pathlib import Path
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from kdcache.errors import DataError, nearest
-from kdcache.tasks.schema import Example, Task
-
-OFFICIAL_FILES = {"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}
-OPTIONAL_SPLITS = ("test",)
-SAMPLE = Path(__file__).parent.parent / "sample"  # the shipped corpus, in the same layout
+from kdcache.tasks.schema import Task
 
 
-def read_official(folder: Path, task: Task) -> dict[str, list[Example]]:
-    """Read all splits of a task.
+@dataclass(frozen=True)
+class Span:
+    """A stretch of characters of one field that the template marks with asterisks."""
+
+    field: str
+    start: str
+    end: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A task, and how to make its examples from rows.
 
     Args:
-        folder: the folder that holds one folder per task.
-        task: which one.
-
-    Returns:
-        split name → examples in file order. ``test`` is there if its file is.
-
-    Raises:
-        DataError: a file is missing, or a row malformed, of an unknown label or twice there.
+        task: what becomes of it. Its ``template`` must change whenever ``text``, ``text_pair``
+            or ``spans`` do.
+        folder: the folder of the official JSONL layout.
+        labels: the values of the field ``label`` in the files, in the order of ``task.labels``.
+        text: format string over the row's fields, the first sequence.
+        text_pair: the second sequence.
+        group: the field whose equal values belong together when kdcache cuts a split.
+        spans: the marked stretches.
     """
-    splits = {}
-    for split, name in OFFICIAL_FILES.items():
-        path = folder / task.folder / name
-        if not path.is_file():
-            if split in OPTIONAL_SPLITS:
-                continue
-            raise DataError(
-                f"{path}: the {split} split of {task.name} must be a file there, got none. "
-                f"Point prepare.path at a folder in the official SuperGLUE layout."
-            )
-        splits[split] = list(_read_rows(path, task, split))
-        if not splits[split]:
-            raise DataError(f"{path}: the file must hold at least one row, got none.")
-    return splits
+
+    task: Task
+    folder: str
+    labels: tuple[str | bool, ...]
+    text: str
+    text_pair: str
+    group: str
+    spans: tuple[Span, ...] = ()
+
+    @property
+    def fields(self) -> dict[str, type]:
+        """Fields every row must have, with their types."""
+        names = {name for text in (self.text, self.text_pair) for name in _fields(text)}
+        fields: dict[str, type] = dict.fromkeys(sorted(names | {self.group}), str)
+        for span in self.spans:
+            fields |= {span.start: int, span.end: int}
+        return fields
+
+    def render(self, row: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the two sequences the model reads for a row that has all ``fields``.
+
+        Raises:
+            ValueError: a span lies outside its field.
+        """
+        values = dict(row)
+        for span in self.spans:
+            text, start, end = row[span.field], row[span.start], row[span.end]
+            if not 0 <= start < end <= len(text):
+                raise ValueError(
+                    f"{span.start}, {span.end} must be a span of {span.field} "
+                    f"({len(text)} characters), got {start}, {end}"
+                )
+            values[span.field] = f"{text[:start]}*{text[start:end]}*{text[end:]}"
+        return self.text.format_map(values), self.text_pair.format_map(values)
 
 
-def _read_rows(path: Path, task: Task, split: str) -> Iterator[Example]:
-    seen: dict[str, int] = {}
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                example = _read_row(line, task, split, f"{path}:{number}")
-                if example.example_id in seen:
-                    raise DataError(
-                        f"{path}:{number}: idx must be unique, got "
-                        f"{example.example_id.removeprefix(split + '-')} again "
-                        f"(first on line {seen[example.example_id]}). Renumber the rows."
-                    )
-                seen[example.example_id] = number
-                yield example
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: the text must be UTF-8, got byte {error.object[error.start]:#04x}. "
-            "Convert the file, for example with iconv."
-        ) from None
-
-
-def _read_row(line: str, task: Task, split: str, where: str) -> Example:
-    try:
-        row = json.loads(line.rstrip())
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where}: the line must be a JSON object, got {_shorten(line)} "
-            f"({error.msg}: character {error.pos}). Repair or remove the line."
-        ) from None
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: the line must be a JSON object, got {_shorten(line)}.")
-    for field, kind in (task.fields | {"idx": int}).items():
-        value = row.get(field)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise DataError(f"{where}: {field} must be {_KINDS[kind]}, got {_shorten(value)}.")
-        if isinstance(value, str) and not value.strip():
-            raise DataError(f"{where}: {field} must not be empty, got {value!r}.")
-    try:
-        text, text_pair = task.render(row)
-    except ValueError as error:
-        raise DataError(f"{where}: {error}.") from None
-    return Example(
-        example_id=f"{split}-{row['idx']}",
-        label=_label(row, task, split, where),
-        group=row[task.group],
-        text=text,
-        text_pair=text_pair,
-    )
-
-
-_KINDS = {str: "text", int: "a whole number"}
-
-
-def _label(row: dict[str, Any], task: Task, split: str, where: str) -> int:
-    if "label" not in row and split in OPTIONAL_SPLITS:
-        return -1
-    value = row.get("label")
-    if type(value) is not type(task.labels[0]) or value not in task.labels:
-        known = ", ".join(task.label_names)
-        hint = nearest(value, task.label_names) if isinstance(value, str) else f"Known: {known}."
-        raise DataError(
-            f"{where}: label must be one of the {task.num_labels} labels of {task.name}, "
-            f"got {_shorten(value)}. {hint}"
-        )
-    return task.labels.index(value)
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value.rstrip("\n") if isinstance(value, str) else value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _fields(template: str) -> list[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name]

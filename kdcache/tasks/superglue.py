@@ -3,27 +3,26 @@
 Label order is that of the data sets' hub version, so that logits mean the same from either.
 """
 
-from kdcache.tasks.schema import Span, Task
+from kdcache.tasks.schema import Task
+from kdcache.tasks.source import Source, Span
 
-WIC = Task(
-    name="wic",
+_WIC = Source(
+    task=Task("wic", ("false", "true"), "wic/1", ("accuracy",)),
     folder="WiC",
     labels=(False, True),
-    template="wic/1",
     text="{sentence1}",
     text_pair="{sentence2}",
     spans=(Span("sentence1", "start1", "end1"), Span("sentence2", "start2", "end2")),
     group="word",
-    metrics=("accuracy",),
 )
 
-CB = Task(
-    name="cb",
+_CB = Source(
+    task=Task("cb", ("entailment", "contradiction", "neutral"), "cb/1", ("accuracy", "macro_f1")),
     folder="CB",
     labels=("entailment", "contradiction", "neutral"),
-    template="cb/1",
     text="{premise}",
     text_pair="{hypothesis}",
     group="premise",
-    metrics=("accuracy", "macro_f1"),
 )
+
+SUPERGLUE = {source.task.name: source for source in (_WIC, _CB)}

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from kdcache.errors import DataError
-from kdcache.tasks import Example, get_task
+from kdcache.tasks.find import find_source
+from kdcache.tasks.schema import Example
 from kdcache.tasks.splits import (
     assign_folds,
     build_table,
@@ -62,7 +63,7 @@ def test_digest_ignores_order_and_sees_every_field():
 
 
 def test_split_round_trip_is_byte_identical(tmp_path):
-    table = build_table(examples(20), get_task("wic"))
+    table = build_table(examples(20), find_source("wic").task)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         write_split(table, tmp_path / name / "train.parquet")
@@ -73,7 +74,7 @@ def test_split_round_trip_is_byte_identical(tmp_path):
 
 
 def test_content_hash_depends_on_the_template():
-    wic, cb = (build_table(examples(1), get_task(name)) for name in ("wic", "cb"))
+    wic, cb = (build_table(examples(1), find_source(name).task) for name in ("wic", "cb"))
     assert table_digest(wic) != table_digest(cb)
 
 
