@@ -52,13 +52,13 @@ def encode(tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, ma
     Args:
         tokenizer: a fast transformers tokenizer.
         texts: first sequences.
-        pairs: second sequences, or None for single ones.
+        pairs: second sequences, "" where a row has none; None for single ones throughout.
         max_length: in tokens, special ones included.
     """
-    full = tokenizer(list(texts), None if pairs is None else list(pairs), truncation=False)
-    cut = tokenizer(
-        list(texts), None if pairs is None else list(pairs), truncation="longest_first", max_length=max_length
-    )
+    pairs = [""] * len(texts) if pairs is None else pairs
+    sequences = [(text, pair) if pair else text for text, pair in zip(texts, pairs, strict=True)]
+    full = tokenizer(sequences, truncation=False)
+    cut = tokenizer(sequences, truncation="longest_first", max_length=max_length)
     rows = [{key: cut[key][i] for key in cut} for i in range(len(texts))]
     lengths = np.array([len(row["input_ids"]) for row in rows], dtype=np.int64)
     truncated = sum(len(ids) > max_length for ids in full["input_ids"])

@@ -3,7 +3,8 @@
 import typer
 
 from kdcache.cli.caches import inspect
-from kdcache.cli.pipeline import cache, distill, prepare, report, shrink, teach
+from kdcache.cli.pipeline import cache, distill, prepare, report, run, shrink, teach
+from kdcache.cli.tasks import app as tasks
 
 app = typer.Typer(
     add_completion=False,
@@ -15,5 +16,6 @@ app = typer.Typer(
         "Run it in a project folder: parameters come from its params.yaml."
     ),
 )
-for command in (prepare, teach, cache, shrink, distill, inspect, report):
+for command in (prepare, teach, cache, shrink, distill, inspect, report, run):
     app.command()(command)
+app.add_typer(tasks, name="tasks")

@@ -18,7 +18,8 @@ def inspect(task: Tasks = None, set_: Overrides = None, debug: Debug = False) ->
     with open_project(set_, debug) as project:
         from kdcache.cache.manifest import read_manifest
 
-        for name in chosen_tasks(project, task):
+        project, chosen = chosen_tasks(project, task)
+        for name in chosen:
             folder = Path(project.paths.cache) / name
             require(folder, "the cache", f"kdcache cache --task {name}", CacheError)
             _show_cache(folder, read_manifest(folder, name))

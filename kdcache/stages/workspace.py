@@ -30,6 +30,7 @@ FOLDS = "folds.parquet"  # example_id → fold
 class Paths:
     """Where everything lies; ``<task>`` is appended where a thing is made per task."""
 
+    tasks: str  # task files of your own; the folder may be absent
     data: str
     teacher: str
     backbone: str
@@ -52,12 +53,16 @@ class _TopLevel:
 
 @dataclass(frozen=True)
 class Project:
-    """A checked params.yaml: the top level at once, each section when its stage asks."""
+    """A checked params.yaml: the top level at once, each section when its stage asks.
+
+    ``task_files`` are those named on the command line, beside the ones in ``paths.tasks``.
+    """
 
     raw: dict[str, Any]
     tasks: tuple[str, ...]
     threads: int
     paths: Paths
+    task_files: tuple[Path, ...] = ()
 
     @classmethod
     def load(cls, overrides: Iterable[str] = (), params_file: str = "params.yaml") -> "Project":

@@ -120,9 +120,9 @@ def _numbered_lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
     try:
         text = data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        number = data.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}:{line}: the text must be {encoding}, got byte {data[error.start]:#04x}. "
+            f"{path}:{number}: the text must be {encoding}, got byte {data[error.start]:#04x}. "
             "Set read.encoding in the task file, for example to latin-1, or convert the file."
         ) from None
     for number, line in enumerate(io.StringIO(text, newline="\n"), start=1):
@@ -166,7 +166,7 @@ def _records(path: Path, layout: Layout, delimiter: str) -> Iterator[tuple[str, 
             reached = number
             yield line
 
-    quoting = csv.QUOTE_MINIMAL if layout.quotes else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if layout.quotes else csv.QUOTE_NONE
     reader = csv.reader(lines(), delimiter=delimiter, quoting=quoting, strict=True)
     limit = csv.field_size_limit(MAX_CHARACTERS)
     where = f"{path}:1"
