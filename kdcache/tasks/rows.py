@@ -141,7 +141,7 @@ def _numbered_lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
 
 def _cell_rows(path: Path, layout: Layout, delimiter: str, columns: Collection[str]) -> Iterator[Row]:
     records = _records(path, layout, delimiter)
-    header = layout.header or next(records, (path, []))[1]
+    header = layout.header or next(records, ("", columns))[1]  # an empty file lacks rows, not columns
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise DataError(f"{path}: the columns must have different names, got {twice[0]!r} twice.")
