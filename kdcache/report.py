@@ -53,7 +53,7 @@ def _teachers(tasks: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def _teacher_cell(task: Mapping[str, Any], key: str, metric: str) -> str:
     scores = task["teacher"][key]
     cell = f"{100 * scores[metric]:.1f}"
-    if metric == "accuracy":
+    if metric == "accuracy":  # the others are no share of rows
         low, high = accuracy_interval(scores[metric], scores["rows"])
         cell += f" [{100 * low:.1f}, {100 * high:.1f}]"
     return cell
@@ -124,7 +124,8 @@ def draw_results(tasks: Sequence[Mapping[str, Any]], path: Path) -> None:
         )
         for panel, task in zip(panels[0], tasks, strict=True):
             _draw_task(panel, task)
-        panels[0][0].set_ylabel("validation accuracy, %")
+        metrics = dict.fromkeys(task["metric"].replace("_", " ") for task in tasks)
+        panels[0][0].set_ylabel(f"validation {' or '.join(metrics)}, %")
         figure.savefig(path, metadata={"Date": None, "Creator": None})
         pyplot.close(figure)
 
@@ -133,12 +134,15 @@ def _draw_task(panel: Any, task: Mapping[str, Any]) -> None:
     metric = task["metric"]
     arms = [(name, task["arms"][name]) for name in task["arm_order"]]
     teacher = task["teacher"]["all_rows"]
-    low, high = accuracy_interval(teacher[metric], teacher["rows"])
-    panel.axhspan(100 * low, 100 * high, color=GREY, alpha=0.15, linewidth=0)
+    name = "teacher"
+    if metric == "accuracy":
+        low, high = accuracy_interval(teacher[metric], teacher["rows"])
+        panel.axhspan(100 * low, 100 * high, color=GREY, alpha=0.15, linewidth=0)
+        name += ", 95 %"
     panel.axhline(100 * teacher[metric], color=GREY, linewidth=1.5)
     panel.axhline(100 * task["majority"][metric], color=GREY, linewidth=1, linestyle=":")
     end = len(arms) - 0.45
-    panel.text(end, 100 * teacher[metric], "teacher, 95 %", va="bottom", ha="right", color=GREY)
+    panel.text(end, 100 * teacher[metric], name, va="bottom", ha="right", color=GREY)
     panel.text(end, 100 * task["majority"][metric], "majority", va="bottom", ha="right", color=GREY)
     for x, (_, arm) in enumerate(arms):
         colour = COLOURS[x % len(COLOURS)]

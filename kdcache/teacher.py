@@ -45,18 +45,6 @@ class TrainTeacherParams:
     seed: NonNegativeInt
 
 
-class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
-    def __init__(self, encoded: Encoded, labels: list[int], indices: list[int]) -> None:
-        self.encoded, self.labels, self.indices = encoded, labels, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        row = self.indices[i]
-        return {**self.encoded.rows[row], "labels": self.labels[row]}
-
-
 def fine_tune(
     folder: Path,
     encoded: Encoded,
@@ -73,7 +61,7 @@ def fine_tune(
         encoded: tokenised rows.
         labels: class index per row; rows with −1 must not be among ``indices``.
         indices: the rows to train on.
-        num_labels: size of the head.
+        num_labels: outputs of the head, per sequence; 1 where the classes are the sequences.
         params: the settings.
         scratch: checkpoints, every ``CHECKPOINT_STEPS``; an interrupted run goes on from the last.
 
@@ -104,11 +92,19 @@ def fine_tune(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+
+    def collate(rows: list[int]) -> dict[str, torch.Tensor]:
+        return {**encoded.batch(rows), "labels": torch.tensor([labels[row] for row in rows])}
+
+    def choice_loss(outputs: Any, labels: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(encoded.by_row(outputs.logits), labels)
+
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=_Rows(encoded, labels, indices),
-        data_collator=lambda rows: dict(encoded.tokenizer.pad(rows, return_tensors="pt")),
+        train_dataset=indices,
+        data_collator=collate,
+        compute_loss_func=choice_loss if encoded.num_choices > 1 else None,
     )
     result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(scratch)))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

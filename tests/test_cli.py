@@ -121,7 +121,7 @@ def test_missing_upstream_names_the_command(project):
         (
             ["prepare", "--task", "wic", "--set", "prepare.source=superglue"],
             "prepare.path: it must be kdcache/sample with prepare.source sample and your own folder with "
-            "superglue, got kdcache/sample with superglue. Set both.",
+            "superglue or hub, got kdcache/sample with superglue. Set both.",
         ),
         (
             [

@@ -15,7 +15,9 @@ from kdcache.results import mean_curves, summarise_arms
 def result(arm: str, seed: int, accuracy: float) -> dict[str, Any]:
     return {
         "arm": arm, "seed": seed, "method": "head" if arm == "head" else "prefix",
-        "validation": {"accuracy": accuracy, "rows": 100}, "steps": 10, "head_steps": 5, "examples": 160,
+        "validation": {"accuracy": accuracy, "rows": 100},
+        "diagnostics": {"axb": {"matthews": accuracy - 0.6, "rows": 40}},
+        "steps": 10, "head_steps": 5, "examples": 160,
         "prompt_parameters": 8, "head_parameters": 2,
         "history": [{"epoch": e, "loss_ce": accuracy + e, "tune_accuracy": accuracy} for e in (0, 1)],
     }  # fmt: skip
@@ -32,18 +34,19 @@ def task_metrics() -> dict[str, Any]:
             "folds": 2, "all_rows": {"accuracy": 0.8, "rows": 100}, "cached": {"accuracy": 0.75, "rows": 100},
             "cost": {"training_steps": 3, "training_examples": 90, "forward_examples": 300},
         },
-        "arm_order": ["head", "kl"], "arms": summarise_arms(RESULTS, ["accuracy"]),
+        "arm_order": ["head", "kl"], "arms": summarise_arms(RESULTS),
     }  # fmt: skip
 
 
 def test_arms_are_summarised_over_seeds():
-    arms = summarise_arms(RESULTS, ["accuracy", "agreement"])
+    arms = summarise_arms(RESULTS)
     cell = arms["kl"]["validation"]["accuracy"]
     assert cell["mean"] == pytest.approx(0.71)
     assert cell["sd"] == pytest.approx(0.0141421, rel=1e-4)
     assert cell["seeds"] == {"0": 0.70, "1": 0.72}
     assert (arms["kl"]["steps"], arms["kl"]["examples"], arms["kl"]["trained_parameters"]) == (20, 320, 10)
     assert set(arms["kl"]["validation"]) == {"accuracy"}
+    assert arms["kl"]["diagnostics"]["axb"]["matthews"]["mean"] == pytest.approx(0.11)
 
 
 def test_curves_are_means_over_seeds():
@@ -62,7 +65,7 @@ def test_table_shows_each_arm_with_interval_and_cost():
 
 def test_an_arm_at_or_below_head_is_marked_as_not_working():
     metrics = task_metrics()
-    metrics["arms"] = summarise_arms([*RESULTS[:2], result("kl", 0, 0.61)], ["accuracy"])
+    metrics["arms"] = summarise_arms([*RESULTS[:2], result("kl", 0, 0.61)])
     assert "**Not working on wic** (at or below `head`): kl." in results_markdown([metrics])
 
 

@@ -92,7 +92,7 @@ def _show_example(row: "Example", task: "Task", rows: Sequence["Example"], encod
     if row.text_pair:
         lines.append(f"  text_pair  {row.text_pair}")
     if encoded is not None:
-        tokens = encoded.tokenizer.convert_ids_to_tokens(encoded.rows[rows.index(row)]["input_ids"])
+        tokens = encoded.tokenizer.convert_ids_to_tokens(encoded.sequences[rows.index(row)]["input_ids"])
         lines.append(f"  {len(tokens)} tokens  {' '.join(tokens)}")
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 

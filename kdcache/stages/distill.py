@@ -26,6 +26,7 @@ from kdcache.students.export import save_student
 from kdcache.students.prompts import build_student, trained_parameters
 from kdcache.students.train import Settings, train_student
 from kdcache.tasks.schema import read_task
+from kdcache.tasks.splits import metric_columns
 
 EVAL_BATCH_SIZE = 128
 RESULT = "result.json"
@@ -160,13 +161,16 @@ class _Grid:
         params, task = self.params, self.task
         arm, train = params.arms[arm_name], self.splits["train"]
         student = build_student(
-            arm.method or params.method, self.backbone, task.num_labels,
+            arm.method or params.method, self.backbone, task.num_outputs,
             params.num_virtual_tokens, params.max_length, train.encoded, seed,
         )  # fmt: skip
         prompts, head = trained_parameters(student)
         torch.manual_seed(seed)
         objective = Objective(
-            arm.terms, arm.ce_weight, student.config.hidden_size, train.targets.features.shape[1]
+            arm.terms,
+            arm.ce_weight,
+            student.config.hidden_size * task.num_choices,
+            train.targets.features.shape[1],
         )
         settings = Settings(
             params.lr, params.epochs, params.head_start_lr, params.head_start_epochs, params.head_lr,
@@ -193,6 +197,7 @@ class _Grid:
             "seed": seed,
             "method": arm.method or params.method,
             "validation": scores,
+            "diagnostics": {split: self._score(student, split) for split in self._diagnostics},
             "history": history,
             **counts,
             "examples": params.epochs * len(train.encoded) if prompts else 0,
@@ -203,7 +208,7 @@ class _Grid:
             student,
             folder,
             self.backbone,
-            task.num_labels,
+            task.num_outputs,
             self._card(result),
             self.splits["validation"].encoded,
         )
@@ -212,9 +217,10 @@ class _Grid:
     def _score(self, student: torch.nn.Module, split: str) -> dict[str, float]:
         """Task metrics, and the share of rows where student and teacher agree."""
         rows = self.splits[split]
-        logits, _ = extract(student, rows.encoded, self.task.num_labels, EVAL_BATCH_SIZE, self.device)
+        logits, _ = extract(student, rows.encoded, self.task.num_outputs, EVAL_BATCH_SIZE, self.device)
         agreement = float(np.mean(logits.argmax(1) == rows.targets.logits.argmax(1)))
-        return compute_metrics(self.task.metrics, rows.labels, logits) | {"agreement": agreement}
+        names, columns = self.task.metrics_of(split), metric_columns(rows.table, self.task)
+        return compute_metrics(names, rows.labels, logits, columns) | {"agreement": agreement}
 
     def _card(self, result: Mapping[str, Any]) -> dict[str, str]:
         scores = result["validation"]
@@ -232,20 +238,29 @@ class _Grid:
             "cache": self.manifest.digest,
         }
 
+    @property
+    def _diagnostics(self) -> list[str]:
+        """The extra splits that are there, with labels."""
+        there = [split for split in self.task.diagnostics if split in self.splits]
+        return [split for split in there if (self.splits[split].labels >= 0).any()]
+
     def summarise(self, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What metrics/<task>.json holds: each arm over its seeds, the teacher, the majority, the cost."""
-        labels = self.splits["validation"].labels
+        validation = self.splits["validation"]
+        names, columns = self.task.metrics, metric_columns(validation.table, self.task)
         return {
             "task": self.task.name,
             "metric": self.task.metrics[0],
             "rows": {split: len(part.encoded) for split, part in self.splits.items()},
-            "majority": majority_metrics(self.task.metrics, labels, self.task.num_labels),
+            "truncated": {split: float(part.encoded.truncated.mean()) for split, part in self.splits.items()},
+            "majority": majority_metrics(names, validation.labels, self.task.num_labels, columns),
             "teacher": {
                 "folds": len(self.manifest.identity["folds_sha256"]),
                 "all_rows": self.manifest.all_rows_teacher.get("validation", {}),
                 "cached": self.manifest.metrics.get("validation", {}),
+                "diagnostics": {split: self.manifest.all_rows_teacher[split] for split in self._diagnostics},
                 "cost": self.manifest.cost,
             },
             "arm_order": list(dict.fromkeys(result["arm"] for result in results)),
-            "arms": summarise_arms(results, (*self.task.metrics, "agreement")),
+            "arms": summarise_arms(results),
         }

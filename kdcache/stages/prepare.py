@@ -12,9 +12,11 @@ from kdcache.errors import DataError, ParamsError
 from kdcache.params import Count, NonNegativeInt, Range
 from kdcache.stages.workspace import Project, place, require_task
 from kdcache.tasks.find import find_source, own_tasks
+from kdcache.tasks.hub import read_hub
 from kdcache.tasks.official import SAMPLE, read_official
 from kdcache.tasks.own import read_own
 from kdcache.tasks.schema import Example, Task, write_task
+from kdcache.tasks.source import Source
 from kdcache.tasks.splits import build_table, hold_out, keep_rows, write_split
 
 SAMPLE_PATH = "kdcache/sample"  # tasks.official.SAMPLE in a project, where DVC can watch it
@@ -36,19 +38,20 @@ class PrepareParams:
     """Section ``prepare``.
 
     Args:
-        source: ``sample`` (shipped with kdcache), ``superglue`` (a folder of yours), or
-            ``files``: the tasks are all your own, and ``path`` is where their files lie.
-        path: the folder, in the official JSONL layout or as the task files say; a dependency
-            of the DVC stage. Beside the other sources, a task of your own has its files
-            beside its task file.
-        max_rows: keep at most this many rows of each split, chosen by id; null keeps all, and
-            a mapping, such as ``{train: 4000}``, sets them by split.
+        source: ``sample`` (shipped with kdcache), ``superglue`` (a folder of yours in the
+            official JSONL layout), ``hub`` (the hub's Parquet layout) or ``files`` (every task
+            has a task file, and ``path`` is where the files that it names lie).
+        path: that folder; a dependency of the DVC stage. For ``hub`` also the hub id itself,
+            which the command line reads, but DVC cannot watch. Under the other sources, a task
+            file names files beside itself.
+        max_rows: keep at most this many rows of each split, chosen by id, the answers of a
+            question together; null keeps all, a mapping such as ``{train: 4000}`` goes by split.
         tune_fraction: share of train set aside for choices (learning rate, epoch); 0 … 0.5. A
-            task that brings a tune split of its own keeps that.
+            task file that names a tune split keeps that instead.
         seed: of both.
     """
 
-    source: Literal["sample", "superglue", "files"]
+    source: Literal["sample", "superglue", "hub", "files"]
     path: str
     max_rows: Count | MaxRows | None
     tune_fraction: Annotated[float, Range(0, 0.5)]
@@ -56,7 +59,7 @@ class PrepareParams:
 
     def max_rows_of(self, split: str) -> int | None:
         """How many rows of a split to keep; None keeps all."""
-        return getattr(self.max_rows, split) if isinstance(self.max_rows, MaxRows) else self.max_rows
+        return getattr(self.max_rows, split, None) if isinstance(self.max_rows, MaxRows) else self.max_rows
 
 
 def prepare(project: Project, task_name: str) -> None:
@@ -64,8 +67,8 @@ def prepare(project: Project, task_name: str) -> None:
 
     Raises:
         ParamsError: unknown task, or a source that does not fit its path.
-        DataError: see ``tasks.official.read_official``, ``tasks.own.read_own``. Nothing
-            half-written stays.
+        DataError: see ``tasks.official``, ``tasks.hub`` and ``tasks.own``. Nothing half-written
+            stays.
     """
     params = project.section("prepare", PrepareParams)
     require_task(project, task_name)
@@ -89,7 +92,7 @@ def prepare(project: Project, task_name: str) -> None:
 def read_source(
     project: Project, params: PrepareParams, task_name: str
 ) -> tuple[Task, dict[str, list[Example]]]:
-    """Read a task and all its rows: as its task file says if it has one, else from SuperGLUE's layout.
+    """Read a task and all its rows: as its task file says if it has one, else from SuperGLUE's layouts.
 
     Raises:
         As ``prepare``.
@@ -100,28 +103,30 @@ def read_source(
         return read_own(path, Path(params.path) if params.source == "files" else path.parent)
     if params.source == "files":
         raise ParamsError(
-            f"prepare.source: it must be sample or superglue for a task without a task file, got files "
-            f"for {task_name}. Write {project.paths.tasks}/{task_name}.toml, or change the source."
+            f"prepare.source: it must be sample, superglue or hub for a task without a task file, got "
+            f"files for {task_name}. Write {project.paths.tasks}/{task_name}.toml, or change the source."
         )
     source = find_source(task_name)
-    return source.task, read_official(_source_folder(params), source)
+    return source.task, _read(params, source)
 
 
-def _source_folder(params: PrepareParams) -> Path:
+def _read(params: PrepareParams, source: Source) -> dict[str, list[Example]]:
     if (params.source == "sample") != (params.path == SAMPLE_PATH):
         raise ParamsError(
             f"prepare.path: it must be {SAMPLE_PATH} with prepare.source sample and your own folder "
-            f"with superglue, got {params.path} with {params.source}. Set both."
+            f"with superglue or hub, got {params.path} with {params.source}. Set both."
         )
     if params.source == "sample":
-        return SAMPLE
+        return read_official(SAMPLE, source)
+    if params.source == "hub":
+        return read_hub(params.path, source)
     folder = Path(params.path)
     if not folder.is_dir():
         raise DataError(
             f"prepare.path: it must be a folder in the official SuperGLUE layout, got {params.path} "
             "(no such folder). Set prepare.path to where the data lies."
         )
-    return folder
+    return read_official(folder, source)
 
 
 def _cut_tune(train: pa.Table, params: PrepareParams) -> dict[str, pa.Table]:

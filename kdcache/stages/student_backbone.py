@@ -12,7 +12,8 @@ from kdcache.models import load_tokenizer, resolve, save_model, setup
 from kdcache.params import Count, NonNegativeInt, PositiveFloat, Range
 from kdcache.shrink import cls_variation, heal, load_encoder, refuse_blind
 from kdcache.stages.workspace import Project, place
-from kdcache.tasks.splits import existing_splits, read_split
+from kdcache.tasks.schema import read_task
+from kdcache.tasks.splits import existing_splits, read_split, sequences
 
 MAX_ROWS_LOOKED_AT = 512
 
@@ -100,13 +101,13 @@ def _texts(project: Project, params: StudentBackboneParams) -> tuple[Sequence[st
     if params.text:
         return _lines(params.text), None
     pairs: dict[tuple[str, str], None] = {}  # a set that keeps its order
-    for task in project.tasks:
-        folder = Path(project.paths.data) / task
-        for split in existing_splits(folder) or ["train"]:
+    for name in project.tasks:
+        folder = Path(project.paths.data) / name
+        task = read_task(folder, name)
+        for split in existing_splits(folder, task):
             if split in ("train", "tune", "unlabelled"):
-                table = read_split(folder, split, task)
-                both = zip(table["text"].to_pylist(), table["text_pair"].to_pylist(), strict=True)
-                pairs |= dict.fromkeys(both)
+                both = sequences(read_split(folder, split, task), task)
+                pairs |= dict.fromkeys(zip(*both, strict=True))
     return [text for text, _ in pairs], [pair for _, pair in pairs]
 
 

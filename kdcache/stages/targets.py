@@ -17,7 +17,7 @@ from kdcache.models import load_tokenizer
 from kdcache.stages.workspace import IDENTITY, Project
 from kdcache.students.train import TrainingRows
 from kdcache.tasks.schema import Task
-from kdcache.tasks.splits import existing_splits, read_split, table_digest
+from kdcache.tasks.splits import existing_splits, read_split, sequences, table_digest
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ def load_splits(
         DataError, CacheError, ParamsError: see ``read_split``, ``load_cache``, ``check_identity``.
     """
     data = Path(project.paths.data) / task.name
-    tables = {split: read_split(data, split, task.name) for split in existing_splits(data) if split != "test"}
+    tables = {
+        split: read_split(data, split, task) for split in existing_splits(data, task) if split != "test"
+    }
     folder = Path(project.paths.cache) / task.name
     cached = {split: load_cache(folder, split) for split in tables}
     manifest = cached["train"][1]
@@ -75,7 +77,7 @@ def load_splits(
     tokenizer = load_tokenizer(Path(project.paths.backbone))
     splits = {}
     for split, table in tables.items():
-        texts, pairs = table["text"].to_pylist(), table["text_pair"].to_pylist()
+        encoded = encode(tokenizer, *sequences(table, task), max_length, task.truncate, task.num_choices)
         targets = cached[split][0].align(table["example_id"].to_pylist(), table["content_hash"].to_pylist())
-        splits[split] = SplitWithTargets(table, encode(tokenizer, texts, pairs, max_length), targets)
+        splits[split] = SplitWithTargets(table, encoded, targets)
     return splits, manifest

@@ -15,7 +15,7 @@ from kdcache.errors import DataError
 from kdcache.models import WEIGHTS, config_digest, load_tokenizer, resolve, save_model, setup
 from kdcache.stages.workspace import COST, FOLDS, IDENTITY, Project, place, require_task, write_json
 from kdcache.tasks.schema import Task, read_task
-from kdcache.tasks.splits import assign_folds, read_split, table_digest
+from kdcache.tasks.splits import assign_folds, read_split, sequences, table_digest
 from kdcache.teacher import TrainTeacherParams, fine_tune
 
 
@@ -35,16 +35,15 @@ def train_teacher(project: Project, task_name: str) -> None:
     base = resolve(params.model)
     data = Path(project.paths.data) / task_name
     task = read_task(data, task_name)
-    train = read_split(data, "train", task_name)
+    train = read_split(data, "train", task)
     setup(project.threads)
 
     labels = train["label"].to_pylist()
     folds = _folds(train, params)
     tokenizer = load_tokenizer(base)
-    texts, pairs = train["text"].to_pylist(), train["text_pair"].to_pylist()
-    encoded = encode(tokenizer, texts, pairs, params.max_length)
-    if encoded.num_truncated:
-        print(f"{task_name}: {encoded.num_truncated} of {len(encoded)} rows lose tokens to max_length")
+    encoded = encode(tokenizer, *sequences(train, task), params.max_length, task.truncate, task.num_choices)
+    if encoded.truncated.any():
+        print(f"{task_name}: {encoded.truncated.mean():.1%} of {len(encoded)} rows lose tokens to max_length")
 
     made_of = (task_name, asdict(params), project.threads, table_digest(train))
     scratch = project.scratch("teacher", *made_of)
@@ -59,7 +58,7 @@ def train_teacher(project: Project, task_name: str) -> None:
             what = "all rows" if fold < 0 else f"all folds but {fold}"
             print(f"{task_name}: teacher on {what}, {len(rows)} rows, {params.epochs} epochs")
             checkpoints = scratch / f"checkpoints{fold}"
-            model, spent = fine_tune(base, encoded, labels, rows, task.num_labels, params, checkpoints)
+            model, spent = fine_tune(base, encoded, labels, rows, task.num_outputs, params, checkpoints)
             save_model(model, tokenizer, folder)
             write_json(spent, done)
             shutil.rmtree(checkpoints)

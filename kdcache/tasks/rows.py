@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -75,9 +75,7 @@ class Row(NamedTuple):
     values: dict[str, Any]
 
 
-def read_rows(
-    path: Path, layout: Layout, columns: Collection[str], optional: Collection[str] = ()
-) -> list[Row]:
+def read_rows(path: Path, layout: Layout, columns: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
     """Read the rows of one file, in its order.
 
     Args:
@@ -139,7 +137,7 @@ def _numbered_lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
         yield number, line
 
 
-def _cell_rows(path: Path, layout: Layout, delimiter: str, columns: Collection[str]) -> Iterator[Row]:
+def _cell_rows(path: Path, layout: Layout, delimiter: str, columns: Sequence[str]) -> Iterator[Row]:
     records = _records(path, layout, delimiter)
     header = layout.header or next(records, ("", columns))[1]  # an empty file lacks rows, not columns
     twice = sorted({name for name in header if header.count(name) > 1})
@@ -184,7 +182,7 @@ def _records(path: Path, layout: Layout, delimiter: str) -> Iterator[tuple[str, 
         csv.field_size_limit(limit)
 
 
-def _check_columns(where: Any, there: Sequence[str], columns: Collection[str], hint: str = "") -> None:
+def _check_columns(where: Any, there: Sequence[str], columns: Sequence[str], hint: str = "") -> None:
     for column in columns:
         if column not in there:
             raise DataError(
@@ -193,7 +191,7 @@ def _check_columns(where: Any, there: Sequence[str], columns: Collection[str], h
             )
 
 
-def _json_rows(path: Path, layout: Layout, columns: Collection[str]) -> Iterator[Row]:
+def _json_rows(path: Path, layout: Layout, columns: Sequence[str]) -> Iterator[Row]:
     for number, line in _numbered_lines(path, layout.encoding):
         if not line.strip():
             continue
@@ -211,7 +209,7 @@ def _json_rows(path: Path, layout: Layout, columns: Collection[str]) -> Iterator
         yield Row(where, values)
 
 
-def _pattern_rows(path: Path, layout: Layout, columns: Collection[str]) -> Iterator[Row]:
+def _pattern_rows(path: Path, layout: Layout, columns: Sequence[str]) -> Iterator[Row]:
     assert layout.pattern is not None
     names = PLACE.findall(layout.pattern)
     _check_columns("read.pattern", names, columns)
@@ -231,7 +229,7 @@ def _pattern_rows(path: Path, layout: Layout, columns: Collection[str]) -> Itera
         yield Row(f"{path}:{number}", dict(zip(names, found.groups(), strict=True)))
 
 
-def _parquet_rows(path: Path, columns: Collection[str], optional: Collection[str]) -> Iterator[Row]:
+def _parquet_rows(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
     try:
         there = pq.read_schema(path).names
         _check_columns(path, there, columns)

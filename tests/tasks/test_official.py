@@ -54,7 +54,7 @@ def test_test_split_is_optional_and_unlabelled(tmp_path: Path, write_jsonl):
         ),
         ({**WIC_ROW, "idx": 1, "label": 1}, r":2: label must be one of the 2 labels of wic, got 1"),
         ({k: v for k, v in WIC_ROW.items() if k != "label"}, r":2: label must be one of .* got None"),
-        (WIC_ROW, r":2: idx must be unique, got 0 again \(first on line 1\)"),
+        (WIC_ROW, r":2: idx must be unique, got 0 again \(first at .*train.jsonl:1\)"),
         ({**WIC_ROW, "idx": "1"}, r":2: idx must be a whole number, got '1'"),
         ({**WIC_ROW, "idx": 1, "sentence1": "  "}, r":2: sentence1 must not be empty, got '  '"),
         ({k: v for k, v in WIC_ROW.items() if k != "end1"}, r":2: end1 must be a whole number, got None"),

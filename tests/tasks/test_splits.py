@@ -17,6 +17,8 @@ from kdcache.tasks.splits import (
     write_split,
 )
 
+WIC = find_source("wic").task
+
 
 def examples(count: int) -> list[Example]:
     return [Example(f"train-{i}", i % 2, f"g{i // 4}", f"text {i}", "pair") for i in range(count)]
@@ -63,14 +65,14 @@ def test_digest_ignores_order_and_sees_every_field():
 
 
 def test_split_round_trip_is_byte_identical(tmp_path):
-    table = build_table(examples(20), find_source("wic").task)
+    table = build_table(examples(20), WIC)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         write_split(table, tmp_path / name / "train.parquet")
     bytes_ = [(tmp_path / name / "train.parquet").read_bytes() for name in ("one", "two")]
     assert bytes_[0] == bytes_[1]
-    assert read_split(tmp_path / "one", "train", "wic").equals(table)
-    assert existing_splits(tmp_path / "one") == ["train"]
+    assert read_split(tmp_path / "one", "train", WIC).equals(table)
+    assert existing_splits(tmp_path / "one", WIC) == ["train"]
 
 
 def test_content_hash_depends_on_the_template():
@@ -80,4 +82,4 @@ def test_content_hash_depends_on_the_template():
 
 def test_missing_split_names_the_command(tmp_path):
     with pytest.raises(DataError, match="Run: kdcache prepare --task wic"):
-        read_split(tmp_path, "train", "wic")
+        read_split(tmp_path, "train", WIC)
