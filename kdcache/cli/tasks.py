@@ -58,7 +58,7 @@ def check(
 
         found, splits = read_source(project, project.section("prepare", PrepareParams), name)
         typer.echo(f"{name}: " + ", ".join(f"{split} {len(rows)} rows" for split, rows in splits.items()))
-        encoded, max_length = _encode(project, splits["train"])
+        encoded, max_length = _encode(project, found, splits["train"])
         for row in shown_examples(splits["train"]):
             _show_example(row, found, splits["train"], encoded)
         _show_labels(label_counts(found, splits))
@@ -70,10 +70,11 @@ def check(
             console.print(f"- {problem}", markup=False, soft_wrap=True)
 
 
-def _encode(project: "Project", rows: Sequence["Example"]) -> "tuple[Encoded | None, int]":
+def _encode(project: "Project", task: "Task", rows: Sequence["Example"]) -> "tuple[Encoded | None, int]":
     """Rows as the teacher will read them, uncut; None where its model is not there."""
     from kdcache.batching import encode
     from kdcache.models import load_tokenizer, resolve
+    from kdcache.tasks.splits import build_table, sequences
     from kdcache.teacher import TrainTeacherParams
 
     params = project.section("train_teacher", TrainTeacherParams)
@@ -82,18 +83,22 @@ def _encode(project: "Project", rows: Sequence["Example"]) -> "tuple[Encoded | N
     except ModelError as error:
         console.print(f"No tokens are shown. {error}", markup=False, soft_wrap=True)
         return None, params.max_length
-    uncut = encode(tokenizer, [r.text for r in rows], [r.text_pair for r in rows], 10**9)
+    texts, seconds = sequences(build_table(rows, task), task)
+    uncut = encode(tokenizer, texts, seconds, 10**9, task.truncate, task.num_choices)
     return uncut, params.max_length
 
 
 def _show_example(row: "Example", task: "Task", rows: Sequence["Example"], encoded: "Encoded | None") -> None:
     label = task.labels[row.label] if row.label >= 0 else "no label"
-    lines = [f"{row.example_id}: {label}", f"  text       {row.text}"]
-    if row.text_pair:
-        lines.append(f"  text_pair  {row.text_pair}")
+    sequences = {"text": row.text, "text_pair": row.text_pair}
+    sequences |= {f"choice {i}": choice for i, choice in enumerate(row.choices)}
+    indent = "\n" + 13 * " "
+    lines = [f"{row.example_id}: {label}"]
+    lines += [f"  {name:10} {text.replace(chr(10), indent)}" for name, text in sequences.items() if text]
     if encoded is not None:
-        tokens = encoded.tokenizer.convert_ids_to_tokens(encoded.sequences[rows.index(row)]["input_ids"])
-        lines.append(f"  {len(tokens)} tokens  {' '.join(tokens)}")
+        for sequence in encoded.take([rows.index(row)]).sequences:
+            tokens = encoded.tokenizer.convert_ids_to_tokens(sequence["input_ids"])
+            lines.append(f"  {len(tokens)} tokens  {' '.join(tokens)}")
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 

@@ -120,7 +120,7 @@ def _duplicate_problems(train: Sequence[Example]) -> list[str]:
             f"{again} of {len(train)} training rows ({again / len(train):.1%}) repeat another's text."
         )
     if torn:
-        found.append(f"{torn} texts of train have rows of different labels.")
+        found.append(f"Texts of train whose rows have different labels: {torn}.")
     return found
 
 

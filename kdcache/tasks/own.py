@@ -7,6 +7,7 @@ from typing import Any
 
 from kdcache.digests import value_digest
 from kdcache.errors import DataError, nearest, shorten
+from kdcache.tasks.hubrows import read_hub_rows
 from kdcache.tasks.rows import PLACE, Row, read_rows
 from kdcache.tasks.schema import Example, Task
 from kdcache.tasks.splits import hold_out
@@ -52,7 +53,10 @@ def _read_split(file: TaskFile, split: str, folder: Path) -> list[Row]:
     needs_label = split not in ("test", "unlabelled")
     columns = (*file.columns, file.label) if needs_label else file.columns
     optional = (file.label,) if split == "test" else ()
-    return read_rows(folder / file.splits.named[split], file.read, columns, optional)
+    place = file.splits.named[split]
+    if file.hub:
+        return read_hub_rows(file.hub, place, columns, optional)
+    return read_rows(folder / place, file.read, columns, optional)
 
 
 def _labels(file: TaskFile, train: Sequence[Row]) -> dict[str, str]:

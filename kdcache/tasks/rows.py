@@ -144,7 +144,7 @@ def _cell_rows(path: Path, layout: Layout, delimiter: str, columns: Sequence[str
     if twice:
         raise DataError(f"{path}: the columns must have different names, got {twice[0]!r} twice.")
     hint = " If the file has no header, name its columns in read.header." if layout.header is None else ""
-    _check_columns(path, header, columns, hint)
+    check_columns(path, header, columns, hint)
     for where, cells in records:
         if len(cells) != len(header):
             raise DataError(
@@ -182,7 +182,12 @@ def _records(path: Path, layout: Layout, delimiter: str) -> Iterator[tuple[str, 
         csv.field_size_limit(limit)
 
 
-def _check_columns(where: Any, there: Sequence[str], columns: Sequence[str], hint: str = "") -> None:
+def check_columns(where: Any, there: Sequence[str], columns: Sequence[str], hint: str = "") -> None:
+    """Refuse a place without one of the columns.
+
+    Raises:
+        DataError: naming the first that lacks, and the nearest there.
+    """
     for column in columns:
         if column not in there:
             raise DataError(
@@ -205,14 +210,14 @@ def _json_rows(path: Path, layout: Layout, columns: Sequence[str]) -> Iterator[R
             ) from None
         if not isinstance(values, dict):
             raise DataError(f"{where}: the line must be a JSON object, got {shorten(line)}.")
-        _check_columns(where, list(values), columns)
+        check_columns(where, list(values), columns)
         yield Row(where, values)
 
 
 def _pattern_rows(path: Path, layout: Layout, columns: Sequence[str]) -> Iterator[Row]:
     assert layout.pattern is not None
     names = PLACE.findall(layout.pattern)
-    _check_columns("read.pattern", names, columns)
+    check_columns("read.pattern", names, columns)
     literals = [re.escape(text) for text in PLACE.split(layout.pattern)[::2]]
     groups = ["(.+?)"] * (len(names) - 1) + ["(.+)"]
     pattern = re.compile("".join(a + b for a, b in zip(literals, [*groups, ""], strict=True)))
@@ -232,7 +237,7 @@ def _pattern_rows(path: Path, layout: Layout, columns: Sequence[str]) -> Iterato
 def _parquet_rows(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[Row]:
     try:
         there = pq.read_schema(path).names
-        _check_columns(path, there, columns)
+        check_columns(path, there, columns)
         wanted = [name for name in there if name in columns or name in optional]
         table = pq.read_table(path, columns=wanted)
     except (pa.ArrowException, OSError) as error:
