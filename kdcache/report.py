@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcache.metrics import accuracy_interval
+from kdcache.metrics import SUPERGLUE_METRICS, accuracy_interval, superglue_score
 
 # Colour-blind safe (Okabe & Ito, 2008), in the order arms come.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -17,7 +17,10 @@ def results_markdown(tasks: Sequence[Mapping[str, Any]]) -> str:
     Args:
         tasks: the metrics of each task, as distill wrote them.
     """
-    lines = ["# Results", "", *_table(tasks), "", *_notes(tasks), "", "## Cost, in counts", "", *_cost(tasks)]
+    lines = [
+        "# Results", "", *_table(tasks), "", *_notes(tasks), *_superglue(tasks), *_diagnostics(tasks),
+        "", "## Cost, in counts", "", *_cost(tasks),
+    ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
@@ -82,6 +85,50 @@ def _notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
         if below:
             notes += ["", f"**Not working on {task['task']}** (at or below `head`): {', '.join(below)}."]
     return notes
+
+
+def _superglue(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The benchmark's one number, where all of its tasks are there."""
+    if not set(SUPERGLUE_METRICS) <= {task["task"] for task in tasks}:
+        return []
+    scores = {"teacher": superglue_score({task["task"]: task["teacher"]["all_rows"] for task in tasks})}
+    for arm in _arm_names(tasks):
+        if all(arm in task["arms"] for task in tasks):
+            means = {
+                task["task"]: {k: v["mean"] for k, v in task["arms"][arm]["validation"].items()}
+                for task in tasks
+            }
+            scores[arm] = superglue_score(means)
+    shown = ", ".join(f"{name} {100 * score:.1f}" for name, score in scores.items())
+    return ["", f"SuperGLUE score over the eight validation splits: {shown}."]
+
+
+def _diagnostics(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of the extra splits, if there are any."""
+    columns = [
+        (task, split, metric)
+        for task in tasks
+        for split, scores in task["teacher"].get("diagnostics", {}).items()
+        for metric in scores
+        if metric != "rows"
+    ]
+    if not columns:
+        return []
+    rows = []
+    for arm in _arm_names(tasks):
+        cells = [task["arms"].get(arm, {}).get("diagnostics", {}).get(split) for task, split, _ in columns]
+        means = [cell and cell[metric] for cell, (_, _, metric) in zip(cells, columns, strict=True)]
+        rows.append([arm, *(f"{100 * m['mean']:.1f} ± {100 * m['sd']:.1f}" if m else "—" for m in means)])
+    teacher = [task["teacher"]["diagnostics"][split][metric] for task, split, metric in columns]
+    rows.append(["teacher", *(f"{100 * value:.1f}" for value in teacher)])
+    header = [f"{split} {metric.replace('_', ' ')}" for _, split, metric in columns]
+    lines = [["", *header], ["---", *["---:"] * len(columns)], *rows]
+    return [
+        "",
+        "## Diagnostics, scored with the models above",
+        "",
+        *("| " + " | ".join(r) + " |" for r in lines),
+    ]
 
 
 def _cost(tasks: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdcache.metrics import accuracy_interval, compute_metrics, majority_metrics
+from kdcache.metrics import SUPERGLUE_METRICS, accuracy_interval, compute_metrics, majority_metrics
 from kdcache.report import draw_results, results_markdown
 from kdcache.results import mean_curves, summarise_arms
 
@@ -17,8 +17,7 @@ def result(arm: str, seed: int, accuracy: float) -> dict[str, Any]:
         "arm": arm, "seed": seed, "method": "head" if arm == "head" else "prefix",
         "validation": {"accuracy": accuracy, "rows": 100},
         "diagnostics": {"axb": {"matthews": accuracy - 0.6, "rows": 40}},
-        "steps": 10, "head_steps": 5, "examples": 160,
-        "prompt_parameters": 8, "head_parameters": 2,
+        "steps": 10, "head_steps": 5, "examples": 160, "prompt_parameters": 8, "head_parameters": 2,
         "history": [{"epoch": e, "loss_ce": accuracy + e, "tune_accuracy": accuracy} for e in (0, 1)],
     }  # fmt: skip
 
@@ -47,6 +46,32 @@ def test_arms_are_summarised_over_seeds():
     assert (arms["kl"]["steps"], arms["kl"]["examples"], arms["kl"]["trained_parameters"]) == (20, 320, 10)
     assert set(arms["kl"]["validation"]) == {"accuracy"}
     assert arms["kl"]["diagnostics"]["axb"]["matthews"]["mean"] == pytest.approx(0.11)
+
+
+def test_diagnostics_have_a_table_of_their_own():
+    metrics = task_metrics()
+    metrics["teacher"]["diagnostics"] = {"axb": {"matthews": 0.25, "rows": 40}}
+    text = results_markdown([metrics])
+    section = text.split("## Diagnostics, scored with the models above\n\n")[1].split("\n\n")[0]
+    assert section.splitlines() == [
+        "|  | axb matthews |", "| --- | ---: |",
+        "| head | 1.0 ± 1.4 |", "| kl | 11.0 ± 1.4 |", "| teacher | 25.0 |",
+    ]  # fmt: skip
+    assert "Diagnostics" not in results_markdown([task_metrics()])
+
+
+def test_superglue_score_is_shown_when_all_eight_tasks_are_there():
+    tasks = []
+    for name, metrics in SUPERGLUE_METRICS.items():
+        scores = {metric: 0.5 + 0.1 * i for i, metric in enumerate(metrics)}
+        arm = {"validation": {k: {"mean": v, "sd": 0.0, "seeds": {"0": v}} for k, v in scores.items()}}
+        whole = task_metrics() | {"task": name, "metric": metrics[0], "majority": scores, "arm_order": ["kl"]}
+        whole["teacher"] |= {"all_rows": scores | {"rows": 9}, "cached": scores | {"rows": 9}}
+        tasks.append(whole | {"arms": {"kl": task_metrics()["arms"]["kl"] | arm}})
+    # Three tasks of two metrics at 50 and 60, five at 50.
+    line = "SuperGLUE score over the eight validation splits: teacher 51.9, kl 51.9."
+    assert line in results_markdown(tasks)
+    assert "SuperGLUE score" not in results_markdown(tasks[1:])
 
 
 def test_curves_are_means_over_seeds():
