@@ -68,6 +68,16 @@ class Encoded:
         return [self.sequences[int(i) * n + choice] for i in indices for choice in range(n)]
 
 
+def join(parts: Sequence[Encoded]) -> Encoded:
+    """Put rows of one tokenizer one after the other."""
+    return replace(
+        parts[0],
+        sequences=[sequence for part in parts for sequence in part.sequences],
+        lengths=np.concatenate([part.lengths for part in parts]),
+        truncated=np.concatenate([part.truncated for part in parts]),
+    )
+
+
 def encode(
     tokenizer: Any,
     texts: Sequence[str],

@@ -52,7 +52,7 @@ def check(
 ) -> None:
     """Read all rows of a task; show examples, labels and lengths, and say what is wrong."""
     with open_project(set_, debug) as project:
-        project, (name,) = chosen_tasks(project, [task])
+        project, (name,) = chosen_tasks(project.only([] if Path(task).suffix else [task]), [task])
         from kdcache.stages.prepare import PrepareParams, read_source
         from kdcache.tasks.check import find_problems, label_counts, length_histogram, shown_examples
 

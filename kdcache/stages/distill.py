@@ -20,8 +20,9 @@ from kdcache.models import WEIGHTS, setup
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
 from kdcache.results import mean_curves, summarise_arms
 from kdcache.stages.targets import load_splits
-from kdcache.stages.workspace import Project, place, require, require_task, write_json
+from kdcache.stages.workspace import Project, place, require, require_task, require_tune, write_json
 from kdcache.students.arms import Arm
+from kdcache.students.best import BestEpoch
 from kdcache.students.export import save_student
 from kdcache.students.prompts import build_student, trained_parameters
 from kdcache.students.train import Settings, train_student
@@ -50,6 +51,10 @@ class DistillParams:
         warmup_fraction: share of the steps that warm up, 0 … 0.9.
         arms: name → arm.
         seeds: one student each per arm.
+        unlabelled: whether arms that have a teacher's term learn from the split ``unlabelled``
+            too, where the task has one. An arm without such a term has nothing to learn there.
+        select: ``last`` epoch, or the one with the best first metric on ``tune``, the end of
+            the head start included.
         expect: fields of the teacher's identity that a shared cache must have.
     """
 
@@ -66,6 +71,8 @@ class DistillParams:
     warmup_fraction: Annotated[float, Range(0, 0.9)]
     arms: dict[str, Arm]
     seeds: tuple[NonNegativeInt, ...]
+    unlabelled: bool
+    select: Literal["last", "tune"]
     expect: dict[str, str | int]
 
 
@@ -137,6 +144,8 @@ class _Grid:
         self.splits, self.manifest = load_splits(
             project, self.task, self.params.max_length, self.params.expect
         )
+        if self.params.select == "tune":
+            require_tune(self.splits, "distill.select", task_name)
         self.scratch = project.scratch(
             "distill", task_name, asdict(self.params), project.threads, project.paths.backbone,
             file_digest(self.backbone / WEIGHTS), self.manifest.digest,
@@ -172,6 +181,9 @@ class _Grid:
             student.config.hidden_size * task.num_choices,
             train.targets.features.shape[1],
         )
+        also = ("unlabelled",) if params.unlabelled and any(arm.terms.values()) else ()
+        rows = train.training_rows(*(self.splits[split] for split in also if split in self.splits))
+        best = BestEpoch([*prompts, *head])
         settings = Settings(
             params.lr, params.epochs, params.head_start_lr, params.head_start_epochs, params.head_lr,
             params.batch_size, params.weight_decay, params.warmup_fraction,
@@ -183,14 +195,15 @@ class _Grid:
             if "tune" in self.splits:
                 scores = {f"tune_{k}": v for k, v in self._score(student, "tune").items()}
                 scores.pop("tune_rows", None)
+                if params.select == "tune":
+                    best.see(epoch, scores[f"tune_{task.metrics[0]}"])
             history.append({"epoch": epoch, **{f"loss_{k}": v for k, v in losses.items()}, **scores})
 
         try:
-            counts = train_student(
-                student, objective, train.training_rows(), settings, seed, self.device, after_epoch
-            )
+            counts = train_student(student, objective, rows, settings, seed, self.device, after_epoch)
         except TrainingDiverged as error:
             raise TrainingDiverged(f"distill: {task.name} {arm_name}, seed {seed}: {error}") from None
+        best.restore()
         scores = self._score(student, "validation")
         result = {
             "arm": arm_name,
@@ -199,8 +212,9 @@ class _Grid:
             "validation": scores,
             "diagnostics": {split: self._score(student, split) for split in self._diagnostics},
             "history": history,
+            "epoch": history[-1]["epoch"] if best.epoch is None else best.epoch,
             **counts,
-            "examples": params.epochs * len(train.encoded) if prompts else 0,
+            "examples": params.epochs * len(rows.encoded) if prompts else 0,
             "prompt_parameters": sum(p.numel() for p in prompts),
             "head_parameters": sum(p.numel() for p in head),
         }

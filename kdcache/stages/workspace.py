@@ -184,6 +184,15 @@ def require(path: Path, what: str, command: str, error: type[KdcacheError]) -> P
     return path
 
 
+def require_tune(splits: Iterable[str], key: str, task: str) -> None:
+    """Raise ParamsError unless a task has the split that ``key``: tune chooses on."""
+    if "tune" not in splits:
+        raise ParamsError(
+            f"{key}: it must be last without a tune split, got tune. Set prepare.tune_fraction above 0 "
+            f"and run: kdcache prepare --task {task}"
+        )
+
+
 def require_task(project: Project, task: str) -> None:
     """Raise ParamsError unless ``task`` is among the project's tasks."""
     if task not in project.tasks:
