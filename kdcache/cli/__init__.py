@@ -4,6 +4,7 @@ import typer
 
 from kdcache.cli.caches import inspect
 from kdcache.cli.pipeline import cache, distill, prepare, report, shrink, teach
+from kdcache.cli.students import predict
 
 app = typer.Typer(
     add_completion=False,
@@ -15,5 +16,5 @@ app = typer.Typer(
         "Run it in a project folder: parameters come from its params.yaml."
     ),
 )
-for command in (prepare, teach, cache, shrink, distill, inspect, report):
+for command in (prepare, teach, cache, shrink, distill, predict, inspect, report):
     app.command()(command)
