@@ -28,26 +28,25 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback instead o
 
 
 @contextlib.contextmanager
-def open_project(overrides: list[str] | None, debug: bool) -> Iterator[Project]:
-    """The project in the current folder; expected failures inside the block become one line."""
-    with errors_in_one_line(debug):
-        yield Project.load(overrides or ())
+def open_project(
+    overrides: list[str] | None, debug: bool, tasks: list[str] | None = None
+) -> Iterator[Project]:
+    """The project in the current folder; expected failures inside the block become one line.
 
-
-def chosen_tasks(project: Project, tasks: list[str] | None) -> tuple[Project, list[str]]:
-    """The tasks asked for, all checked before the first one runs, and the project that knows them.
-
-    A task file, such as ``path/to/mine.toml``, joins the project under the file's name.
+    Task files among ``tasks``, such as ``path/to/mine.toml``, join it under the file's name.
     """
-    files = [Path(task) for task in tasks or () if Path(task).suffix]
-    for path in files:
-        require(path, "the task file", f"kdcache tasks check {path}", ParamsError)
-    project = replace(
-        project,
-        tasks=tuple(dict.fromkeys([*project.tasks, *(path.stem for path in files)])),
-        task_files=tuple(files),
-    )
+    with errors_in_one_line(debug):
+        project = Project.load(overrides or ())
+        files = [Path(task) for task in tasks or () if Path(task).suffix]
+        for path in files:
+            require(path, "the task file", f"kdcache tasks check {path}", ParamsError)
+        names = dict.fromkeys([*project.tasks, *(path.stem for path in files)])
+        yield replace(project, tasks=tuple(names), task_files=tuple(files))
+
+
+def chosen_tasks(project: Project, tasks: list[str] | None) -> list[str]:
+    """The tasks asked for, all checked before the first one runs."""
     chosen = [Path(task).stem for task in tasks or project.tasks]
     for task in chosen:
         require_task(project, task)
-    return project, chosen
+    return chosen

@@ -13,8 +13,8 @@ from kdcache.errors import ParamsError
 
 def prepare(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
     """Read and check the source, cut the tune split: source → data/TASK/."""
-    with open_project(set_, debug) as project:
-        project, chosen = chosen_tasks(project, task)
+    with open_project(set_, debug, task) as project:
+        chosen = chosen_tasks(project, task)
         from kdcache.stages.prepare import prepare as stage
 
         for name in chosen:
@@ -24,8 +24,8 @@ def prepare(task: Tasks = None, set_: Overrides = None, debug: Debug = False) ->
 
 def teach(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
     """Fine-tune the teacher, and one per fold: data/TASK/ → models/teacher/TASK/."""
-    with open_project(set_, debug) as project:
-        project, chosen = chosen_tasks(project, task)
+    with open_project(set_, debug, task) as project:
+        chosen = chosen_tasks(project, task)
         from kdcache.stages.train_teacher import train_teacher as stage
 
         for name in chosen:
@@ -35,8 +35,8 @@ def teach(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> N
 
 def cache(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
     """Keep the teacher's logits and features: data + teacher → cache/TASK/."""
-    with open_project(set_, debug) as project:
-        project, chosen = chosen_tasks(project, task)
+    with open_project(set_, debug, task) as project:
+        chosen = chosen_tasks(project, task)
         from kdcache.stages.cache_teacher import cache_teacher as stage
 
         for name in chosen:
@@ -65,8 +65,8 @@ def distill(
     debug: Debug = False,
 ) -> None:
     """Train students from the cache into runs/TASK/ARM-SEED/, to explore; `dvc repro` trains the table's."""
-    with open_project(set_, debug) as project:
-        project, chosen = chosen_tasks(project, task)
+    with open_project(set_, debug, task) as project:
+        chosen = chosen_tasks(project, task)
         from kdcache.report import results_markdown
         from kdcache.stages.distill import explore
 
@@ -99,12 +99,12 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write reports/ from the metrics of all tasks, and print the table."""
-    with open_project(set_, debug) as project:
+    with open_project(set_, debug, task) as project:
         from kdcache.stages.report import read_timings
         from kdcache.stages.report import report as stage
 
         if task:
-            project = project.only(chosen_tasks(project, task)[1])
+            project = project.only(chosen_tasks(project, task))
         stage(project)
         table = Path(project.paths.reports) / "results.md"
         typer.echo(table.read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from kdcache.cli.options import Debug, Overrides, chosen_tasks, console, open_project
+from kdcache.cli.options import Debug, Overrides, console, open_project
 from kdcache.errors import ModelError
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Read all rows of a task; show examples, labels and lengths, and say what is wrong."""
-    with open_project(set_, debug) as project:
-        project, (name,) = chosen_tasks(project.only([] if Path(task).suffix else [task]), [task])
+    with open_project(set_, debug, [task]) as project:
+        name = Path(task).stem  # any task: it need not be one of params.yaml's
         from kdcache.stages.prepare import PrepareParams, read_source
         from kdcache.tasks.check import find_problems, label_counts, length_histogram, shown_examples
 

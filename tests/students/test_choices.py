@@ -9,7 +9,7 @@ import torch
 from kdcache.batching import Encoded, encode
 from kdcache.extract import extract
 from kdcache.losses import Objective, Term
-from kdcache.models import load_classifier, load_tokenizer
+from kdcache.models import load_tokenizer
 from kdcache.students.export import save_student
 from kdcache.students.prompts import METHODS, build_student, trained_parameters
 from kdcache.students.train import Settings, TrainingRows, train_student
@@ -86,16 +86,18 @@ def test_head_phase_sees_both_states_of_each_row(tiny_model: Path, rows):
 
 
 def test_teacher_learns_a_task_of_choices(tiny_model: Path, tmp_path):
-    encoded = encoded_rows(tiny_model)
-    params = TrainTeacherParams(str(tiny_model), 12, 3e-3, 8, 32, 0.0, 0.1, 0, 0)
+    """The right choice is the one on a tree, whatever the first sequence."""
+    texts = [word for word, _, _ in ROWS for _ in range(2)]
+    choices = [
+        c for _, b, k in ROWS for c in ((f"{b} on a tree", b), (b, f"{b} on a tree"))[k]
+    ]  # fmt: skip
+    encoded = encode(load_tokenizer(tiny_model), texts, choices, 32, num_choices=2)
+    params = TrainTeacherParams(str(tiny_model), 5, 3e-3, 8, 32, 0.0, 0.1, 0, 0)
     model, cost = fine_tune(tiny_model, encoded, LABELS, list(range(len(ROWS))), 1, params, tmp_path)
     logits, _ = extract(model, encoded, 1, 16, CPU)
     assert model.config.num_labels == 1
-    assert cost["examples"] == 12 * len(ROWS)
-    before, _ = extract(load_classifier(tiny_model, 1, 0), encoded, 1, 16, CPU)
-    labels = torch.tensor(LABELS)
-    losses = [torch.nn.functional.cross_entropy(torch.from_numpy(x), labels).item() for x in (before, logits)]
-    assert losses[1] < 0.5 * losses[0], losses
+    assert cost["examples"] == 5 * len(ROWS)
+    assert np.mean(logits.argmax(axis=1) == LABELS) > 0.9
 
 
 def test_plain_peft_gives_the_one_logit_of_each_sequence(tiny_model: Path, rows, tmp_path, monkeypatch):
