@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from kdcache.students.arms import Arm
 from kdcache.students.export import save_student
 from kdcache.students.prompts import build_student, trained_parameters
 from kdcache.students.train import Settings, train_student
+from kdcache.students.watch import idle_terms
 from kdcache.tasks import get_task
 
 EVAL_BATCH_SIZE = 128
@@ -125,7 +127,11 @@ class _Grid:
         self.project, self.task = project, get_task(task_name)
         self.params = project.section("distill", DistillParams)
         for name, arm in self.params.arms.items():
-            check_terms(arm.terms, arm.ce_weight, f"distill.arms.{name}")
+            for warning in check_terms(
+                arm.terms, arm.ce_weight, f"distill.arms.{name}",
+                self.task.num_labels, batch_size=self.params.batch_size,
+            ):  # fmt: skip
+                print(warning, file=sys.stderr)
         if not self.params.arms or not self.params.seeds:
             raise ParamsError("distill: arms and seeds must each hold at least one entry, got none.")
         self.backbone = require(
@@ -165,27 +171,31 @@ class _Grid:
         prompts, head = trained_parameters(student)
         torch.manual_seed(seed)
         objective = Objective(
-            arm.terms, arm.ce_weight, student.config.hidden_size, train.targets.features.shape[1]
-        )
+            arm.terms, arm.ce_weight, student.config.hidden_size, train.targets.features.shape[1],
+            arm.label_smoothing,
+        )  # fmt: skip
+        rows = train.training_rows()
+        if arm.targets == "shuffled_within_class":
+            rows = rows.shuffled_within_class(seed)
         settings = Settings(
             params.lr, params.epochs, params.head_start_lr, params.head_start_epochs, params.head_lr,
             params.batch_size, params.weight_decay, params.warmup_fraction,
         )  # fmt: skip
         history: list[dict[str, float]] = []
 
-        def after_epoch(epoch: int, losses: dict[str, float]) -> None:
+        def after_epoch(epoch: int, seen: dict[str, float]) -> None:
             scores = {}
             if "tune" in self.splits:
                 scores = {f"tune_{k}": v for k, v in self._score(student, "tune").items()}
                 scores.pop("tune_rows", None)
-            history.append({"epoch": epoch, **{f"loss_{k}": v for k, v in losses.items()}, **scores})
+            history.append({"epoch": epoch, **seen, **scores})
 
         try:
-            counts = train_student(
-                student, objective, train.training_rows(), settings, seed, self.device, after_epoch
-            )
+            counts = train_student(student, objective, rows, settings, seed, self.device, after_epoch)
         except TrainingDiverged as error:
             raise TrainingDiverged(f"distill: {task.name} {arm_name}, seed {seed}: {error}") from None
+        for sentence in idle_terms([entry for entry in history if entry["epoch"] or not prompts]):
+            tqdm.write(f"{task.name} {arm_name}, seed {seed}: {sentence}", file=sys.stderr)
         scores = self._score(student, "validation")
         result = {
             "arm": arm_name,
