@@ -25,7 +25,7 @@ Group = dist.ProcessGroup | None
 
 # The linear form wins from this many rows per dim, and this many rows, on (benchmarks/losses.py).
 ROWS_PER_DIM = 2
-FEW_ROWS = 96
+FEW_ROWS = 128
 BLOCK_ENTRIES = 2**20  # entries of a relation matrix held at once by the losses that need it
 
 
@@ -57,63 +57,48 @@ def relation_distance(
         dim = max(xs.shape[1], xt.shape[1])
         xs, xt = _padded(xs, dim), _padded(xt, dim)
         ys, yt = (None if y is None else _padded(y, dim) for y in (ys, yt))
-    return _RelationDistance.apply(xs, xt, ys, yt, group)
+    rows, dim = (xs if ys is None else ys).shape
+    if group is None and (rows < FEW_ROWS or rows < ROWS_PER_DIM * dim):
+        return _dense(xs, xt, ys, yt)
+    return _Linear.apply(xs, xt, ys, yt, group)
 
 
 def _padded(x: torch.Tensor, dim: int) -> torch.Tensor:
     return functional.pad(x, (0, dim - x.shape[1]))
 
 
-class _RelationDistance(torch.autograd.Function):
-    """The gradient is linear in known sums: it is computed on the way forward, and only scaled back."""
+def _dense(xs: torch.Tensor, xt: torch.Tensor, ys: Any, yt: Any) -> torch.Tensor:
+    """By the matrix itself, where that is small."""
+    gap = xs @ (xs if ys is None else ys).T - xt @ (xt if yt is None else yt).T
+    return _inner(gap, gap)
+
+
+def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """⟨A, B⟩ without a matrix in between."""
+    return torch.dot(a.flatten(), b.flatten())
+
+
+class _Linear(torch.autograd.Function):
+    """By the sums above. The gradient needs the same sums: it is made on the way forward, and scaled back."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        xs: torch.Tensor,
-        xt: torch.Tensor,
-        ys: torch.Tensor | None,
-        yt: torch.Tensor | None,
-        group: Group,
-    ) -> torch.Tensor:
-        rows, dim = (xs if ys is None else ys).shape
-        linear = group is not None or (rows >= FEW_ROWS and rows >= ROWS_PER_DIM * dim)
-        form = _linear if linear else _dense
-        value, *gradients = form(xs, xt, ys, yt, group, ctx.needs_input_grad[0] or ctx.needs_input_grad[2])
-        ctx.save_for_backward(*gradients)
-        return value
+    def forward(ctx: Any, xs: torch.Tensor, xt: torch.Tensor, ys: Any, yt: Any, group: Group) -> torch.Tensor:
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[2]
+        zx = torch.cat([xs - xt, xs + xt], dim=1)
+        if ys is None:
+            (sums,) = _reduced([zx.T @ zx], group)
+            ctx.save_for_backward(*([zx @ _weights(sums) * 2] if wanted else []))
+            return _form(sums, sums)
+        zy = torch.cat([ys - yt, ys + yt], dim=1)
+        sums_x, sums_y = _reduced([zx.T @ zx, zy.T @ zy], group)
+        ctx.save_for_backward(*([zx @ _weights(sums_y), zy @ _weights(sums_x)] if wanted else []))
+        return _form(sums_x, sums_y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gradients = [upstream * gradient for gradient in ctx.saved_tensors]
-        return gradients[0], None, gradients[1] if len(gradients) > 1 else None, None, None
-
-
-def _dense(
-    xs: torch.Tensor, xt: torch.Tensor, ys: Any, yt: Any, _group: Group, with_gradient: bool
-) -> list[torch.Tensor]:
-    """Value, and the gradients for xs and, if there is one, ys."""
-    if ys is None:
-        gap = torch.addmm(xs @ xs.T, xt, xt.T, alpha=-1)
-        return [gap.square().sum(), *([gap @ xs * 4] if with_gradient else [])]
-    gap = torch.addmm(xs @ ys.T, xt, yt.T, alpha=-1)
-    return [gap.square().sum(), *([gap @ ys * 2, gap.T @ xs * 2] if with_gradient else [])]
-
-
-def _linear(
-    xs: torch.Tensor, xt: torch.Tensor, ys: Any, yt: Any, group: Group, with_gradient: bool
-) -> list[torch.Tensor]:
-    """The same in linear time."""
-    zx = torch.cat([xs - xt, xs + xt], dim=1)
-    if ys is None:
-        (sums,) = _reduced([zx.T @ zx], group)
-        value = _form(sums, sums)
-        return [value, *([zx @ _weights(sums) * 2] if with_gradient else [])]
-    zy = torch.cat([ys - yt, ys + yt], dim=1)
-    sums_x, sums_y = _reduced([zx.T @ zx, zy.T @ zy], group)
-    value = _form(sums_x, sums_y)
-    return [value, *([zx @ _weights(sums_y), zy @ _weights(sums_x)] if with_gradient else [])]
+        to_xs, *to_ys = (upstream * gradient for gradient in ctx.saved_tensors)
+        return to_xs, None, to_ys[0] if to_ys else None, None, None
 
 
 def _form(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -161,7 +146,7 @@ def relation_energy(x: torch.Tensor, y: torch.Tensor | None = None, group: Group
     """
     sums_x = joint_sum(x.T @ x, group)
     sums_y = sums_x if y is None else joint_sum(y.T @ y, group)
-    return (sums_x * sums_y).sum()
+    return _inner(sums_x, sums_y)
 
 
 def sum_over_rows(function: Callable[..., torch.Tensor], batch: int, width: int, *args: Any) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import typer
 
 from kdcache.cli.caches import inspect
+from kdcache.cli.losses import losses
 from kdcache.cli.pipeline import cache, distill, prepare, report, shrink, teach
 
 app = typer.Typer(
@@ -15,5 +16,5 @@ app = typer.Typer(
         "Run it in a project folder: parameters come from its params.yaml."
     ),
 )
-for command in (prepare, teach, cache, shrink, distill, inspect, report):
+for command in (prepare, teach, cache, shrink, distill, inspect, report, losses):
     app.command()(command)

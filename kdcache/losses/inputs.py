@@ -28,14 +28,16 @@ def paired(
     Raises:
         ShapeError: not two matrices, other batches, or other dims where they must agree.
     """
-    fits = student.ndim == teacher.ndim == 2 and len(student) == len(teacher)
-    if not fits or (same_dim and student.shape != teacher.shape):
-        wanted = "of one shape" if same_dim else "with one row per instance"
-        raise ShapeError(
-            f"loss: student and teacher must be two matrices {wanted}, "
-            f"got {tuple(student.shape)} and {tuple(teacher.shape)}."
-        )
-    dtype = torch.float32 if student.device.type == "mps" else torch.float64
+    shape_s, shape_t = student.shape, teacher.shape
+    if shape_s != shape_t or len(shape_s) != 2:
+        fits = len(shape_s) == len(shape_t) == 2 and shape_s[0] == shape_t[0]
+        if same_dim or not fits:
+            wanted = "of one shape" if same_dim else "with one row per instance"
+            raise ShapeError(
+                f"loss: student and teacher must be two matrices {wanted}, "
+                f"got {tuple(shape_s)} and {tuple(shape_t)}."
+            )
+    dtype = torch.float32 if student.is_mps else torch.float64
     return student.to(dtype), teacher.detach().to(dtype)
 
 

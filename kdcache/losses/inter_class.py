@@ -89,7 +89,7 @@ def dist_inter(student: torch.Tensor, teacher: torch.Tensor, temperature: float 
         O(batch · num_labels).
 
     Reference:
-        Huang et al. (2022), DIST, equation 8.
+        Huang et al. (2022), DIST, its inter-class relation.
 
     Differs:
         Norms are clamped, not shifted by 1e-8.
@@ -139,7 +139,7 @@ def dkd(
         O(batch · num_labels).
 
     Reference:
-        Zhao et al. (2022), equation 7.
+        Zhao et al. (2022), Decoupled Knowledge Distillation.
 
     Relations:
         Beside ``kl`` it brings out what the teacher knows about the wrong classes.

@@ -145,7 +145,7 @@ def sp(
         O((batch + others) · dim²), memory O(dim²); the dense form where dim nears the batch.
 
     Reference:
-        Tung & Mori (2019), equations 2 to 4.
+        Tung & Mori (2019), Similarity-Preserving Knowledge Distillation.
 
     Differs:
         Logits are row-centred: half of the gradient went where softmax cannot see it.
@@ -194,7 +194,7 @@ def cka(
         O((batch + others) · dim²), memory O(dim²); the dense form where dim nears the batch.
 
     Reference:
-        Kornblith et al. (2019), equation 3 with linear kernels.
+        Kornblith et al. (2019), CKA with linear kernels.
 
     Relations:
         The relation for features of other dims: no projection is needed.
@@ -224,11 +224,13 @@ def _mapped(function: Callable[[torch.Tensor], torch.Tensor], sets: _Sets) -> _S
     )  # fmt: skip
 
 
-def _entries(x: torch.Tensor, y: torch.Tensor | None, group: Group) -> torch.Tensor:
+def _entries(x: torch.Tensor, y: torch.Tensor | None, group: Group) -> float | torch.Tensor:
     """How many entries the relation matrix has, over all processes."""
-    sizes = torch.tensor([len(x), len(x if y is None else y)], dtype=x.dtype, device=x.device)
-    batch, columns = joint_sum(sizes, group)
-    return batch * columns
+    columns = len(x) if y is None else len(y)
+    if group is None:
+        return float(len(x) * columns)
+    sizes = torch.tensor([len(x), columns], dtype=x.dtype, device=x.device)
+    return joint_sum(sizes, group).prod()
 
 
 def _over_relation_norm(x: torch.Tensor, y: torch.Tensor | None, group: Group) -> torch.Tensor:

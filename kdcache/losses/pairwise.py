@@ -38,7 +38,7 @@ def dist_intra(student: torch.Tensor, teacher: torch.Tensor, temperature: float 
         O(batch · num_labels).
 
     Reference:
-        Huang et al. (2022), DIST, equation 9 (there: intra-class).
+        Huang et al. (2022), DIST, its intra-class relation.
 
     Differs:
         Deviations are clamped, not shifted; a constant column of the teacher drops out.
@@ -86,7 +86,7 @@ def rkd_distance(student: torch.Tensor, teacher: torch.Tensor, on: On = "logits"
         O(batch² · dim), memory O(block · batch).
 
     Reference:
-        Park et al. (2019), equations 6 and 7.
+        Park et al. (2019), Relational Knowledge Distillation, RKD-D.
 
     Relations:
         Sees how far apart instances of one class are, to which ``gram`` on sure rows is blind.
@@ -128,7 +128,7 @@ def rkd_angle(student: torch.Tensor, teacher: torch.Tensor, on: On = "logits") -
         O(batch³ + batch² · dim), memory O(block · batch²).
 
     Reference:
-        Park et al. (2019), equations 8 and 9.
+        Park et al. (2019), Relational Knowledge Distillation, RKD-A.
 
     Relations:
         ``rkd_distance`` is a batch cheaper.
@@ -167,10 +167,10 @@ def pkt(student: torch.Tensor, teacher: torch.Tensor, on: On = "logits") -> torc
         O(batch² · dim), memory O(block · batch).
 
     Reference:
-        Passalis & Tefas (2018), equations 3 to 6.
+        Passalis & Tefas (2018), Probabilistic Knowledge Transfer.
 
     Relations:
-        A hundredth of ``gram`` and less: the mean over batch² of rows that sum to 1.
+        Its entries are of order 1 / batch, their mean divergence is tiny: it wants a large weight.
 
     >>> t = torch.tensor([[0.1, 0.0], [1.0, 0.0], [0.0, 2.0]])
     >>> round(pkt(t.roll(1, 0), t, on="features").item(), 4)

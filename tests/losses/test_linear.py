@@ -7,7 +7,7 @@ import torch.multiprocessing as multiprocessing
 
 from kdcache import losses, relations
 from kdcache.losses import LOSSES
-from kdcache.relations import _dense, _linear, relation_distance, relation_energy, sum_over_rows
+from kdcache.relations import relation_distance, relation_energy, sum_over_rows
 
 LINEAR = [name for name, loss in LOSSES.items() if loss.linear]
 BLOCKED = ["rkd_distance", "rkd_angle", "pkt"]
@@ -19,16 +19,28 @@ def normal(seed: int, *shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("others", [0, 70])
 @pytest.mark.parametrize("dim", [2, 30])
-def test_linear_and_dense_agree_in_value_and_gradients(others, dim):
-    xs, xt = normal(0, 50, dim), normal(1, 50, dim)
-    ys, yt = (normal(2, others, dim), normal(3, others, dim)) if others else (None, None)
+@pytest.mark.parametrize("few_rows", [0, 10**6], ids=["linear", "dense"])
+def test_both_forms_give_value_and_gradients_of_the_matrices(few_rows, others, dim, monkeypatch):
+    monkeypatch.setattr(relations, "FEW_ROWS", few_rows)
+    monkeypatch.setattr(relations, "ROWS_PER_DIM", 0)
+    xs, xt = normal(0, 50, dim).requires_grad_(), normal(1, 50, dim)
+    ys, yt = (normal(2, others, dim).requires_grad_(), normal(3, others, dim)) if others else (None, None)
+    value = relation_distance(xs, xt, ys, yt)
     gap = xs @ (xs if ys is None else ys).T - xt @ (xt if yt is None else yt).T
-    for form in (_dense, _linear):
-        value, *gradients = form(xs, xt, ys, yt, None, True)
-        assert value.item() == pytest.approx(gap.square().sum().item(), rel=1e-12)
-        assert len(gradients) == (2 if others else 1)
-        for mine, dense in zip(gradients, _dense(xs, xt, ys, yt, None, True)[1:], strict=True):
-            assert torch.allclose(mine, dense, rtol=1e-10)
+    assert value.item() == pytest.approx(gap.square().sum().item(), rel=1e-12)
+    inputs = (xs,) if ys is None else (xs, ys)
+    wanted = torch.autograd.grad(gap.square().sum(), inputs)
+    for gradient, dense in zip(torch.autograd.grad(value, inputs), wanted, strict=True):
+        assert torch.allclose(gradient, dense, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("rows", "dim", "linear"), [(16, 3, False), (4096, 3, True), (128, 384, False)])
+def test_the_form_is_chosen_by_size(rows, dim, linear, monkeypatch):
+    taken = []
+    monkeypatch.setattr(relations, "_dense", lambda *_: taken.append("dense"))
+    monkeypatch.setattr(relations._Linear, "apply", lambda *_: taken.append("linear"))
+    relation_distance(torch.zeros(rows, dim), torch.zeros(rows, dim))
+    assert taken == ["linear" if linear else "dense"]
 
 
 @pytest.mark.parametrize("with_others", [False, True])

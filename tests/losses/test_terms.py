@@ -129,7 +129,7 @@ def test_an_arm_reads_from_params_as_a_row_of_a_paper_table():
         ({"ce_weight": -1}, "arm.ce_weight: it must be >= 0 or a mapping of parameters, got -1."),
         (
             {"ce_weight": {"start": 0, "stop": 1}},
-            "arm.ce_weight.stop: the key must be a known parameter, got 'stop'. Did you mean start?\n"
+            "arm.ce_weight.stop: the key must be a known parameter, got 'stop'. Known: end, over, start.\n"
             "arm.ce_weight.end: the parameter must be set, got nothing.",
         ),
     ],
