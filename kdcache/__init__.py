@@ -8,7 +8,7 @@ from typing import Any
 
 _PUBLIC = {
     "KdcacheError": "errors",
-    "get_task": "tasks",
+    "read_task": "tasks.schema",
     "load_cache": "cache.reader",
     **dict.fromkeys(
         (

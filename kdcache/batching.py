@@ -2,37 +2,44 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+
+from kdcache.errors import ParamsError
 
 SORTING_WINDOW = 16  # batches sorted together: short padding, yet batches differ between epochs
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids per row, and what the tokenizer needs to pad them.
+    """Token ids per sequence, and what the tokenizer needs to pad them.
 
     Args:
         tokenizer: the one that made the ids.
-        rows: one mapping per example (``input_ids``, ``attention_mask``, perhaps ``token_type_ids``).
-        lengths: int64 array of shape (rows,), in tokens.
-        num_truncated: how many rows lost tokens to ``max_length``.
+        sequences: one mapping per sequence (``input_ids``, ``attention_mask``, perhaps
+            ``token_type_ids``); the sequences of a row stand one after the other.
+        lengths: int64 array of shape (rows,), in tokens; of the longest sequence of each row.
+        truncated: bool array of shape (rows,): which rows lost tokens to ``max_length``.
+        num_choices: sequences per row.
     """
 
     tokenizer: Any
-    rows: list[dict[str, list[int]]]
+    sequences: list[dict[str, list[int]]]
     lengths: np.ndarray
-    num_truncated: int
+    truncated: np.ndarray
+    num_choices: int = 1
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.lengths)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Encoded":
         """Return some of the rows, in the given order."""
-        rows = [self.rows[int(i)] for i in indices]
-        return replace(self, rows=rows, lengths=self.lengths[np.asarray(indices, dtype=np.int64)])
+        rows = np.asarray(indices, dtype=np.int64)
+        return replace(
+            self, sequences=self._of(rows), lengths=self.lengths[rows], truncated=self.truncated[rows]
+        )
 
     def batch(
         self, indices: Sequence[int] | np.ndarray, device: torch.device | str = "cpu"
@@ -40,29 +47,85 @@ class Encoded:
         """Pad the rows ``indices`` to their longest.
 
         Returns:
-            Tensors of shape (batch, tokens).
+            Tensors of shape (batch · choices, tokens).
         """
-        rows = [self.rows[int(i)] for i in indices]
-        return {k: v.to(device) for k, v in self.tokenizer.pad(rows, return_tensors="pt").items()}
+        padded = self.tokenizer.pad(self._of(indices), return_tensors="pt")
+        return {k: v.to(device) for k, v in padded.items()}
+
+    def by_row(self, values: torch.Tensor) -> torch.Tensor:
+        """Put what a model made of ``batch`` together again: the one place that knows of choices.
+
+        Args:
+            values: of shape (batch · choices, dim): logits or features.
+
+        Returns:
+            Of shape (batch, choices · dim); with one choice, ``values`` as they are.
+        """
+        return values.reshape(-1, self.num_choices * values.shape[1])
+
+    def _of(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, list[int]]]:
+        n = self.num_choices
+        return [self.sequences[int(i) * n + choice] for i in indices for choice in range(n)]
 
 
-def encode(tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> Encoded:
-    """Tokenise sequences or pairs, truncating the longer of a pair first.
+def join(parts: Sequence[Encoded]) -> Encoded:
+    """Put rows of one tokenizer one after the other."""
+    return replace(
+        parts[0],
+        sequences=[sequence for part in parts for sequence in part.sequences],
+        lengths=np.concatenate([part.lengths for part in parts]),
+        truncated=np.concatenate([part.truncated for part in parts]),
+    )
+
+
+def encode(
+    tokenizer: Any,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_length: int,
+    truncate: Literal["longest", "first", "second"] = "longest",
+    num_choices: int = 1,
+) -> Encoded:
+    """Tokenise sequences or pairs.
 
     Args:
         tokenizer: a fast transformers tokenizer.
         texts: first sequences.
-        pairs: second sequences, or None for single ones.
+        pairs: second sequences, "" where there is none; None for single ones throughout.
         max_length: in tokens, special ones included.
+        truncate: which of a pair loses tokens; ``longest`` shortens the longer of the two.
+        num_choices: sequences per row, one after the other.
+
+    Raises:
+        ParamsError: even without the sequence that may lose tokens, one does not fit.
     """
-    full = tokenizer(list(texts), None if pairs is None else list(pairs), truncation=False)
-    cut = tokenizer(
-        list(texts), None if pairs is None else list(pairs), truncation="longest_first", max_length=max_length
-    )
-    rows = [{key: cut[key][i] for key in cut} for i in range(len(texts))]
-    lengths = np.array([len(row["input_ids"]) for row in rows], dtype=np.int64)
-    truncated = sum(len(ids) > max_length for ids in full["input_ids"])
-    return Encoded(tokenizer, rows, lengths, truncated)
+    pairs = [""] * len(texts) if pairs is None else pairs
+    inputs = [(text, pair) if pair else text for text, pair in zip(texts, pairs, strict=True)]
+    full = tokenizer(inputs, truncation=False)
+    sequences = [{key: full[key][i] for key in full} for i in range(len(texts))]
+    long = [i for i, row in enumerate(sequences) if len(row["input_ids"]) > max_length]
+    if long:
+        strategy = "longest_first" if truncate == "longest" or not any(pairs) else f"only_{truncate}"
+        if strategy != "longest_first":
+            _refuse_short(tokenizer, full, long, max_length, kept=1 if truncate == "first" else 0)
+        cut = tokenizer([inputs[i] for i in long], truncation=strategy, max_length=max_length)
+        for k, i in enumerate(long):
+            sequences[i] = {key: cut[key][k] for key in cut}
+    lengths = np.array([len(row["input_ids"]) for row in sequences], dtype=np.int64).reshape(-1, num_choices)
+    cut_rows = np.zeros(len(lengths), dtype=bool)
+    cut_rows[[i // num_choices for i in long]] = True
+    return Encoded(tokenizer, sequences, lengths.max(axis=1), cut_rows, num_choices)
+
+
+def _refuse_short(tokenizer: Any, full: Any, long: list[int], max_length: int, kept: int) -> None:
+    """Raise unless the sequence that is kept whole leaves room for a token of the other."""
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    needed = max(full.sequence_ids(i).count(kept) for i in long) + special + 1
+    if needed > max_length:
+        raise ParamsError(
+            f"max_length: it must be at least {needed} tokens, so that a question and its answer fit "
+            f"whole beside their passage, got {max_length}. Raise max_length in every section that has it."
+        )
 
 
 def fixed_plan(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:

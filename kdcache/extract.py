@@ -18,10 +18,10 @@ def capture_features(model: nn.Module, num_labels: int) -> Iterator[list[torch.T
 
     Args:
         model: an encoder with a classification head, PEFT-wrapped or not.
-        num_labels: size of that head.
+        num_labels: outputs of that head, per sequence.
 
     Yields:
-        A list whose only item is the latest features, of shape (batch, dim).
+        A list whose only item is the latest features, of shape (batch · choices, dim).
     """
     latest: list[torch.Tensor] = []
 
@@ -49,13 +49,14 @@ def extract(
     Args:
         model: an encoder with a classification head; its mode is restored afterwards.
         encoded: the rows.
-        num_labels: size of the head.
+        num_labels: outputs of the head, per sequence.
         batch_size: rows per forward pass.
         device: where to compute.
         progress: title of a progress bar over rows; None shows none.
 
     Returns:
-        float32 logits of shape (rows, num_labels) and features of shape (rows, dim).
+        float32 logits of shape (rows, choices · num_labels) and features of shape
+        (rows, choices · dim).
     """
     was_training = model.training
     model.eval().to(device)
@@ -66,8 +67,8 @@ def extract(
         tqdm(total=len(encoded), desc=progress, unit="row", disable=progress is None) as bar,
     ):
         for indices, batch in iterate(plan, encoded, device):
-            logits.append(model(**batch).logits.float().cpu().numpy())
-            features.append(latest[0].float().cpu().numpy())
+            logits.append(encoded.by_row(model(**batch).logits).float().cpu().numpy())
+            features.append(encoded.by_row(latest[0]).float().cpu().numpy())
             bar.update(len(indices))
     model.train(was_training)
     order = np.concatenate(plan)

@@ -1,27 +1,77 @@
 """Scores of predictions, by name; every task lists the ones that its benchmark reports."""
 
-from collections.abc import Sequence
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-METRICS = {
-    "accuracy": lambda labels, predictions: accuracy_score(labels, predictions),
-    "macro_f1": lambda labels, predictions: f1_score(labels, predictions, average="macro", zero_division=0.0),
+from kdcache.errors import DataError
+
+# Beside labels and logits, what a metric reads of the rows: ``unit``, ``candidate``, ``answers``.
+Columns = Mapping[str, Sequence[Any]]
+
+
+def _exact_match(labels: np.ndarray, logits: np.ndarray, columns: Columns) -> float:
+    """Share of units whose rows are all right (MultiRC: all answers of a question)."""
+    right = logits.argmax(axis=1) == labels
+    return float(np.mean([right[rows].all() for rows in _units(columns)]))
+
+
+def _gender_parity(_labels: np.ndarray, logits: np.ndarray, columns: Columns) -> float:
+    """Share of units whose rows get the same prediction (Winogender: the two genders)."""
+    predictions = logits.argmax(axis=1)
+    return float(np.mean([len(set(predictions[rows].tolist())) == 1 for rows in _units(columns)]))
+
+
+def _answer_score(score: Callable[[str, str], float]) -> Callable[[np.ndarray, np.ndarray, Columns], float]:
+    """Mean over units of the best score, over the answers, of the unit's chosen candidate (ReCoRD).
+
+    Chosen is the candidate whose logits most say "true"; of equal ones the first.
+    """
+
+    def mean(_labels: np.ndarray, logits: np.ndarray, columns: Columns) -> float:
+        chosen = choose(logits, _units(columns))
+        return float(np.mean([
+            max(score(columns["candidate"][row], answer) for answer in columns["answers"][row])
+            for row in chosen
+        ]))  # fmt: skip
+
+    return mean
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray, Columns], float]] = {
+    "accuracy": lambda labels, logits, _: accuracy_score(labels, logits.argmax(axis=1)),
+    "macro_f1": lambda labels, logits, _: f1_score(
+        labels, logits.argmax(axis=1), average="macro", zero_division=0.0
+    ),
+    "matthews": lambda labels, logits, _: matthews_corrcoef(labels, logits.argmax(axis=1)),
+    "f1a": lambda labels, logits, _: f1_score(labels, logits.argmax(axis=1), zero_division=0.0),
+    "exact_match": _exact_match,
+    "gender_parity": _gender_parity,
+    "answer_f1": _answer_score(lambda candidate, answer: token_f1(candidate, answer)),
+    "answer_exact_match": _answer_score(lambda a, b: float(normalise_answer(a) == normalise_answer(b))),
 }
 
 
-def compute_metrics(names: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+def compute_metrics(
+    names: Sequence[str], labels: np.ndarray, logits: np.ndarray, columns: Columns | None = None
+) -> dict[str, float]:
     """Score logits on the labelled rows.
 
     Args:
         names: keys of ``METRICS``.
         labels: int array of shape (rows,); rows with −1 do not count.
         logits: array of shape (rows, num_labels).
+        columns: name → (rows,), what the metrics read beside.
 
     Returns:
-        name → value between 0 and 1, plus ``rows``, how many were scored; empty without labels.
+        name → value between 0 and 1 (matthews: −1 and 1), plus ``rows``, how many were scored;
+        empty without labels.
 
     >>> compute_metrics(["accuracy"], np.array([0, 1, -1]), np.array([[2., 1.], [2., 1.], [0., 1.]]))
     {'accuracy': 0.5, 'rows': 2}
@@ -29,16 +79,115 @@ def compute_metrics(names: Sequence[str], labels: np.ndarray, logits: np.ndarray
     labelled = labels >= 0
     if not labelled.any():
         return {}
-    labels, predictions = labels[labelled], logits[labelled].argmax(axis=1)
-    scores = {name: float(METRICS[name](labels, predictions)) for name in names}
+    kept = {
+        name: [value for value, keep in zip(column, labelled, strict=True) if keep]
+        for name, column in (columns or {}).items()
+    }
+    scores = {name: float(METRICS[name](labels[labelled], logits[labelled], kept)) for name in names}
     return scores | {"rows": int(labelled.sum())}
 
 
-def majority_metrics(names: Sequence[str], labels: np.ndarray, num_labels: int) -> dict[str, float]:
+def majority_metrics(
+    names: Sequence[str], labels: np.ndarray, num_labels: int, columns: Columns | None = None
+) -> dict[str, float]:
     """Score the constant answer: the class that most of these rows have."""
     counts = np.bincount(labels[labels >= 0], minlength=num_labels)
     constant = np.tile((np.arange(num_labels) == counts.argmax()).astype(float), (len(labels), 1))
-    return compute_metrics(names, labels, constant)
+    return compute_metrics(names, labels, constant, columns)
+
+
+def choose(logits: np.ndarray, units: Iterable[Sequence[int]]) -> list[int]:
+    """The row of each unit whose logits most say class 1; of equal ones the first.
+
+    Args:
+        logits: of shape (rows, 2).
+        units: the rows of each unit.
+
+    >>> choose(np.array([[0., 1.], [0., 3.], [2., 5.], [1., 0.]]), [[0, 1, 2], [3]])
+    [1, 3]
+    """
+    margin = logits[:, 1] - logits[:, 0]
+    return [max(rows, key=lambda row: margin[row]) for rows in units]
+
+
+def group_rows(units: Sequence[str]) -> dict[str, list[int]]:
+    """unit → its rows, both in the order they come.
+
+    >>> group_rows(["a", "b", "a"])
+    {'a': [0, 2], 'b': [1]}
+    """
+    rows: dict[str, list[int]] = {}
+    for row, unit in enumerate(units):
+        rows.setdefault(unit, []).append(row)
+    return rows
+
+
+def _units(columns: Columns) -> list[list[int]]:
+    return list(group_rows(columns["unit"]).values())
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, without punctuation, articles and surplus blanks, as SQuAD and ReCoRD compare answers.
+
+    Reference:
+        Rajpurkar et al. (2016).
+
+    >>> normalise_answer("The U.S.  Congress")
+    'us congress'
+    """
+    text = "".join(char for char in text.lower() if char not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def token_f1(candidate: str, answer: str) -> float:
+    """Harmonic mean of precision and recall over the words of two normalised answers.
+
+    >>> token_f1("Barack Obama", "President Obama")
+    0.5
+    """
+    ours, theirs = normalise_answer(candidate).split(), normalise_answer(answer).split()
+    common = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * common / (len(ours) + len(theirs)) if common else 0.0
+
+
+# The eight tasks of SuperGLUE, and the metrics whose mean is a task's score.
+SUPERGLUE_METRICS = {
+    "boolq": ("accuracy",),
+    "cb": ("accuracy", "macro_f1"),
+    "copa": ("accuracy",),
+    "multirc": ("f1a", "exact_match"),
+    "record": ("answer_f1", "answer_exact_match"),
+    "rte": ("accuracy",),
+    "wic": ("accuracy",),
+    "wsc": ("accuracy",),
+}
+
+
+def superglue_score(scores: Mapping[str, Mapping[str, float]]) -> float:
+    """The benchmark's one number: the mean over the eight tasks of each task's mean metric.
+
+    Args:
+        scores: task → metric → value; other tasks and metrics may be there.
+
+    Raises:
+        DataError: a task or one of its metrics is missing.
+
+    Reference:
+        Wang et al. (2019). The diagnostics do not count.
+    """
+    missing = [
+        f"{task} {name}"
+        for task, names in SUPERGLUE_METRICS.items()
+        for name in names
+        if name not in scores.get(task, {})
+    ]
+    if missing:
+        raise DataError(
+            f"superglue_score: every task must have its metrics, got no {', '.join(missing)}. "
+            "Score the missing tasks first."
+        )
+    means = [np.mean([scores[task][name] for name in names]) for task, names in SUPERGLUE_METRICS.items()]
+    return float(np.mean(means))
 
 
 def accuracy_interval(accuracy: float, rows: int) -> tuple[float, float]:

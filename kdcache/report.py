@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcache.metrics import accuracy_interval
+from kdcache.metrics import SUPERGLUE_METRICS, accuracy_interval, superglue_score
 
 # Colour-blind safe (Okabe & Ito, 2008), in the order arms come.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -17,7 +17,10 @@ def results_markdown(tasks: Sequence[Mapping[str, Any]]) -> str:
     Args:
         tasks: the metrics of each task, as distill wrote them.
     """
-    lines = ["# Results", "", *_table(tasks), "", *_notes(tasks), "", "## Cost, in counts", "", *_cost(tasks)]
+    lines = [
+        "# Results", "", *_table(tasks), "", *_notes(tasks), *_superglue(tasks), *_diagnostics(tasks),
+        "", "## Cost, in counts", "", *_cost(tasks),
+    ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
@@ -53,7 +56,7 @@ def _teachers(tasks: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def _teacher_cell(task: Mapping[str, Any], key: str, metric: str) -> str:
     scores = task["teacher"][key]
     cell = f"{100 * scores[metric]:.1f}"
-    if metric == "accuracy":
+    if metric == "accuracy":  # the others are no share of rows
         low, high = accuracy_interval(scores[metric], scores["rows"])
         cell += f" [{100 * low:.1f}, {100 * high:.1f}]"
     return cell
@@ -82,6 +85,50 @@ def _notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
         if below:
             notes += ["", f"**Not working on {task['task']}** (at or below `head`): {', '.join(below)}."]
     return notes
+
+
+def _superglue(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The benchmark's one number, where all of its tasks are there."""
+    if not set(SUPERGLUE_METRICS) <= {task["task"] for task in tasks}:
+        return []
+    scores = {"teacher": superglue_score({task["task"]: task["teacher"]["all_rows"] for task in tasks})}
+    for arm in _arm_names(tasks):
+        if all(arm in task["arms"] for task in tasks):
+            means = {
+                task["task"]: {k: v["mean"] for k, v in task["arms"][arm]["validation"].items()}
+                for task in tasks
+            }
+            scores[arm] = superglue_score(means)
+    shown = ", ".join(f"{name} {100 * score:.1f}" for name, score in scores.items())
+    return ["", f"SuperGLUE score over the eight validation splits: {shown}."]
+
+
+def _diagnostics(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of the extra splits, if there are any."""
+    columns = [
+        (task, split, metric)
+        for task in tasks
+        for split, scores in task["teacher"].get("diagnostics", {}).items()
+        for metric in scores
+        if metric != "rows"
+    ]
+    if not columns:
+        return []
+    rows = []
+    for arm in _arm_names(tasks):
+        cells = [task["arms"].get(arm, {}).get("diagnostics", {}).get(split) for task, split, _ in columns]
+        means = [cell and cell[metric] for cell, (_, _, metric) in zip(cells, columns, strict=True)]
+        rows.append([arm, *(f"{100 * m['mean']:.1f} ± {100 * m['sd']:.1f}" if m else "—" for m in means)])
+    teacher = [task["teacher"]["diagnostics"][split][metric] for task, split, metric in columns]
+    rows.append(["teacher", *(f"{100 * value:.1f}" for value in teacher)])
+    header = [f"{split} {metric.replace('_', ' ')}" for _, split, metric in columns]
+    lines = [["", *header], ["---", *["---:"] * len(columns)], *rows]
+    return [
+        "",
+        "## Diagnostics, scored with the models above",
+        "",
+        *("| " + " | ".join(r) + " |" for r in lines),
+    ]
 
 
 def _cost(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -124,7 +171,8 @@ def draw_results(tasks: Sequence[Mapping[str, Any]], path: Path) -> None:
         )
         for panel, task in zip(panels[0], tasks, strict=True):
             _draw_task(panel, task)
-        panels[0][0].set_ylabel("validation accuracy, %")
+        metrics = dict.fromkeys(task["metric"].replace("_", " ") for task in tasks)
+        panels[0][0].set_ylabel(f"validation {' or '.join(metrics)}, %")
         figure.savefig(path, metadata={"Date": None, "Creator": None})
         pyplot.close(figure)
 
@@ -133,12 +181,15 @@ def _draw_task(panel: Any, task: Mapping[str, Any]) -> None:
     metric = task["metric"]
     arms = [(name, task["arms"][name]) for name in task["arm_order"]]
     teacher = task["teacher"]["all_rows"]
-    low, high = accuracy_interval(teacher[metric], teacher["rows"])
-    panel.axhspan(100 * low, 100 * high, color=GREY, alpha=0.15, linewidth=0)
+    name = "teacher"
+    if metric == "accuracy":
+        low, high = accuracy_interval(teacher[metric], teacher["rows"])
+        panel.axhspan(100 * low, 100 * high, color=GREY, alpha=0.15, linewidth=0)
+        name += ", 95 %"
     panel.axhline(100 * teacher[metric], color=GREY, linewidth=1.5)
     panel.axhline(100 * task["majority"][metric], color=GREY, linewidth=1, linestyle=":")
     end = len(arms) - 0.45
-    panel.text(end, 100 * teacher[metric], "teacher, 95 %", va="bottom", ha="right", color=GREY)
+    panel.text(end, 100 * teacher[metric], name, va="bottom", ha="right", color=GREY)
     panel.text(end, 100 * task["majority"][metric], "majority", va="bottom", ha="right", color=GREY)
     for x, (_, arm) in enumerate(arms):
         colour = COLOURS[x % len(COLOURS)]

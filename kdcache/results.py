@@ -9,16 +9,15 @@ import pandas as pd
 Result = Mapping[str, Any]
 
 
-def summarise_arms(results: Sequence[Result], metrics: Sequence[str]) -> dict[str, Any]:
+def summarise_arms(results: Sequence[Result]) -> dict[str, Any]:
     """Put each arm's students together.
 
     Args:
         results: of single students, as ``stages.distill`` writes them beside each.
-        metrics: names of the scores to keep, where the students have them.
 
     Returns:
         arm → method, trained parameters, counts added over seeds, and per metric the mean, the
-        standard deviation and the value of each seed.
+        standard deviation and the value of each seed, on validation and on each diagnostic split.
     """
     arms = {}
     for name in dict.fromkeys(result["arm"] for result in results):
@@ -28,10 +27,10 @@ def summarise_arms(results: Sequence[Result], metrics: Sequence[str]) -> dict[st
             "method": first["method"],
             "trained_parameters": first["prompt_parameters"] + first["head_parameters"],
             **{key: sum(s[key] for s in students) for key in ("head_steps", "steps", "examples")},
-            "validation": {
-                metric: _over_seeds({s["seed"]: s["validation"][metric] for s in students})
-                for metric in metrics
-                if metric in first["validation"]
+            "validation": _scores_over_seeds({s["seed"]: s["validation"] for s in students}),
+            "diagnostics": {
+                split: _scores_over_seeds({s["seed"]: s["diagnostics"][split] for s in students})
+                for split in first["diagnostics"]
             },
         }
     return arms
@@ -41,6 +40,12 @@ def mean_curves(results: Sequence[Result]) -> pd.DataFrame:
     """One row per arm and epoch: losses and tune scores, means over seeds."""
     rows = [{"arm": result["arm"], **entry} for result in results for entry in result["history"]]
     return pd.DataFrame(rows).groupby(["arm", "epoch"], sort=False).mean().reset_index()
+
+
+def _scores_over_seeds(by_seed: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+    """metric → mean, sd, seeds; ``rows`` is no score."""
+    names = [name for name in next(iter(by_seed.values())) if name != "rows"]
+    return {name: _over_seeds({seed: scores[name] for seed, scores in by_seed.items()}) for name in names}
 
 
 def _over_seeds(by_seed: Mapping[int, float]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from kdcache.params import read_params
-from kdcache.tasks.source import SAMPLE
+from kdcache.tasks.official import SAMPLE
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from kdcache.cli import app
 
-COMMANDS = ["prepare", "teach", "cache", "shrink", "distill", "inspect", "report"]
+COMMANDS = ["prepare", "teach", "cache", "shrink", "distill", "predict", "inspect", "report"]
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -100,7 +100,8 @@ def test_missing_upstream_names_the_command(project):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["distill", "--task", "nope"], "task: it must be a known task, got 'nope'. Known: cb, wic."),
+        (["distill", "--task", "nope"], "tasks: it must list the task, got 'nope'. Known: cb, wic."),
+        (["prepare", "--set", "tasks=[wik]"], "task: it must be a known task, got 'wik'. Did you mean wic?"),
         (
             ["distill", "--task", "wic", "--set", "tasks=[cb]"],
             "tasks: it must list the task, got 'wic'. Known: cb.",
@@ -120,7 +121,7 @@ def test_missing_upstream_names_the_command(project):
         (
             ["prepare", "--task", "wic", "--set", "prepare.source=superglue"],
             "prepare.path: it must be kdcache/sample with prepare.source sample and your own folder with "
-            "superglue, got kdcache/sample with superglue. Set both.",
+            "superglue or hub, got kdcache/sample with superglue. Set both.",
         ),
         (
             [

@@ -48,6 +48,8 @@ def test_data_flows_one_way():
         "kdcache/students/" in path for path in closures["train_teacher"] | closures["cache_teacher"]
     )
     assert not any("kdcache/cache/" in path for path in closures["train_teacher"])
+    sources = {"kdcache/tasks/find.py", "kdcache/tasks/source.py", "kdcache/tasks/superglue.py"}
+    assert [stage for stage in STAGES if closures[stage] & sources] == ["prepare"]
     assert not any("kdcache/cli/" in path for closure in closures.values() for path in closure)
 
 

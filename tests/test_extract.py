@@ -41,7 +41,7 @@ def test_training_plan_depends_on_seed_and_epoch_only():
 def test_truncation_is_counted(tiny_model: Path):
     tokenizer = load_tokenizer(tiny_model)
     encoded = encode(tokenizer, ["the " * 50, "a bat"], None, max_length=16)
-    assert encoded.num_truncated == 1
+    assert encoded.truncated.tolist() == [True, False]
     assert encoded.lengths.tolist() == [16, 4]
 
 

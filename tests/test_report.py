@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdcache.metrics import accuracy_interval, compute_metrics, majority_metrics
+from kdcache.metrics import SUPERGLUE_METRICS, accuracy_interval, compute_metrics, majority_metrics
 from kdcache.report import draw_results, results_markdown
 from kdcache.results import mean_curves, summarise_arms
 
@@ -15,8 +15,9 @@ from kdcache.results import mean_curves, summarise_arms
 def result(arm: str, seed: int, accuracy: float) -> dict[str, Any]:
     return {
         "arm": arm, "seed": seed, "method": "head" if arm == "head" else "prefix",
-        "validation": {"accuracy": accuracy, "rows": 100}, "steps": 10, "head_steps": 5, "examples": 160,
-        "prompt_parameters": 8, "head_parameters": 2,
+        "validation": {"accuracy": accuracy, "rows": 100},
+        "diagnostics": {"axb": {"matthews": accuracy - 0.6, "rows": 40}},
+        "steps": 10, "head_steps": 5, "examples": 160, "prompt_parameters": 8, "head_parameters": 2,
         "history": [{"epoch": e, "loss_ce": accuracy + e, "tune_accuracy": accuracy} for e in (0, 1)],
     }  # fmt: skip
 
@@ -32,18 +33,45 @@ def task_metrics() -> dict[str, Any]:
             "folds": 2, "all_rows": {"accuracy": 0.8, "rows": 100}, "cached": {"accuracy": 0.75, "rows": 100},
             "cost": {"training_steps": 3, "training_examples": 90, "forward_examples": 300},
         },
-        "arm_order": ["head", "kl"], "arms": summarise_arms(RESULTS, ["accuracy"]),
+        "arm_order": ["head", "kl"], "arms": summarise_arms(RESULTS),
     }  # fmt: skip
 
 
 def test_arms_are_summarised_over_seeds():
-    arms = summarise_arms(RESULTS, ["accuracy", "agreement"])
+    arms = summarise_arms(RESULTS)
     cell = arms["kl"]["validation"]["accuracy"]
     assert cell["mean"] == pytest.approx(0.71)
     assert cell["sd"] == pytest.approx(0.0141421, rel=1e-4)
     assert cell["seeds"] == {"0": 0.70, "1": 0.72}
     assert (arms["kl"]["steps"], arms["kl"]["examples"], arms["kl"]["trained_parameters"]) == (20, 320, 10)
     assert set(arms["kl"]["validation"]) == {"accuracy"}
+    assert arms["kl"]["diagnostics"]["axb"]["matthews"]["mean"] == pytest.approx(0.11)
+
+
+def test_diagnostics_have_a_table_of_their_own():
+    metrics = task_metrics()
+    metrics["teacher"]["diagnostics"] = {"axb": {"matthews": 0.25, "rows": 40}}
+    text = results_markdown([metrics])
+    section = text.split("## Diagnostics, scored with the models above\n\n")[1].split("\n\n")[0]
+    assert section.splitlines() == [
+        "|  | axb matthews |", "| --- | ---: |",
+        "| head | 1.0 ± 1.4 |", "| kl | 11.0 ± 1.4 |", "| teacher | 25.0 |",
+    ]  # fmt: skip
+    assert "Diagnostics" not in results_markdown([task_metrics()])
+
+
+def test_superglue_score_is_shown_when_all_eight_tasks_are_there():
+    tasks = []
+    for name, metrics in SUPERGLUE_METRICS.items():
+        scores = {metric: 0.5 + 0.1 * i for i, metric in enumerate(metrics)}
+        arm = {"validation": {k: {"mean": v, "sd": 0.0, "seeds": {"0": v}} for k, v in scores.items()}}
+        whole = task_metrics() | {"task": name, "metric": metrics[0], "majority": scores, "arm_order": ["kl"]}
+        whole["teacher"] |= {"all_rows": scores | {"rows": 9}, "cached": scores | {"rows": 9}}
+        tasks.append(whole | {"arms": {"kl": task_metrics()["arms"]["kl"] | arm}})
+    # Three tasks of two metrics at 50 and 60, five at 50.
+    line = "SuperGLUE score over the eight validation splits: teacher 51.9, kl 51.9."
+    assert line in results_markdown(tasks)
+    assert "SuperGLUE score" not in results_markdown(tasks[1:])
 
 
 def test_curves_are_means_over_seeds():
@@ -62,7 +90,7 @@ def test_table_shows_each_arm_with_interval_and_cost():
 
 def test_an_arm_at_or_below_head_is_marked_as_not_working():
     metrics = task_metrics()
-    metrics["arms"] = summarise_arms([*RESULTS[:2], result("kl", 0, 0.61)], ["accuracy"])
+    metrics["arms"] = summarise_arms([*RESULTS[:2], result("kl", 0, 0.61)])
     assert "**Not working on wic** (at or below `head`): kl." in results_markdown([metrics])
 
 

@@ -19,8 +19,8 @@ from kdcache.metrics import compute_metrics
 from kdcache.models import load_classifier, load_tokenizer, setup
 from kdcache.params import Count
 from kdcache.stages.workspace import COST, FOLDS, IDENTITY, Project, place, require, require_task
-from kdcache.tasks import Task, get_task
-from kdcache.tasks.splits import existing_splits, read_split
+from kdcache.tasks.schema import Task, read_task
+from kdcache.tasks.splits import existing_splits, metric_columns, read_split, sequences
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ def cache_teacher(project: Project, task_name: str) -> None:
     """
     params = project.section("cache_teacher", CacheTeacherParams)
     require_task(project, task_name)
-    task = get_task(task_name)
     data = Path(project.paths.data) / task_name
     teacher = require(
         Path(project.paths.teacher) / task_name,
         "the teacher", f"kdcache teach --task {task_name}", ModelError,
     )  # fmt: skip
-    tables = {split: read_split(data, split, task_name) for split in existing_splits(data)}
+    task = read_task(data, task_name)
+    tables = {split: read_split(data, split, task) for split in existing_splits(data, task)}
     identity = json.loads((teacher / IDENTITY).read_text(encoding="utf-8"))
     folds = _row_folds(pq.read_table(teacher / FOLDS), tables, task_name)
     device = setup(project.threads)
@@ -68,9 +68,11 @@ def cache_teacher(project: Project, task_name: str) -> None:
             np.full(len(labels), ALL_ROWS_TEACHER, np.int8) if fold is None else fold,
             logits, features,
         )  # fmt: skip
-        metrics[split] = compute_metrics(task.metrics, labels, logits)
-        all_rows[split] = compute_metrics(task.metrics, labels, whole[0])
+        names, columns = task.metrics_of(split), metric_columns(table, task)
+        metrics[split] = compute_metrics(names, labels, logits, columns)
+        all_rows[split] = compute_metrics(names, labels, whole[0], columns)
 
+    truncated = {split: int(encoded.truncated.sum()) for split, encoded in runner.encoded.items()}
     made = project.scratch("cache", identity, params.batch_size)
     shutil.rmtree(made)
     made.mkdir()
@@ -81,12 +83,16 @@ def cache_teacher(project: Project, task_name: str) -> None:
         metrics={k: v for k, v in metrics.items() if v},
         all_rows_teacher={k: v for k, v in all_rows.items() if v},
         cost={f"training_{key}": value for key, value in cost.items()}
-        | {"forward_examples": runner.examples},
+        | {"forward_examples": runner.examples, "truncated_examples": sum(truncated.values())},
     )  # fmt: skip
     place(made, Path(project.paths.cache) / task_name)
     rows = sum(entry["rows"] for entry in manifest.files.values())
     size = sum(entry["bytes"] for entry in manifest.files.values())
     print(f"{task_name}: cached {rows} rows, {size / rows:.0f} bytes/row")
+    for split, count in truncated.items():
+        if count:
+            share = count / len(runner.encoded[split])
+            print(f"{task_name} {split}: {share:.1%} of the rows lost tokens to max_length")
 
 
 class _Runner:
@@ -103,8 +109,9 @@ class _Runner:
         tokenizer = load_tokenizer(teacher)
         self.encoded = {
             split: encode(
-                tokenizer, table["text"].to_pylist(), table["text_pair"].to_pylist(),
+                tokenizer, *sequences(table, task),
                 identity["max_length"],  # type: ignore[arg-type]
+                task.truncate, task.num_choices,
             )
             for split, table in tables.items()
         }  # fmt: skip
@@ -112,11 +119,11 @@ class _Runner:
     def run(self, fold: int, split: str, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Logits and features of one teacher on a split, or on some of its rows."""
         folder = self.teacher if fold < 0 else self.teacher / f"fold-{fold}"
-        model = load_classifier(folder, self.task.num_labels, seed=0)
+        model = load_classifier(folder, self.task.num_outputs, seed=0)
         encoded: Encoded = self.encoded[split] if rows is None else self.encoded[split].take(rows)
         self.examples += len(encoded)
         title = f"{self.task.name} {split}" + ("" if fold < 0 else f", fold {fold}")
-        return extract(model, encoded, self.task.num_labels, self.batch_size, self.device, title)
+        return extract(model, encoded, self.task.num_outputs, self.batch_size, self.device, title)
 
     def cross_fit(self, split: str, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Logits, features and the column ``fold`` of a split under the fold teachers."""

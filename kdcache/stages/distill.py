@@ -21,13 +21,15 @@ from kdcache.models import WEIGHTS, setup
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
 from kdcache.results import mean_curves, summarise_arms
 from kdcache.stages.targets import load_splits
-from kdcache.stages.workspace import Project, place, require, require_task, write_json
+from kdcache.stages.workspace import Project, place, require, require_task, require_tune, write_json
 from kdcache.students.arms import Arm
+from kdcache.students.best import BestEpoch
 from kdcache.students.export import save_student
 from kdcache.students.prompts import build_student, trained_parameters
 from kdcache.students.train import Settings, train_student
 from kdcache.students.watch import idle_terms
-from kdcache.tasks import get_task
+from kdcache.tasks.schema import read_task
+from kdcache.tasks.splits import metric_columns
 
 EVAL_BATCH_SIZE = 128
 RESULT = "result.json"
@@ -51,6 +53,10 @@ class DistillParams:
         warmup_fraction: share of the steps that warm up, 0 … 0.9.
         arms: name → arm.
         seeds: one student each per arm.
+        unlabelled: whether arms that have a teacher's term learn from the split ``unlabelled``
+            too, where the task has one. An arm without such a term has nothing to learn there.
+        select: ``last`` epoch, or the one with the best first metric on ``tune``, the end of
+            the head start included.
         expect: fields of the teacher's identity that a shared cache must have.
     """
 
@@ -67,6 +73,8 @@ class DistillParams:
     warmup_fraction: Annotated[float, Range(0, 0.9)]
     arms: dict[str, Arm]
     seeds: tuple[NonNegativeInt, ...]
+    unlabelled: bool
+    select: Literal["last", "tune"]
     expect: dict[str, str | int]
 
 
@@ -124,23 +132,26 @@ class _Grid:
 
     def __init__(self, project: Project, task_name: str) -> None:
         require_task(project, task_name)
-        self.project, self.task = project, get_task(task_name)
+        self.project = project
         self.params = project.section("distill", DistillParams)
-        for name, arm in self.params.arms.items():
-            for warning in check_terms(
-                arm.terms, arm.ce_weight, f"distill.arms.{name}",
-                self.task.num_labels, batch_size=self.params.batch_size,
-            ):  # fmt: skip
-                print(warning, file=sys.stderr)
         if not self.params.arms or not self.params.seeds:
             raise ParamsError("distill: arms and seeds must each hold at least one entry, got none.")
         self.backbone = require(
             Path(project.paths.backbone), "the student backbone", "kdcache shrink", ModelError
         )
+        self.task = read_task(Path(project.paths.data) / task_name, task_name)
+        for name, arm in self.params.arms.items():
+            for warning in check_terms(
+                arm.terms, arm.ce_weight, f"distill.arms.{name}",
+                self.task.num_labels, self.task.num_choices, self.params.batch_size,
+            ):  # fmt: skip
+                print(warning, file=sys.stderr)
         self.device = setup(project.threads)
         self.splits, self.manifest = load_splits(
             project, self.task, self.params.max_length, self.params.expect
         )
+        if self.params.select == "tune":
+            require_tune(self.splits, "distill.select", task_name)
         self.scratch = project.scratch(
             "distill", task_name, asdict(self.params), project.threads, project.paths.backbone,
             file_digest(self.backbone / WEIGHTS), self.manifest.digest,
@@ -165,18 +176,20 @@ class _Grid:
         params, task = self.params, self.task
         arm, train = params.arms[arm_name], self.splits["train"]
         student = build_student(
-            arm.method or params.method, self.backbone, task.num_labels,
+            arm.method or params.method, self.backbone, task.num_outputs,
             params.num_virtual_tokens, params.max_length, train.encoded, seed,
         )  # fmt: skip
         prompts, head = trained_parameters(student)
         torch.manual_seed(seed)
         objective = Objective(
-            arm.terms, arm.ce_weight, student.config.hidden_size, train.targets.features.shape[1],
-            arm.label_smoothing,
+            arm.terms, arm.ce_weight, student.config.hidden_size * task.num_choices,
+            train.targets.features.shape[1], arm.label_smoothing,
         )  # fmt: skip
-        rows = train.training_rows()
+        also = ("unlabelled",) if params.unlabelled and any(arm.terms.values()) else ()
+        rows = train.training_rows(*(self.splits[split] for split in also if split in self.splits))
         if arm.targets == "shuffled_within_class":
             rows = rows.shuffled_within_class(seed)
+        best = BestEpoch([*prompts, *head])
         settings = Settings(
             params.lr, params.epochs, params.head_start_lr, params.head_start_epochs, params.head_lr,
             params.batch_size, params.weight_decay, params.warmup_fraction,
@@ -188,6 +201,8 @@ class _Grid:
             if "tune" in self.splits:
                 scores = {f"tune_{k}": v for k, v in self._score(student, "tune").items()}
                 scores.pop("tune_rows", None)
+                if params.select == "tune":
+                    best.see(epoch, scores[f"tune_{task.metrics[0]}"])
             history.append({"epoch": epoch, **seen, **scores})
 
         try:
@@ -196,15 +211,18 @@ class _Grid:
             raise TrainingDiverged(f"distill: {task.name} {arm_name}, seed {seed}: {error}") from None
         for sentence in idle_terms([entry for entry in history if entry["epoch"] or not prompts]):
             tqdm.write(f"{task.name} {arm_name}, seed {seed}: {sentence}", file=sys.stderr)
+        best.restore()
         scores = self._score(student, "validation")
         result = {
             "arm": arm_name,
             "seed": seed,
             "method": arm.method or params.method,
             "validation": scores,
+            "diagnostics": {split: self._score(student, split) for split in self._diagnostics},
             "history": history,
+            "epoch": history[-1]["epoch"] if best.epoch is None else best.epoch,
             **counts,
-            "examples": params.epochs * len(train.encoded) if prompts else 0,
+            "examples": params.epochs * len(rows.encoded) if prompts else 0,
             "prompt_parameters": sum(p.numel() for p in prompts),
             "head_parameters": sum(p.numel() for p in head),
         }
@@ -212,7 +230,7 @@ class _Grid:
             student,
             folder,
             self.backbone,
-            task.num_labels,
+            task.num_outputs,
             self._card(result),
             self.splits["validation"].encoded,
         )
@@ -221,16 +239,17 @@ class _Grid:
     def _score(self, student: torch.nn.Module, split: str) -> dict[str, float]:
         """Task metrics, and the share of rows where student and teacher agree."""
         rows = self.splits[split]
-        logits, _ = extract(student, rows.encoded, self.task.num_labels, EVAL_BATCH_SIZE, self.device)
+        logits, _ = extract(student, rows.encoded, self.task.num_outputs, EVAL_BATCH_SIZE, self.device)
         agreement = float(np.mean(logits.argmax(1) == rows.targets.logits.argmax(1)))
-        return compute_metrics(self.task.metrics, rows.labels, logits) | {"agreement": agreement}
+        names, columns = self.task.metrics_of(split), metric_columns(rows.table, self.task)
+        return compute_metrics(names, rows.labels, logits, columns) | {"agreement": agreement}
 
     def _card(self, result: Mapping[str, Any]) -> dict[str, str]:
         scores = result["validation"]
         shown = ", ".join(f"{k} {v:.4f}" for k, v in scores.items() if k != "rows")
         return {
             "task": self.task.name,
-            "labels": ", ".join(self.task.label_names),
+            "labels": ", ".join(self.task.labels),
             "template": self.task.template,
             "arm": result["arm"],
             "seed": str(result["seed"]),
@@ -241,20 +260,29 @@ class _Grid:
             "cache": self.manifest.digest,
         }
 
+    @property
+    def _diagnostics(self) -> list[str]:
+        """The extra splits that are there, with labels."""
+        there = [split for split in self.task.diagnostics if split in self.splits]
+        return [split for split in there if (self.splits[split].labels >= 0).any()]
+
     def summarise(self, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What metrics/<task>.json holds: each arm over its seeds, the teacher, the majority, the cost."""
-        labels = self.splits["validation"].labels
+        validation = self.splits["validation"]
+        names, columns = self.task.metrics, metric_columns(validation.table, self.task)
         return {
             "task": self.task.name,
             "metric": self.task.metrics[0],
             "rows": {split: len(part.encoded) for split, part in self.splits.items()},
-            "majority": majority_metrics(self.task.metrics, labels, self.task.num_labels),
+            "truncated": {split: float(part.encoded.truncated.mean()) for split, part in self.splits.items()},
+            "majority": majority_metrics(names, validation.labels, self.task.num_labels, columns),
             "teacher": {
                 "folds": len(self.manifest.identity["folds_sha256"]),
                 "all_rows": self.manifest.all_rows_teacher.get("validation", {}),
                 "cached": self.manifest.metrics.get("validation", {}),
+                "diagnostics": {split: self.manifest.all_rows_teacher[split] for split in self._diagnostics},
                 "cost": self.manifest.cost,
             },
             "arm_order": list(dict.fromkeys(result["arm"] for result in results)),
-            "arms": summarise_arms(results, (*self.task.metrics, "agreement")),
+            "arms": summarise_arms(results),
         }

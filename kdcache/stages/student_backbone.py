@@ -12,9 +12,8 @@ from kdcache.models import load_tokenizer, resolve, save_model, setup
 from kdcache.params import Count, NonNegativeInt, PositiveFloat, Range
 from kdcache.shrink import cls_variation, heal, load_encoder, refuse_blind
 from kdcache.stages.workspace import Project, place
-from kdcache.tasks import TASKS
-from kdcache.tasks.source import SAMPLE, read_official
-from kdcache.tasks.splits import existing_splits, read_split
+from kdcache.tasks.schema import read_task
+from kdcache.tasks.splits import existing_splits, read_split, sequences
 
 MAX_ROWS_LOOKED_AT = 512
 
@@ -27,7 +26,7 @@ class StudentBackboneParams:
         model: model reference (see ``kdcache.models``).
         num_layers: how many of its first layers to keep and heal; ``all`` skips both.
         text: files of unlabelled text, one text per line; an empty list takes the training
-            texts of the tasks and of the shipped sample.
+            texts of the project's tasks.
         epochs: passes over the text.
         lr: peak learning rate of AdamW.
         batch_size: rows per step.
@@ -102,17 +101,13 @@ def _texts(project: Project, params: StudentBackboneParams) -> tuple[Sequence[st
     if params.text:
         return _lines(params.text), None
     pairs: dict[tuple[str, str], None] = {}  # a set that keeps its order
-    for task in project.tasks:
-        folder = Path(project.paths.data) / task
-        for split in existing_splits(folder) or ["train"]:
+    for name in project.tasks:
+        folder = Path(project.paths.data) / name
+        task = read_task(folder, name)
+        for split in existing_splits(folder, task):
             if split in ("train", "tune", "unlabelled"):
-                table = read_split(folder, split, task)
-                both = zip(table["text"].to_pylist(), table["text_pair"].to_pylist(), strict=True)
-                pairs |= dict.fromkeys(both)
-    for known in TASKS.values():
-        if (SAMPLE / known.folder).is_dir():
-            rows = read_official(SAMPLE, known)["train"]
-            pairs |= dict.fromkeys((row.text, row.text_pair) for row in rows)
+                both = sequences(read_split(folder, split, task), task)
+                pairs |= dict.fromkeys(zip(*both, strict=True))
     return [text for text, _ in pairs], [pair for _, pair in pairs]
 
 

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from kdcache.batching import Encoded, encode
+from kdcache.batching import Encoded, encode, join
 from kdcache.cache.manifest import Manifest, check_identity
 from kdcache.cache.reader import CachedSplit, load_cache
 from kdcache.models import load_tokenizer
 from kdcache.stages.workspace import IDENTITY, Project
 from kdcache.students.train import TrainingRows
-from kdcache.tasks import Task
-from kdcache.tasks.splits import existing_splits, read_split, table_digest
+from kdcache.tasks.schema import Task
+from kdcache.tasks.splits import existing_splits, read_split, sequences, table_digest
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,14 @@ class SplitWithTargets:
         """int64 of shape (rows,), −1 = unlabelled."""
         return self.table["label"].to_numpy()
 
-    def training_rows(self) -> TrainingRows:
-        """The same as tensors."""
+    def training_rows(self, *more: "SplitWithTargets") -> TrainingRows:
+        """The same as tensors, and the rows of more splits after them."""
+        parts = (self, *more)
         return TrainingRows(
-            self.encoded,
-            torch.from_numpy(self.labels.copy()),
-            torch.from_numpy(self.targets.logits),
-            torch.from_numpy(self.targets.features.astype(np.float32)),
+            join([part.encoded for part in parts]),
+            torch.from_numpy(np.concatenate([part.labels for part in parts])),
+            torch.from_numpy(np.concatenate([part.targets.logits for part in parts])),
+            torch.from_numpy(np.concatenate([part.targets.features for part in parts]).astype(np.float32)),
         )
 
 
@@ -61,13 +62,15 @@ def load_splits(
         DataError, CacheError, ParamsError: see ``read_split``, ``load_cache``, ``check_identity``.
     """
     data = Path(project.paths.data) / task.name
-    tables = {split: read_split(data, split, task.name) for split in existing_splits(data) if split != "test"}
+    tables = {
+        split: read_split(data, split, task) for split in existing_splits(data, task) if split != "test"
+    }
     folder = Path(project.paths.cache) / task.name
     cached = {split: load_cache(folder, split) for split in tables}
     manifest = cached["train"][1]
     identity = Path(project.paths.teacher) / task.name / IDENTITY
     check_identity(
-        manifest, task.name, task.label_names,
+        manifest, task.name, task.labels,
         {split: table_digest(table) for split, table in tables.items()},
         json.loads(identity.read_text(encoding="utf-8")) if identity.is_file() else None,
         expect,
@@ -75,7 +78,7 @@ def load_splits(
     tokenizer = load_tokenizer(Path(project.paths.backbone))
     splits = {}
     for split, table in tables.items():
-        texts, pairs = table["text"].to_pylist(), table["text_pair"].to_pylist()
+        encoded = encode(tokenizer, *sequences(table, task), max_length, task.truncate, task.num_choices)
         targets = cached[split][0].align(table["example_id"].to_pylist(), table["content_hash"].to_pylist())
-        splits[split] = SplitWithTargets(table, encode(tokenizer, texts, pairs, max_length), targets)
+        splits[split] = SplitWithTargets(table, encoded, targets)
     return splits, manifest

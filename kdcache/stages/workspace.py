@@ -17,7 +17,6 @@ import kdcache
 from kdcache.digests import value_digest
 from kdcache.errors import KdcacheError, ParamsError, nearest
 from kdcache.params import Count, build, read_params
-from kdcache.tasks import get_task
 
 T = TypeVar("T")
 
@@ -31,6 +30,7 @@ FOLDS = "folds.parquet"  # example_id → fold
 class Paths:
     """Where everything lies; ``<task>`` is appended where a thing is made per task."""
 
+    tasks: str  # task files of your own; the folder may be absent
     data: str
     teacher: str
     backbone: str
@@ -53,12 +53,16 @@ class _TopLevel:
 
 @dataclass(frozen=True)
 class Project:
-    """A checked params.yaml: the top level at once, each section when its stage asks."""
+    """A checked params.yaml: the top level at once, each section when its stage asks.
+
+    ``task_files`` are those named on the command line, beside the ones in ``paths.tasks``.
+    """
 
     raw: dict[str, Any]
     tasks: tuple[str, ...]
     threads: int
     paths: Paths
+    task_files: tuple[Path, ...] = ()
 
     @classmethod
     def load(cls, overrides: Iterable[str] = (), params_file: str = "params.yaml") -> "Project":
@@ -69,8 +73,6 @@ class Project:
         """
         raw = read_params(params_file, overrides)
         top = build(_TopLevel, {k: raw[k] for k in ("tasks", "threads", "paths") if k in raw}, "params")
-        for task in top.tasks:
-            get_task(task)
         return cls(raw, top.tasks, top.threads, top.paths)
 
     def only(self, tasks: Iterable[str]) -> "Project":
@@ -182,8 +184,16 @@ def require(path: Path, what: str, command: str, error: type[KdcacheError]) -> P
     return path
 
 
+def require_tune(splits: Iterable[str], key: str, task: str) -> None:
+    """Raise ParamsError unless a task has the split that ``key``: tune chooses on."""
+    if "tune" not in splits:
+        raise ParamsError(
+            f"{key}: it must be last without a tune split, got tune. Set prepare.tune_fraction above 0 "
+            f"and run: kdcache prepare --task {task}"
+        )
+
+
 def require_task(project: Project, task: str) -> None:
-    """Raise ParamsError unless ``task`` is known and among the project's tasks."""
-    get_task(task)
+    """Raise ParamsError unless ``task`` is among the project's tasks."""
     if task not in project.tasks:
         raise ParamsError(f"tasks: it must list the task, got {task!r}. {nearest(task, project.tasks)}")

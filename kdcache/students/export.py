@@ -26,7 +26,7 @@ def save_student(
         folder: where to; made here.
         backbone: the frozen backbone, written relative to the project so that the folder can
             be loaded from the project's root on any machine.
-        num_labels: size of the head.
+        num_labels: outputs of the head, per sequence.
         card: facts for the model card, in order.
         probe: rows on which the reloaded adapter must give the same logits.
 

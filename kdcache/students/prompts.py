@@ -39,7 +39,7 @@ def build_student(
     Args:
         method: a key of ``METHODS``.
         backbone: a plain transformers folder; its weights are frozen.
-        num_labels: size of the new head.
+        num_labels: outputs of the new head, per sequence.
         num_virtual_tokens: length of the prompt, in tokens.
         max_length: of the inputs, in tokens.
         real_text: rows whose separators the prompt starts from.

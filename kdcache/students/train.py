@@ -123,7 +123,7 @@ def train_student(
     student.to(device)
     objective.to(device)
     rows = rows.to(device)
-    num_labels = rows.teacher_logits.shape[1]
+    num_outputs = rows.teacher_logits.shape[1] // rows.encoded.num_choices
     prompts, head = trained_parameters(student)
     head += objective.parameters()
     head_start = {"lr": settings.head_start_lr, "params": head, "weight_decay": settings.weight_decay}
@@ -133,14 +133,16 @@ def train_student(
     ]
     epochs = settings.epochs if prompts else 0
     loop = _Loop(objective, rows, settings, seed, settings.head_start_epochs + epochs)
-    with capture_features(student, num_labels) as latest:
+    by_row = rows.encoded.by_row
+    with capture_features(student, num_outputs) as latest:
         head_logits = _head_forward(student, rows.encoded, settings.batch_size, device)
 
         def head_only(indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-            return head_logits(indices), latest[0]
+            return by_row(head_logits(indices)), by_row(latest[0])
 
         def whole(indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-            return student(**rows.encoded.batch(indices, device)).logits, latest[0]
+            logits = student(**rows.encoded.batch(indices, device)).logits
+            return by_row(logits), by_row(latest[0])
 
         *_, (_, seen) = loop.run(head_only, [head_start], settings.head_start_epochs)
         after_epoch(0, seen)
@@ -166,10 +168,11 @@ def _head_forward(
     finally:
         handle.remove()
     order = torch.from_numpy(np.argsort(np.concatenate(plan)))
-    in_row_order = torch.cat(states)[order.to(device)]
+    by_row = torch.cat(states).unflatten(0, (len(encoded), encoded.num_choices))
+    in_row_order = by_row[order.to(device)]
 
     def logits(indices: np.ndarray) -> torch.Tensor:
-        hidden = first(in_row_order[torch.from_numpy(indices).to(device)])
+        hidden = first(in_row_order[torch.from_numpy(indices).to(device)].flatten(0, 1))
         for module in rest:
             hidden = module(hidden)
         return hidden

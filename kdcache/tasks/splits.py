@@ -2,8 +2,11 @@
 
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,35 +18,66 @@ from kdcache.tasks.schema import Example, Task
 
 SPLITS = ("train", "tune", "validation", "test", "unlabelled")
 
-SCHEMA = pa.schema(
-    [
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("label", pa.int64(), nullable=False),
-        pa.field("content_hash", pa.string(), nullable=False),
-        pa.field("group", pa.string(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("text_pair", pa.string(), nullable=False),
-    ]
-)
+# What some metrics read beside the labels; see ``schema.Example``.
+METRIC_COLUMNS = {"unit": pa.string(), "candidate": pa.string(), "answers": pa.list_(pa.string())}
 
 
-def content_hash(template: str, text: str, text_pair: str) -> str:
+def split_schema(task: Task) -> pa.Schema:
+    """The columns of a task's splits; no column is nullable.
+
+    >>> split_schema(Task("t", ("no", "yes"), "t/1", ("accuracy",))).names
+    ['example_id', 'label', 'content_hash', 'group', 'text', 'text_pair']
+    """
+    second = {"choices": pa.list_(pa.string())} if task.num_choices > 1 else {"text_pair": pa.string()}
+    columns = {
+        "example_id": pa.string(),
+        "label": pa.int64(),
+        "content_hash": pa.string(),
+        "group": pa.string(),
+        "text": pa.string(),
+        **second,
+        **{name: METRIC_COLUMNS[name] for name in task.columns},
+    }
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+def content_hash(template: str, text: str, *others: str) -> str:
     """Hash what the model reads: 32 hexadecimal digits.
 
     >>> content_hash("wic/1", "a", "b")
     '78b877fee897c0eb8ddb5124fd7db124'
     """
-    return value_digest([template, text, text_pair])[:32]
+    return value_digest([template, text, *others])[:32]
 
 
 def build_table(examples: Sequence[Example], task: Task) -> pa.Table:
-    """Turn examples into a table of ``SCHEMA``, in the given order."""
+    """Turn examples into a table of the task's schema, in the given order."""
+    schema = split_schema(task)
     columns = {
         name: [getattr(example, name) for example in examples]
-        for name in ("example_id", "label", "group", "text", "text_pair")
+        for name in schema.names
+        if name != "content_hash"
     }
-    columns["content_hash"] = [content_hash(task.template, e.text, e.text_pair) for e in examples]
-    return pa.table(columns, schema=SCHEMA)
+    columns["content_hash"] = [
+        content_hash(task.template, e.text, *(e.choices or (e.text_pair,))) for e in examples
+    ]
+    if "unit" in columns:
+        columns["unit"] = [example.unit or example.example_id for example in examples]
+    return pa.table(columns, schema=schema)
+
+
+def sequences(table: pa.Table, task: Task) -> tuple[list[str], list[str]]:
+    """The first and the second sequences of a table's rows; ``num_choices`` of each per row."""
+    texts = table["text"].to_pylist()
+    if task.num_choices == 1:
+        return texts, table["text_pair"].to_pylist()
+    choices = table["choices"].to_pylist()
+    return [text for text in texts for _ in range(task.num_choices)], [c for row in choices for c in row]
+
+
+def metric_columns(table: pa.Table, task: Task) -> dict[str, list[Any]]:
+    """What the task's metrics read beside labels and logits."""
+    return {name: table[name].to_pylist() for name in task.columns}
 
 
 def write_split(table: pa.Table, path: Path) -> None:
@@ -51,13 +85,13 @@ def write_split(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
-def read_split(folder: Path, split: str, task_name: str) -> pa.Table:
+def read_split(folder: Path, split: str, task: Task) -> pa.Table:
     """Read one prepared split.
 
     Args:
         folder: the task's data folder.
-        split: one of ``SPLITS``.
-        task_name: for the remedy.
+        split: one of ``SPLITS`` or the task's diagnostics.
+        task: whose.
 
     Raises:
         DataError: the split was never prepared, or the file is of another schema.
@@ -66,20 +100,20 @@ def read_split(folder: Path, split: str, task_name: str) -> pa.Table:
     if not path.is_file():
         raise DataError(
             f"{path}: the prepared split must exist, got nothing there. "
-            f"Run: kdcache prepare --task {task_name}"
+            f"Run: kdcache prepare --task {task.name}"
         )
     table = pq.read_table(path, page_checksum_verification=True)
-    if table.schema != SCHEMA:
+    if table.schema != split_schema(task):
         raise DataError(
-            f"{path}: the columns must be {', '.join(SCHEMA.names)}, got "
-            f"{', '.join(table.schema.names)}. Run: kdcache prepare --task {task_name}"
+            f"{path}: the columns must be {', '.join(split_schema(task).names)}, got "
+            f"{', '.join(table.schema.names)}. Run: kdcache prepare --task {task.name}"
         )
     return table
 
 
-def existing_splits(folder: Path) -> list[str]:
+def existing_splits(folder: Path, task: Task) -> list[str]:
     """Names of the prepared splits in a task's data folder, in canonical order."""
-    return [split for split in SPLITS if (folder / f"{split}.parquet").is_file()]
+    return [split for split in (*SPLITS, *task.diagnostics) if (folder / f"{split}.parquet").is_file()]
 
 
 def split_digest(ids: Iterable[str], content_hashes: Iterable[str], labels: Iterable[int]) -> str:
@@ -116,6 +150,8 @@ def assign_folds(labels: Sequence[int], groups: Sequence[str], num_folds: int, s
             f"folds: there must be at least as many groups as folds ({num_folds}), "
             f"got {len(set(groups))}. Lower the number of folds or raise prepare.max_rows."
         )
+    if max(Counter(labels).values()) < num_folds:
+        labels = [0] * len(labels)  # no class is in every fold anyway, and scikit-learn refuses to try
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
     folds = np.full(len(labels), -1, dtype=np.int8)
     with warnings.catch_warnings():
@@ -126,13 +162,40 @@ def assign_folds(labels: Sequence[int], groups: Sequence[str], num_folds: int, s
     return folds
 
 
+def hold_out(labels: Sequence[int], groups: Sequence[str], fraction: float, seed: int) -> np.ndarray:
+    """Choose a share of the rows: stratified by label, a group never on both sides.
+
+    Args:
+        labels: class index per row.
+        groups: group id per row.
+        fraction: the share, 0 < … ≤ 0.5; 3/20 takes 3 of 20 folds.
+        seed: of the choice.
+
+    Returns:
+        bool array of shape (rows,).
+
+    Raises:
+        DataError: fewer groups than it takes folds.
+    """
+    share = Fraction(fraction).limit_denominator(max(20, round(1 / fraction)))
+    return assign_folds(labels, groups, share.denominator, seed) < share.numerator
+
+
 def keep_rows(examples: Sequence[Example], max_rows: int | None, seed: int) -> list[Example]:
-    """Keep a pseudo-random subset that depends on ids only, in the given order."""
+    """Keep a pseudo-random subset that depends on ids only, in the given order.
+
+    Units stay whole: one that does not fit into what is left is passed over.
+    """
     if max_rows is None or len(examples) <= max_rows:
         return list(examples)
+    sizes = Counter(example.unit or example.example_id for example in examples)
 
-    def draw(example: Example) -> str:
-        return hashlib.sha256(f"{seed}/{example.example_id}".encode()).hexdigest()
+    def draw(unit: str) -> str:
+        return hashlib.sha256(f"{seed}/{unit}".encode()).hexdigest()
 
-    kept = {example.example_id for example in sorted(examples, key=draw)[:max_rows]}
-    return [example for example in examples if example.example_id in kept]
+    kept, left = set(), max_rows
+    for unit in sorted(sizes, key=draw):
+        if sizes[unit] <= left:
+            kept.add(unit)
+            left -= sizes[unit]
+    return [example for example in examples if (example.unit or example.example_id) in kept]

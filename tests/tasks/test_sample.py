@@ -7,8 +7,8 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from kdcache.tasks import get_task
-from kdcache.tasks.source import SAMPLE, read_official
+from kdcache.tasks.find import find_source
+from kdcache.tasks.official import SAMPLE, read_official
 
 
 def raw_rows(folder: str, split: str) -> list[dict]:
@@ -18,7 +18,7 @@ def raw_rows(folder: str, split: str) -> list[dict]:
 
 @pytest.mark.parametrize("name", ["wic", "cb"])
 def test_bag_of_words_stays_near_the_majority_class(name):
-    splits = read_official(SAMPLE, get_task(name))
+    splits = read_official(SAMPLE, find_source(name))
     texts = {split: [f"{row.text} {row.text_pair}" for row in rows] for split, rows in splits.items()}
     labels = {split: [row.label for row in rows] for split, rows in splits.items()}
     words = CountVectorizer(binary=True).fit(texts["train"])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from kdcache.errors import DataError
-from kdcache.tasks import Example, get_task
+from kdcache.tasks.find import find_source
+from kdcache.tasks.schema import Example
 from kdcache.tasks.splits import (
     assign_folds,
     build_table,
@@ -15,6 +16,8 @@ from kdcache.tasks.splits import (
     table_digest,
     write_split,
 )
+
+WIC = find_source("wic").task
 
 
 def examples(count: int) -> list[Example]:
@@ -62,21 +65,21 @@ def test_digest_ignores_order_and_sees_every_field():
 
 
 def test_split_round_trip_is_byte_identical(tmp_path):
-    table = build_table(examples(20), get_task("wic"))
+    table = build_table(examples(20), WIC)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         write_split(table, tmp_path / name / "train.parquet")
     bytes_ = [(tmp_path / name / "train.parquet").read_bytes() for name in ("one", "two")]
     assert bytes_[0] == bytes_[1]
-    assert read_split(tmp_path / "one", "train", "wic").equals(table)
-    assert existing_splits(tmp_path / "one") == ["train"]
+    assert read_split(tmp_path / "one", "train", WIC).equals(table)
+    assert existing_splits(tmp_path / "one", WIC) == ["train"]
 
 
 def test_content_hash_depends_on_the_template():
-    wic, cb = (build_table(examples(1), get_task(name)) for name in ("wic", "cb"))
+    wic, cb = (build_table(examples(1), find_source(name).task) for name in ("wic", "cb"))
     assert table_digest(wic) != table_digest(cb)
 
 
 def test_missing_split_names_the_command(tmp_path):
     with pytest.raises(DataError, match="Run: kdcache prepare --task wic"):
-        read_split(tmp_path, "train", "wic")
+        read_split(tmp_path, "train", WIC)
