@@ -194,6 +194,8 @@ def _convert_union(args: tuple[Any, ...], value: Any, where: str, problems: list
     if value is None and type(None) in args:
         return None
     options = [kind for kind in args if kind is not type(None)]
+    if isinstance(value, dict):  # only one of the alternatives can be meant: its own problems say more
+        options = [kind for kind in options if dataclasses.is_dataclass(kind)] or options
     attempts: list[list[str]] = []
     for kind in options:
         attempt: list[str] = []
