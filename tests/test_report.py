@@ -123,9 +123,9 @@ def test_shares_are_drawn_for_arms_of_several_terms():
 
 
 def test_shares_are_the_same_bytes_and_show_the_numbers(tmp_path: Path):
-    for name, gram in (("a", 0.3), ("b", 0.3), ("c", 0.1)):
+    for name, gram in (("a.svg", 0.3), ("b.svg", 0.3), ("c.svg", 0.1)):
         draw_shares({"wic": curves(gram), "cb": curves()}, tmp_path / name)
-    first, again, other = ((tmp_path / name).read_bytes() for name in "abc")
+    first, again, other = ((tmp_path / name).read_bytes() for name in ("a.svg", "b.svg", "c.svg"))
     assert first == again
     assert first != other
 
