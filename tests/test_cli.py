@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from kdcache.cli import app
 
-COMMANDS = ["prepare", "teach", "cache", "shrink", "distill", "predict", "inspect", "report"]
+COMMANDS = ["prepare", "teach", "cache", "shrink", "distill", "predict", "run", "select", "inspect", "report"]
 
 
 def run(*arguments: str) -> tuple[int, str, str]:

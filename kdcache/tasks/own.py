@@ -62,7 +62,7 @@ def _read_split(file: TaskFile, split: str, folder: Path) -> list[Row]:
 def _labels(file: TaskFile, train: Sequence[Row]) -> dict[str, str]:
     """Label as the files spell it → name, in index order."""
     if isinstance(file.labels, dict):
-        return file.labels
+        return {_spell(label): name for label, name in file.labels.items()}  # YAML's 0 is a number
     if file.labels is not None:
         return {spelt: spelt for spelt in map(_spell, file.labels)}
     found = {_inferred(row, file.label) for row in train}

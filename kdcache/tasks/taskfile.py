@@ -130,8 +130,13 @@ def read_task_file(path: Path) -> TaskFile:
             f"and -, got {path.name}. Rename it: the task is called as its file."
         )
     where = path.as_posix()
-    task = build(TaskFile, _parse(path.read_text(encoding="utf-8"), path), where)
+    task = build(TaskFile, _parse(path), where)
     task.read.check(f"{where}.read")
+    names = list(task.labels.values() if isinstance(task.labels, dict) else task.labels or ())
+    if task.labels is not None and (len(names) < 2 or len(set(names)) < len(names)):
+        raise ParamsError(
+            f"{where}.labels: they must be at least 2 different ones, got {', '.join(map(str, names))}."
+        )
     if (task.splits.validation is None) == (task.holdout is None):
         raise ParamsError(
             f"{where}: validation must be a file in splits or a holdout of train, got "
@@ -141,7 +146,13 @@ def read_task_file(path: Path) -> TaskFile:
     return task
 
 
-def _parse(text: str, path: Path) -> Any:
+def _parse(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ParamsError(
+            f"{path}: a task file must be UTF-8, got byte {error.object[error.start]:#04x}. Convert it."
+        ) from None
     if path.suffix == ".yaml":
         return parse_yaml(text, str(path))
     try:

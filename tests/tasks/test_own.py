@@ -98,6 +98,14 @@ def test_listed_labels_keep_their_order_and_may_be_named(own):
     assert (task.labels, [e.label for e in splits["validation"]]) == (("good", "bad"), [0, 1])
 
 
+def test_numbers_as_keys_in_yaml_are_the_files_labels(own, tmp_path: Path):
+    text = "splits: {train: t.csv, validation: t.csv}\ntext: text\nlabels: {0: bad, 1: good}\n"
+    own(t_csv="text,label\nx,1\ny,0\n")
+    (tmp_path / "other.yaml").write_text(text)
+    task, splits = read_own(tmp_path / "other.yaml", tmp_path)
+    assert (task.labels, [e.label for e in splits["train"]]) == (("bad", "good"), [1, 0])
+
+
 def test_labels_of_json_may_be_numbers_or_booleans(own, tmp_path: Path):
     for values, listed, names in (((True, False), "[false, true]", ("false", "true")),
                                   ((1, 0), "[0, 1]", ("0", "1"))):  # fmt: skip

@@ -74,6 +74,10 @@ def test_template_names_its_version(tmp_path: Path):
         ('splits = {train = "a.csv"}\ntext = "a"\n',
          "{path}: validation must be a file in splits or a holdout of train, got neither. "
          "Set splits.validation, or for example holdout = {fraction = 0.2}."),
+        (MINIMAL + 'labels = ["a", "b", "a"]\n',
+         "{path}.labels: they must be at least 2 different ones, got a, b, a."),
+        (MINIMAL + 'labels = {0 = "a"}\n', "{path}.labels: they must be at least 2 different ones, got a."),
+        (MINIMAL + "labels = 3\n", "{path}.labels: it must be a list or a mapping, got 3."),
         (MINIMAL + "labels = \n", "{path}: the text must be TOML, got an error: "
          "Invalid value (at line 3, column 10)."),
     ],
@@ -83,6 +87,12 @@ def test_mistake_is_named_with_its_remedy(tmp_path: Path, text, message):
     with pytest.raises(ParamsError) as caught:
         read_task_file(path)
     assert str(caught.value) == message.replace("{path}", path.as_posix())
+
+
+def test_task_file_of_another_encoding_is_refused(tmp_path: Path):
+    (tmp_path / "mine.toml").write_bytes((MINIMAL + "# é\n").encode("latin-1"))
+    with pytest.raises(ParamsError, match=r"mine.toml: a task file must be UTF-8, got byte 0xe9\."):
+        read_task_file(tmp_path / "mine.toml")
 
 
 def test_file_must_be_there_under_a_name_a_task_can_have(tmp_path: Path):
