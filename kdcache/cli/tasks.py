@@ -33,12 +33,13 @@ def tasks(context: typer.Context, set_: Overrides = None, debug: Debug = False) 
         from kdcache.tasks.superglue import SUPERGLUE
         from kdcache.tasks.taskfile import read_task_file
 
-        table = Table("task", "metrics", "labels", "source")
+        table = Table("task", "metrics", "labels")
+        table.add_column("source", overflow="fold")
         for name, source in SUPERGLUE.items():
             table.add_row(name, ", ".join(source.task.metrics), ", ".join(source.task.labels), "SuperGLUE")
         for name, path in own_tasks(Path(project.paths.tasks)).items():
             file = read_task_file(path)
-            labels = ", ".join(map(str, file.labels or ())) or "those of train"
+            labels = ", ".join(file.label_names) or "those of train"
             table.add_row(name, ", ".join(file.metrics), labels, path.as_posix())
         console.print(table)
         typer.echo(f"tasks in params.yaml: {', '.join(project.tasks)}")

@@ -96,6 +96,12 @@ class TaskFile:
     hub: Hub | None = None
 
     @property
+    def label_names(self) -> tuple[str, ...]:
+        """Labels as shown, in index order; empty where they are those of train."""
+        labels = self.labels.values() if isinstance(self.labels, dict) else self.labels or ()
+        return tuple(map(str, labels))
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Columns that every row must have, whatever its split."""
         texts = [name for text in (self.text, self.text_pair) if text for name in places(text)]
@@ -132,11 +138,9 @@ def read_task_file(path: Path) -> TaskFile:
     where = path.as_posix()
     task = build(TaskFile, _parse(path), where)
     task.read.check(f"{where}.read")
-    names = list(task.labels.values() if isinstance(task.labels, dict) else task.labels or ())
+    names = task.label_names
     if task.labels is not None and (len(names) < 2 or len(set(names)) < len(names)):
-        raise ParamsError(
-            f"{where}.labels: they must be at least 2 different ones, got {', '.join(map(str, names))}."
-        )
+        raise ParamsError(f"{where}.labels: they must be at least 2 different ones, got {', '.join(names)}.")
     if (task.splits.validation is None) == (task.holdout is None):
         raise ParamsError(
             f"{where}: validation must be a file in splits or a holdout of train, got "
