@@ -10,12 +10,14 @@ _PUBLIC = {
     "KdcacheError": "errors",
     "read_task": "tasks.schema",
     "load_cache": "cache.reader",
-    "LOSSES": "losses",
-    "cross_entropy": "losses",
-    "kl": "losses",
-    "gram": "losses",
-    "feature_mse": "losses",
-}
+    **dict.fromkeys(
+        (
+            "LOSSES", "cka", "cross_entropy", "dist_inter", "dist_intra", "dkd", "feature_cosine",
+            "feature_mse", "gram", "gram_centred", "kl", "pkt", "rkd_angle", "rkd_distance", "sp",
+        ),
+        "losses",
+    ),
+}  # fmt: skip
 
 __all__ = sorted(_PUBLIC)
 __version__ = "0.1.0"

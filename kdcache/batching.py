@@ -68,6 +68,16 @@ class Encoded:
         return [self.sequences[int(i) * n + choice] for i in indices for choice in range(n)]
 
 
+def join(parts: Sequence[Encoded]) -> Encoded:
+    """Put rows of one tokenizer one after the other."""
+    return replace(
+        parts[0],
+        sequences=[sequence for part in parts for sequence in part.sequences],
+        lengths=np.concatenate([part.lengths for part in parts]),
+        truncated=np.concatenate([part.truncated for part in parts]),
+    )
+
+
 def encode(
     tokenizer: Any,
     texts: Sequence[str],
@@ -81,7 +91,7 @@ def encode(
     Args:
         tokenizer: a fast transformers tokenizer.
         texts: first sequences.
-        pairs: second sequences; None, or all of them empty, for single ones.
+        pairs: second sequences, "" where there is none; None for single ones throughout.
         max_length: in tokens, special ones included.
         truncate: which of a pair loses tokens; ``longest`` shortens the longer of the two.
         num_choices: sequences per row, one after the other.
@@ -89,19 +99,16 @@ def encode(
     Raises:
         ParamsError: even without the sequence that may lose tokens, one does not fit.
     """
-    paired = pairs is not None and any(pairs)
-    seconds = list(pairs) if pairs is not None and paired else None
-    full = tokenizer(list(texts), seconds, truncation=False)
+    pairs = [""] * len(texts) if pairs is None else pairs
+    inputs = [(text, pair) if pair else text for text, pair in zip(texts, pairs, strict=True)]
+    full = tokenizer(inputs, truncation=False)
     sequences = [{key: full[key][i] for key in full} for i in range(len(texts))]
     long = [i for i, row in enumerate(sequences) if len(row["input_ids"]) > max_length]
     if long:
-        strategy = "longest_first" if truncate == "longest" or not paired else f"only_{truncate}"
+        strategy = "longest_first" if truncate == "longest" or not any(pairs) else f"only_{truncate}"
         if strategy != "longest_first":
             _refuse_short(tokenizer, full, long, max_length, kept=1 if truncate == "first" else 0)
-        cut = tokenizer(
-            [texts[i] for i in long], None if seconds is None else [seconds[i] for i in long],
-            truncation=strategy, max_length=max_length,
-        )  # fmt: skip
+        cut = tokenizer([inputs[i] for i in long], truncation=strategy, max_length=max_length)
         for k, i in enumerate(long):
             sequences[i] = {key: cut[key][k] for key in cut}
     lengths = np.array([len(row["input_ids"]) for row in sequences], dtype=np.int64).reshape(-1, num_choices)

@@ -17,6 +17,7 @@ The command line prints that line and exits 1.
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class KdcacheError(Exception):
@@ -77,3 +78,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}."
+
+
+def shorten(value: Any) -> str:
+    """Return a value as messages show it: its repr without the line's end, at most 60 characters.
+
+    >>> shorten("a b\\n")
+    "'a b'"
+    """
+    text = repr(value.rstrip("\n") if isinstance(value, str) else value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -81,7 +81,7 @@ def read_params(path: str | Path = "params.yaml", overrides: Iterable[str] = ())
             f"{path}: the parameters file must exist, got nothing there. "
             "Run kdcache in a project folder (one that holds params.yaml and dvc.yaml)."
         )
-    raw = _parse(path.read_text(encoding="utf-8"), str(path))
+    raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(raw, dict):
         raise ParamsError(f"{path}: the file must be a mapping of sections, got {raw!r}.")
     for name in raw:
@@ -115,7 +115,12 @@ def build(cls: type[T], values: Any, where: str) -> T:
     return typing.cast(T, result)
 
 
-def _parse(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML whose numbers people write: 3e-3 is one.
+
+    Raises:
+        ParamsError: it does not parse; names the line.
+    """
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -143,7 +148,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise ParamsError(
             f"--set {override}: {last} must be a known key, got none. {nearest(last, SECTIONS)}"
         )
-    place[last] = _parse(text, f"--set {override}")
+    place[last] = parse_yaml(text, f"--set {override}")
 
 
 def _convert(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
@@ -189,6 +194,8 @@ def _convert_union(args: tuple[Any, ...], value: Any, where: str, problems: list
     if value is None and type(None) in args:
         return None
     options = [kind for kind in args if kind is not type(None)]
+    if isinstance(value, dict):  # only one of the alternatives can be meant: its own problems say more
+        options = [kind for kind in options if dataclasses.is_dataclass(kind)] or options
     attempts: list[list[str]] = []
     for kind in options:
         attempt: list[str] = []

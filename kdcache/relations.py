@@ -1,37 +1,170 @@
-"""Relations between the instances of a batch: (batch, dim) in, (batch, batch) out."""
+"""How far the relations between instances differ, without ever writing the relation matrices.
+
+A relation here is a product X Yᵀ between two sets of instances, the batch X with itself or
+with a larger set Y. With D = Xs − Xt and S = Xs + Xt, and the same for Y,
+
+    Xs Ysᵀ − Xt Ytᵀ = ½ (Dx Syᵀ + Sx Dyᵀ)
+    ‖Xs Ysᵀ − Xt Ytᵀ‖²_F = ¼ [⟨DxᵀDx, SyᵀSy⟩ + ⟨SxᵀSx, DyᵀDy⟩ + 2 tr(DxᵀSx · DyᵀSy)]
+    ∂/∂Xs = Dx (SyᵀYs) + Sx (DyᵀYs),   ∂/∂Ys = Sy (DxᵀXs) + Dy (SxᵀXs)
+
+so that time is O((batch + others) · dim²) and memory O(dim²), exactly. The three-term form
+‖XsᵀYs‖² + ‖XtᵀYt‖² − 2 ⟨XsᵀYs, XtᵀYt⟩ has the same cost and cancels; it is not used.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.autograd.function import once_differentiable
+from torch.distributed.nn.functional import all_reduce
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+Group = dist.ProcessGroup | None
+
+# The linear form wins from this many rows per dim, and this many rows, on (benchmarks/losses.py).
+ROWS_PER_DIM = 2
+FEW_ROWS = 128
+BLOCK_ENTRIES = 2**20  # entries of a relation matrix held at once by the losses that need it
 
 
-def gram(x: torch.Tensor) -> torch.Tensor:
-    """Gram matrix: G = X Xᵀ.
+def relation_distance(
+    xs: torch.Tensor,
+    xt: torch.Tensor,
+    ys: torch.Tensor | None = None,
+    yt: torch.Tensor | None = None,
+    group: Group = None,
+) -> torch.Tensor:
+    """Squared Frobenius distance of two relations: ‖Xs Ysᵀ − Xt Ytᵀ‖²_F.
+
+    Args:
+        xs: the student's, of shape (batch, dim_s).
+        xt: the teacher's, of shape (batch, dim_t); gets no gradient.
+        ys: the student's other set, of shape (others, dim_s); None takes ``xs``.
+        yt: the teacher's, of shape (others, dim_t); gets no gradient.
+        group: processes whose rows count as one batch; each returns the value on the joint
+            batch and the gradient of its own rows. None: this process alone.
+
+    Returns:
+        A scalar ≥ 0.
+
+    >>> x = torch.eye(2)
+    >>> relation_distance(x, 2 * x).item()
+    18.0
+    """
+    if xs.shape[1] != xt.shape[1]:  # columns of zeros change no product
+        dim = max(xs.shape[1], xt.shape[1])
+        xs, xt = _padded(xs, dim), _padded(xt, dim)
+        ys, yt = (None if y is None else _padded(y, dim) for y in (ys, yt))
+    rows, dim = (xs if ys is None else ys).shape
+    if group is None and (rows < FEW_ROWS or rows < ROWS_PER_DIM * dim):
+        return _dense(xs, xt, ys, yt)
+    return _Linear.apply(xs, xt, ys, yt, group)
+
+
+def _padded(x: torch.Tensor, dim: int) -> torch.Tensor:
+    return functional.pad(x, (0, dim - x.shape[1]))
+
+
+def _dense(xs: torch.Tensor, xt: torch.Tensor, ys: Any, yt: Any) -> torch.Tensor:
+    """By the matrix itself, where that is small."""
+    gap = xs @ (xs if ys is None else ys).T - xt @ (xt if yt is None else yt).T
+    return _inner(gap, gap)
+
+
+def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """⟨A, B⟩ without a matrix in between."""
+    return torch.dot(a.flatten(), b.flatten())
+
+
+class _Linear(torch.autograd.Function):
+    """By the sums above. The gradient needs the same sums: it is made on the way forward, and scaled back."""
+
+    @staticmethod
+    def forward(ctx: Any, xs: torch.Tensor, xt: torch.Tensor, ys: Any, yt: Any, group: Group) -> torch.Tensor:
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[2]
+        zx = torch.cat([xs - xt, xs + xt], dim=1)
+        if ys is None:
+            (sums,) = _reduced([zx.T @ zx], group)
+            ctx.save_for_backward(*([zx @ _weights(sums) * 2] if wanted else []))
+            return _form(sums, sums)
+        zy = torch.cat([ys - yt, ys + yt], dim=1)
+        sums_x, sums_y = _reduced([zx.T @ zx, zy.T @ zy], group)
+        ctx.save_for_backward(*([zx @ _weights(sums_y), zy @ _weights(sums_x)] if wanted else []))
+        return _form(sums_x, sums_y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        to_xs, *to_ys = (upstream * gradient for gradient in ctx.saved_tensors)
+        return to_xs, None, to_ys[0] if to_ys else None, None, None
+
+
+def _form(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The bracket above, from [[DᵀD, DᵀS], [SᵀD, SᵀS]] of both sets."""
+    dim = len(x) // 2
+    d, s = slice(None, dim), slice(dim, None)
+    value = (x[d, d] * y[s, s]).sum() + (x[s, s] * y[d, d]).sum() + 2 * (x[d, s] * y[s, d]).sum()
+    return value.clamp(min=0) / 4
+
+
+def _weights(sums: torch.Tensor) -> torch.Tensor:
+    """[SᵀY; DᵀY] of shape (2 · dim, dim), with Y = (S + D) / 2."""
+    dim = len(sums) // 2
+    halves = (sums[:, :dim] + sums[:, dim:]) / 2
+    return torch.cat([halves[dim:], halves[:dim]])
+
+
+def _reduced(sums: list[torch.Tensor], group: Group) -> list[torch.Tensor]:
+    """Add up over the group in one message."""
+    if group is None:
+        return sums
+    joint = torch.stack(sums)
+    dist.all_reduce(joint, group=group)
+    return list(joint)
+
+
+def joint_sum(x: torch.Tensor, group: Group) -> torch.Tensor:
+    """Sum over the processes of a group, forward and, for gradients, backward."""
+    return x if group is None else all_reduce(x, group=group)
+
+
+def relation_energy(x: torch.Tensor, y: torch.Tensor | None = None, group: Group = None) -> torch.Tensor:
+    """Squared Frobenius norm of one relation: ‖X Yᵀ‖²_F = ⟨XᵀX, YᵀY⟩.
 
     Args:
         x: of shape (batch, dim).
+        y: of shape (others, dim); None takes ``x``.
+        group: as in ``relation_distance``.
 
     Returns:
-        Of shape (batch, batch). On probabilities an entry is the chance that two instances,
-        drawn independently, fall into the same class.
+        A scalar ≥ 0.
 
-    >>> gram(torch.tensor([[1.0, 0.0], [0.5, 0.5]])).tolist()
-    [[1.0, 0.5], [0.5, 0.5]]
+    >>> relation_energy(torch.tensor([[1.0, 2.0]])).item()
+    25.0
     """
-    return x @ x.T
+    sums_x = joint_sum(x.T @ x, group)
+    sums_y = sums_x if y is None else joint_sum(y.T @ y, group)
+    return _inner(sums_x, sums_y)
 
 
-def class_energy(p: torch.Tensor) -> torch.Tensor:
-    """How far a batch of probabilities is from uninformed: ‖(P − 1/C)ᵀ(P − 1/C)‖²_F.
+def sum_over_rows(function: Callable[..., torch.Tensor], batch: int, width: int, *args: Any) -> torch.Tensor:
+    """Σ function(block, …) over blocks of rows, each recomputed in the backward pass.
 
-    Equals ‖gram(P) − gram(1/C)‖²_F, since each row of P − 1/C sums to 0.
+    Memory is one block's, and not the whole matrix's.
 
     Args:
-        p: probabilities of shape (batch, num_labels).
-
-    Returns:
-        A scalar ≥ 0; 0 for uniform rows.
-
-    >>> class_energy(torch.tensor([[1.0, 0.0], [0.0, 1.0]])).item()
-    1.0
+        function: ``(slice of rows, *args) → scalar``.
+        batch: number of rows.
+        width: entries that one row needs.
+        args: passed on; tensors among them get their gradients.
     """
-    centred = p - 1.0 / p.shape[1]
-    return (centred.T @ centred).square().sum()
+    rows = max(1, BLOCK_ENTRIES // max(1, width))
+    if rows >= batch:
+        return function(slice(0, batch), *args)
+    parts = [
+        checkpoint(function, slice(start, start + rows), *args, use_reentrant=False)
+        for start in range(0, batch, rows)
+    ]
+    return torch.stack(parts).sum()

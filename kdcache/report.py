@@ -1,14 +1,9 @@
-"""metrics/<task>.json → the table and the one figure; pure functions, no files."""
+"""metrics/<task>.json → the tables; pure functions, no files."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from kdcache.metrics import SUPERGLUE_METRICS, accuracy_interval, superglue_score
-
-# Colour-blind safe (Okabe & Ito, 2008), in the order arms come.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-GREY = "#777777"
 
 
 def results_markdown(tasks: Sequence[Mapping[str, Any]]) -> str:
@@ -151,58 +146,3 @@ def _cost(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{arm['steps']} + {arm['head_steps']} head | {arm['examples']} | 0 |"
             )
     return lines
-
-
-def draw_results(tasks: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw one panel per task: a dot per student, a bar at each arm's mean, teacher and majority as lines.
-
-    Args:
-        tasks: the metrics of each task, as distill wrote them.
-        path: an SVG file; the same metrics give the same bytes.
-    """
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    with matplotlib.rc_context({"svg.hashsalt": "kdcache", "font.size": 10, "svg.fonttype": "path"}):
-        figure, panels = pyplot.subplots(
-            1, len(tasks), figsize=(4.2 * len(tasks), 3.6), squeeze=False, layout="constrained"
-        )
-        for panel, task in zip(panels[0], tasks, strict=True):
-            _draw_task(panel, task)
-        metrics = dict.fromkeys(task["metric"].replace("_", " ") for task in tasks)
-        panels[0][0].set_ylabel(f"validation {' or '.join(metrics)}, %")
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
-        pyplot.close(figure)
-
-
-def _draw_task(panel: Any, task: Mapping[str, Any]) -> None:
-    metric = task["metric"]
-    arms = [(name, task["arms"][name]) for name in task["arm_order"]]
-    teacher = task["teacher"]["all_rows"]
-    name = "teacher"
-    if metric == "accuracy":
-        low, high = accuracy_interval(teacher[metric], teacher["rows"])
-        panel.axhspan(100 * low, 100 * high, color=GREY, alpha=0.15, linewidth=0)
-        name += ", 95 %"
-    panel.axhline(100 * teacher[metric], color=GREY, linewidth=1.5)
-    panel.axhline(100 * task["majority"][metric], color=GREY, linewidth=1, linestyle=":")
-    end = len(arms) - 0.45
-    panel.text(end, 100 * teacher[metric], name, va="bottom", ha="right", color=GREY)
-    panel.text(end, 100 * task["majority"][metric], "majority", va="bottom", ha="right", color=GREY)
-    for x, (_, arm) in enumerate(arms):
-        colour = COLOURS[x % len(COLOURS)]
-        cell = arm["validation"][metric]
-        values = [100 * value for value in cell["seeds"].values()]
-        panel.plot([x] * len(values), values, "o", color=colour, alpha=0.6, markersize=5)
-        panel.plot([x - 0.25, x + 0.25], [100 * cell["mean"]] * 2, color=colour, linewidth=2.5)
-        panel.annotate(
-            f"{100 * cell['mean']:.1f}", (x, max(values)), xytext=(0, 6),
-            textcoords="offset points", ha="center", color=colour,
-        )  # fmt: skip
-    panel.set_xticks(range(len(arms)), [name for name, _ in arms], rotation=20)
-    panel.set_xlim(-0.6, len(arms) - 0.4)
-    panel.set_title(task["task"])
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.margins(y=0.15)

@@ -1,12 +1,15 @@
 """Fine-tune the teacher: all of its weights, with the transformers Trainer."""
 
+import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from kdcache.batching import Encoded
@@ -31,6 +34,7 @@ class TrainTeacherParams:
         warmup_fraction: share of the steps that warm up, 0 … 0.9.
         folds: k ≥ 2 trains k teachers more, each on the other folds, so that a training row's
             cached logits come from a teacher that never saw it; 0 trains the one teacher.
+        select: ``last`` epoch, or the one with the best first metric on ``tune``.
         seed: of head, dropout and order.
     """
 
@@ -42,7 +46,31 @@ class TrainTeacherParams:
     weight_decay: NonNegativeFloat
     warmup_fraction: Annotated[float, Range(0, 0.9)]
     folds: NonNegativeInt
+    select: Literal["last", "tune"]
     seed: NonNegativeInt
+
+
+class _KeepBest(TrainerCallback):
+    """The weights of the epoch with the highest score, on disk, so that an interrupted run keeps them.
+
+    Scores at the last step of an epoch, before the trainer writes a checkpoint there: what a
+    checkpoint has behind it has been scored.
+    """
+
+    def __init__(self, score: Callable[[PreTrainedModel], float], steps_per_epoch: int, folder: Path) -> None:
+        self.score, self.steps_per_epoch = score, steps_per_epoch
+        self.weights, self.note = folder / "best.safetensors", folder / "best.json"
+
+    def on_step_end(self, args: object, state: TrainerState, control: object, **given: Any) -> None:
+        if state.global_step % self.steps_per_epoch == 0:
+            score = self.score(given["model"])
+            if not self.note.is_file() or score > json.loads(self.note.read_text())["score"]:
+                self.weights.parent.mkdir(parents=True, exist_ok=True)
+                save_file(given["model"].state_dict(), self.weights)
+                self.note.write_text(json.dumps({"score": score, "step": state.global_step}))
+
+    def restore(self, model: PreTrainedModel) -> None:
+        model.load_state_dict(load_file(self.weights))
 
 
 def fine_tune(
@@ -53,8 +81,9 @@ def fine_tune(
     num_labels: int,
     params: TrainTeacherParams,
     scratch: Path,
+    score: Callable[[PreTrainedModel], float] | None = None,
 ) -> tuple[PreTrainedModel, dict[str, int]]:
-    """Fine-tune all weights on some rows; keep the last epoch.
+    """Fine-tune all weights on some rows; keep the last epoch, or the one that scores best.
 
     Args:
         folder: the pretrained model.
@@ -64,6 +93,7 @@ def fine_tune(
         num_labels: outputs of the head, per sequence; 1 where the classes are the sequences.
         params: the settings.
         scratch: checkpoints, every ``CHECKPOINT_STEPS``; an interrupted run goes on from the last.
+        score: of a model after each epoch, higher is better; None keeps the last.
 
     Returns:
         The model in eval mode on the CPU, and its cost: steps, examples.
@@ -99,10 +129,12 @@ def fine_tune(
     def choice_loss(outputs: Any, labels: torch.Tensor, **_: Any) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(encoded.by_row(outputs.logits), labels)
 
+    best = None if score is None else _KeepBest(score, steps // params.epochs, scratch)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=indices,
+        callbacks=[best] if best else None,
         data_collator=collate,
         compute_loss_func=choice_loss if encoded.num_choices > 1 else None,
     )
@@ -113,5 +145,7 @@ def fine_tune(
             f"train_teacher: the loss must stay finite, got {losses[-1]} after "
             f"{trainer.state.global_step} steps. Lower train_teacher.lr (now {params.lr:g})."
         )
+    if best:
+        best.restore(model)
     model.eval().to("cpu")
     return model, {"steps": steps, "examples": params.epochs * len(indices)}

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from conftest import ROOT, build_tiny_model, tiny_params
 
-COPIED = ("dvc.yaml", ".dvcignore", "constraints.txt", "pipeline", "kdcache")
+COPIED = ("dvc.yaml", ".dvcignore", "constraints.txt", "pipeline", "kdcache", "tasks")
 
 
 def make_project(folder: Path, **sections: Any) -> Path:

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from kdcache.figures import _shares_by_arm, draw_results, draw_shares
 from kdcache.metrics import SUPERGLUE_METRICS, accuracy_interval, compute_metrics, majority_metrics
-from kdcache.report import draw_results, results_markdown
+from kdcache.report import results_markdown
 from kdcache.results import mean_curves, summarise_arms
 
 
@@ -103,6 +105,34 @@ def test_figure_is_the_same_bytes_and_shows_every_arm(tmp_path: Path):
     changed["arms"]["kl"]["validation"]["accuracy"]["seeds"]["0"] = 0.9
     draw_results([changed, task_metrics()], tmp_path / "c.svg")
     assert svg != (tmp_path / "c.svg").read_text()
+
+
+def curves(gram: float = 0.3) -> pd.DataFrame:
+    rows = [{"arm": "head", "epoch": 0, "share_ce": 1.0}]
+    for epoch in (0, 1):
+        shares = {"share_ce": 0.6 - gram / 2, "share_kl": 0.4 - gram / 2, "share_gram": gram}
+        rows.append({"arm": "kl+gram", "epoch": epoch, **shares})
+    return pd.DataFrame(rows)
+
+
+def test_shares_are_drawn_for_arms_of_several_terms():
+    (name,) = shares = _shares_by_arm(curves())
+    assert name == "kl+gram"
+    assert list(shares[name]) == ["share_ce", "share_kl", "share_gram"]
+    assert list(shares[name].index) == [0, 1]
+
+
+def test_shares_are_the_same_bytes_and_show_the_numbers(tmp_path: Path):
+    for name, gram in (("a.svg", 0.3), ("b.svg", 0.3), ("c.svg", 0.1)):
+        draw_shares({"wic": curves(gram), "cb": curves()}, tmp_path / name)
+    first, again, other = ((tmp_path / name).read_bytes() for name in ("a.svg", "b.svg", "c.svg"))
+    assert first == again
+    assert first != other
+
+
+def test_shares_of_arms_of_one_term_are_an_empty_figure(tmp_path: Path):
+    draw_shares({"wic": curves()[:1]}, tmp_path / "empty.svg")
+    assert (tmp_path / "empty.svg").is_file()
 
 
 def test_scores_by_hand():

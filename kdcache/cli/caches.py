@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 def inspect(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
     """Show a cache: rows, teacher accuracy per split, and what made it."""
-    with open_project(set_, debug) as project:
+    with open_project(set_, debug, task) as project:
         from kdcache.cache.manifest import read_manifest
 
-        for name in chosen_tasks(project, task):
+        chosen = chosen_tasks(project, task)
+        for name in chosen:
             folder = Path(project.paths.cache) / name
             require(folder, "the cache", f"kdcache cache --task {name}", CacheError)
             _show_cache(folder, read_manifest(folder, name))

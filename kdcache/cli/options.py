@@ -2,18 +2,23 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from kdcache.stages.workspace import Project, errors_in_one_line, require_task
+from kdcache.errors import ParamsError
+from kdcache.stages.workspace import Project, errors_in_one_line, require, require_task
 
 console = Console(highlight=False)
 
 Tasks = Annotated[
     list[str] | None,
-    typer.Option("--task", help="Task name; repeatable. All tasks of params.yaml when left out."),
+    typer.Option(
+        "--task", help="Task name, or task file; repeatable. All tasks of params.yaml when left out."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -23,15 +28,25 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback instead o
 
 
 @contextlib.contextmanager
-def open_project(overrides: list[str] | None, debug: bool) -> Iterator[Project]:
-    """The project in the current folder; expected failures inside the block become one line."""
+def open_project(
+    overrides: list[str] | None, debug: bool, tasks: list[str] | None = None
+) -> Iterator[Project]:
+    """The project in the current folder; expected failures inside the block become one line.
+
+    Task files among ``tasks``, such as ``path/to/mine.toml``, join it under the file's name.
+    """
     with errors_in_one_line(debug):
-        yield Project.load(overrides or ())
+        project = Project.load(overrides or ())
+        files = [Path(task) for task in tasks or () if Path(task).suffix]
+        for path in files:
+            require(path, "the task file", f"kdcache tasks check {path}", ParamsError)
+        names = dict.fromkeys([*project.tasks, *(path.stem for path in files)])
+        yield replace(project, tasks=tuple(names), task_files=tuple(files))
 
 
 def chosen_tasks(project: Project, tasks: list[str] | None) -> list[str]:
     """The tasks asked for, all checked before the first one runs."""
-    chosen = tasks or list(project.tasks)
+    chosen = [Path(task).stem for task in tasks or project.tasks]
     for task in chosen:
         require_task(project, task)
     return chosen

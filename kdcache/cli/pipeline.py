@@ -1,28 +1,30 @@
 """The pipeline's stages as commands. A stage is imported only when it runs, so that --help costs nothing."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
+from kdcache.cli.caches import inspect
 from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, console, open_project
 from kdcache.errors import ParamsError
 
 
 def prepare(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
     """Read and check the source, cut the tune split: source → data/TASK/."""
-    with open_project(set_, debug) as project:
+    with open_project(set_, debug, task) as project:
+        chosen = chosen_tasks(project, task)
         from kdcache.stages.prepare import prepare as stage
 
-        for name in chosen_tasks(project, task):
+        for name in chosen:
             with project.timed("prepare", name):
                 stage(project, name)
 
 
 def teach(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
     """Fine-tune the teacher, and one per fold: data/TASK/ → models/teacher/TASK/."""
-    with open_project(set_, debug) as project:
+    with open_project(set_, debug, task) as project:
         chosen = chosen_tasks(project, task)
         from kdcache.stages.train_teacher import train_teacher as stage
 
@@ -33,7 +35,7 @@ def teach(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> N
 
 def cache(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
     """Keep the teacher's logits and features: data + teacher → cache/TASK/."""
-    with open_project(set_, debug) as project:
+    with open_project(set_, debug, task) as project:
         chosen = chosen_tasks(project, task)
         from kdcache.stages.cache_teacher import cache_teacher as stage
 
@@ -63,7 +65,7 @@ def distill(
     debug: Debug = False,
 ) -> None:
     """Train students from the cache into runs/TASK/ARM-SEED/, to explore; `dvc repro` trains the table's."""
-    with open_project(set_, debug) as project:
+    with open_project(set_, debug, task) as project:
         chosen = chosen_tasks(project, task)
         from kdcache.report import results_markdown
         from kdcache.stages.distill import explore
@@ -75,6 +77,21 @@ def distill(
             typer.echo(f"students: {project.paths.runs}/{name}/")
 
 
+def run(
+    task: Tasks = None,
+    to: Annotated[
+        Literal["prepare", "teach", "cache", "inspect"], typer.Option("--to", help="The last step to take.")
+    ] = "inspect",
+    set_: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """From rows to a cache to look at: prepare, teach, cache, inspect, one after the other."""
+    for step in (prepare, teach, cache, inspect):
+        step(task, set_, debug)
+        if step.__name__ == to:
+            break
+
+
 def report(
     task: Tasks = None,
     timings: Annotated[bool, typer.Option("--timings", help="Also show this machine's wall times.")] = False,
@@ -82,7 +99,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write reports/ from the metrics of all tasks, and print the table."""
-    with open_project(set_, debug) as project:
+    with open_project(set_, debug, task) as project:
         from kdcache.stages.report import read_timings
         from kdcache.stages.report import report as stage
 

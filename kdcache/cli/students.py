@@ -33,7 +33,7 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Write a student's predictions: labels with probabilities, or SuperGLUE's files → runs/predictions/."""
-    with open_project(set_, debug) as project:
+    with open_project(set_, debug, task) as project:
         chosen = chosen_tasks(project, task)
         if (arm is None) == (student is None):
             raise ParamsError(

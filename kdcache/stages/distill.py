@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,11 +21,13 @@ from kdcache.models import WEIGHTS, setup
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
 from kdcache.results import mean_curves, summarise_arms
 from kdcache.stages.targets import load_splits
-from kdcache.stages.workspace import Project, place, require, require_task, write_json
+from kdcache.stages.workspace import Project, place, require, require_task, require_tune, write_json
 from kdcache.students.arms import Arm
+from kdcache.students.best import BestEpoch
 from kdcache.students.export import save_student
 from kdcache.students.prompts import build_student, trained_parameters
 from kdcache.students.train import Settings, train_student
+from kdcache.students.watch import idle_terms
 from kdcache.tasks.schema import read_task
 from kdcache.tasks.splits import metric_columns
 
@@ -50,6 +53,10 @@ class DistillParams:
         warmup_fraction: share of the steps that warm up, 0 … 0.9.
         arms: name → arm.
         seeds: one student each per arm.
+        unlabelled: whether arms that have a teacher's term learn from the split ``unlabelled``
+            too, where the task has one. An arm without such a term has nothing to learn there.
+        select: ``last`` epoch, or the one with the best first metric on ``tune``, the end of
+            the head start included.
         expect: fields of the teacher's identity that a shared cache must have.
     """
 
@@ -66,6 +73,8 @@ class DistillParams:
     warmup_fraction: Annotated[float, Range(0, 0.9)]
     arms: dict[str, Arm]
     seeds: tuple[NonNegativeInt, ...]
+    unlabelled: bool
+    select: Literal["last", "tune"]
     expect: dict[str, str | int]
 
 
@@ -125,18 +134,24 @@ class _Grid:
         require_task(project, task_name)
         self.project = project
         self.params = project.section("distill", DistillParams)
-        for name, arm in self.params.arms.items():
-            check_terms(arm.terms, arm.ce_weight, f"distill.arms.{name}")
         if not self.params.arms or not self.params.seeds:
             raise ParamsError("distill: arms and seeds must each hold at least one entry, got none.")
         self.backbone = require(
             Path(project.paths.backbone), "the student backbone", "kdcache shrink", ModelError
         )
         self.task = read_task(Path(project.paths.data) / task_name, task_name)
+        for name, arm in self.params.arms.items():
+            for warning in check_terms(
+                arm.terms, arm.ce_weight, f"distill.arms.{name}",
+                self.task.num_labels, self.task.num_choices, self.params.batch_size,
+            ):  # fmt: skip
+                print(warning, file=sys.stderr)
         self.device = setup(project.threads)
         self.splits, self.manifest = load_splits(
             project, self.task, self.params.max_length, self.params.expect
         )
+        if self.params.select == "tune":
+            require_tune(self.splits, "distill.select", task_name)
         self.scratch = project.scratch(
             "distill", task_name, asdict(self.params), project.threads, project.paths.backbone,
             file_digest(self.backbone / WEIGHTS), self.manifest.digest,
@@ -167,30 +182,36 @@ class _Grid:
         prompts, head = trained_parameters(student)
         torch.manual_seed(seed)
         objective = Objective(
-            arm.terms,
-            arm.ce_weight,
-            student.config.hidden_size * task.num_choices,
-            train.targets.features.shape[1],
-        )
+            arm.terms, arm.ce_weight, student.config.hidden_size * task.num_choices,
+            train.targets.features.shape[1], arm.label_smoothing,
+        )  # fmt: skip
+        also = ("unlabelled",) if params.unlabelled and any(arm.terms.values()) else ()
+        rows = train.training_rows(*(self.splits[split] for split in also if split in self.splits))
+        if arm.targets == "shuffled_within_class":
+            rows = rows.shuffled_within_class(seed)
+        best = BestEpoch([*prompts, *head])
         settings = Settings(
             params.lr, params.epochs, params.head_start_lr, params.head_start_epochs, params.head_lr,
             params.batch_size, params.weight_decay, params.warmup_fraction,
         )  # fmt: skip
         history: list[dict[str, float]] = []
 
-        def after_epoch(epoch: int, losses: dict[str, float]) -> None:
+        def after_epoch(epoch: int, seen: dict[str, float]) -> None:
             scores = {}
             if "tune" in self.splits:
                 scores = {f"tune_{k}": v for k, v in self._score(student, "tune").items()}
                 scores.pop("tune_rows", None)
-            history.append({"epoch": epoch, **{f"loss_{k}": v for k, v in losses.items()}, **scores})
+                if params.select == "tune":
+                    best.see(epoch, scores[f"tune_{task.metrics[0]}"])
+            history.append({"epoch": epoch, **seen, **scores})
 
         try:
-            counts = train_student(
-                student, objective, train.training_rows(), settings, seed, self.device, after_epoch
-            )
+            counts = train_student(student, objective, rows, settings, seed, self.device, after_epoch)
         except TrainingDiverged as error:
             raise TrainingDiverged(f"distill: {task.name} {arm_name}, seed {seed}: {error}") from None
+        for sentence in idle_terms([entry for entry in history if entry["epoch"] or not prompts]):
+            tqdm.write(f"{task.name} {arm_name}, seed {seed}: {sentence}", file=sys.stderr)
+        best.restore()
         scores = self._score(student, "validation")
         result = {
             "arm": arm_name,
@@ -199,8 +220,9 @@ class _Grid:
             "validation": scores,
             "diagnostics": {split: self._score(student, split) for split in self._diagnostics},
             "history": history,
+            "epoch": history[-1]["epoch"] if best.epoch is None else best.epoch,
             **counts,
-            "examples": params.epochs * len(train.encoded) if prompts else 0,
+            "examples": params.epochs * len(rows.encoded) if prompts else 0,
             "prompt_parameters": sum(p.numel() for p in prompts),
             "head_parameters": sum(p.numel() for p in head),
         }

@@ -11,14 +11,26 @@ import pyarrow.compute as pc
 from kdcache.errors import DataError, ParamsError
 from kdcache.params import Count, NonNegativeInt, Range
 from kdcache.stages.workspace import Project, place, require_task
-from kdcache.tasks.find import find_source
+from kdcache.tasks.find import find_source, own_tasks
 from kdcache.tasks.hub import read_hub
 from kdcache.tasks.official import SAMPLE, read_official
-from kdcache.tasks.schema import Example, write_task
+from kdcache.tasks.own import read_own
+from kdcache.tasks.schema import Example, Task, write_task
 from kdcache.tasks.source import Source
-from kdcache.tasks.splits import assign_folds, build_table, keep_rows, write_split
+from kdcache.tasks.splits import build_table, hold_out, keep_rows, write_split
 
 SAMPLE_PATH = "kdcache/sample"  # tasks.official.SAMPLE in a project, where DVC can watch it
+
+
+@dataclass(frozen=True)
+class MaxRows:
+    """How many rows of each split to keep; None keeps all."""
+
+    train: Count | None = None
+    tune: Count | None = None
+    validation: Count | None = None
+    test: Count | None = None
+    unlabelled: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -27,20 +39,27 @@ class PrepareParams:
 
     Args:
         source: ``sample`` (shipped with kdcache), ``superglue`` (a folder of yours in the
-            official JSONL layout) or ``hub`` (the hub's Parquet layout).
+            official JSONL layout), ``hub`` (the hub's Parquet layout) or ``files`` (every task
+            has a task file, and ``path`` is where the files that it names lie).
         path: that folder; a dependency of the DVC stage. For ``hub`` also the hub id itself,
-            which the command line reads, but DVC cannot watch.
+            which the command line reads, but DVC cannot watch. Under the other sources, a task
+            file names files beside itself.
         max_rows: keep at most this many rows of each split, chosen by id, the answers of a
-            question together; null keeps all.
-        tune_fraction: share of train set aside for choices (learning rate, epoch); 0 … 0.5.
+            question together; null keeps all, a mapping such as ``{train: 4000}`` goes by split.
+        tune_fraction: share of train set aside for choices (learning rate, epoch); 0 … 0.5. A
+            task file that names a tune split keeps that instead.
         seed: of both.
     """
 
-    source: Literal["sample", "superglue", "hub"]
+    source: Literal["sample", "superglue", "hub", "files"]
     path: str
-    max_rows: Count | None
+    max_rows: Count | MaxRows | None
     tune_fraction: Annotated[float, Range(0, 0.5)]
     seed: NonNegativeInt
+
+    def max_rows_of(self, split: str) -> int | None:
+        """How many rows of a split to keep; None keeps all."""
+        return getattr(self.max_rows, split, None) if isinstance(self.max_rows, MaxRows) else self.max_rows
 
 
 def prepare(project: Project, task_name: str) -> None:
@@ -48,23 +67,47 @@ def prepare(project: Project, task_name: str) -> None:
 
     Raises:
         ParamsError: unknown task, or a source that does not fit its path.
-        DataError: see ``tasks.official`` and ``tasks.hub``. Nothing half-written stays.
+        DataError: see ``tasks.official``, ``tasks.hub`` and ``tasks.own``. Nothing half-written
+            stays.
     """
     params = project.section("prepare", PrepareParams)
     require_task(project, task_name)
-    source = find_source(task_name)
-    examples = _read(params, source)
-    kept = {name: keep_rows(rows, params.max_rows, params.seed) for name, rows in examples.items()}
-    tables = {name: build_table(rows, source.task) for name, rows in kept.items()}
-    tables |= _cut_tune(tables["train"], params)
+    task, examples = read_source(project, params, task_name)
+    tables = {
+        split: build_table(keep_rows(rows, params.max_rows_of(split), params.seed), task)
+        for split, rows in examples.items()
+    }
+    if "tune" not in tables:
+        tables |= _cut_tune(tables["train"], params)
     made = project.scratch("prepare", task_name)
     shutil.rmtree(made)
     made.mkdir()
-    write_task(source.task, made)
+    write_task(task, made)
     for split, table in tables.items():
         write_split(table, made / f"{split}.parquet")
     place(made, Path(project.paths.data) / task_name)
     print(f"{task_name}: " + ", ".join(f"{split} {len(t)} rows" for split, t in tables.items()))
+
+
+def read_source(
+    project: Project, params: PrepareParams, task_name: str
+) -> tuple[Task, dict[str, list[Example]]]:
+    """Read a task and all its rows: as its task file says if it has one, else from SuperGLUE's layouts.
+
+    Raises:
+        As ``prepare``.
+    """
+    own = own_tasks(Path(project.paths.tasks), project.task_files)
+    if task_name in own:
+        path = own[task_name]
+        return read_own(path, Path(params.path) if params.source == "files" else path.parent)
+    if params.source == "files":
+        raise ParamsError(
+            f"prepare.source: it must be sample, superglue or hub for a task without a task file, got "
+            f"files for {task_name}. Write {project.paths.tasks}/{task_name}.toml, or change the source."
+        )
+    source = find_source(task_name)
+    return source.task, _read(params, source)
 
 
 def _read(params: PrepareParams, source: Source) -> dict[str, list[Example]]:
@@ -90,6 +133,5 @@ def _cut_tune(train: pa.Table, params: PrepareParams) -> dict[str, pa.Table]:
     if params.tune_fraction == 0:
         return {}
     labels, groups = train["label"].to_pylist(), train["group"].to_pylist()
-    folds = assign_folds(labels, groups, round(1 / params.tune_fraction), params.seed)
-    tune = pa.array(folds == 0)
+    tune = pa.array(hold_out(labels, groups, params.tune_fraction, params.seed))
     return {"train": train.filter(pc.invert(tune)), "tune": train.filter(tune)}

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from kdcache.batching import Encoded, encode
+from kdcache.batching import Encoded, encode, join
 from kdcache.cache.manifest import Manifest, check_identity
 from kdcache.cache.reader import CachedSplit, load_cache
 from kdcache.models import load_tokenizer
@@ -33,13 +33,14 @@ class SplitWithTargets:
         """int64 of shape (rows,), −1 = unlabelled."""
         return self.table["label"].to_numpy()
 
-    def training_rows(self) -> TrainingRows:
-        """The same as tensors."""
+    def training_rows(self, *more: "SplitWithTargets") -> TrainingRows:
+        """The same as tensors, and the rows of more splits after them."""
+        parts = (self, *more)
         return TrainingRows(
-            self.encoded,
-            torch.from_numpy(self.labels.copy()),
-            torch.from_numpy(self.targets.logits),
-            torch.from_numpy(self.targets.features.astype(np.float32)),
+            join([part.encoded for part in parts]),
+            torch.from_numpy(np.concatenate([part.labels for part in parts])),
+            torch.from_numpy(np.concatenate([part.targets.logits for part in parts])),
+            torch.from_numpy(np.concatenate([part.targets.features for part in parts]).astype(np.float32)),
         )
 
 

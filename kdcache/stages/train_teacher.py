@@ -2,21 +2,45 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from transformers import PreTrainedModel
 
 from kdcache.batching import encode
 from kdcache.digests import file_digest
 from kdcache.errors import DataError
+from kdcache.extract import extract
+from kdcache.metrics import compute_metrics
 from kdcache.models import WEIGHTS, config_digest, load_tokenizer, resolve, save_model, setup
-from kdcache.stages.workspace import COST, FOLDS, IDENTITY, Project, place, require_task, write_json
+from kdcache.stages.workspace import (
+    COST,
+    FOLDS,
+    IDENTITY,
+    Project,
+    place,
+    require_task,
+    require_tune,
+    write_json,
+)
 from kdcache.tasks.schema import Task, read_task
-from kdcache.tasks.splits import assign_folds, read_split, sequences, table_digest
+from kdcache.tasks.splits import (
+    assign_folds,
+    existing_splits,
+    metric_columns,
+    read_split,
+    sequences,
+    table_digest,
+)
 from kdcache.teacher import TrainTeacherParams, fine_tune
+
+EVAL_BATCH_SIZE = 64
 
 
 def train_teacher(project: Project, task_name: str) -> None:
@@ -26,6 +50,7 @@ def train_teacher(project: Project, task_name: str) -> None:
     from its last checkpoint.
 
     Raises:
+        ParamsError: ``select: tune`` without a tune split.
         DataError: no prepared data, or too few labelled rows.
         ModelError: the model reference does not resolve.
         TrainingDiverged: the loss became NaN or infinite.
@@ -36,7 +61,7 @@ def train_teacher(project: Project, task_name: str) -> None:
     data = Path(project.paths.data) / task_name
     task = read_task(data, task_name)
     train = read_split(data, "train", task)
-    setup(project.threads)
+    device = setup(project.threads)
 
     labels = train["label"].to_pylist()
     folds = _folds(train, params)
@@ -45,7 +70,13 @@ def train_teacher(project: Project, task_name: str) -> None:
     if encoded.truncated.any():
         print(f"{task_name}: {encoded.truncated.mean():.1%} of {len(encoded)} rows lose tokens to max_length")
 
-    made_of = (task_name, asdict(params), project.threads, table_digest(train))
+    made_of = [task_name, asdict(params), project.threads, table_digest(train)]
+    score = None
+    if params.select == "tune":
+        require_tune(existing_splits(data, task), "train_teacher.select", task_name)
+        tune = read_split(data, "tune", task)
+        made_of.append(table_digest(tune))
+        score = _scorer(task, tune, tokenizer, params, device)
     scratch = project.scratch("teacher", *made_of)
     made = scratch / "made"
     cost = {"steps": 0, "examples": 0}
@@ -58,7 +89,9 @@ def train_teacher(project: Project, task_name: str) -> None:
             what = "all rows" if fold < 0 else f"all folds but {fold}"
             print(f"{task_name}: teacher on {what}, {len(rows)} rows, {params.epochs} epochs")
             checkpoints = scratch / f"checkpoints{fold}"
-            model, spent = fine_tune(base, encoded, labels, rows, task.num_outputs, params, checkpoints)
+            model, spent = fine_tune(
+                base, encoded, labels, rows, task.num_outputs, params, checkpoints, score
+            )
             save_model(model, tokenizer, folder)
             write_json(spent, done)
             shutil.rmtree(checkpoints)
@@ -71,6 +104,20 @@ def train_teacher(project: Project, task_name: str) -> None:
     pq.write_table(folds_table, made / FOLDS, write_page_checksum=True)
     place(made, Path(project.paths.teacher) / task_name)
     shutil.rmtree(scratch)
+
+
+def _scorer(
+    task: Task, tune: pa.Table, tokenizer: Any, params: TrainTeacherParams, device: torch.device
+) -> Callable[[PreTrainedModel], float]:
+    """A model → its first metric on ``tune``."""
+    encoded = encode(tokenizer, *sequences(tune, task), params.max_length, task.truncate, task.num_choices)
+    labels, columns = tune["label"].to_numpy(), metric_columns(tune, task)
+
+    def score(model: PreTrainedModel) -> float:
+        logits, _ = extract(model, encoded, task.num_outputs, EVAL_BATCH_SIZE, device)
+        return compute_metrics(task.metrics[:1], labels, logits, columns)[task.metrics[0]]
+
+    return score
 
 
 def _folds(train: pa.Table, params: TrainTeacherParams) -> np.ndarray:

@@ -30,6 +30,7 @@ FOLDS = "folds.parquet"  # example_id → fold
 class Paths:
     """Where everything lies; ``<task>`` is appended where a thing is made per task."""
 
+    tasks: str  # task files of your own; the folder may be absent
     data: str
     teacher: str
     backbone: str
@@ -52,12 +53,16 @@ class _TopLevel:
 
 @dataclass(frozen=True)
 class Project:
-    """A checked params.yaml: the top level at once, each section when its stage asks."""
+    """A checked params.yaml: the top level at once, each section when its stage asks.
+
+    ``task_files`` are those named on the command line, beside the ones in ``paths.tasks``.
+    """
 
     raw: dict[str, Any]
     tasks: tuple[str, ...]
     threads: int
     paths: Paths
+    task_files: tuple[Path, ...] = ()
 
     @classmethod
     def load(cls, overrides: Iterable[str] = (), params_file: str = "params.yaml") -> "Project":
@@ -177,6 +182,15 @@ def require(path: Path, what: str, command: str, error: type[KdcacheError]) -> P
     if not path.exists():
         raise error(f"{path}: {what} must exist, got nothing there. Run: {command}")
     return path
+
+
+def require_tune(splits: Iterable[str], key: str, task: str) -> None:
+    """Raise ParamsError unless a task has the split that ``key``: tune chooses on."""
+    if "tune" not in splits:
+        raise ParamsError(
+            f"{key}: it must be last without a tune split, got tune. Set prepare.tune_fraction above 0 "
+            f"and run: kdcache prepare --task {task}"
+        )
 
 
 def require_task(project: Project, task: str) -> None:

@@ -8,7 +8,7 @@ where the control ends, and what it gains is the prompts' doing.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ from torch import nn
 from kdcache.batching import Encoded, fixed_plan, iterate, num_batches, training_plan
 from kdcache.errors import TrainingDiverged
 from kdcache.extract import capture_features
-from kdcache.losses import Objective
+from kdcache.losses.objective import Objective, Targets
 from kdcache.students.prompts import head_modules, trained_parameters
+from kdcache.students.watch import Watch
 
 MAX_GRAD_NORM = 1.0
 
@@ -69,6 +70,22 @@ class TrainingRows:
     teacher_logits: torch.Tensor
     teacher_features: torch.Tensor
 
+    def targets(self, indices: np.ndarray) -> Targets:
+        """What these rows are taught."""
+        rows = torch.from_numpy(indices).to(self.labels.device)
+        return Targets(rows, self.labels[rows], self.teacher_logits[rows], self.teacher_features[rows])
+
+    def shuffled_within_class(self, seed: int) -> "TrainingRows":
+        """The control: each row gets the teacher's row of another one of its label."""
+        order = np.arange(len(self.labels))
+        rng = np.random.default_rng(seed)
+        for label in np.unique(self.labels.numpy()):
+            members = np.flatnonzero(self.labels.numpy() == label)
+            order[members] = rng.permutation(members)
+        return replace(
+            self, teacher_logits=self.teacher_logits[order], teacher_features=self.teacher_features[order]
+        )
+
     def to(self, device: torch.device) -> "TrainingRows":
         """The targets on a device, once, so that a step only gathers rows."""
         targets = (self.labels, self.teacher_logits, self.teacher_features)
@@ -93,8 +110,9 @@ def train_student(
         settings: the schedule.
         seed: of the order of batches.
         device: where to compute.
-        after_epoch: called with the epoch and the mean of each weighted term: epoch 0 is the
-            end of the head start, 1 and up are those with prompts.
+        after_epoch: called with the epoch and what was seen: the mean of each weighted term
+            (``loss_…``) and what ``Watch`` tells. Epoch 0 is the end of the head start, 1 and
+            up are those with prompts.
 
     Returns:
         Counts: ``head_steps`` and ``steps``.
@@ -108,12 +126,13 @@ def train_student(
     num_outputs = rows.teacher_logits.shape[1] // rows.encoded.num_choices
     prompts, head = trained_parameters(student)
     head += objective.parameters()
-    loop = _Loop(objective, rows, settings, seed, device)
     head_start = {"lr": settings.head_start_lr, "params": head, "weight_decay": settings.weight_decay}
     together = [
         {"lr": settings.lr, "params": prompts, "weight_decay": 0.0},
         {"lr": settings.head_lr, "params": head, "weight_decay": settings.weight_decay},
     ]
+    epochs = settings.epochs if prompts else 0
+    loop = _Loop(objective, rows, settings, seed, settings.head_start_epochs + epochs)
     by_row = rows.encoded.by_row
     with capture_features(student, num_outputs) as latest:
         head_logits = _head_forward(student, rows.encoded, settings.batch_size, device)
@@ -125,12 +144,12 @@ def train_student(
             logits = student(**rows.encoded.batch(indices, device)).logits
             return by_row(logits), by_row(latest[0])
 
-        *_, (_, losses) = loop.run(head_only, [head_start], settings.head_start_epochs)
-        after_epoch(0, losses)
+        *_, (_, seen) = loop.run(head_only, [head_start], settings.head_start_epochs)
+        after_epoch(0, seen)
         head_steps = loop.step
         if prompts:
-            for epoch, losses in loop.run(whole, together, settings.epochs):
-                after_epoch(epoch, losses)
+            for epoch, seen in loop.run(whole, together, epochs):
+                after_epoch(epoch, seen)
     return {"head_steps": head_steps, "steps": loop.step - head_steps}
 
 
@@ -165,19 +184,21 @@ class _Loop:
     """Batches → loss → step, over the phases of one student."""
 
     def __init__(
-        self, objective: Objective, rows: TrainingRows, settings: Settings, seed: int, device: torch.device
+        self, objective: Objective, rows: TrainingRows, settings: Settings, seed: int, epochs: int
     ) -> None:
-        self.objective, self.rows, self.settings = objective, rows, settings
-        self.seed, self.device = seed, device
+        self.objective, self.rows, self.settings, self.seed = objective, rows, settings, seed
+        self.steps_per_epoch = num_batches(len(rows.encoded.lengths), settings.batch_size)
+        self.steps = epochs * self.steps_per_epoch
+        self.watch = Watch(len(rows.encoded.lengths), settings.batch_size)
         self.step, self.last = 0, math.nan
 
     def run(
         self, forward: Forward, groups: list[dict[str, Any]], epochs: int
     ) -> Iterator[tuple[int, dict[str, float]]]:
-        """Train one phase; yield (epoch from 1, mean of each weighted term)."""
+        """Train one phase; yield (epoch from 1, means of the weighted terms and what was watched)."""
         lengths, batch_size = self.rows.encoded.lengths, self.settings.batch_size
         optimizer = torch.optim.AdamW(groups)
-        steps = epochs * num_batches(len(lengths), batch_size)
+        steps = epochs * self.steps_per_epoch
         warm_up = max(1, round(self.settings.warmup_fraction * steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda s: min((s + 1) / warm_up, max(0.0, (steps - s) / max(1, steps - warm_up)))
@@ -188,16 +209,18 @@ class _Loop:
                 for name, value in self._step(forward, indices, optimizer).items():
                     sums[name] = sums.get(name, 0.0) + value * len(indices)
                 schedule.step()
-            yield epoch + 1, {name: total / len(lengths) for name, total in sums.items()}
+            seen = {f"loss_{name}": total / len(lengths) for name, total in sums.items()}
+            yield epoch + 1, seen | self._watch(forward, groups[0]["params"])
+
+    @property
+    def progress(self) -> float:
+        """Share of all steps, of both phases, that are done."""
+        return self.step / self.steps
 
     def _step(
         self, forward: Forward, indices: np.ndarray, optimizer: torch.optim.Optimizer
     ) -> dict[str, float]:
-        picked = torch.from_numpy(indices).to(self.device)
-        rows = self.rows
-        terms = self.objective(
-            *forward(indices), rows.labels[picked], rows.teacher_logits[picked], rows.teacher_features[picked]
-        )
+        terms = self.objective(*forward(indices), self.rows.targets(indices), self.progress)
         loss = torch.stack(list(terms.values())).sum()
         self.step += 1
         if not torch.isfinite(loss):
@@ -212,3 +235,9 @@ class _Loop:
         nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
         optimizer.step()
         return {name: value.item() for name, value in terms.items()}
+
+    def _watch(self, forward: Forward, parameters: list[nn.Parameter]) -> dict[str, float]:
+        logits, features = forward(self.watch.batch)
+        targets = self.rows.targets(self.watch.batch)
+        terms = self.objective(logits, features, targets, self.progress, remember=False)
+        return self.watch.see(terms, parameters, logits.detach(), targets.logits)

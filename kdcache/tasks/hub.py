@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdcache.errors import DataError
+from kdcache.errors import DataError, shorten
 from kdcache.tasks.schema import Example
-from kdcache.tasks.source import LABELLED_SPLITS, Source, shorten, unique
+from kdcache.tasks.source import LABELLED_SPLITS, Source, unique
 
 HUB_ID = "aps/super_glue"
 HUB_REVISION = "3de24cf8022e94f4ee4b9d55a6f539891524d646"

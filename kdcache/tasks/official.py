@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kdcache.errors import DataError, nearest
+from kdcache.errors import DataError, nearest, shorten
 from kdcache.tasks.schema import Example
-from kdcache.tasks.source import LABELLED_SPLITS, Row, Source, shorten, unique
+from kdcache.tasks.source import LABELLED_SPLITS, Row, Source, unique
 
 OFFICIAL_FILES = {"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}
 SAMPLE = Path(__file__).parent.parent / "sample"  # the shipped corpus, in the same layout

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from kdcache.errors import DataError
+from kdcache.errors import DataError, shorten
 from kdcache.tasks.schema import Example, Task
 
 Row = Mapping[str, Any]
@@ -193,16 +193,6 @@ def unique(examples: Iterable[tuple[str, Example]], split: str) -> Iterator[Exam
             )
         seen[example.example_id] = where
         yield example
-
-
-def shorten(value: Any) -> str:
-    """A value as messages show it: at most 60 characters.
-
-    >>> shorten("a" * 100)[-5:]
-    'aa...'
-    """
-    text = repr(value.rstrip("\n") if isinstance(value, str) else value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _fields(template: str) -> list[str]:

@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,8 @@ def assign_folds(labels: Sequence[int], groups: Sequence[str], num_folds: int, s
             f"folds: there must be at least as many groups as folds ({num_folds}), "
             f"got {len(set(groups))}. Lower the number of folds or raise prepare.max_rows."
         )
+    if max(Counter(labels).values()) < num_folds:
+        labels = [0] * len(labels)  # no class is in every fold anyway, and scikit-learn refuses to try
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
     folds = np.full(len(labels), -1, dtype=np.int8)
     with warnings.catch_warnings():
@@ -157,6 +160,25 @@ def assign_folds(labels: Sequence[int], groups: Sequence[str], num_folds: int, s
         for fold, (_, held_out) in enumerate(splitter.split(labels, labels, groups)):
             folds[held_out] = fold
     return folds
+
+
+def hold_out(labels: Sequence[int], groups: Sequence[str], fraction: float, seed: int) -> np.ndarray:
+    """Choose a share of the rows: stratified by label, a group never on both sides.
+
+    Args:
+        labels: class index per row.
+        groups: group id per row.
+        fraction: the share, 0 < … ≤ 0.5; 3/20 takes 3 of 20 folds.
+        seed: of the choice.
+
+    Returns:
+        bool array of shape (rows,).
+
+    Raises:
+        DataError: fewer groups than it takes folds.
+    """
+    share = Fraction(fraction).limit_denominator(max(20, round(1 / fraction)))
+    return assign_folds(labels, groups, share.denominator, seed) < share.numerator
 
 
 def keep_rows(examples: Sequence[Example], max_rows: int | None, seed: int) -> list[Example]:

@@ -142,7 +142,11 @@ def test_training_repeats_bit_for_bit_and_lowers_the_loss(tiny_model: Path, rows
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
     assert counts == {"head_steps": 12, "steps": 24}
     assert [epoch for epoch, _ in epochs] == list(range(7))
-    assert set(epochs[0][1]) == {"ce", "kl", "gram", "feature_mse"}
+    names = ("ce", "kl", "gram", "feature_mse")
+    watched = {f"{what}_{name}" for what in ("loss", "fixed", "share") for name in names}
+    assert set(epochs[0][1]) == watched | {"agreement", "kl_to_teacher", "gram_to_teacher"}
+    for _, seen in epochs:
+        assert sum(seen[f"share_{name}"] for name in names) == pytest.approx(1.0)
     assert sum(epochs[-1][1].values()) < sum(epochs[1][1].values())
 
 
@@ -226,3 +230,15 @@ def test_a_folder_that_plain_peft_gets_wrong_is_refused(tiny_model: Path, rows, 
         save_student(
             model, tmp_path / "x", tiny_model, 3, {"task": "t", "arm": "a", "seed": "0"}, rows.encoded
         )
+
+
+def test_shuffled_targets_stay_within_the_class_and_leave_labels_and_text(tiny_model: Path, rows):
+    shuffled = rows.shuffled_within_class(seed=1)
+    assert torch.equal(shuffled.labels, rows.labels)
+    assert shuffled.encoded is rows.encoded
+    where = {tuple(row): i for i, row in enumerate(rows.teacher_logits.tolist())}
+    origin = [where[tuple(row)] for row in shuffled.teacher_logits.tolist()]
+    assert sorted(origin) == list(range(len(TEXTS)))
+    assert origin != sorted(origin)
+    assert torch.equal(rows.labels[origin], rows.labels)
+    assert torch.equal(rows.teacher_features[origin], shuffled.teacher_features)

@@ -1,0 +1,128 @@
+"""Commands on tasks: which there are, and what is wrong with one of your own."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from kdcache.cli.options import Debug, Overrides, console, open_project
+from kdcache.errors import ModelError
+
+if TYPE_CHECKING:
+    from kdcache.batching import Encoded
+    from kdcache.stages.workspace import Project
+    from kdcache.tasks.schema import Example, Task
+
+BAR = 40  # characters of the longest bar
+LABELS_SHOWN = 12
+
+app = typer.Typer(
+    help="List the tasks, or check one of your own before training.", invoke_without_command=True
+)
+
+
+@app.callback()
+def tasks(context: typer.Context, set_: Overrides = None, debug: Debug = False) -> None:
+    """List the tasks, or check one of your own before training."""
+    if context.invoked_subcommand:
+        return
+    with open_project(set_, debug) as project:
+        from kdcache.tasks.find import own_tasks
+        from kdcache.tasks.superglue import SUPERGLUE
+        from kdcache.tasks.taskfile import read_task_file
+
+        table = Table("task", "metrics", "labels", "source")
+        for name, source in SUPERGLUE.items():
+            table.add_row(name, ", ".join(source.task.metrics), ", ".join(source.task.labels), "SuperGLUE")
+        for name, path in own_tasks(Path(project.paths.tasks)).items():
+            file = read_task_file(path)
+            labels = ", ".join(map(str, file.labels or ())) or "those of train"
+            table.add_row(name, ", ".join(file.metrics), labels, path.as_posix())
+        console.print(table)
+        typer.echo(f"tasks in params.yaml: {', '.join(project.tasks)}")
+
+
+@app.command()
+def check(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Task file, or the name of a task.")],
+    set_: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Read all rows of a task; show examples, labels and lengths, and say what is wrong."""
+    with open_project(set_, debug, [task]) as project:
+        name = Path(task).stem  # any task: it need not be one of params.yaml's
+        from kdcache.stages.prepare import PrepareParams, read_source
+        from kdcache.tasks.check import find_problems, label_counts, length_histogram, shown_examples
+
+        found, splits = read_source(project, project.section("prepare", PrepareParams), name)
+        typer.echo(f"{name}: " + ", ".join(f"{split} {len(rows)} rows" for split, rows in splits.items()))
+        encoded, max_length = _encode(project, found, splits["train"])
+        for row in shown_examples(splits["train"]):
+            _show_example(row, found, splits["train"], encoded)
+        _show_labels(label_counts(found, splits))
+        lengths = None if encoded is None else encoded.lengths.tolist()
+        if lengths:
+            _show_bars("train, tokens", length_histogram(lengths))
+        problems = find_problems(found, splits, lengths, max_length)
+        for problem in problems or ["Nothing wrong was found."]:
+            console.print(f"- {problem}", markup=False, soft_wrap=True)
+
+
+def _encode(project: "Project", task: "Task", rows: Sequence["Example"]) -> "tuple[Encoded | None, int]":
+    """Rows as the teacher will read them, uncut; None where its model is not there."""
+    from kdcache.batching import encode
+    from kdcache.models import load_tokenizer, resolve
+    from kdcache.tasks.splits import build_table, sequences
+    from kdcache.teacher import TrainTeacherParams
+
+    params = project.section("train_teacher", TrainTeacherParams)
+    try:
+        tokenizer = load_tokenizer(resolve(params.model))
+    except ModelError as error:
+        console.print(f"No tokens are shown. {error}", markup=False, soft_wrap=True)
+        return None, params.max_length
+    texts, seconds = sequences(build_table(rows, task), task)
+    uncut = encode(tokenizer, texts, seconds, 10**9, task.truncate, task.num_choices)
+    return uncut, params.max_length
+
+
+def _show_example(row: "Example", task: "Task", rows: Sequence["Example"], encoded: "Encoded | None") -> None:
+    label = task.labels[row.label] if row.label >= 0 else "no label"
+    sequences = {"text": row.text, "text_pair": row.text_pair}
+    sequences |= {f"choice {i}": choice for i, choice in enumerate(row.choices)}
+    indent = "\n" + 13 * " "
+    lines = [f"{row.example_id}: {label}"]
+    lines += [f"  {name:10} {text.replace(chr(10), indent)}" for name, text in sequences.items() if text]
+    if encoded is not None:
+        for sequence in encoded.take([rows.index(row)]).sequences:
+            tokens = encoded.tokenizer.convert_ids_to_tokens(sequence["input_ids"])
+            lines.append(f"  {len(tokens)} tokens  {' '.join(tokens)}")
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def _show_labels(counts: Mapping[str, Mapping[str, int]]) -> None:
+    splits = list(next(iter(counts.values())))
+    table = Table("label")
+    for split in splits:
+        table.add_column(split, justify="right")
+    names = list(counts)
+    left_out = max(0, len(names) - LABELS_SHOWN)
+    head = names[: LABELS_SHOWN // 2] if left_out else names
+    tail = names[-LABELS_SHOWN // 2 :] if left_out else []
+    for name in head:
+        table.add_row(name, *(str(counts[name][split]) for split in splits))
+    if left_out:
+        table.add_row(f"… {left_out} more", *("…" for _ in splits))
+    for name in tail:
+        table.add_row(name, *(str(counts[name][split]) for split in splits))
+    console.print(table)
+
+
+def _show_bars(title: str, counts: Mapping[str, int]) -> None:
+    table = Table(title, "", box=None)
+    table.add_column("rows", justify="right")
+    for name, count in counts.items():
+        table.add_row(name, "█" * -(-BAR * count // max(counts.values())), str(count))
+    console.print(table)

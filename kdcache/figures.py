@@ -1,0 +1,125 @@
+"""metrics and curves → figures: SVG files whose bytes depend on the numbers alone."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kdcache.metrics import accuracy_interval
+
+# Colour-blind safe (Okabe & Ito, 2008), in the order arms or terms come.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+GREY = "#777777"
+
+
+@contextlib.contextmanager
+def _panels(rows: int, columns: int, path: Path, height: float = 3.6) -> Iterator[Any]:
+    """An array of axes of shape (rows, columns), written to ``path`` at the end."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context({"svg.hashsalt": "kdcache", "font.size": 10, "svg.fonttype": "path"}):
+        size = (4.2 * columns, height * rows)
+        figure, panels = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        yield panels
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
+        pyplot.close(figure)
+
+
+def draw_results(tasks: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw one panel per task: a dot per student, a bar at each arm's mean, teacher and majority as lines.
+
+    Args:
+        tasks: the metrics of each task, as distill wrote them.
+        path: an SVG file; the same metrics give the same bytes.
+    """
+    with _panels(1, len(tasks), path) as panels:
+        for panel, task in zip(panels[0], tasks, strict=True):
+            _draw_task(panel, task)
+        metrics = dict.fromkeys(task["metric"].replace("_", " ") for task in tasks)
+        panels[0][0].set_ylabel(f"validation {' or '.join(metrics)}, %")
+
+
+def _draw_task(panel: Any, task: Mapping[str, Any]) -> None:
+    metric = task["metric"]
+    arms = [(name, task["arms"][name]) for name in task["arm_order"]]
+    teacher = task["teacher"]["all_rows"]
+    name = "teacher"
+    if metric == "accuracy":
+        low, high = accuracy_interval(teacher[metric], teacher["rows"])
+        panel.axhspan(100 * low, 100 * high, color=GREY, alpha=0.15, linewidth=0)
+        name += ", 95 %"
+    panel.axhline(100 * teacher[metric], color=GREY, linewidth=1.5)
+    panel.axhline(100 * task["majority"][metric], color=GREY, linewidth=1, linestyle=":")
+    end = len(arms) - 0.45
+    panel.text(end, 100 * teacher[metric], name, va="bottom", ha="right", color=GREY)
+    panel.text(end, 100 * task["majority"][metric], "majority", va="bottom", ha="right", color=GREY)
+    for x, (_, arm) in enumerate(arms):
+        colour = COLOURS[x % len(COLOURS)]
+        cell = arm["validation"][metric]
+        values = [100 * value for value in cell["seeds"].values()]
+        panel.plot([x] * len(values), values, "o", color=colour, alpha=0.6, markersize=5)
+        panel.plot([x - 0.25, x + 0.25], [100 * cell["mean"]] * 2, color=colour, linewidth=2.5)
+        panel.annotate(
+            f"{100 * cell['mean']:.1f}", (x, max(values)), xytext=(0, 6),
+            textcoords="offset points", ha="center", color=colour,
+        )  # fmt: skip
+    panel.set_xticks(range(len(arms)), [name for name, _ in arms], rotation=20)
+    panel.set_xlim(-0.6, len(arms) - 0.4)
+    panel.set_title(task["task"])
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.margins(y=0.15)
+
+
+def draw_shares(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
+    """Draw each term's share of the gradient over epochs: a row per task, a panel per arm of several terms.
+
+    Epoch 0 is the end of the head start, where the gradient is the head's; then it is the prompts'.
+
+    Args:
+        curves: task → one row per arm and epoch, as ``results.mean_curves`` made them.
+        path: an SVG file.
+    """
+    shares = {task: _shares_by_arm(table) for task, table in curves.items()}
+    arms = list(dict.fromkeys(arm for by_arm in shares.values() for arm in by_arm))
+    with _panels(len(shares), max(1, len(arms)), path, height=2.8) as panels:
+        for row, (task, by_arm) in zip(panels, shares.items(), strict=True):
+            for panel in row:
+                panel.set_visible(False)
+            for panel, arm in zip(row, arms, strict=False):
+                if arm in by_arm:
+                    _draw_shares(panel, f"{task}: {arm}", by_arm[arm])
+            row[0].set_ylabel("share of the gradient, %")
+
+
+def _shares_by_arm(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """arm → its shares by epoch, for arms of at least two terms."""
+    names = [column for column in table if column.startswith("share_")]
+    by_arm = {}
+    for arm, rows in table.groupby("arm", sort=False):
+        shares = rows.set_index("epoch")[names].dropna(axis="columns", how="all")
+        if shares.shape[1] > 1:
+            by_arm[str(arm)] = shares
+    return by_arm
+
+
+def _draw_shares(panel: Any, title: str, shares: pd.DataFrame) -> None:
+    panel.set_visible(True)
+    for name, colour in zip(shares, COLOURS, strict=False):
+        panel.plot(shares.index, 100 * shares[name], "o-", color=colour, markersize=4)
+        label = str(name).removeprefix("share_")
+        panel.annotate(
+            label, (shares.index[-1], 100 * shares[name].iloc[-1]), xytext=(6, 0),
+            textcoords="offset points", va="center", color=colour,
+        )  # fmt: skip
+    panel.axhline(1, color=GREY, linewidth=1, linestyle=":")
+    panel.set_ylim(-3, 103)
+    panel.set_xlim(shares.index[0] - 0.2, shares.index[-1] + 0.35 * max(1, len(shares)))
+    panel.set_xticks(shares.index)
+    panel.set_xlabel("epoch")
+    panel.set_title(title, fontsize=10)
+    panel.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,163 @@
+"""How an arm adds its terms up, and what it remembers of instances beyond the batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from kdcache.losses.inter_class import cross_entropy
+from kdcache.losses.table import LOSSES
+from kdcache.losses.terms import Ramp, Term, queue_length, value_at
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the rows of a batch are taught.
+
+    Args:
+        rows: int64 of shape (batch,), their indices among the training rows.
+        labels: int64 of shape (batch,), −1 = unlabelled.
+        logits: the teacher's, of shape (batch, num_labels).
+        features: the teacher's, of shape (batch, dim_t).
+    """
+
+    rows: torch.Tensor
+    labels: torch.Tensor
+    logits: torch.Tensor
+    features: torch.Tensor
+
+
+class Objective(nn.Module):
+    """The total of an arm: ce_weight · CE + Σ weight · term.
+
+    Args:
+        terms: family → term or None, checked with ``check_terms`` before.
+        ce_weight: weight of cross-entropy.
+        dim_s: dim of the student's features.
+        dim_t: dim of the teacher's; where a feature loss needs equal dims, a projection between
+            the two is trained with the student and thrown away, the identity at start where
+            dims agree.
+        label_smoothing: of cross-entropy.
+    """
+
+    def __init__(
+        self,
+        terms: Mapping[str, Term | None],
+        ce_weight: float | Ramp,
+        dim_s: int,
+        dim_t: int,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.terms = {family: term for family, term in terms.items() if term is not None}
+        self.ce_weight, self.label_smoothing = ce_weight, label_smoothing
+        self.projection: nn.Linear | None = None
+        if any(LOSSES[term.name].projected for term in self.terms.values()):
+            self.projection = nn.Linear(dim_s, dim_t, bias=False)
+            if dim_s == dim_t:
+                nn.init.eye_(self.projection.weight)
+        relation = self.terms.get("inter_instance")
+        self.memory = Memory(queue_length(relation.scope)) if relation and relation.scope != "batch" else None
+
+    def forward(
+        self,
+        logits: torch.Tensor,
+        features: torch.Tensor,
+        targets: Targets,
+        progress: float = 0.0,
+        remember: bool = True,
+    ) -> dict[str, torch.Tensor]:
+        """Return each weighted term by name; their sum is the loss.
+
+        Args:
+            logits: the student's, of shape (batch, num_labels).
+            features: the student's, of shape (batch, dim_s).
+            targets: of the same rows.
+            progress: share of all steps that are done, for ramps.
+            remember: whether wider scopes may keep these logits for later batches.
+        """
+        values = {}
+        if self.ce_weight != 0:
+            ce = cross_entropy(logits.float(), targets.labels, self.label_smoothing)
+            values["ce"] = value_at(self.ce_weight, progress) * ce
+        for family, term in self.terms.items():
+            value = self._value(family, term, logits, features, targets, progress)
+            values[term_key(family, term)] = value_at(term.weight, progress) * value
+        if self.memory is not None and remember:
+            self.memory.remember(targets.rows, logits, targets.logits)
+        return values
+
+    def _value(
+        self,
+        family: str,
+        term: Term,
+        logits: torch.Tensor,
+        features: torch.Tensor,
+        targets: Targets,
+        progress: float,
+    ) -> torch.Tensor:
+        loss = LOSSES[term.name]
+        if family == "feature":
+            if not loss.projected:
+                return loss.function(features, targets.features, on="features")
+            assert self.projection is not None
+            return loss.function(self.projection(features), targets.features)
+        options: dict[str, object] = {}
+        if loss.temperature:
+            options["temperature"] = value_at(term.temperature, progress)
+        if loss.labels:
+            options["labels"] = targets.labels
+        if self.memory is not None and family == "inter_instance":
+            options["others"] = self.memory.beyond(targets.rows)
+        return loss.function(logits, targets.logits, **options)
+
+
+def term_key(family: str, term: Term) -> str:
+    """The name of a term among the values: the loss's, marked where a relation is on features.
+
+    >>> term_key("feature", Term("sp")), term_key("inter_instance", Term("sp"))
+    ('feature_sp', 'sp')
+    """
+    on_features = family == "feature" and not LOSSES[term.name].projected
+    return f"feature_{term.name}" if on_features else term.name
+
+
+class Memory:
+    """The last logits of rows trained on before: what ``scope: queue:N | all`` relates a batch to.
+
+    Args:
+        length: rows kept beyond the batch; None keeps every row seen.
+    """
+
+    def __init__(self, length: int | None) -> None:
+        self.length = length
+        self.now = 0
+        self.seen = torch.zeros(0, dtype=torch.int64)  # row → when it was seen last, 0 = never
+        self.student = self.teacher = torch.zeros(0, 0)  # row → logits
+
+    def remember(self, rows: torch.Tensor, student: torch.Tensor, teacher: torch.Tensor) -> None:
+        """Keep a batch's logits, in place of what these rows had before."""
+        missing = int(rows.max()) + 1 - len(self.seen)
+        if missing > 0:
+            wider = (student.new_zeros(missing, student.shape[1]) for _ in range(2))
+            if len(self.seen) == 0:
+                self.student, self.teacher = wider
+            else:
+                self.student, self.teacher = (
+                    torch.cat(pair) for pair in zip((self.student, self.teacher), wider, strict=True)
+                )
+            self.seen = torch.cat([self.seen.to(rows.device), rows.new_zeros(missing)])
+        self.now += 1
+        self.seen[rows] = self.now
+        self.student[rows], self.teacher[rows] = student.detach(), teacher.to(self.teacher.dtype)
+
+    def beyond(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The (student, teacher) logits of the rows remembered, less those of the batch itself."""
+        seen = self.seen.clone()
+        seen[rows[rows < len(seen)]] = 0
+        kept = torch.nonzero(seen)[:, 0]
+        if self.length is not None and len(kept) > self.length:
+            latest = torch.argsort(seen[kept], descending=True, stable=True)[: self.length]
+            kept = kept[latest]
+        return (self.student[kept], self.teacher[kept]) if len(kept) else None

@@ -1,0 +1,68 @@
+"""The table of losses: what an arm may name, and where each can work."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from kdcache.losses.feature import feature_cosine, feature_mse
+from kdcache.losses.inter_class import dist_inter, dkd, kl
+from kdcache.losses.inter_instance import cka, gram, gram_centred, sp
+from kdcache.losses.pairwise import dist_intra, pkt, rkd_angle, rkd_distance
+
+Family = Literal["inter_class", "inter_instance", "feature"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One row of the table.
+
+    Args:
+        function: the loss; its docstring is its card.
+        families: the keys under which an arm may name it.
+        temperature: whether it takes one.
+        labels: whether it takes labels.
+        linear: whether it takes ``others`` and ``group``.
+        projected: whether student features need the teacher's dim first.
+        two_classes: whether it has a gradient on the logits of two classes.
+        ignores_slots: whether exchangeable classes (COPA's two choices) may swap unnoticed.
+        tells_classes_apart: whether it is not blind to a permutation of the student's classes.
+        min_rows: a smaller batch has nothing to compare.
+    """
+
+    function: Callable[..., torch.Tensor]
+    families: tuple[Family, ...]
+    temperature: bool = False
+    labels: bool = False
+    linear: bool = False
+    projected: bool = False
+    two_classes: bool = True
+    ignores_slots: bool = False
+    tells_classes_apart: bool = False
+    min_rows: int = 2
+
+
+_RELATION: tuple[Family, ...] = ("inter_instance",)
+_RELATION_OR_FEATURE: tuple[Family, ...] = ("inter_instance", "feature")
+
+LOSSES = {
+    "kl": Loss(kl, ("inter_class",), temperature=True, tells_classes_apart=True, min_rows=1),
+    "dist_inter": Loss(
+        dist_inter, ("inter_class",), temperature=True, two_classes=False, tells_classes_apart=True,
+        min_rows=1,
+    ),
+    "dkd": Loss(
+        dkd, ("inter_class",), temperature=True, labels=True, tells_classes_apart=True, min_rows=1
+    ),
+    "gram": Loss(gram, _RELATION, temperature=True, linear=True, ignores_slots=True),
+    "gram_centred": Loss(gram_centred, _RELATION, linear=True, two_classes=False),
+    "sp": Loss(sp, _RELATION_OR_FEATURE, linear=True, ignores_slots=True),
+    "dist_intra": Loss(dist_intra, _RELATION, temperature=True, tells_classes_apart=True, min_rows=3),
+    "rkd_distance": Loss(rkd_distance, _RELATION_OR_FEATURE),
+    "rkd_angle": Loss(rkd_angle, _RELATION_OR_FEATURE, two_classes=False, min_rows=3),
+    "pkt": Loss(pkt, _RELATION_OR_FEATURE, two_classes=False),
+    "cka": Loss(cka, _RELATION_OR_FEATURE, linear=True),
+    "feature_mse": Loss(feature_mse, ("feature",), projected=True, min_rows=1),
+    "feature_cosine": Loss(feature_cosine, ("feature",), projected=True, min_rows=1),
+}  # fmt: skip

@@ -1,0 +1,170 @@
+"""The terms of an arm as params.yaml writes them, and what is wrong with them before the first step."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kdcache.errors import ParamsError, nearest
+from kdcache.losses.table import LOSSES, Loss
+from kdcache.params import NonNegativeFloat, PositiveFloat
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A number that moves: from ``start`` to ``end`` over the first ``over`` of all steps, then ``end``.
+
+    A term warms up with ``{start: 0, end: 1, over: 0.2}``. Teacher annealing (Clark et al., 2019)
+    is a ramp of ``ce_weight`` from 0 to 1 beside one of the teacher's term from 1 to 0.
+
+    Args:
+        start: at the first step.
+        end: from ``over`` on.
+        over: share of all steps, > 0.
+    """
+
+    start: NonNegativeFloat
+    end: NonNegativeFloat
+    over: PositiveFloat = 1.0
+
+
+@dataclass(frozen=True)
+class Term:
+    """One weighted loss of an arm.
+
+    Args:
+        name: a key of ``LOSSES``.
+        weight: its factor in the total; a number or a ramp.
+        temperature: T, for losses that take one; a number or a ramp.
+        scope: which instances are related: ``batch``; ``queue:N``, the batch and the N rows
+            trained on last; ``all``, every training row. Rows beyond the batch enter with the
+            logits that the student gave them last.
+    """
+
+    name: str
+    weight: NonNegativeFloat | Ramp = 1.0
+    temperature: PositiveFloat | Ramp = 1.0
+    scope: str = "batch"
+
+
+def value_at(number: float | Ramp, progress: float) -> float:
+    """The value of a number or ramp when ``progress`` (0 … 1) of all steps is done.
+
+    >>> [value_at(Ramp(0.0, 2.0, 0.5), progress) for progress in (0.0, 0.25, 0.9)]
+    [0.0, 1.0, 2.0]
+    """
+    if not isinstance(number, Ramp):
+        return number
+    return number.start + (number.end - number.start) * min(1.0, progress / number.over)
+
+
+def describe(number: float | Ramp) -> str:
+    """A number or ramp in a few characters.
+
+    >>> describe(Ramp(0.0, 1.0, 0.2))
+    '0 → 1 over 0.2'
+    """
+    if not isinstance(number, Ramp):
+        return f"{number:g}"
+    over = "" if number.over == 1 else f" over {number.over:g}"
+    return f"{number.start:g} → {number.end:g}{over}"
+
+
+def is_zero(number: float | Ramp) -> bool:
+    """Whether it is zero throughout."""
+    return (number.start == number.end == 0) if isinstance(number, Ramp) else number == 0
+
+
+def queue_length(scope: str) -> int | None:
+    """How many rows beyond the batch a scope keeps; None keeps all of them.
+
+    >>> [queue_length(scope) for scope in ("batch", "queue:512", "all")]
+    [0, 512, None]
+    """
+    return None if scope == "all" else int(scope.partition(":")[2] or 0)
+
+
+def check_terms(
+    terms: Mapping[str, Term | None],
+    ce_weight: float | Ramp,
+    where: str,
+    num_labels: int,
+    num_choices: int = 1,
+    batch_size: int | None = None,
+) -> list[str]:
+    """Refuse at start what could not work at step 300.
+
+    Args:
+        terms: family → term, None where an arm has none.
+        ce_weight: weight of cross-entropy.
+        where: the arm, for messages.
+        num_labels: classes of the task.
+        num_choices: > 1 where the classes are exchangeable slots (COPA).
+        batch_size: rows per step, where known.
+
+    Returns:
+        Warnings: terms that work, but not as one might think.
+
+    Raises:
+        ParamsError: an unknown loss or one of another family, a scope or temperature that it
+            cannot have, no gradient on two classes, blind terms alone, too few rows.
+    """
+    given = {family: term for family, term in terms.items() if term is not None}
+    warnings = []
+    for family, term in given.items():
+        key = f"{where}.{family}"
+        loss = _known(term, family, key)
+        _check_scope_and_temperature(term, loss, family, key)
+        on_logits = family != "feature"
+        if on_logits and num_labels == 2 and not loss.two_classes:
+            raise ParamsError(
+                f"{key}.name: it must have a gradient on the logits of two classes, got {term.name}, "
+                f"which has none. Use {'kl' if family == 'inter_class' else 'gram'}."
+            )
+        if batch_size is not None and batch_size < loss.min_rows:
+            raise ParamsError(
+                f"distill.batch_size: it must be at least {loss.min_rows} for {term.name} "
+                f"({key}), got {batch_size}. Raise it."
+            )
+        if on_logits and family == "inter_instance" and num_choices > 1 and not loss.ignores_slots:
+            warnings.append(
+                f"{key}: {term.name} sees in which slot a choice stands, which means nothing here. "
+                "Prefer gram or sp."
+            )
+        if term.name == "dkd" and num_labels == 2:
+            warnings.append(f"{key}: with two classes dkd is exactly kl. Name kl to say so.")
+    tells = not is_zero(ce_weight) or any(
+        LOSSES[term.name].tells_classes_apart and not is_zero(term.weight) for term in given.values()
+    )
+    if not tells:
+        raise ParamsError(
+            f"{where}: a term must tell the classes apart, got ce_weight 0 and no inter_class "
+            "(relations and features do not say which class is which). Add inter_class: {name: kl}."
+        )
+    return warnings
+
+
+def _known(term: Term, family: str, key: str) -> Loss:
+    names = [name for name, loss in LOSSES.items() if family in loss.families]
+    if term.name not in names:
+        raise ParamsError(
+            f"{key}.name: it must be a loss of that family, got {term.name!r}. {nearest(term.name, names)}"
+        )
+    return LOSSES[term.name]
+
+
+def _check_scope_and_temperature(term: Term, loss: Loss, family: str, key: str) -> None:
+    if not re.fullmatch(r"batch|all|queue:[1-9]\d*", term.scope):
+        raise ParamsError(f"{key}.scope: it must be batch, all or queue:N, got {term.scope!r}. Use batch.")
+    if term.scope != "batch" and not (loss.linear and family == "inter_instance"):
+        able = ", ".join(name for name, row in LOSSES.items() if row.linear)
+        raise ParamsError(
+            f"{key}.scope: it must be batch for {term.name}, got {term.scope!r}. "
+            f"Wider scopes are for {able} under inter_instance."
+        )
+    if isinstance(term.temperature, Ramp) and 0 in (term.temperature.start, term.temperature.end):
+        raise ParamsError(f"{key}.temperature: it must be > 0 throughout, got {describe(term.temperature)}.")
+    if not loss.temperature and term.temperature != 1.0:
+        raise ParamsError(
+            f"{key}.temperature: it must be left out, since {term.name} has none, "
+            f"got {describe(term.temperature)}."
+        )

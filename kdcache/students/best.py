@@ -1,0 +1,35 @@
+"""Selection on ``tune``: the best epoch's parameters, kept beside the training that goes on."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+class BestEpoch:
+    """Some parameters as they were after the epoch of the highest score; the earlier of equal ones.
+
+    >>> weight = nn.Parameter(torch.tensor(1.0))
+    >>> best = BestEpoch([weight])
+    >>> best.see(1, 0.8); _ = weight.data.fill_(2.0); best.see(2, 0.7); best.restore()
+    >>> best.epoch, weight.item()
+    (1, 1.0)
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.epoch: int | None = None
+        self._score = float("-inf")
+        self._kept: list[torch.Tensor] = []
+
+    def see(self, epoch: int, score: float) -> None:
+        """Keep the parameters if this epoch's score is the highest so far."""
+        if score > self._score:
+            self.epoch, self._score = epoch, score
+            self._kept = [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the kept values back; without any epoch seen, nothing changes."""
+        for parameter, kept in zip(self.parameters, self._kept, strict=False):
+            parameter.copy_(kept)

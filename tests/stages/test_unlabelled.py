@@ -1,0 +1,80 @@
+"""Rows without a label teach students through the teacher, and nobody else."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from powered import write_powered
+from typer.testing import CliRunner
+
+from kdcache.cache.manifest import read_manifest
+from kdcache.cli import app
+from kdcache.stages.distill import _Grid
+from kdcache.stages.workspace import Project
+
+OWN = ("--set", "paths.tasks=own", "--set", "tasks=[mine]")
+TASK_FILE = """
+splits = {train = "train.jsonl", validation = "test.jsonl", unlabelled = "val.jsonl"}
+text = "text"
+label = "intent"
+"""
+
+
+def run(*arguments: str) -> None:
+    result = CliRunner().invoke(app, [*arguments, *OWN], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.fixture
+def cached(project) -> Path:
+    """A project whose task has 48 training and 24 unlabelled rows, up to the cache and the backbone."""
+    folder = project(distill={"seeds": [0], "epochs": 2})
+    write_powered(folder)
+    (folder / "clinc150").rename(folder / "own")
+    (folder / "own" / "mine.toml").write_text(TASK_FILE)
+    run("run", "--set", "prepare.max_rows=null")
+    run("shrink")
+    return folder
+
+
+def result(folder: Path, arm: str) -> dict:
+    return json.loads((folder / "runs" / "mine" / f"{arm}-0" / "result.json").read_text())
+
+
+def weights(folder: Path, arm: str) -> bytes:
+    return (folder / "runs" / "mine" / f"{arm}-0" / "adapter_model.safetensors").read_bytes()
+
+
+def test_unlabelled_rows_teach_by_distillation_alone(cached):
+    train, more = (pq.read_table(cached / "data" / "mine" / f"{s}.parquet") for s in ("train", "unlabelled"))
+    assert (train.num_rows, more.num_rows) == (36, 24)
+    assert set(more["label"].to_pylist()) == {-1}
+    cost = json.loads((cached / "models" / "teacher" / "mine" / "cost.json").read_text())
+    assert cost["examples"] == 36 + 36  # one teacher on all labelled rows, two on half each
+
+    manifest = read_manifest(cached / "cache" / "mine", "mine")
+    assert manifest.files["unlabelled.parquet"]["rows"] == 24
+    assert set(manifest.metrics) == {"train", "tune", "validation"}
+
+    arms = ("--arm", "ce", "--arm", "kl")
+    run("distill", *arms)
+    assert (result(cached, "ce")["examples"], result(cached, "kl")["examples"]) == (2 * 36, 2 * 60)
+    ce, kl = weights(cached, "ce"), weights(cached, "kl")
+    run("distill", *arms, "--set", "distill.unlabelled=false")
+    assert result(cached, "kl")["examples"] == 2 * 36
+    assert weights(cached, "ce") == ce
+    assert weights(cached, "kl") != kl
+
+
+def test_joined_rows_keep_their_own_targets(cached, monkeypatch):
+    monkeypatch.chdir(cached)
+    splits = _Grid(Project.load([*OWN[1::2]]), "mine").splits
+    train, more = splits["train"], splits["unlabelled"]
+    joined = train.training_rows(more)
+    assert joined.labels.tolist() == [*train.labels.tolist(), *[-1] * 24]
+    for i in (0, 35, 36, 59):
+        part, row = (train, i) if i < 36 else (more, i - 36)
+        assert joined.teacher_logits[i].tolist() == part.targets.logits[row].tolist()
+        assert joined.encoded.take([i]).sequences == part.encoded.take([row]).sequences
+        assert joined.encoded.lengths[i] == part.encoded.lengths[row]
