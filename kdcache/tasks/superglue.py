@@ -126,7 +126,10 @@ _TASKS = (
         group="passage",
     ),
     Source(
-        task=Task("cb", ("entailment", "contradiction", "neutral"), "cb/1", ("accuracy", "macro_f1")),
+        task=Task(
+            "cb", ("entailment", "contradiction", "neutral"), "cb/1", ("accuracy", "macro_f1"),
+            truncate="first",
+        ),
         folder="CB",
         labels=("entailment", "contradiction", "neutral"),
         text="{premise}",
@@ -139,7 +142,7 @@ _TASKS = (
         labels=(0, 1),
         text="{premise} What was the {question}?",
         choices=("{choice1}", "{choice2}"),
-        group="premise",
+        group="choice1",  # items that share their choices differ in the premise alone
     ),
     Source(
         task=Task(
@@ -169,7 +172,7 @@ _TASKS = (
     ),
     Source(
         task=Task(
-            "rte", _ENTAILMENT, "rte/1", ("accuracy",), columns=("unit",),
+            "rte", _ENTAILMENT, "rte/1", ("accuracy",), truncate="first", columns=("unit",),
             diagnostics={"axb": ("matthews",), "axg": ("accuracy", "gender_parity")},
         ),
         folder="RTE",

@@ -28,6 +28,34 @@ def test_bag_of_words_stays_near_the_majority_class(name):
     assert abs(accuracy - majority) <= 0.05
 
 
+def test_bag_of_words_of_premise_and_choice_stays_near_a_coin():
+    splits = read_official(SAMPLE, find_source("copa"))
+    texts, right = {}, {}
+    for split, rows in splits.items():
+        texts[split] = [f"{row.text} {choice}" for row in rows for choice in row.choices]
+        right[split] = [row.label == k for row in rows for k in (0, 1)]
+    words = CountVectorizer(binary=True).fit(texts["train"])
+    model = LogisticRegression(max_iter=1000).fit(words.transform(texts["train"]), right["train"])
+    margins = model.decision_function(words.transform(texts["validation"])).reshape(-1, 2)
+    accuracy = (margins.argmax(axis=1) == [row.label for row in splits["validation"]]).mean()
+    assert abs(accuracy - 0.5) <= 0.05
+
+
+def test_copa_is_balanced_and_its_files_share_no_sentence():
+    rows = {split: raw_rows("COPA", split) for split in ("train", "val")}
+    assert {split: len(part) for split, part in rows.items()} == {"train": 160, "val": 100}
+    for part in rows.values():
+        assert len(set(Counter((row["question"], row["label"]) for row in part).values())) == 1
+        right = Counter(row[f"choice{row['label'] + 1}"] for row in part)
+        wrong = Counter(row[f"choice{2 - row['label']}"] for row in part)
+        assert right == wrong  # every choice stands once as the right and once as the wrong one
+        assert set(right.values()) == {1}
+    premises = [row["premise"] for part in rows.values() for row in part]
+    assert len(set(premises)) == len(premises)
+    choices = {split: {row["choice1"] for row in part} for split, part in rows.items()}
+    assert not choices["train"] & choices["val"]
+
+
 def test_wic_has_its_words_senses_and_sentences():
     rows = {split: raw_rows("WiC", split) for split in ("train", "val")}
     words = {split: {row["word"] for row in part} for split, part in rows.items()}

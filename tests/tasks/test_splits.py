@@ -56,6 +56,18 @@ def test_kept_rows_depend_on_ids_and_keep_their_order():
     assert keep_rows(rows, None, seed=0) == rows
 
 
+def test_kept_units_are_whole():
+    rows = [
+        Example(f"train-{q}-{a}", a % 2, str(q), "text", f"{q} {a}", unit=f"train-{q}")
+        for q in range(20)
+        for a in range(1 + q % 5)
+    ]
+    kept = keep_rows(rows, 25, seed=0)
+    assert 20 < len(kept) <= 25
+    sizes = {unit: sum(row.unit == unit for row in rows) for unit in {row.unit for row in kept}}
+    assert sizes == {unit: sum(row.unit == unit for row in kept) for unit in sizes}
+
+
 def test_digest_ignores_order_and_sees_every_field():
     whole = (["a", "b"], ["x", "y"], [0, 1])
     digest = split_digest(*whole)

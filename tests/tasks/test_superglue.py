@@ -134,6 +134,18 @@ def test_tables_of_tasks_and_metrics_agree():
         assert {extra.split for extra in source.diagnostics} == set(source.task.diagnostics)
 
 
+def test_span_is_the_occurrence_nearest_to_its_index(tmp_path, write_jsonl):
+    text = "He saw him , and it was him who ran to him ."
+    for index, marked in ((1, "He saw *him* , and it was him"), (7, "was *him* who"), (11, "to *him* .")):
+        target = {"span1_index": index, "span1_text": "him", "span2_index": 0, "span2_text": "He"}
+        line = {"idx": 0, "text": text, "label": True, "target": target}
+        for split in ("train", "val"):
+            write_jsonl(tmp_path / "WSC" / f"{split}.jsonl", [line])
+        (row,) = read_official(tmp_path, SUPERGLUE["wsc"])["train"]
+        assert marked in row.text.replace("#", "")
+        assert row.text.startswith("#He# ")
+
+
 def test_a_passage_is_held_once_however_many_candidates_it_has():
     rows = read_official(OFFICIAL, SUPERGLUE["record"])["train"]
     by_unit = [row for row in rows if row.unit == rows[0].unit]
