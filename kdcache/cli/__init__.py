@@ -2,7 +2,7 @@
 
 import typer
 
-from kdcache.cli.caches import inspect
+from kdcache.cli.caches import clean, diff, export, import_, inspect, verify
 from kdcache.cli.pipeline import cache, distill, prepare, report, shrink, teach
 
 app = typer.Typer(
@@ -15,5 +15,18 @@ app = typer.Typer(
         "Run it in a project folder: parameters come from its params.yaml."
     ),
 )
-for command in (prepare, teach, cache, shrink, distill, inspect, report):
-    app.command()(command)
+for command in (
+    prepare,
+    teach,
+    cache,
+    shrink,
+    distill,
+    report,
+    inspect,
+    verify,
+    diff,
+    import_,
+    export,
+    clean,
+):
+    app.command(command.__name__.rstrip("_"))(command)

@@ -142,6 +142,12 @@ class _Grid:
 
     def train(self, arms: Sequence[str], seeds: Sequence[int], made: Path) -> list[dict[str, Any]]:
         """Train the students that are not there yet; return the results of all."""
+        for arm in arms:
+            if self.params.arms[arm].feature and not self.splits["train"].targets.features.shape[1]:
+                raise ParamsError(
+                    f"distill.arms.{arm}.feature: the cache must hold features, got logits alone. "
+                    "Remove the term, or choose other arms with --arm."
+                )
         results = []
         with tqdm(total=len(arms) * len(seeds), desc=f"{self.task.name} students", unit="student") as bar:
             for arm in arms:
@@ -227,7 +233,7 @@ class _Grid:
             "method": result["method"],
             "objective": self.params.arms[result["arm"]].describe(),
             f"validation ({scores.get('rows', 0)} rows)": shown,
-            "teacher weights": self.manifest.identity["weights_sha256"],
+            "teacher": self.manifest.teacher_digest,
             "cache": self.manifest.digest,
         }
 
@@ -240,7 +246,7 @@ class _Grid:
             "rows": {split: len(part.encoded) for split, part in self.splits.items()},
             "majority": majority_metrics(self.task.metrics, labels, self.task.num_labels),
             "teacher": {
-                "folds": len(self.manifest.identity["folds_sha256"]),
+                "folds": self.manifest.num_folds,
                 "all_rows": self.manifest.all_rows_teacher.get("validation", {}),
                 "cached": self.manifest.metrics.get("validation", {}),
                 "cost": self.manifest.cost,

@@ -11,8 +11,10 @@ import pyarrow as pa
 import torch
 
 from kdcache.batching import Encoded, encode
+from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, check_identity
-from kdcache.cache.reader import CachedSplit, load_cache
+from kdcache.cache.reader import load_cache
+from kdcache.cache.rows import CacheRows
 from kdcache.models import load_tokenizer
 from kdcache.stages.workspace import IDENTITY, Project
 from kdcache.students.train import TrainingRows
@@ -26,7 +28,7 @@ class SplitWithTargets:
 
     table: pa.Table
     encoded: Encoded
-    targets: CachedSplit
+    targets: CacheRows
 
     @property
     def labels(self) -> np.ndarray:
@@ -62,9 +64,9 @@ def load_splits(
     """
     data = Path(project.paths.data) / task.name
     tables = {split: read_split(data, split, task.name) for split in existing_splits(data) if split != "test"}
-    folder = Path(project.paths.cache) / task.name
-    cached = {split: load_cache(folder, split) for split in tables}
-    manifest = cached["train"][1]
+    location = Location.parse(project.paths.cache, task.name)
+    cached = {split: load_cache(location, split) for split in tables}
+    manifest = cached["train"].manifest
     identity = Path(project.paths.teacher) / task.name / IDENTITY
     check_identity(
         manifest, task.name, task.label_names,
@@ -76,6 +78,6 @@ def load_splits(
     splits = {}
     for split, table in tables.items():
         texts, pairs = table["text"].to_pylist(), table["text_pair"].to_pylist()
-        targets = cached[split][0].align(table["example_id"].to_pylist(), table["content_hash"].to_pylist())
+        targets = cached[split].align(table["example_id"].to_pylist(), table["content_hash"].to_pylist())
         splits[split] = SplitWithTargets(table, encode(tokenizer, texts, pairs, max_length), targets)
     return splits, manifest
