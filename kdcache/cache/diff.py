@@ -1,6 +1,6 @@
 """Two caches of one task: what made them, which rows they share, how far the logits moved."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def diff_caches(a: Location | Path | str, b: Location | Path | str) -> CacheDiff
 
 
 def _facts(manifest: Manifest) -> dict[str, Any]:
-    facts = asdict(manifest)
+    facts = dict(vars(manifest))
     columns = {name: kind for name, kind in facts.pop("columns")}
     del facts["files"]
     flat: dict[str, Any] = {}

@@ -6,7 +6,7 @@ file; its own digest is over its canonical bytes, so that a changed manifest sho
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Manifest:
     @property
     def digest(self) -> str:
         """sha256 of the canonical bytes; names the cache as a whole."""
-        return value_digest(asdict(self))
+        return value_digest(vars(self))
 
     @property
     def splits(self) -> list[str]:
@@ -87,8 +87,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The file's bytes; there is one spelling of a manifest."""
-        body = asdict(self) | {"digest": self.digest}
-        return (json.dumps(body, indent=2, sort_keys=True) + "\n").encode()
+        return _spell(vars(self) | {"digest": self.digest})
 
     def write(self, path: Path) -> None:
         """Write the manifest with its own digest."""
@@ -127,7 +126,7 @@ def read_manifest(location: Location | Path | str) -> Manifest:
         parse_columns(manifest.columns)
     except (TypeError, ValueError) as error:
         raise CacheCorrupt(f"{path}: it must have this format's fields, got: {error}. {remedy}") from None
-    if manifest.to_bytes() != found:
+    if _spell(body | {"digest": digest}) != found:
         raise CacheCorrupt(f"{path}: it must be in canonical form, got the same values otherwise. {remedy}")
     return manifest
 
@@ -180,3 +179,7 @@ def check_identity(
             f"distill.expect {name}", identity[name], wanted,
             "Use the cache that was meant, or change distill.expect.",
         )  # fmt: skip
+
+
+def _spell(body: dict[str, Any]) -> bytes:
+    return (json.dumps(body, indent=2, sort_keys=True) + "\n").encode()
