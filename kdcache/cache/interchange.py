@@ -7,6 +7,7 @@ lines, in a mapping from label to number under one of these names.
 """
 
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,16 @@ def read_outputs(path: Path, labels: Sequence[str], id_column: str = "example_id
         columns = readers[path.suffix](path, id_column)
         kind, values = _values(path, columns, labels)
         features = np.array(columns.get("features", np.empty((len(values), 0))), dtype=np.float32)
-    except (ValueError, TypeError, KeyError, OSError, pa.ArrowException) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        pa.ArrowException,
+    ) as error:
+        # each reader has errors of its own
         raise DataError(
             f"{path}: the numbers must be readable, got: {str(error).splitlines()[0].rstrip('.')}."
         ) from None
