@@ -130,7 +130,7 @@ def test_numbers_that_mean_nothing_are_named(given, kind, message):
         ("x.csv", "example_id,logit_0,logit_1\na,0,1\na,0,1\n", "ids must be unique, got twice a."),
         ("x.csv", "example_id,logit_0,logit_1\na,0,one\n", "must be readable, got: could not convert"),
         ("x.csv", "", "the numbers must be readable, got: Empty CSV file."),
-        ("x.jsonl", '{"example_id": "a", "logits": [1, 2, 3]}\n', "hold 2 numbers per row (false, true), got shape"),
+        ("x.jsonl", '{"example_id": 1, "logits": [1, 2, 3]}\n', "2 numbers per row (false, true), got shape"),
         ("x.jsonl", "{", "the numbers must be readable, got: "),
         ("x.parquet", "PAR1", "the numbers must be readable, got: "),
         ("x.npz", "", "the numbers must be readable, got: "),
