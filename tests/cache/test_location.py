@@ -47,18 +47,19 @@ def test_memory(memory: str, tmp_path: Path):
         load_cache(memory, "train")
 
 
-def test_upload_that_stops_half_way_leaves_no_cache(memory: str, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("name", ["train.parquet", "manifest.json"])
+def test_upload_that_stops_half_way_leaves_no_cache(memory: str, tmp_path: Path, monkeypatch, name: str):
     import pyarrow.fs as pafs
 
     write(memory, tmp_path)
     copy = pafs.copy_files
 
-    def stop_before_the_manifest(source, target, **options):
-        if target.endswith("manifest.json"):
+    def stop_before(source, target, **options):
+        if target.endswith(name):
             raise OSError("connection lost")
         copy(source, target, **options)
 
-    monkeypatch.setattr(pafs, "copy_files", stop_before_the_manifest)
+    monkeypatch.setattr(pafs, "copy_files", stop_before)
     with pytest.raises(CacheError, match=r"must fit where it is written, got: connection lost. Finished"):
         write(memory, tmp_path, rows(seed=2))
     with pytest.raises(CacheMissing):

@@ -84,16 +84,18 @@ def test_second_writer_says_so_and_a_dead_one_leaves_no_lock(tmp_path: Path):
         "print('locked', flush=True); sys.stdin.read()"
     )
     first = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert first.stdout is not None
-    assert first.stdout.readline() == b"locked\n"
-    with pytest.raises(CacheError) as error, CacheWriter(place, scratch):
-        pass
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"locked\n"
+        with pytest.raises(CacheError) as error, CacheWriter(place, scratch):
+            pass
+    finally:
+        first.kill()
+        first.communicate()
     assert str(error.value) == (
         f"{place}: only one process may write it at a time, got another at work. "
         "Wait for it to end, then run this again."
     )
-    first.kill()
-    first.communicate()
     write(place, tmp_path / "s")
     assert len(load_cache(place, "train")) == 10
 
