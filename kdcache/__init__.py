@@ -17,6 +17,12 @@ _PUBLIC = {
         ),
         "losses",
     ),
+    "CacheRows": "cache.rows",
+    "CacheWriter": "cache.writer",
+    "verify_cache": "cache.verify",
+    "diff_caches": "cache.diff",
+    "join": "loops",
+    "KDCollator": "loops",
 }  # fmt: skip
 
 __all__ = sorted(_PUBLIC)

@@ -1,12 +1,11 @@
 """Frozen forward passes: rows in, (logits, features) out, in the order of the rows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from kdcache.batching import Encoded, fixed_plan, iterate
 from kdcache.models import last_linear
@@ -42,7 +41,8 @@ def extract(
     num_labels: int,
     batch_size: int,
     device: torch.device,
-    progress: str | None = None,
+    dtype: str = "float32",
+    after_batch: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run every row through a model in eval mode.
 
@@ -52,7 +52,9 @@ def extract(
         num_labels: outputs of the head, per sequence.
         batch_size: rows per forward pass.
         device: where to compute.
-        progress: title of a progress bar over rows; None shows none.
+        dtype: ``float32``, or ``bfloat16`` to compute under autocast: faster where the hardware
+            has it, but logits then move by up to a few 1e-2 with padding and batch.
+        after_batch: called with the number of rows of each batch that is done.
 
     Returns:
         float32 logits of shape (rows, choices · num_labels) and features of shape
@@ -62,14 +64,13 @@ def extract(
     model.eval().to(device)
     plan = fixed_plan(encoded.lengths, batch_size)
     logits, features = [], []
-    with (
-        capture_features(model, num_labels) as latest,
-        tqdm(total=len(encoded), desc=progress, unit="row", disable=progress is None) as bar,
-    ):
+    half = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+    with capture_features(model, num_labels) as latest, half:
         for indices, batch in iterate(plan, encoded, device):
             logits.append(encoded.by_row(model(**batch).logits).float().cpu().numpy())
             features.append(encoded.by_row(latest[0]).float().cpu().numpy())
-            bar.update(len(indices))
+            if after_batch:
+                after_batch(len(indices))
     model.train(was_training)
     order = np.concatenate(plan)
     return _in_row_order(logits, order), _in_row_order(features, order)

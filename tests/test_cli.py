@@ -13,7 +13,10 @@ from typer.testing import CliRunner
 
 from kdcache.cli import app
 
-COMMANDS = ["prepare", "teach", "cache", "shrink", "distill", "predict", "run", "select", "inspect", "report"]
+COMMANDS = [
+    "prepare", "teach", "cache", "shrink", "distill", "predict", "run", "select", "report",
+    "inspect", "verify", "diff", "import", "export", "clean",
+]  # fmt: skip
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -46,8 +49,8 @@ def test_help_imports_neither_torch_nor_transformers():
 def test_each_command_explains_itself(command):
     code, out, _ = run(command, "--help")
     assert code == 0
-    assert "--set" in out
-    assert ("--task" in out) == (command != "shrink")
+    assert ("--set" in out) == (command != "diff")
+    assert ("--task" in out) == (command not in ("shrink", "diff", "clean"))
 
 
 def test_whole_chain_by_hand(project):
@@ -84,6 +87,7 @@ def test_whole_chain_by_hand(project):
     path = folder / "cache" / "cb" / "train.parquet"
     path.write_bytes(path.read_bytes()[:-9] + b"123456789")
     assert "cache/cb/train.parquet: its sha256 must be" in fails("distill", "--task", "cb")
+    assert "cache/cb/train.parquet: its sha256 must be" in fails("verify", "cache/cb")
 
 
 def test_missing_upstream_names_the_command(project):
@@ -279,7 +283,7 @@ def test_cross_fitted_rows_come_from_a_teacher_that_never_saw_them(project):
         assert run(command, "--task", "cb")[0] == 0
     teacher = folder / "models" / "teacher" / "cb"
     rows = pq.read_table(folder / "data" / "cb" / "train.parquet").to_pydict()
-    cached, _ = load_cache(folder / "cache" / "cb", "train")
+    cached = load_cache(folder / "cache" / "cb", "train")
     aligned = cached.align(rows["example_id"], rows["content_hash"])
     assert set(aligned.fold.tolist()) == {0, 1}
     by_group: dict[str, set[int]] = {}
@@ -293,8 +297,8 @@ def test_cross_fitted_rows_come_from_a_teacher_that_never_saw_them(project):
         held_out = aligned.fold == fold
         assert np.abs(logits[held_out] - aligned.logits[held_out]).max() < 1e-5
         assert np.abs(logits[~held_out] - aligned.logits[~held_out]).max() > 1e-4
-    validation, _ = load_cache(folder / "cache" / "cb", "validation")
-    assert set(validation.fold.tolist()) == {-2}
+    validation = load_cache(folder / "cache" / "cb", "validation")
+    assert set(validation.rows.fold.tolist()) == {-2}
 
 
 def test_params_yaml_of_the_project_is_valid_for_every_stage():

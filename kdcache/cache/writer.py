@@ -1,103 +1,253 @@
-"""Rows → Parquet files, and the manifest after them."""
+"""Rows → Parquet files, the manifest after them, and all of it into place at once.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+A build goes on where it was killed: what is dear, the teacher's outputs, is kept in parts in
+the scratch folder, each under the sha256 of its own bytes. Only whole parts have such a name.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdcache.cache.ids import name_some, repeated_ids
+from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, Manifest
-from kdcache.cache.schema import ROW_GROUP_ROWS, cache_schema
-from kdcache.digests import file_digest
-from kdcache.errors import ShapeError
-from kdcache.tasks.splits import split_digest
+from kdcache.cache.rows import CacheRows
+from kdcache.cache.schema import PARQUET, ROW_GROUP_ROWS, describe_columns
+from kdcache.digests import RowsDigest, file_digest, value_digest
+from kdcache.errors import CacheError, ShapeError
+
+PART_ROWS = 2048
+
+# Some arrays, by name, that belong to the same rows.
+Arrays = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class CacheRows:
-    """One split as the teacher saw it, row by row.
+class CacheWriter:
+    """One cache in the making; a context in which no other process writes the same one.
 
     Args:
-        example_id, content_hash: lists of strings, (rows,).
-        label: int64 array of shape (rows,), −1 = unlabelled.
-        fold: int8 array of shape (rows,), see ``cache.schema``.
-        logits: float32 array of shape (rows, num_labels).
-        features: float array of shape (rows, dim), kept as float16.
+        location: where the cache will lie; untouched until ``finish``.
+        scratch: a local folder that only builds of this very cache use: its name must say all
+            that decides the content. The lock lies beside it.
+
+    Raises:
+        CacheError: on entering, where another process is at work or the place is read-only.
+
+    ::
+
+        with CacheWriter("cache/wic", scratch) as writer:
+            parts = writer.resume("train", len(ids), compute)  # compute(rows) → {"logits": …}
+            writer.write("train", (CacheRows(ids[rows], …, **part) for rows, part in parts))
+            writer.finish(identity=…)
     """
 
-    example_id: list[str]
-    content_hash: list[str]
-    label: np.ndarray
-    fold: np.ndarray
-    logits: np.ndarray
-    features: np.ndarray
+    def __init__(self, location: Location | Path | str, scratch: Path) -> None:
+        self.location, self.scratch = Location.parse(location), scratch
+        self.made = scratch / "made"
+        self._files: dict[str, dict[str, Any]] = {}
+        self._data: dict[str, str] = {}
+        self._schema: pa.Schema | None = None
+        where = self.location.folder.absolute().as_posix() if self.location.folder else str(self.location)
+        lock = f"cache-{self.location.name}-{value_digest(where)[:8]}.lock"
+        self._lock = filelock.FileLock(scratch.parent / lock)
 
-    def to_table(self) -> pa.Table:
-        """As an Arrow table of the cache's schema.
+    def __enter__(self) -> "CacheWriter":
+        self.location.require_writable()
+        with self._one_line():
+            self.scratch.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except filelock.Timeout:
+                raise CacheError(
+                    f"{self.location}: only one process may write it at a time, got another at work. "
+                    "Wait for it to end, then run this again."
+                ) from None
+            shutil.rmtree(self.made, ignore_errors=True)
+            self.made.mkdir(parents=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def resume(
+        self, name: str, num_rows: int, compute: Callable[[slice], Arrays]
+    ) -> Iterator[tuple[slice, Arrays]]:
+        """Compute arrays part by part, each part once in the life of the scratch folder.
+
+        Args:
+            name: of this sequence of parts.
+            num_rows: how many rows there are.
+            compute: rows → arrays whose first axis is these rows; not called for a part that
+                an earlier, killed build left whole.
+
+        Yields:
+            (rows, arrays), in order.
+        """
+        for start in range(0, num_rows, PART_ROWS):
+            rows = slice(start, min(start + PART_ROWS, num_rows))
+            part = self._read_part(f"{name}-{start:010d}")
+            if part is None:
+                part = compute(rows)
+                self._keep_part(f"{name}-{start:010d}", part)
+            yield rows, part
+
+    def write(self, split: str, chunks: Iterable[CacheRows]) -> None:
+        """Write one split's file into the scratch folder, in row groups of a fixed size.
+
+        Args:
+            split: its name.
+            chunks: the rows; how they are cut into chunks leaves no trace in the bytes.
 
         Raises:
-            ShapeError: the columns are not equally long, or a value is not finite.
+            ShapeError: see ``CacheRows.to_table``; columns that differ between chunks or
+                splits; an id that is there twice; no rows at all.
+            CacheError: the disk is full or read-only.
         """
-        rows = len(self.example_id)
-        columns = (self.content_hash, self.label, self.fold, self.logits, self.features)
-        if any(len(column) != rows for column in columns):
-            lengths = ", ".join(str(len(column)) for column in columns)
-            raise ShapeError(f"cache rows: all columns must have {rows} rows, got {lengths}.")
-        if not (np.isfinite(self.logits).all() and np.isfinite(self.features).all()):
-            raise ShapeError("cache rows: logits and features must be finite, got NaN or infinity.")
-        schema = cache_schema(self.logits.shape[1], self.features.shape[1])
-        arrays = [
-            pa.array(self.example_id),
-            pa.array(self.label, pa.int64()),
-            pa.array(self.content_hash),
-            pa.array(self.fold, pa.int8()),
-            _vectors(self.logits.astype(np.float32), schema.field("logits").type),
-            _vectors(self.features.astype(np.float16), schema.field("features").type),
-        ]
-        return pa.Table.from_arrays(arrays, schema=schema)
+        digest, counts = RowsDigest(), {"rows": 0, "labelled": 0, "correct": 0}
+
+        def tables() -> Iterator[pa.Table]:
+            for chunk in chunks:
+                table = self._checked(split, chunk.to_table())
+                digest.update(chunk.example_id, chunk.content_hash, chunk.label)
+                counts["rows"] += len(chunk)
+                counts["labelled"] += int((chunk.label >= 0).sum())
+                counts["correct"] += chunk.num_correct
+                yield table
+
+        path = self.made / f"{split}.parquet"
+        self._write_groups(path, _row_groups(tables()))
+        if not counts["rows"]:
+            raise ShapeError(f"cache rows: {split} must hold at least one row, got none.")
+        if twice := repeated_ids(pq.ParquetFile(path)):
+            raise ShapeError(f"cache rows: ids of {split} must be unique, got twice {name_some(twice)}.")
+        self._data[split] = digest.hexdigest()
+        self._files[path.name] = {**counts, "bytes": path.stat().st_size, "sha256": file_digest(path)}
+
+    def finish(self, identity: dict[str, Any], **facts: Any) -> Manifest:
+        """Write the manifest, move everything into place, and drop the scratch folder.
+
+        Args:
+            identity: of the teacher.
+            facts: further fields of ``Manifest``.
+
+        Returns:
+            The manifest as written. The same rows and facts give the same bytes.
+
+        Raises:
+            CacheError: the place is full or read-only; the parts are kept.
+        """
+        assert self._schema is not None
+        manifest = Manifest(
+            identity=identity, data=self._data, files=self._files,
+            columns=describe_columns(self._schema), **facts,
+        )  # fmt: skip
+        with self._one_line():
+            manifest.write(self.made / MANIFEST)
+            for path in sorted(self.made.iterdir()):
+                _to_disk(path)
+            self.location.publish(self.made, last=MANIFEST)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        return manifest
+
+    def _write_groups(self, path: Path, groups: Iterable[pa.Table]) -> None:
+        file = None
+        try:
+            for group in groups:
+                with self._one_line():
+                    file = file or pq.ParquetWriter(path, group.schema, **PARQUET)
+                    file.write_table(group, row_group_size=ROW_GROUP_ROWS)
+            with self._one_line():
+                if file:
+                    file.close()
+        finally:
+            with contextlib.suppress(OSError):
+                if file:
+                    file.close()
+
+    def _checked(self, split: str, table: pa.Table) -> pa.Table:
+        self._schema = self._schema or table.schema
+        if table.schema != self._schema:
+            wanted, found = (dict(describe_columns(schema)) for schema in (self._schema, table.schema))
+            differing = sorted(wanted.items() ^ found.items())[0][0]
+            raise ShapeError(
+                f"cache rows: {differing} of {split} must be {wanted.get(differing, 'absent')} as before, "
+                f"got {found.get(differing, 'none')}."
+            )
+        return table
+
+    def _read_part(self, name: str) -> Arrays | None:
+        for path in self.scratch.glob(f"parts/{name}.*.npz"):
+            content = path.read_bytes()
+            if path.name == f"{name}.{hashlib.sha256(content).hexdigest()[:32]}.npz":
+                return dict(np.load(io.BytesIO(content), allow_pickle=False))
+            path.unlink()
+        return None
+
+    def _keep_part(self, name: str, part: Arrays) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **part)
+        content = buffer.getvalue()
+        folder = self.scratch / "parts"
+        unfinished = folder / "unfinished"
+        with self._one_line():
+            folder.mkdir(exist_ok=True)
+            unfinished.write_bytes(content)
+            _to_disk(unfinished)
+            os.replace(unfinished, folder / f"{name}.{hashlib.sha256(content).hexdigest()[:32]}.npz")
+
+    @contextlib.contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """Turn what the operating system refuses into one line; finished parts stay."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error).splitlines()[0].rstrip(".")
+            raise CacheError(
+                f"{self.location}: the cache must fit where it is written, got: {reason}. "
+                "Finished parts are kept: mend that, then run the same command again."
+            ) from None
 
 
 def write_cache(
-    folder: Path,
-    splits: Mapping[str, CacheRows],
-    **facts: Any,
+    location: Location | Path | str, scratch: Path, splits: dict[str, CacheRows], **facts: Any
 ) -> Manifest:
-    """Write one file per split, then the manifest.
+    """Write rows that are all there: ``CacheWriter`` without parts.
 
     Args:
-        folder: empty; the caller moves it into place afterwards.
+        location, scratch: see ``CacheWriter``.
         splits: split name → rows.
-        facts: the other fields of ``Manifest``.
-
-    Returns:
-        The manifest as written. The same rows and facts give the same bytes.
-
-    Raises:
-        ShapeError: see ``CacheRows.to_table``.
+        facts: ``identity`` and further fields of ``Manifest``.
     """
-    files, data = {}, {}
-    for split, rows in splits.items():
-        path = folder / f"{split}.parquet"
-        pq.write_table(
-            rows.to_table(), path,
-            compression="zstd", compression_level=1, use_dictionary=False,
-            row_group_size=ROW_GROUP_ROWS, write_page_checksum=True,
-        )  # fmt: skip
-        files[path.name] = {
-            "rows": len(rows.example_id),
-            "bytes": path.stat().st_size,
-            "sha256": file_digest(path),
-        }
-        data[split] = split_digest(rows.example_id, rows.content_hash, rows.label)
-    dim = next(iter(splits.values())).features.shape[1]
-    manifest = Manifest(data=data, files=files, dim=dim, **facts)
-    manifest.write(folder / MANIFEST)
-    return manifest
+    with CacheWriter(location, scratch) as writer:
+        for split, rows in splits.items():
+            writer.write(split, [rows])
+        return writer.finish(**facts)
 
 
-def _vectors(values: np.ndarray, kind: pa.DataType) -> pa.Array:
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1), kind.value_type)
-    return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Cut and join tables into row groups of the format's size; the last may be smaller."""
+    pending: list[pa.Table] = []
+    for table in tables:
+        pending.append(table)
+        while sum(map(len, pending)) >= ROW_GROUP_ROWS:
+            joined = pa.concat_tables(pending)
+            yield joined.slice(0, ROW_GROUP_ROWS).combine_chunks()
+            pending = [joined.slice(ROW_GROUP_ROWS)]
+    if sum(map(len, pending)):
+        yield pa.concat_tables(pending).combine_chunks()
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's bytes are on the disk, so that a rename never outruns them."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

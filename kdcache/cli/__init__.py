@@ -2,7 +2,7 @@
 
 import typer
 
-from kdcache.cli.caches import inspect
+from kdcache.cli.caches import clean, diff, export, import_, inspect, verify
 from kdcache.cli.losses import losses
 from kdcache.cli.pipeline import cache, distill, prepare, report, run, shrink, teach
 from kdcache.cli.select import select
@@ -19,6 +19,9 @@ app = typer.Typer(
         "Run it in a project folder: parameters come from its params.yaml."
     ),
 )
-for command in (prepare, teach, cache, shrink, select, distill, predict, inspect, report, run, losses):
-    app.command()(command)
+for command in (
+    prepare, teach, cache, shrink, select, distill, predict, report, run,
+    inspect, verify, diff, import_, export, clean, losses,
+):  # fmt: skip
+    app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(tasks, name="tasks")

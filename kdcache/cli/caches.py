@@ -1,35 +1,133 @@
 """Commands on a cache as it lies there."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import typer
 from rich.table import Table
 
 from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, console, open_project
-from kdcache.errors import CacheError
-from kdcache.stages.workspace import require
+from kdcache.stages.workspace import errors_in_one_line
 
 if TYPE_CHECKING:
+    from kdcache.cache.diff import SplitDiff
+    from kdcache.cache.location import Location
     from kdcache.cache.manifest import Manifest
+    from kdcache.cache.verify import Check
+
+Task = Annotated[str, typer.Option("--task", help="Task name.")]
+Where = Annotated[
+    str | None,
+    typer.Argument(help="A cache: folder or URI. Those of --task when left out.", metavar="[CACHE]"),
+]
 
 
-def inspect(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
+def inspect(cache: Where = None, task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
     """Show a cache: rows, teacher accuracy per split, and what made it."""
-    with open_project(set_, debug, task) as project:
+    with errors_in_one_line(debug):
+        from kdcache.cache.location import Location
         from kdcache.cache.manifest import read_manifest
 
-        chosen = chosen_tasks(project, task)
-        for name in chosen:
-            folder = Path(project.paths.cache) / name
-            require(folder, "the cache", f"kdcache cache --task {name}", CacheError)
-            _show_cache(folder, read_manifest(folder, name))
+        if cache:
+            locations = [Location.parse(cache)]
+        else:
+            with open_project(set_, debug, task) as project:
+                names = chosen_tasks(project, task)
+                locations = [Location.parse(project.paths.cache, name) for name in names]
+        for location in locations:
+            _show_cache(location, read_manifest(location))
 
 
-def _show_cache(folder: Path, manifest: "Manifest") -> None:
+def verify(
+    cache: Where = None,
+    task: Tasks = None,
+    teacher_rows: Annotated[
+        int, typer.Option(min=0, help="Random rows per split to compute again, where the teacher is there.")
+    ] = 8,
+    set_: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Check a cache from its bytes to its numbers; exit code 1 where anything is wrong."""
+    if cache:
+        with errors_in_one_line(debug):
+            from kdcache.cache.verify import verify_cache
+
+            sound = _show_checks(cache, verify_cache(cache))
+    else:
+        with open_project(set_, debug, task) as project:
+            chosen = chosen_tasks(project, task)
+            from kdcache.stages.verify_cache import verify as stage
+
+            sound = all([_show_checks(name, stage(project, name, teacher_rows)) for name in chosen])
+    if not sound:
+        raise typer.Exit(1)
+
+
+def diff(
+    a: Annotated[str, typer.Argument(help="A cache: folder or URI.")],
+    b: Annotated[str, typer.Argument(help="Another cache of the same task.")],
+    debug: Debug = False,
+) -> None:
+    """Say what differs between two caches: what made them, rows, how far logits moved."""
+    with errors_in_one_line(debug):
+        from kdcache.cache.diff import diff_caches
+
+        found = diff_caches(a, b)
+        for name, (old, new) in found.fields.items():
+            console.print(f"  {name}: {_shown(old)} → {_shown(new)}", markup=False, soft_wrap=True)
+        for split, rows in found.splits.items():
+            console.print(f"{split}: {_describe(rows)}", markup=False, soft_wrap=True)
+        if not found.fields:
+            typer.echo("The two caches are the same.")
+
+
+def clean(set_: Overrides = None, debug: Debug = False) -> None:
+    """Empty the scratch folder: what interrupted runs left to go on from."""
+    with open_project(set_, debug) as project:
+        from kdcache.stages.clean import clean as stage
+
+        typer.echo(f"{project.paths.scratch}: freed {stage(project) / 1e6:.1f} MB")
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="A .csv, .jsonl, .parquet or .npz file.")],
+    task: Task,
+    missing_mass: Annotated[
+        Literal["refuse", "renormalise", "spread"],
+        typer.Option(help="What becomes of probability that the file does not give to any label."),
+    ] = "refuse",
+    id_column: Annotated[str, typer.Option(help="The column that holds the example ids.")] = "example_id",
+    set_: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Make a cache of any teacher's logits, probabilities or log-probabilities: file + data → cache/TASK/."""
+    with open_project(set_, debug) as project:
+        from kdcache.cache.location import Location
+        from kdcache.stages.import_cache import import_cache as stage
+
+        manifest = stage(project, task, file, missing_mass, id_column)
+        _show_cache(Location.parse(project.paths.cache, task), manifest)
+
+
+def export(
+    file: Annotated[Path, typer.Argument(help="The .csv, .jsonl, .parquet or .npz file to write.")],
+    task: Task,
+    split: Annotated[list[str] | None, typer.Option(help="Split; repeatable. All when left out.")] = None,
+    set_: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Write a cache's ids, labels and logits as a file that others, and import, read."""
+    with open_project(set_, debug) as project:
+        from kdcache.stages.import_cache import export_cache as stage
+
+        typer.echo(f"{file}: {stage(project, task, split or [], file)} rows")
+
+
+def _show_cache(location: "Location", manifest: "Manifest") -> None:
     metrics = list(next(iter(manifest.metrics.values()), {"accuracy": 0.0}))
     metrics = [name for name in metrics if name != "rows"]
-    crossed = bool(manifest.identity["folds_sha256"])
-    table = Table(title=f"{folder.as_posix()}, format {manifest.format_version}", title_justify="left")
+    crossed = bool(manifest.num_folds)
+    table = Table(title=f"{location}, format {manifest.format_version}", title_justify="left")
     table.add_column("split", no_wrap=True)
     table.add_column("rows", justify="right")
     table.add_column("bytes/row", justify="right")
@@ -46,7 +144,40 @@ def _show_cache(folder: Path, manifest: "Manifest") -> None:
                 cells.append("—" if value is None else f"{100 * value:.1f} %")
         table.add_row(*cells)
     console.print(table)
-    for field, value in manifest.identity.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        console.print(f"  {field:18} {shown or '—'}", markup=False, soft_wrap=True)
-    console.print(f"  {'manifest':18} {manifest.digest}", markup=False, soft_wrap=True)
+    columns = ", ".join(f"{name} {kind}" for name, kind in manifest.columns[4:])
+    facts = {**manifest.identity, "dtype": manifest.dtype, **_prefixed("drift", manifest.drift)}
+    for field, value in {**facts, "columns": columns, "manifest": manifest.digest}.items():
+        console.print(f"  {field:18} {_shown(value)}", markup=False, soft_wrap=True)
+
+
+def _show_checks(name: str, checks: "list[Check]") -> bool:
+    """Print what was checked; problems go to standard error, one line each."""
+    problems = [check.problem for check in checks if check.problem]
+    for problem in problems:
+        typer.echo(problem, err=True)
+    sound = [check.what for check in checks if not check.problem]
+    typer.echo(f"{name}: {len(sound)} checks passed, {len(problems)} failed")
+    for what in sound:
+        typer.echo(f"  {what}")
+    return not problems
+
+
+def _describe(rows: "SplitDiff") -> str:
+    parts = [f"{rows.rows} shared rows"]
+    for what, ids in (
+        ("only in the first", rows.only_a), ("only in the second", rows.only_b),
+        ("with another text", rows.texts), ("with another label", rows.labels),
+    ):  # fmt: skip
+        parts += [f"{len(ids)} {what}"] if ids else []
+    moved = f"logits moved by {rows.max_abs:.3g} at most, {rows.mean_abs:.3g} on average"
+    return ", ".join([*parts, moved, f"{rows.flips} argmax flips"])
+
+
+def _prefixed(prefix: str, values: dict[str, float]) -> dict[str, str]:
+    return {prefix: ", ".join(f"{name} {value:g}" for name, value in values.items())} if values else {}
+
+
+def _shown(value: object) -> str:
+    return (
+        "—" if value in (None, "", []) else ", ".join(map(str, value if isinstance(value, list) else [value]))
+    )

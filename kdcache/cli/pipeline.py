@@ -87,7 +87,7 @@ def run(
 ) -> None:
     """From rows to a cache to look at: prepare, teach, cache, inspect, one after the other."""
     for step in (prepare, teach, cache, inspect):
-        step(task, set_, debug)
+        step(task=task, set_=set_, debug=debug)
         if step.__name__ == to:
             break
 

@@ -1,26 +1,36 @@
 """teacher + data → cache/<task>/: extraction meets the writer here, and nowhere else."""
 
 import json
-import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
 
-from kdcache.batching import Encoded, encode
+from kdcache.batching import encode
+from kdcache.cache.location import Location
+from kdcache.cache.rows import CacheRows
 from kdcache.cache.schema import ALL_ROWS_TEACHER, MEAN_OF_FOLDS
-from kdcache.cache.writer import CacheRows, write_cache
+from kdcache.cache.writer import Arrays, CacheWriter
+from kdcache.digests import file_digest
 from kdcache.errors import DataError, ModelError
 from kdcache.extract import extract
 from kdcache.metrics import compute_metrics
 from kdcache.models import load_classifier, load_tokenizer, setup
 from kdcache.params import Count
-from kdcache.stages.workspace import COST, FOLDS, IDENTITY, Project, place, require, require_task
+from kdcache.stages.workspace import COST, FOLDS, IDENTITY, Project, require, require_task
 from kdcache.tasks.schema import Task, read_task
 from kdcache.tasks.splits import existing_splits, metric_columns, read_split, sequences
+
+# How far a logit may move when it is computed again in another batch, as measured with a margin.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+DRIFT_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -29,9 +39,11 @@ class CacheTeacherParams:
 
     Args:
         batch_size: rows per forward pass.
+        dtype: what the teacher computes in; the manifest says how far bfloat16 moved the logits.
     """
 
     batch_size: Count
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 def cache_teacher(project: Project, task_name: str) -> None:
@@ -39,109 +51,219 @@ def cache_teacher(project: Project, task_name: str) -> None:
 
     With folds, a training row goes through the one fold teacher that never saw it, and a row
     of another split through all of them, its logits and features being their means.
+    Interrupted, the next run goes on after the last whole part.
 
     Raises:
         ModelError: no teacher in place.
         DataError: no prepared data, or other training rows than the teacher's.
+        CacheError: the cache cannot be written.
     """
     params = project.section("cache_teacher", CacheTeacherParams)
     require_task(project, task_name)
     data = Path(project.paths.data) / task_name
-    teacher = require(
-        Path(project.paths.teacher) / task_name,
-        "the teacher", f"kdcache teach --task {task_name}", ModelError,
-    )  # fmt: skip
     task = read_task(data, task_name)
     tables = {split: read_split(data, split, task) for split in existing_splits(data, task)}
-    identity = json.loads((teacher / IDENTITY).read_text(encoding="utf-8"))
-    folds = _row_folds(pq.read_table(teacher / FOLDS), tables, task_name)
-    device = setup(project.threads)
+    teacher = open_teacher(project, task, params, tables)
+    cost = json.loads((teacher.folder / COST).read_text(encoding="utf-8"))
 
-    runner = _Runner(teacher, task, identity, tables, params.batch_size, device)
-    splits, metrics, all_rows = {}, {}, {}
-    for split, table in tables.items():
-        labels = table["label"].to_numpy()
-        whole = runner.run(ALL_ROWS_TEACHER, split)
-        logits, features, fold = runner.cross_fit(split, folds) if runner.num_folds else (*whole, None)
-        splits[split] = CacheRows(
-            table["example_id"].to_pylist(), table["content_hash"].to_pylist(), labels,
-            np.full(len(labels), ALL_ROWS_TEACHER, np.int8) if fold is None else fold,
-            logits, features,
+    location = Location.parse(project.paths.cache, task_name)
+    digests = [file_digest(data / f"{split}.parquet") for split in tables]
+    scratch = project.scratch(
+        "cache", teacher.identity, params.batch_size, params.dtype, project.threads, digests
+    )
+    metrics, all_rows = {}, {}
+    with CacheWriter(location, scratch) as writer:
+        for split, table in tables.items():
+            teacher.run(writer, split)
+            scored: list[tuple[np.ndarray, np.ndarray]] = []
+            writer.write(split, teacher.rows(writer, split, scored))
+            ours, whole = (np.concatenate(part) for part in zip(*scored, strict=True))
+            labels = table["label"].to_numpy()
+            names, columns = task.metrics_of(split), metric_columns(table, task)
+            metrics[split] = compute_metrics(names, labels, ours, columns)
+            all_rows[split] = compute_metrics(names, labels, whole, columns)
+        truncated = {split: int(encoded.truncated.sum()) for split, encoded in teacher.encoded.items()}
+        forward = sum(teacher.passes(split) * len(tables[split]) for split in tables)
+        manifest = writer.finish(
+            teacher.identity, dtype=params.dtype, tolerance=TOLERANCE[params.dtype],
+            drift={} if params.dtype == "float32" else teacher.drift("train"),
+            metrics={k: v for k, v in metrics.items() if v},
+            all_rows_teacher={k: v for k, v in all_rows.items() if v},
+            cost={f"training_{key}": value for key, value in cost.items()}
+            | {"forward_examples": forward, "truncated_examples": sum(truncated.values())},
         )  # fmt: skip
-        names, columns = task.metrics_of(split), metric_columns(table, task)
-        metrics[split] = compute_metrics(names, labels, logits, columns)
-        all_rows[split] = compute_metrics(names, labels, whole[0], columns)
-
-    truncated = {split: int(encoded.truncated.sum()) for split, encoded in runner.encoded.items()}
-    made = project.scratch("cache", identity, params.batch_size)
-    shutil.rmtree(made)
-    made.mkdir()
-    cost = json.loads((teacher / COST).read_text(encoding="utf-8"))
-    manifest = write_cache(
-        made, splits,
-        identity=identity, dtype="float32",
-        metrics={k: v for k, v in metrics.items() if v},
-        all_rows_teacher={k: v for k, v in all_rows.items() if v},
-        cost={f"training_{key}": value for key, value in cost.items()}
-        | {"forward_examples": runner.examples, "truncated_examples": sum(truncated.values())},
-    )  # fmt: skip
-    place(made, Path(project.paths.cache) / task_name)
     rows = sum(entry["rows"] for entry in manifest.files.values())
     size = sum(entry["bytes"] for entry in manifest.files.values())
     print(f"{task_name}: cached {rows} rows, {size / rows:.0f} bytes/row")
     for split, count in truncated.items():
         if count:
-            share = count / len(runner.encoded[split])
+            share = count / len(tables[split])
             print(f"{task_name} {split}: {share:.1%} of the rows lost tokens to max_length")
 
 
-class _Runner:
-    """Teachers of one task, loaded one at a time, and a count of the rows they ran."""
+def open_teacher(
+    project: Project, task: Task, params: CacheTeacherParams, tables: Mapping[str, pa.Table]
+) -> "Teacher":
+    """The teacher of a task, ready for the prepared rows ``tables`` (split → table).
+
+    Raises:
+        ModelError: no teacher in place.
+        DataError: other training rows than the teacher's.
+    """
+    folder = require(
+        Path(project.paths.teacher) / task.name,
+        "the teacher", f"kdcache teach --task {task.name}", ModelError,
+    )  # fmt: skip
+    identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+    return Teacher(folder, task, identity, tables, params, setup(project.threads))
+
+
+class Teacher:
+    """The teachers of one task, one in memory at a time, over the prepared rows.
+
+    Args:
+        folder: of the teacher on all rows, ``fold-<k>`` inside.
+        task: the task.
+        identity: of the teacher.
+        tables: split → prepared rows.
+        params: how to compute.
+        device: where.
+
+    Raises:
+        DataError: other training rows than the teacher's.
+    """
 
     def __init__(
-        self, teacher: Path, task: Task, identity: dict[str, object],
-        tables: dict[str, pa.Table], batch_size: int, device: torch.device,
+        self, folder: Path, task: Task, identity: dict[str, Any],
+        tables: Mapping[str, pa.Table], params: CacheTeacherParams, device: torch.device,
     ) -> None:  # fmt: skip
-        self.teacher, self.task = teacher, task
-        self.num_folds = len(identity["folds_sha256"])  # type: ignore[arg-type]
-        self.batch_size, self.device = batch_size, device
-        self.examples = 0
-        tokenizer = load_tokenizer(teacher)
+        self.folder, self.task, self.identity = folder, task, identity
+        self.tables, self.params, self.device = tables, params, device
+        self.num_folds = len(identity["folds_sha256"])
+        self._train_folds = _row_folds(pq.read_table(folder / FOLDS), tables["train"], task.name)
+        self._loaded: tuple[int, PreTrainedModel] | None = None
+        tokenizer = load_tokenizer(folder)
         self.encoded = {
             split: encode(
-                tokenizer, *sequences(table, task),
-                identity["max_length"],  # type: ignore[arg-type]
-                task.truncate, task.num_choices,
+                tokenizer, *sequences(table, task), identity["max_length"], task.truncate, task.num_choices
             )
             for split, table in tables.items()
-        }  # fmt: skip
+        }
 
-    def run(self, fold: int, split: str, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and features of one teacher on a split, or on some of its rows."""
-        folder = self.teacher if fold < 0 else self.teacher / f"fold-{fold}"
-        model = load_classifier(folder, self.task.num_outputs, seed=0)
-        encoded: Encoded = self.encoded[split] if rows is None else self.encoded[split].take(rows)
-        self.examples += len(encoded)
-        title = f"{self.task.name} {split}" + ("" if fold < 0 else f", fold {fold}")
-        return extract(model, encoded, self.task.num_outputs, self.batch_size, self.device, title)
+    def passes(self, split: str) -> int:
+        """Forward passes per row of a split."""
+        return 1 + (min(1, self.num_folds) if split == "train" else self.num_folds)
 
-    def cross_fit(self, split: str, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Logits, features and the column ``fold`` of a split under the fold teachers."""
-        if split != "train":
-            runs = [self.run(fold, split) for fold in range(self.num_folds)]
-            logits, features = (np.mean(part, axis=0) for part in zip(*runs, strict=True))
-            return logits, features, np.full(len(logits), MEAN_OF_FOLDS, np.int8)
-        parts = [np.flatnonzero(folds == fold) for fold in range(self.num_folds)]
-        runs = [self.run(fold, split, rows) for fold, rows in enumerate(parts)]
-        back = np.argsort(np.concatenate(parts))
-        logits, features = (np.concatenate(part)[back] for part in zip(*runs, strict=True))
-        return logits, features, folds
+    def folds(self, split: str) -> np.ndarray:
+        """The cache's column ``fold`` of a split, int8 of shape (rows,)."""
+        if self.num_folds and split == "train":
+            return self._train_folds
+        return np.full(
+            len(self.tables[split]), MEAN_OF_FOLDS if self.num_folds else ALL_ROWS_TEACHER, np.int8
+        )
+
+    def run(self, writer: CacheWriter, split: str) -> None:
+        """Let every teacher see its rows of a split, in parts that a killed build finds again."""
+        for fold in range(ALL_ROWS_TEACHER, self.num_folds):
+            title = f"{self.task.name} {split}" + ("" if fold < 0 else f", fold {fold}")
+            with tqdm(total=len(self.tables[split]), desc=title, unit="row") as bar:
+                for rows, _ in self._parts(writer, split, fold, bar):
+                    bar.update(rows.stop - bar.n)  # what this run found, or what other folds hold
+
+    def rows(
+        self, writer: CacheWriter, split: str, scored: list[tuple[np.ndarray, np.ndarray]]
+    ) -> Iterator[CacheRows]:
+        """The rows of a split, after ``run``.
+
+        Args:
+            writer: holds the parts.
+            split: its name.
+            scored: receives (cached logits, those of the teacher on all rows) per chunk.
+        """
+        table, folds = self.tables[split], self.folds(split)
+        teachers = [self._parts(writer, split, k) for k in range(ALL_ROWS_TEACHER, self.num_folds)]
+        for (rows, whole), *crossed in zip(*teachers, strict=True):
+            logits, features = whole["logits"], whole["features"]
+            if crossed and split == "train":
+                logits, features = np.empty_like(logits), np.empty_like(features)
+                for k, (_, part) in enumerate(crossed):
+                    if (mine := folds[rows] == k).any():
+                        logits[mine], features[mine] = part["logits"], part["features"]
+            elif crossed:
+                logits, features = (
+                    np.mean([part[n] for _, part in crossed], 0) for n in ("logits", "features")
+                )
+            scored.append((logits, whole["logits"]))
+            chunk = table.slice(rows.start, rows.stop - rows.start)
+            yield CacheRows(
+                chunk["example_id"].to_pylist(), chunk["content_hash"].to_pylist(),
+                chunk["label"].to_numpy(), folds[rows], logits, features,
+            )  # fmt: skip
+
+    def recompute(self, split: str, rows: np.ndarray) -> np.ndarray:
+        """Logits of some rows, computed now as they were for the cache.
+
+        Args:
+            split: name of the split.
+            rows: positions in the prepared split.
+
+        Returns:
+            float32 array of shape (len(rows), num_labels).
+        """
+        folds = self.folds(split)[rows]
+        logits = np.empty((len(rows), self.task.num_labels), np.float32)
+        for fold in np.unique(folds):
+            mine = np.flatnonzero(folds == fold)
+            teachers = range(self.num_folds) if fold == MEAN_OF_FOLDS else [int(fold)]
+            logits[mine] = np.mean([self._extract(split, k, rows[mine])["logits"] for k in teachers], axis=0)
+        return logits
+
+    def drift(self, split: str) -> dict[str, float]:
+        """How far ``params.dtype`` moves the logits of some rows from their float32 values."""
+        rows = np.random.default_rng(0).permutation(len(self.tables[split]))[:DRIFT_ROWS]
+        ours = self._extract(split, ALL_ROWS_TEACHER, rows)["logits"]
+        exact = self._extract(split, ALL_ROWS_TEACHER, rows, dtype="float32")["logits"]
+        moved = np.abs(ours - exact)
+        return {
+            "rows": len(rows),
+            "max_abs": float(moved.max()),
+            "mean_abs": float(moved.mean()),
+            "argmax_flips": int((ours.argmax(1) != exact.argmax(1)).sum()),
+        }
+
+    def _parts(
+        self, writer: CacheWriter, split: str, fold: int, bar: "tqdm[Any] | None" = None
+    ) -> Iterator[tuple[slice, Arrays]]:
+        def compute(rows: slice) -> Arrays:
+            seen = np.arange(rows.start, rows.stop)
+            if fold >= 0 and split == "train":
+                seen = seen[self._train_folds[rows] == fold]
+            return self._extract(split, fold, seen, bar=bar)
+
+        return writer.resume(f"{split}{fold:+d}", len(self.tables[split]), compute)
+
+    def _extract(
+        self, split: str, fold: int, rows: np.ndarray, dtype: str = "", bar: "tqdm[Any] | None" = None
+    ) -> Arrays:
+        if not len(rows):  # a part without a row of this fold
+            return {"logits": np.empty((0, self.task.num_labels), np.float32)}
+        logits, features = extract(
+            self._model(fold), self.encoded[split].take(rows), self.task.num_outputs, self.params.batch_size,
+            self.device, dtype or self.params.dtype, bar.update if bar is not None else None,
+        )  # fmt: skip
+        return {"logits": logits, "features": features}
+
+    def _model(self, fold: int) -> PreTrainedModel:
+        if self._loaded is None or self._loaded[0] != fold:
+            folder = self.folder if fold < 0 else self.folder / f"fold-{fold}"
+            self._loaded = fold, load_classifier(folder, self.task.num_outputs, seed=0)
+        return self._loaded[1]
 
 
-def _row_folds(table: pa.Table, tables: dict[str, pa.Table], task_name: str) -> np.ndarray:
+def _row_folds(table: pa.Table, train: pa.Table, task_name: str) -> np.ndarray:
     """The fold of each training row, by id."""
     fold_of = dict(zip(table["example_id"].to_pylist(), table["fold"].to_pylist(), strict=True))
-    ids = tables["train"]["example_id"].to_pylist()
+    ids = train["example_id"].to_pylist()
     if set(ids) != set(fold_of):
         raise DataError(
             f"data of {task_name}: the training rows must be those of the teacher ({len(fold_of)} rows), "

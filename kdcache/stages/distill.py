@@ -134,11 +134,6 @@ class Grid:
         require_task(project, task_name)
         self.project = project
         self.params = project.section("distill", DistillParams)
-        if not self.params.arms or not self.params.seeds:
-            raise ParamsError("distill: arms and seeds must each hold at least one entry, got none.")
-        self.backbone = require(
-            Path(project.paths.backbone), "the student backbone", "kdcache shrink", ModelError
-        )
         self.task = read_task(Path(project.paths.data) / task_name, task_name)
         for name, arm in self.params.arms.items():
             for warning in check_terms(
@@ -146,6 +141,11 @@ class Grid:
                 self.task.num_labels, self.task.num_choices, self.params.batch_size,
             ):  # fmt: skip
                 print(warning, file=sys.stderr)
+        if not self.params.arms or not self.params.seeds:
+            raise ParamsError("distill: arms and seeds must each hold at least one entry, got none.")
+        self.backbone = require(
+            Path(project.paths.backbone), "the student backbone", "kdcache shrink", ModelError
+        )
         self.device = setup(project.threads)
         self.splits, self.manifest = load_splits(
             project, self.task, self.params.max_length, self.params.expect
@@ -159,6 +159,12 @@ class Grid:
 
     def train(self, arms: Sequence[str], seeds: Sequence[int], made: Path) -> list[dict[str, Any]]:
         """Train the students that are not there yet; return the results of all."""
+        for arm in arms:
+            if self.params.arms[arm].feature and not self.splits["train"].targets.features.shape[1]:
+                raise ParamsError(
+                    f"distill.arms.{arm}.feature: the cache must hold features, got logits alone. "
+                    "Remove the term, or choose other arms with --arm."
+                )
         results = []
         with tqdm(total=len(arms) * len(seeds), desc=f"{self.task.name} students", unit="student") as bar:
             for arm in arms:
@@ -256,7 +262,7 @@ class Grid:
             "method": result["method"],
             "objective": self.params.arms[result["arm"]].describe(),
             f"validation ({scores.get('rows', 0)} rows)": shown,
-            "teacher weights": self.manifest.identity["weights_sha256"],
+            "teacher": self.manifest.teacher_digest,
             "cache": self.manifest.digest,
         }
 
@@ -277,7 +283,7 @@ class Grid:
             "truncated": {split: float(part.encoded.truncated.mean()) for split, part in self.splits.items()},
             "majority": majority_metrics(names, validation.labels, self.task.num_labels, columns),
             "teacher": {
-                "folds": len(self.manifest.identity["folds_sha256"]),
+                "folds": self.manifest.num_folds,
                 "all_rows": self.manifest.all_rows_teacher.get("validation", {}),
                 "cached": self.manifest.metrics.get("validation", {}),
                 "diagnostics": {split: self.manifest.all_rows_teacher[split] for split in self._diagnostics},

@@ -11,8 +11,10 @@ import pyarrow as pa
 import torch
 
 from kdcache.batching import Encoded, encode, join
+from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, check_identity
-from kdcache.cache.reader import CachedSplit, load_cache
+from kdcache.cache.reader import load_cache
+from kdcache.cache.rows import CacheRows
 from kdcache.models import load_tokenizer
 from kdcache.stages.workspace import IDENTITY, Project
 from kdcache.students.train import TrainingRows
@@ -26,7 +28,7 @@ class SplitWithTargets:
 
     table: pa.Table
     encoded: Encoded
-    targets: CachedSplit
+    targets: CacheRows
 
     @property
     def labels(self) -> np.ndarray:
@@ -36,8 +38,7 @@ class SplitWithTargets:
     def take(self, rows: np.ndarray) -> "SplitWithTargets":
         """Some of the rows, in the given order."""
         table = self.table.take(pa.array(rows))
-        ids, hashes = table["example_id"].to_pylist(), table["content_hash"].to_pylist()
-        return SplitWithTargets(table, self.encoded.take(rows), self.targets.align(ids, hashes))
+        return SplitWithTargets(table, self.encoded.take(rows), self.targets.take(rows))
 
     def training_rows(self, *more: "SplitWithTargets") -> TrainingRows:
         """The same as tensors, and the rows of more splits after them."""
@@ -71,9 +72,9 @@ def load_splits(
     tables = {
         split: read_split(data, split, task) for split in existing_splits(data, task) if split != "test"
     }
-    folder = Path(project.paths.cache) / task.name
-    cached = {split: load_cache(folder, split) for split in tables}
-    manifest = cached["train"][1]
+    location = Location.parse(project.paths.cache, task.name)
+    cached = {split: load_cache(location, split) for split in tables}
+    manifest = cached["train"].manifest
     identity = Path(project.paths.teacher) / task.name / IDENTITY
     check_identity(
         manifest, task.name, task.labels,
@@ -85,6 +86,6 @@ def load_splits(
     splits = {}
     for split, table in tables.items():
         encoded = encode(tokenizer, *sequences(table, task), max_length, task.truncate, task.num_choices)
-        targets = cached[split][0].align(table["example_id"].to_pylist(), table["content_hash"].to_pylist())
+        targets = cached[split].align(table["example_id"].to_pylist(), table["content_hash"].to_pylist())
         splits[split] = SplitWithTargets(table, encoded, targets)
     return splits, manifest

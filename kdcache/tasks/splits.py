@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdcache.digests import value_digest
+from kdcache.digests import RowsDigest, value_digest
 from kdcache.errors import DataError
 from kdcache.tasks.schema import Example, Task
 
@@ -116,16 +116,11 @@ def existing_splits(folder: Path, task: Task) -> list[str]:
     return [split for split in (*SPLITS, *task.diagnostics) if (folder / f"{split}.parquet").is_file()]
 
 
-def split_digest(ids: Iterable[str], content_hashes: Iterable[str], labels: Iterable[int]) -> str:
-    """Digest a split's rows whatever their order: sha256 over sorted (id, content, label)."""
-    rows = sorted(zip(ids, content_hashes, map(int, labels), strict=True))
-    return value_digest(rows)
-
-
 def table_digest(table: pa.Table) -> str:
-    """``split_digest`` of a table that has the three columns."""
-    columns = (table[name].to_pylist() for name in ("example_id", "content_hash", "label"))
-    return split_digest(*columns)
+    """``RowsDigest`` of a table that has the three columns."""
+    digest = RowsDigest()
+    digest.update(*(table[name].to_pylist() for name in ("example_id", "content_hash", "label")))
+    return digest.hexdigest()
 
 
 def assign_folds(labels: Sequence[int], groups: Sequence[str], num_folds: int, seed: int) -> np.ndarray:

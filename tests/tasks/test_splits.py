@@ -1,6 +1,7 @@
 """Splits: folds keep groups together, digests see every change, bytes repeat."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from kdcache.errors import DataError
@@ -12,7 +13,6 @@ from kdcache.tasks.splits import (
     existing_splits,
     keep_rows,
     read_split,
-    split_digest,
     table_digest,
     write_split,
 )
@@ -69,11 +69,17 @@ def test_kept_units_are_whole():
 
 
 def test_digest_ignores_order_and_sees_every_field():
+    def digest(*columns: list) -> str:
+        return table_digest(
+            pa.table(dict(zip(("example_id", "content_hash", "label"), columns, strict=True)))
+        )
+
     whole = (["a", "b"], ["x", "y"], [0, 1])
-    digest = split_digest(*whole)
-    assert digest == split_digest(["b", "a"], ["y", "x"], [1, 0])
-    for changed in ((["a", "c"], *whole[1:]), (whole[0], ["x", "z"], whole[2]), (*whole[:2], [0, 0])):
-        assert split_digest(*changed) != digest
+    assert digest(*whole) == digest(["b", "a"], ["y", "x"], [1, 0])
+    changes = (["a", "c"], *whole[1:]), (whole[0], ["x", "z"], whole[2]), (*whole[:2], [0, 0])
+    twice = (["a", "b", "b"], ["x", "y", "y"], [0, 1, 1])
+    for changed in (*changes, twice, (["a"], ["x"], [0]), (["b", "a"], *whole[1:])):
+        assert digest(*changed) != digest(*whole)
 
 
 def test_split_round_trip_is_byte_identical(tmp_path):

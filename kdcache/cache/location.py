@@ -1,0 +1,149 @@
+"""Where a cache lies: a local folder or any URI that pyarrow or fsspec opens."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from kdcache.digests import stream_digest
+from kdcache.errors import CacheError
+
+
+@dataclass(frozen=True)
+class Location:
+    """A folder on some file system; prints as the user wrote it.
+
+    Args:
+        uri: a path, or a URI such as ``s3://bucket/cache/wic`` or ``memory://cache/wic``.
+        filesystem: the one that opens it.
+        path: of the folder, as that file system spells it.
+    """
+
+    uri: str
+    filesystem: pafs.FileSystem
+    path: str
+
+    @classmethod
+    def parse(cls, uri: "str | Path | Location", *names: str) -> "Location":
+        """Open a path or URI, and a folder below it.
+
+        Raises:
+            CacheError: a URI of a kind that neither pyarrow nor fsspec knows.
+        """
+        if isinstance(uri, Location):
+            return uri
+        base, question, options = str(uri).partition("?")
+        text = "/".join([base.rstrip("/") or "/", *names]) + question + options
+        if "://" not in text:
+            path = Path(base, *names)
+            return cls(path.as_posix(), pafs.LocalFileSystem(), path.as_posix())
+        try:
+            try:
+                return cls(text, *pafs.FileSystem.from_uri(text))
+            except pa.ArrowInvalid:
+                return cls(text, *pafs.FileSystem.from_uri(f"fsspec+{text}"))
+        except (ValueError, ImportError, OSError) as error:
+            raise CacheError(
+                f"{text}: it must be a folder or a URI that pyarrow or fsspec opens, "
+                f"got: {_first_line(error)}. Check its scheme, or install what fsspec needs for it."
+            ) from None
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def name(self) -> str:
+        """The last part: the task's name."""
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder where it is a local one."""
+        return Path(self.path) if isinstance(self.filesystem, pafs.LocalFileSystem) else None
+
+    def exists(self, name: str) -> bool:
+        """Whether the folder holds a file of that name."""
+        return self.filesystem.get_file_info(self._file(name)).type == pafs.FileType.File
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return self.filesystem.get_file_info(self._file(name)).size
+
+    def open(self, name: str) -> Any:
+        """A file to read at random."""
+        return self.filesystem.open_input_file(self._file(name))
+
+    def read(self, name: str) -> bytes:
+        """All bytes of a file."""
+        with self.open(name) as file:
+            return file.read()
+
+    def digest(self, name: str) -> str:
+        """sha256 of a file."""
+        with self.filesystem.open_input_stream(self._file(name), buffer_size=0) as file:
+            return stream_digest(file)
+
+    def require_writable(self) -> None:
+        """Find out before hours of work that the folder cannot be written.
+
+        Raises:
+            CacheError: the nearest folder that is there refuses new files.
+        """
+        if self.folder is None:
+            return
+        parent = self.folder.absolute().parent
+        while not parent.exists():
+            parent = parent.parent
+        if not os.access(parent, os.W_OK):
+            raise CacheError(
+                f"{self}: the folder must be writable, got a read-only {parent}. "
+                "Set paths.cache to one that is."
+            )
+
+    def publish(self, made: Path, last: str) -> None:
+        """Put a finished folder here: by one rename where it is local, else file by file.
+
+        Args:
+            made: the folder; gone afterwards where the place is local.
+            last: the file that makes a folder a cache. On an object store the old one goes
+                before anything else, and the new one comes after everything else.
+        """
+        if self.folder is None:
+            self._upload(made, last)
+            return
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        if made.stat().st_dev != self.folder.parent.stat().st_dev:  # no rename between two disks
+            incoming = self.folder.parent / f".{self.folder.name}.incoming"
+            shutil.rmtree(incoming, ignore_errors=True)
+            made = shutil.copytree(made, incoming)
+        old = made.parent / f"{made.name}.replaced"
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.exists():
+            os.replace(self.folder, old)
+        os.replace(made, self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _upload(self, made: Path, last: str) -> None:
+        self.filesystem.create_dir(self.path, recursive=True)
+        if self.exists(last):
+            self.filesystem.delete_file(self._file(last))
+        names = sorted(path.name for path in made.iterdir() if path.name != last)
+        for info in self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True)):
+            if info.type == pafs.FileType.File and info.base_name not in names:
+                self.filesystem.delete_file(info.path)
+        for name in (*names, last):
+            pafs.copy_files(
+                str(made / name), self._file(name),
+                source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self.filesystem,
+            )  # fmt: skip
+
+    def _file(self, name: str) -> str:
+        return f"{self.path.rstrip('/')}/{name}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,111 @@
+"""Rows of a cache in memory: NumPy columns, to and from Arrow."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from kdcache.cache.schema import cache_schema
+from kdcache.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class CacheRows:
+    """Some rows of one split, column by column.
+
+    Args:
+        example_id, content_hash: lists of strings, (rows,).
+        label: int64 array of shape (rows,), −1 = unlabelled.
+        fold: int8 array of shape (rows,), see ``cache.schema``.
+        logits: float32 array of shape (rows, num_labels).
+        features: float array of shape (rows, dim), kept as float16; dim 0 where there are none.
+        layers: further columns ``features_<layer>``, each like ``features``.
+    """
+
+    example_id: list[str]
+    content_hash: list[str]
+    label: np.ndarray
+    fold: np.ndarray
+    logits: np.ndarray
+    features: np.ndarray
+    layers: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.example_id)
+
+    @property
+    def num_correct(self) -> int:
+        """How many of the labelled rows the logits get right."""
+        labelled = self.label >= 0
+        return int((self.logits[labelled].argmax(axis=1) == self.label[labelled]).sum())
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "CacheRows":
+        """Return some of the rows, in the given order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        return CacheRows(
+            [self.example_id[i] for i in indices], [self.content_hash[i] for i in indices],
+            self.label[indices], self.fold[indices], self.logits[indices], self.features[indices],
+            {name: values[indices] for name, values in self.layers.items()},
+        )  # fmt: skip
+
+    @classmethod
+    def joined(cls, parts: Sequence["CacheRows"]) -> "CacheRows":
+        """Rows of several splits of one cache, one after another."""
+        return cls.from_table(pa.concat_tables([part.to_table() for part in parts]))
+
+    def to_table(self) -> pa.Table:
+        """As an Arrow table of the cache's schema.
+
+        Raises:
+            ShapeError: the columns are not equally long, or a value is not finite.
+        """
+        rows = len(self)
+        vectors = {"logits": self.logits, "features": self.features, **self.layers}
+        lengths = [len(self.content_hash), len(self.label), len(self.fold), *map(len, vectors.values())]
+        if set(lengths) != {rows}:
+            raise ShapeError(
+                f"cache rows: all columns must have {rows} rows, got {', '.join(map(str, lengths))}."
+            )
+        widths = {name: values.shape[1] for name, values in vectors.items() if values.shape[1]}
+        schema = cache_schema(widths.pop("logits"), widths)
+        arrays = [
+            pa.array(self.example_id, pa.string()),
+            pa.array(self.label, pa.int64()),
+            pa.array(self.content_hash, pa.string()),
+            pa.array(self.fold, pa.int8()),
+            *(
+                _to_arrow(name, vectors[name], schema.field(name).type)
+                for name in ("logits", *sorted(widths))
+            ),
+        ]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "CacheRows":
+        """Read a table of the cache's schema."""
+        vectors = {name: _to_numpy(table[name]) for name in table.column_names[4:]}
+        return cls(
+            table["example_id"].to_pylist(), table["content_hash"].to_pylist(),
+            table["label"].to_numpy(), table["fold"].to_numpy(), vectors.pop("logits"),
+            vectors.pop("features", np.empty((len(table), 0), np.float16)), vectors,
+        )  # fmt: skip
+
+
+def _to_arrow(name: str, values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    if not np.isfinite(values).all():
+        raise ShapeError(f"cache rows: {name} must be finite, got NaN or infinity.")
+    dtype = kind.value_type.to_pandas_dtype()
+    with np.errstate(over="ignore"):
+        kept = np.ascontiguousarray(values, dtype).reshape(-1)
+    if not np.isfinite(kept).all():
+        raise ShapeError(f"cache rows: {name} must fit {dtype.__name__}, got {np.abs(values).max():g}.")
+    return pa.FixedSizeListArray.from_arrays(pa.array(kept), type=kind)
+
+
+def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    kind = column.type
+    if len(column) == 0:
+        return np.empty((0, kind.list_size), kind.value_type.to_pandas_dtype())
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    return np.concatenate(chunks).reshape(-1, kind.list_size)

@@ -1,0 +1,87 @@
+"""Cached targets in other people's loops: ``join`` puts them beside rows, ``KDCollator`` into batches."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcache.cache.reader import CachedSplit
+from kdcache.errors import DataError
+
+TARGETS = ("teacher_logits", "teacher_features")
+
+
+def join(dataset: Any, cache: CachedSplit, id_column: str = "example_id", features: bool = False) -> Any:
+    """Add the teacher's targets to a ``datasets.Dataset``, by id, whatever the order of either.
+
+    Args:
+        dataset: has the ids, in any order, any subset of the cache's; where it has a column
+            ``content_hash``, a text that the teacher did not read is refused.
+        cache: from ``load_cache``.
+        id_column: the column that holds the ids.
+        features: add ``teacher_features`` too.
+
+    Returns:
+        The dataset with a column ``teacher_logits``, one list of float32 per row.
+
+    Raises:
+        DataError: no such column, or no features in the cache.
+        CacheStale: ids that the cache lacks or that are there twice, or a changed text.
+    """
+    if id_column not in dataset.column_names:
+        raise DataError(
+            f"join: the dataset must have the ids in a column {id_column!r}, "
+            f"got columns {', '.join(dataset.column_names)}. Name it with id_column."
+        )
+    hashes = list(dataset["content_hash"]) if "content_hash" in dataset.column_names else None
+    rows = cache.align([str(i) for i in dataset[id_column]], hashes)
+    dataset = dataset.add_column("teacher_logits", list(rows.logits))
+    if not features:
+        return dataset
+    if not rows.features.shape[1]:
+        raise DataError(f"join: the cache must hold features, got {cache!r}. Leave features=True out.")
+    return dataset.add_column("teacher_features", list(rows.features.astype(np.float32)))
+
+
+@dataclass(frozen=True)
+class KDCollator:
+    """Rows → a batch: pads what the tokenizer made, stacks labels and the teacher's targets.
+
+    Everything else in a row (ids, texts) is left out, so that a ``Trainer`` can run with
+    ``remove_unused_columns=False``, which it must: otherwise it drops the targets in silence.
+
+    Args:
+        tokenizer: the one that made the rows' ``input_ids``.
+    """
+
+    tokenizer: Any
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return a batch.
+
+        Args:
+            rows: with ``input_ids`` …, ``label`` and ``teacher_logits``.
+
+        Returns:
+            The model's inputs, ``labels``, and float32 ``teacher_logits`` of shape (batch,
+            num_labels), perhaps ``teacher_features`` of shape (batch, dim).
+
+        Raises:
+            DataError: the rows have lost their targets.
+        """
+        if "teacher_logits" not in rows[0]:
+            raise DataError(
+                f"KDCollator: each row must hold teacher_logits, got {', '.join(rows[0])}. Add them with "
+                "kdcache.join, and set remove_unused_columns=False in TrainingArguments."
+            )
+        inputs = [{k: row[k] for k in self.tokenizer.model_input_names if k in row} for row in rows]
+        batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
+        label = next((name for name in ("labels", "label") if name in rows[0]), None)
+        if label:
+            batch["labels"] = torch.tensor([row[label] for row in rows])
+        for name in TARGETS:
+            if name in rows[0]:
+                batch[name] = torch.tensor(np.stack([row[name] for row in rows]), dtype=torch.float32)
+        return batch

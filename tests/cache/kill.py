@@ -1,0 +1,100 @@
+"""Kill builds at random moments, let the next run go on, compare bytes.
+
+Usage: python tests/cache/kill.py FOLDER ROUNDS   (prints one JSON line per round)
+
+The source is a function of the row number alone; nothing but NumPy and pyarrow is imported.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from kdcache.cache import writer
+from kdcache.cache.reader import load_cache
+from kdcache.cache.rows import CacheRows
+from kdcache.cache.writer import CacheWriter
+from kdcache.errors import CacheMissing
+
+ROWS, PART_ROWS = 600, 50
+IDS = [f"train-{i}" for i in range(ROWS)]
+IDENTITY = {"task": "wic", "num_labels": 3}
+
+
+def compute(rows: slice) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(rows.start)
+    shape = rows.stop - rows.start
+    return {"logits": rng.normal(size=(shape, 3)), "features": rng.normal(size=(shape, 8))}
+
+
+def build(folder: Path) -> None:
+    with CacheWriter(folder / "wic", folder / "scratch" / "key") as cache:
+        for split in ("train", "validation"):
+            parts = cache.resume(split, ROWS, compute)
+            cache.write(split, (chunk(rows, part) for rows, part in parts))
+        cache.finish(IDENTITY)
+
+
+def chunk(rows: slice, part: dict[str, np.ndarray]) -> CacheRows:
+    ids = IDS[rows]
+    zeros = np.zeros(len(ids), np.int64)
+    return CacheRows(ids, ids, zeros, zeros.astype(np.int8), part["logits"], part["features"])
+
+
+def fork(work: Callable[[], object]) -> int:
+    if pid := os.fork():
+        return pid
+    try:
+        work()
+        os._exit(0)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr)
+        os._exit(1)
+
+
+def succeeded(pid: int) -> bool:
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def never_half_made(folder: Path) -> None:
+    """A reader at this moment finds no cache, or the whole of it."""
+    with contextlib.suppress(CacheMissing):
+        assert len(load_cache(folder / "wic", "train").rows) == ROWS
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "wic").iterdir())}
+
+
+def main(base: Path, rounds: int) -> None:
+    assert "torch" not in sys.modules
+    writer.PART_ROWS, writer.ROW_GROUP_ROWS = PART_ROWS, 120
+    build(base / "first")  # what is imported on first use is then there in every child
+    start = time.perf_counter()
+    assert succeeded(fork(lambda: build(base / "whole")))
+    seconds = time.perf_counter() - start
+    wanted = content(base / "whole")
+    rng = random.Random(0)
+    for number in range(rounds):
+        folder = base / str(number)
+        child = fork(lambda folder=folder: build(folder))
+        time.sleep(rng.uniform(0, seconds))
+        os.kill(child, signal.SIGKILL)
+        finished = succeeded(child)
+        there = (folder / "wic").exists()
+        parts = len(list(folder.glob("scratch/key/parts/*.npz")))
+        assert succeeded(fork(lambda folder=folder: never_half_made(folder)))
+        assert succeeded(fork(lambda folder=folder: build(folder))), "the next run failed"
+        assert content(folder) == wanted, f"round {number}: other bytes"
+        print(json.dumps({"finished": finished, "there": there, "parts": parts, "of": 2 * ROWS // PART_ROWS}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

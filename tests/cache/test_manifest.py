@@ -1,0 +1,104 @@
+"""The manifest: one spelling, its own digest, and every field of the identity looked at."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from builders import IDENTITY, write
+
+from kdcache.cache.manifest import Manifest, check_identity, read_manifest
+from kdcache.errors import CacheCorrupt, CacheStale, ParamsError
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    write(tmp_path / "wic", tmp_path)
+    return tmp_path / "wic"
+
+
+def test_other_format_version_is_refused(cache: Path):
+    body = json.loads((cache / "manifest.json").read_text())
+    (cache / "manifest.json").write_text(json.dumps(body | {"format_version": 99}))
+    with pytest.raises(CacheStale, match="format_version must be 1, got 99"):
+        read_manifest(cache)
+
+
+def test_same_values_in_another_spelling_are_refused(cache: Path):
+    body = json.loads((cache / "manifest.json").read_text())
+    (cache / "manifest.json").write_text(json.dumps(body, sort_keys=True))
+    with pytest.raises(CacheCorrupt, match="it must be in canonical form"):
+        read_manifest(cache)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"null", b"\xff", b'{"digest": "x"}'])
+def test_other_bytes_are_no_manifest(cache: Path, content: bytes):
+    (cache / "manifest.json").write_bytes(content)
+    with pytest.raises(CacheCorrupt, match="it must be a whole manifest, got other bytes"):
+        read_manifest(cache)
+
+
+def test_fields_of_no_format_are_refused_though_their_digest_is_right(cache: Path):
+    manifest = read_manifest(cache)
+    replace(manifest, columns=[["x", "y"]]).write(cache / "manifest.json")
+    with pytest.raises(CacheCorrupt, match="it must have this format's fields, got: column x of type y"):
+        read_manifest(cache)
+
+
+def check(manifest: Manifest, **changes) -> None:
+    arguments = {
+        "task_name": "wic", "label_names": ("false", "true"), "data": dict(manifest.data),
+        "teacher": IDENTITY, "expect": {},
+    }  # fmt: skip
+    check_identity(manifest, **(arguments | changes))
+
+
+def test_own_cache_is_accepted(cache: Path):
+    manifest = read_manifest(cache)
+    check(manifest)
+    check(manifest, teacher=None, expect={"model": "tiny", "max_length": 64})
+
+
+@pytest.mark.parametrize("field", IDENTITY)
+def test_each_field_of_another_teacher_is_named(cache: Path, field: str):
+    manifest = read_manifest(cache)
+    with pytest.raises(
+        CacheStale, match=rf"cache of wic: teacher {field} must be 'other', got .* in the cache"
+    ):
+        check(manifest, teacher=IDENTITY | {field: "other"})
+    with pytest.raises(CacheStale, match=rf"cache of wic: distill.expect {field} must be 'other', got "):
+        check(manifest, expect={field: "other"})
+
+
+@pytest.mark.parametrize("field", IDENTITY)
+def test_each_field_that_changed_in_the_cache_is_named(cache: Path, field: str):
+    changed = replace(read_manifest(cache), identity=IDENTITY | {field: "other"})
+    with pytest.raises(CacheStale, match=rf"cache of wic: (teacher )?{field} must be .* got 'other'"):
+        check(changed)
+
+
+def test_other_data_labels_and_expectations_are_named(cache: Path):
+    manifest = read_manifest(cache)
+    with pytest.raises(CacheStale, match=r"task must be 'cb', got 'wic'.*Run: kdcache cache --task cb"):
+        check(manifest, task_name="cb")
+    with pytest.raises(CacheStale, match=r"data.train must be 'x', got '\w{64}' in the cache"):
+        check(manifest, data={"train": "x"})
+    with pytest.raises(CacheStale, match=r"data.tune must be 'x', got None in the cache"):
+        check(manifest, data={"tune": "x"})
+    with pytest.raises(CacheStale, match=r"labels must be \['no', 'yes'\]"):
+        check(manifest, label_names=("no", "yes"))
+    with pytest.raises(
+        ParamsError, match=r"weights must be a field of the identity.*Did you mean weights_sha256\?"
+    ):
+        check(manifest, expect={"weights": "z"})
+
+
+def test_a_teacher_nearby_says_nothing_about_an_imported_cache(cache: Path):
+    manifest = read_manifest(cache)
+    identity = {"kind": "external", "task": "wic", "labels": ["false", "true"], "source_sha256": "f"}
+    imported = replace(manifest, identity=identity)
+    check(imported)
+    assert imported.teacher_digest == "f"
+    assert imported.num_folds == 0
+    with pytest.raises(CacheStale, match="Run: kdcache import FILE --task wic"):
+        check(imported, data={"train": "x"})

@@ -1,0 +1,219 @@
+"""Verification: no damage goes unseen, and wrong numbers under right digests are named."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from builders import IDENTITY, rows, write
+
+from kdcache.cache.diff import diff_caches
+from kdcache.cache.manifest import read_manifest
+from kdcache.cache.reader import load_cache
+from kdcache.cache.rows import CacheRows
+from kdcache.cache.schema import PARQUET
+from kdcache.cache.verify import verify_cache
+from kdcache.digests import RowsDigest, file_digest
+from kdcache.errors import CacheCorrupt, CacheError
+
+
+def problems(path: Path, data=None) -> list[str]:
+    return [check.problem for check in verify_cache(path, data) if check.problem]
+
+
+def data(split: CacheRows) -> dict[str, pa.Table]:
+    columns = {name: getattr(split, name) for name in ("example_id", "content_hash", "label")}
+    return {"train": pa.table(columns)}
+
+
+def damages(path: Path) -> Iterator[None]:
+    """Every single-bit flip and every truncation of a file, one at a time, in place."""
+    whole = path.read_bytes()
+    with path.open("r+b", buffering=0) as file:
+        for position, byte in enumerate(whole):
+            for value in (byte ^ 1 << bit for bit in range(8)):
+                os.pwrite(file.fileno(), bytes([value]), position)
+                yield
+            os.pwrite(file.fileno(), bytes([byte]), position)
+        assert path.read_bytes() == whole
+        for length in reversed(range(len(whole))):
+            file.truncate(length)
+            yield
+
+
+def test_a_sound_cache_has_no_problem(tmp_path: Path):
+    write(tmp_path / "wic", tmp_path)
+    checks = verify_cache(tmp_path / "wic", data(rows()))
+    assert [check.what for check in checks] == [
+        "manifest.json", "train.parquet: bytes, schema, ids", "train.parquet: finite",
+        "train.parquet: labels, folds", "train.parquet: digest of the rows", "train.parquet: accuracy",
+        "train.parquet: against the data",
+    ]  # fmt: skip
+    assert not any(check.problem for check in checks)
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "manifest.json"])
+def test_every_flipped_bit_and_every_truncation_is_found_and_never_read(tmp_path: Path, name: str):
+    cache = tmp_path / "wic"
+    write(cache, tmp_path, rows(1, dim=1))
+    found = 0
+    for _ in damages(cache / name):
+        with pytest.raises(CacheError):
+            load_cache(cache, "train")
+        assert problems(cache)
+        found += 1
+    assert found > 9 * 1000
+
+
+def flip(path: Path, whole: bytes, rng: np.random.Generator) -> None:
+    position, bit = int(rng.integers(len(whole))), int(rng.integers(8))
+    path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << bit]) + whole[position + 1 :])
+
+
+def test_random_flips_of_a_large_cache_are_found(tmp_path: Path):
+    cache = tmp_path / "wic"
+    write(cache, tmp_path, rows(9000, dim=16))
+    whole = (cache / "train.parquet").read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        flip(cache / "train.parquet", whole, rng)
+        with pytest.raises(CacheCorrupt):
+            load_cache(cache, "train")
+        assert problems(cache)
+
+
+def test_a_page_checksum_finds_what_a_renewed_digest_hides(tmp_path: Path):
+    cache = tmp_path / "wic"
+    write(cache, tmp_path, rows(1000, dim=16))
+    path = cache / "train.parquet"
+    whole = path.read_bytes()
+    middle = pq.ParquetFile(path).metadata.row_group(0).column(5).data_page_offset + 500
+    path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    renew(cache)
+    assert len(problems(cache)) == 1
+    assert "its pages must be whole, got: " in problems(cache)[0]
+
+
+def renew(cache: Path, split: CacheRows | None = None, **changes) -> None:
+    """Write a manifest that vouches for the file as it is now: what a careless tool would do."""
+    manifest, path = read_manifest(cache), cache / "train.parquet"
+    if split is not None:
+        pq.write_table(pa.Table.from_batches(table(split).to_batches()), path, **PARQUET)
+    entry = manifest.files["train.parquet"] | {
+        "bytes": path.stat().st_size, "sha256": file_digest(path),
+        "rows": pq.ParquetFile(path).metadata.num_rows,
+    }  # fmt: skip
+    replace(manifest, files={"train.parquet": entry}, **changes).write(cache / "manifest.json")
+
+
+def table(split: CacheRows) -> pa.Table:
+    """As to_table, without its checks."""
+    clean = replace(split, logits=np.zeros_like(split.logits)).to_table()
+    values = pa.array(split.logits.reshape(-1))
+    column = pa.FixedSizeListArray.from_arrays(values, type=clean.schema.field("logits").type)
+    return clean.set_column(4, clean.schema.field("logits"), column)
+
+
+def digest_of(split: CacheRows) -> str:
+    digest = RowsDigest()
+    digest.update(split.example_id, split.content_hash, split.label)
+    return digest.hexdigest()
+
+
+def test_wrong_numbers_under_right_digests_are_named(tmp_path: Path):
+    cache, whole = tmp_path / "wic", rows()
+    write(cache, tmp_path)
+    logits = whole.logits.copy()
+    logits[3, 1] = np.nan
+    renew(cache, replace(whole, logits=logits))
+    assert any("every number must be finite, got others in train-3." in p for p in problems(cache))
+
+    labels = whole.label.copy()
+    labels[5] = 2
+    changed = replace(whole, label=labels)
+    renew(cache, changed, data={"train": digest_of(changed)})
+    assert "label and fold must be possible ones, got others in train-5." in problems(cache)[0]
+
+    renew(cache, replace(whole, fold=np.zeros(10, np.int8)), data={"train": digest_of(whole)})
+    assert problems(cache) == []  # fold 0 of a teacher without folds is the teacher's only one
+    renew(cache, replace(whole, fold=np.ones(10, np.int8)))
+    assert "label and fold must be possible ones, got others in train-0, train-1" in problems(cache)[0]
+
+    renew(cache, replace(whole, example_id=["a", "a", *whole.example_id[2:]]))
+    assert "ids must be unique, got twice a." in problems(cache)[0]
+
+    renew(cache, replace(whole, content_hash=["x", *whole.content_hash[1:]]))
+    assert "the digest of its rows must be" in problems(cache)[0]
+
+    renew(cache, replace(whole, logits=-whole.logits))
+    right = whole.num_correct
+    assert problems(cache) == [
+        f"train.parquet: the logits must get {right} of 10 right, got {10 - right} of 10. "
+        "Run: kdcache cache --task wic"
+    ]
+    renew(cache, whole, metrics={"train": {"accuracy": 0.123, "rows": 10}})
+    assert "the logits must get an accuracy of 0.123 right" in problems(cache)[0]
+
+
+def test_rows_that_are_not_the_datas_are_named(tmp_path: Path):
+    cache, whole = tmp_path / "wic", rows()
+    write(cache, tmp_path)
+    assert problems(cache, data(whole.take(range(9)))) == [
+        "train.parquet: every row must be in the data, got unknown train-9."
+    ]
+    more = replace(rows(11), label=np.r_[whole.label, 0])
+    assert problems(cache, data(more)) == [
+        "train.parquet: every example must be in the cache, got none of train-10."
+    ]
+    reworded = replace(whole, content_hash=["x", *whole.content_hash[1:]])
+    assert problems(cache, data(reworded)) == [
+        "train.parquet: the text must be the data's, got another for train-0."
+    ]
+    assert problems(cache, data(replace(whole, label=1 - whole.label))) == [
+        "train.parquet: the label must be the data's, got another for "
+        "train-0, train-1, train-2, train-3, train-4 and 5 more."
+    ]
+
+
+def test_missing_and_stray_files_are_named(tmp_path: Path):
+    cache = tmp_path / "wic"
+    write(cache, tmp_path)
+    (cache / "notes.txt").touch()
+    assert problems(cache) == [f"{cache}/notes.txt: the manifest must list every file, got none so named."]
+    (cache / "notes.txt").unlink()
+    (cache / "train.parquet").unlink()
+    assert "the file must be there, as the manifest says" in problems(cache)[0]
+    shutil.rmtree(cache)
+    assert "the cache must hold manifest.json, got none there" in problems(cache)[0]
+
+
+def test_diff_says_what_made_them_and_how_far_the_logits_moved(tmp_path: Path):
+    whole = rows()
+    write(tmp_path / "a" / "wic", tmp_path)
+    logits = whole.logits.copy()
+    logits[0] += [0.5, 0.0]
+    logits[4] = logits[4][::-1]
+    other = replace(whole, logits=logits, content_hash=["x", *whole.content_hash[1:]]).take([8, 4, 0, 1, 2])
+    write(tmp_path / "b" / "wic", tmp_path, other, identity=IDENTITY | {"weights_sha256": "z"})
+    found = diff_caches(tmp_path / "a" / "wic", tmp_path / "b" / "wic")
+    assert found.fields["identity.weights_sha256"] == ("a", "z")
+    assert set(found.fields) <= {"identity.weights_sha256", "data.train", "metrics.train"}
+    split = found.splits["train"]
+    assert split.rows == 5
+    assert split.only_a == [f"train-{i}" for i in (3, 5, 6, 7, 9)]
+    assert split.only_b == []
+    assert split.texts == ["train-0"]
+    assert split.labels == []
+    moved = np.abs(logits - whole.logits)[[0, 1, 2, 4, 8]]
+    assert split.max_abs == pytest.approx(moved.max())
+    assert split.mean_abs == pytest.approx(moved.mean())
+    assert split.flips == 1 + int(logits[0].argmax() != whole.logits[0].argmax())
+
+    same = diff_caches(tmp_path / "a" / "wic", tmp_path / "a" / "wic")
+    assert same.fields == {}
+    assert same.splits["train"].max_abs == 0
