@@ -34,6 +34,25 @@ def test_each_command_line_parses(line):
     assert result.exit_code == 0, result.output
 
 
+def test_own_task_becomes_an_inspected_cache_as_told(project):
+    """The README's task file and commands, on a CSV with the columns it names."""
+    folder = project()
+    name = "tasks/reviews"
+    assert f"`{name}.toml`" in README
+    (toml,) = blocks("toml")
+    (folder / "tasks").mkdir()
+    (folder / f"{name}.toml").write_text(toml)
+    rows = [f'"the bank, row {i}","{1 + i % 5}"' for i in range(60)]
+    (folder / f"{name}.csv").write_text("\n".join(["review,stars", *rows]))
+    commands = [line for block in blocks("sh") for line in block.splitlines() if f"{name}.toml" in line]
+    assert len(commands) == 2
+    for command in commands:
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert result.exit_code == 0, result.output
+    assert "cache/reviews, format 1" in result.output
+    assert (folder / "cache" / "reviews" / "manifest.json").is_file()
+
+
 def test_table_is_the_one_that_was_produced():
     shown = README.split("<!-- results -->\n")[1].split("<!-- /results -->")[0]
     produced = (ROOT / "reports" / "results.md").read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ import typer
 from kdcache.cli.caches import inspect
 from kdcache.cli.losses import losses
 from kdcache.cli.pipeline import cache, distill, prepare, report, run, shrink, teach
+from kdcache.cli.select import select
 from kdcache.cli.students import predict
 from kdcache.cli.tasks import app as tasks
 
@@ -18,6 +19,6 @@ app = typer.Typer(
         "Run it in a project folder: parameters come from its params.yaml."
     ),
 )
-for command in (prepare, teach, cache, shrink, distill, predict, inspect, report, run, losses):
+for command in (prepare, teach, cache, shrink, select, distill, predict, inspect, report, run, losses):
     app.command()(command)
 app.add_typer(tasks, name="tasks")

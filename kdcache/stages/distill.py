@@ -53,8 +53,8 @@ class DistillParams:
         warmup_fraction: share of the steps that warm up, 0 … 0.9.
         arms: name → arm.
         seeds: one student each per arm.
-        unlabelled: whether arms that have a teacher's term learn from the split ``unlabelled``
-            too, where the task has one. An arm without such a term has nothing to learn there.
+        unlabelled: whether arms with a teacher's term learn from the split ``unlabelled`` too,
+            where the task has one.
         select: ``last`` epoch, or the one with the best first metric on ``tune``, the end of
             the head start included.
         expect: fields of the teacher's identity that a shared cache must have.
@@ -86,7 +86,7 @@ def distill(project: Project, task_name: str) -> None:
     Raises:
         ParamsError, DataError, ModelError, CacheError, TrainingDiverged: one line each.
     """
-    grid = _Grid(project, task_name)
+    grid = Grid(project, task_name)
     made = grid.scratch / "students"
     results = grid.train(list(grid.params.arms), list(grid.params.seeds), made)
     write_json(grid.summarise(results), grid.scratch / "metrics.json")
@@ -112,7 +112,7 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
     Raises:
         As ``distill``.
     """
-    grid = _Grid(project, task_name)
+    grid = Grid(project, task_name)
     for arm in arms:
         if arm not in grid.params.arms:
             raise ParamsError(
@@ -127,7 +127,7 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
     return grid.summarise(results)
 
 
-class _Grid:
+class Grid:
     """All that the students of one task share, checked before the first step."""
 
     def __init__(self, project: Project, task_name: str) -> None:
@@ -185,7 +185,7 @@ class _Grid:
             arm.terms, arm.ce_weight, student.config.hidden_size * task.num_choices,
             train.targets.features.shape[1], arm.label_smoothing,
         )  # fmt: skip
-        also = ("unlabelled",) if params.unlabelled and any(arm.terms.values()) else ()
+        also = ("unlabelled",) if params.unlabelled and arm.uses_unlabelled else ()
         rows = train.training_rows(*(self.splits[split] for split in also if split in self.splits))
         if arm.targets == "shuffled_within_class":
             rows = rows.shuffled_within_class(seed)

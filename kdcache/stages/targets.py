@@ -33,6 +33,12 @@ class SplitWithTargets:
         """int64 of shape (rows,), −1 = unlabelled."""
         return self.table["label"].to_numpy()
 
+    def take(self, rows: np.ndarray) -> "SplitWithTargets":
+        """Some of the rows, in the given order."""
+        table = self.table.take(pa.array(rows))
+        ids, hashes = table["example_id"].to_pylist(), table["content_hash"].to_pylist()
+        return SplitWithTargets(table, self.encoded.take(rows), self.targets.align(ids, hashes))
+
     def training_rows(self, *more: "SplitWithTargets") -> TrainingRows:
         """The same as tensors, and the rows of more splits after them."""
         parts = (self, *more)

@@ -37,6 +37,11 @@ class Arm:
         families = ("inter_class", "inter_instance", "feature")
         return {family: getattr(self, family) for family in families}
 
+    @property
+    def uses_unlabelled(self) -> bool:
+        """Whether rows without a label can teach: by a teacher's term, on targets of their own."""
+        return any(self.terms.values()) and self.targets == "cached"
+
     def describe(self) -> str:
         """The objective in one line.
 

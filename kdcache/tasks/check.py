@@ -63,8 +63,8 @@ def find_problems(
     found = [*_class_problems(task, splits), *_duplicate_problems(train)]
     for split, rows in splits.items():
         if split not in ("train", "unlabelled"):
-            texts = _texts(train)
-            shared = sum((row.text, row.text_pair) in texts for row in rows)
+            texts = {_read(row) for row in train}
+            shared = sum(_read(row) in texts for row in rows)
             if shared:
                 found.append(
                     f"{shared} of {len(rows)} rows of {split} ({shared / len(rows):.1%}) have the text of a "
@@ -109,9 +109,9 @@ def _class_problems(task: Task, splits: Splits) -> list[str]:
 
 
 def _duplicate_problems(train: Sequence[Example]) -> list[str]:
-    labels: dict[tuple[str, str], set[int]] = {}
+    labels: dict[tuple[str, ...], set[int]] = {}
     for row in train:
-        labels.setdefault((row.text, row.text_pair), set()).add(row.label)
+        labels.setdefault(_read(row), set()).add(row.label)
     again = len(train) - len(labels)
     torn = sum(len(different) > 1 for different in labels.values())
     found = []
@@ -124,8 +124,9 @@ def _duplicate_problems(train: Sequence[Example]) -> list[str]:
     return found
 
 
-def _texts(rows: Sequence[Example]) -> set[tuple[str, str]]:
-    return {(row.text, row.text_pair) for row in rows}
+def _read(row: Example) -> tuple[str, ...]:
+    """All that the model reads of a row."""
+    return (row.text, row.text_pair, *row.choices)
 
 
 def _list(labels: Sequence[str]) -> str:

@@ -145,7 +145,7 @@ _TASKS = (
         labels=(0, 1),
         text="{premise} What was the {question}?",
         choices=("{choice1}", "{choice2}"),
-        group="premise",
+        group="choice1",  # items that share their choices differ in the premise alone
     ),
     Source(
         task=Task(

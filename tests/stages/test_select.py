@@ -1,6 +1,7 @@
 """select: tune keeps the epoch that is best there; last, the default, looks at nothing."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from kdcache.batching import encode
+from kdcache.cache.manifest import read_manifest
 from kdcache.cli import app
+from kdcache.extract import extract
 from kdcache.models import load_tokenizer
 from kdcache.stages import distill as stage
 from kdcache.teacher import TrainTeacherParams, fine_tune
@@ -31,7 +34,7 @@ def test_student_of_the_best_epoch_is_the_one_saved(project, monkeypatch):
             seen.append({k: v.clone() for k, v in student.state_dict().items()})
         return {"accuracy": next(scores) if split == "tune" else 0.0, "agreement": 0.0, "rows": 1}
 
-    monkeypatch.setattr(stage._Grid, "_score", scripted)
+    monkeypatch.setattr(stage.Grid, "_score", scripted)
     arguments = ("distill", "--task", "cb", "--arm", "kl", "--set", "distill.select=tune")
     assert run(*arguments)[0] == 0
     saved = folder / "runs" / "cb" / "kl-0"
@@ -116,9 +119,25 @@ def test_interrupted_teacher_keeps_its_best_epoch(teacher_job, monkeypatch):
     assert all(torch.equal(v, seen[0][k]) for k, v in model.state_dict().items())
 
 
-def test_scoring_does_not_change_the_training(teacher_job, tmp_path):
+def test_scoring_does_not_change_the_training(teacher_job, tiny_model, tmp_path):
     last, _ = teacher_job(None)
     (tmp_path / "s").rename(tmp_path / "first")
     scores = iter([0.1, 0.2, 0.3, 0.4])
-    best, _ = teacher_job(lambda _model: next(scores))
+    rows = encode(load_tokenizer(tiny_model), ["she sat", "the bank"], None, 16)
+
+    def score(model):
+        extract(model, rows, 2, 8, torch.device("cpu"))
+        return next(scores)
+
+    best, _ = teacher_job(score)
     assert all(torch.equal(v, best.state_dict()[k]) for k, v in last.state_dict().items())
+
+
+def test_selected_teacher_is_at_least_as_good_on_tune_as_the_last(project):
+    project(train_teacher={"epochs": 4, "folds": 0, "lr": 3e-2})
+    assert run("prepare")[0] == 0
+    scores = {}
+    for how in ("last", "tune"):
+        assert run("run", "--task", "cb", "--set", f"train_teacher.select={how}")[0] == 0
+        scores[how] = read_manifest(Path("cache/cb"), "cb").metrics["tune"]["accuracy"]
+    assert scores["tune"] >= scores["last"]

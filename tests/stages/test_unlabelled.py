@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from kdcache.cache.manifest import read_manifest
 from kdcache.cli import app
-from kdcache.stages.distill import _Grid
+from kdcache.stages.distill import Grid
 from kdcache.stages.workspace import Project
 
 OWN = ("--set", "paths.tasks=own", "--set", "tasks=[mine]")
@@ -69,7 +69,7 @@ def test_unlabelled_rows_teach_by_distillation_alone(cached):
 
 def test_joined_rows_keep_their_own_targets(cached, monkeypatch):
     monkeypatch.chdir(cached)
-    splits = _Grid(Project.load([*OWN[1::2]]), "mine").splits
+    splits = Grid(Project.load([*OWN[1::2]]), "mine").splits
     train, more = splits["train"], splits["unlabelled"]
     joined = train.training_rows(more)
     assert joined.labels.tolist() == [*train.labels.tolist(), *[-1] * 24]

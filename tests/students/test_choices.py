@@ -92,10 +92,7 @@ def test_teacher_learns_a_task_of_choices(tiny_model: Path, tmp_path):
         c for _, b, k in ROWS for c in ((f"{b} on a tree", b), (b, f"{b} on a tree"))[k]
     ]  # fmt: skip
     encoded = encode(load_tokenizer(tiny_model), texts, choices, 32, num_choices=2)
-    params = TrainTeacherParams(
-        model=str(tiny_model), epochs=5, lr=3e-3, batch_size=8, max_length=32,
-        weight_decay=0.0, warmup_fraction=0.1, folds=0, select="last", seed=0,
-    )  # fmt: skip
+    params = TrainTeacherParams(str(tiny_model), 5, 3e-3, 8, 32, 0.0, 0.1, 0, "last", 0)
     model, cost = fine_tune(tiny_model, encoded, LABELS, list(range(len(ROWS))), 1, params, tmp_path)
     logits, _ = extract(model, encoded, 1, 16, CPU)
     assert model.config.num_labels == 1
