@@ -37,7 +37,8 @@ class Manifest:
         metrics: split → metric → value of the cached logits; labelled splits only.
         all_rows_teacher: the same for the teacher on all rows, where the cached logits
             are cross-fitted; else equal to ``metrics``.
-        cost: counts of the teacher's training and of the forward passes.
+        cost: counts of the teacher's training, of the forward passes, and of the rows that lost
+            tokens to its ``max_length``.
     """
 
     identity: dict[str, Any]

@@ -54,7 +54,10 @@ def _expand_record(row: Row) -> Iterator[Row]:
     """One row per distinct entity; right where it is one of the answers."""
     passage = row["passage"].replace("\n@highlight\n", " ")
     idx, answers, document = row["idx"], sorted(set(row["answers"])), _name(passage)
-    for number, entity in enumerate(sorted({entity for entity in row["entities"] if entity.strip()})):
+    entities = sorted({entity for entity in row["entities"] if entity.strip()})
+    if not entities:
+        raise ValueError("no entity to choose from")
+    for number, entity in enumerate(entities):
         yield {
             "passage": passage,
             "document": document,

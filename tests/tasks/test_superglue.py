@@ -171,6 +171,12 @@ def test_a_passage_is_held_once_however_many_candidates_it_has():
              "qas": [{"idx": 1, "query": "@placeholder ran.", "answers": []}]},
             r"the answer must be there in train, got none",
         ),
+        (
+            "record",
+            {"idx": 0, "passage": {"text": "Per ran.", "entities": []},
+             "qas": [{"idx": 1, "query": "@placeholder ran.", "answers": [{"text": "Per"}]}]},
+            r"the row must be one of record, got .*no entity to choose from",
+        ),
         ("copa", {"idx": 0, "premise": "a", "choice1": "b", "question": "cause", "label": 0},
          r"choice2 must be text, got None"),
         ("copa", {"idx": 0, "premise": "a", "choice1": "b", "choice2": "c", "question": "cause", "label": 2},
