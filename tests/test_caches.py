@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
@@ -86,14 +87,15 @@ def test_verify_asks_the_teacher_again(taught):
     assert "validation.parquet: 5 rows by the teacher" in out
     assert "by the teacher" not in run("verify", "--task", "cb", "--teacher-rows", "0")[1]
     assert "16 checks passed" in run("verify", "cache/cb")[1]
+    shutil.move("data", "elsewhere")
+    assert "cb: 17 checks passed, 0 failed" in run("verify", "--task", "cb")[1]
+    shutil.move("elsewhere", "data")
 
     # The same bytes under right digests, but not what this teacher says.
     split, identity = load_cache(CACHE, "train"), load_cache(CACHE, "train").manifest.identity
     rows = {name: load_cache(CACHE, name).rows for name in ("train", "tune", "validation")}
     moved = rows["train"].logits.copy()
     moved[3] += 0.01  # all alike: no prediction changes
-    from dataclasses import replace
-
     rows["train"] = replace(rows["train"], logits=moved)
     facts = {"tolerance": split.manifest.tolerance, "metrics": split.manifest.metrics}
     writer.write_cache(CACHE, Path(".kdcache/x"), rows, identity=identity, **facts)

@@ -52,7 +52,8 @@ def verify(project: Project, task_name: str, teacher_rows: int = 0) -> list[Chec
         checks.append(Check("identity" if teacher else "identity, without a teacher at hand"))
     except CacheError as error:
         return [*checks, Check("identity", str(error))]
-    if teacher_rows and teacher and manifest.identity.get("kind") != EXTERNAL:
+    ours = teacher and manifest.identity.get("kind") != EXTERNAL
+    if teacher_rows and ours and "train" in cached:
         checks += _recompute(project, task, manifest, cached, teacher_rows)
     return checks
 
@@ -60,7 +61,7 @@ def verify(project: Project, task_name: str, teacher_rows: int = 0) -> list[Chec
 def _recompute(
     project: Project, task: Task, manifest: Manifest, tables: dict[str, pa.Table], count: int
 ) -> Iterator[Check]:
-    """Ask the teacher again about some rows of each split."""
+    """Ask the teacher again about some rows of each split; only this needs torch."""
     from kdcache.stages.cache_teacher import CacheTeacherParams, open_teacher
 
     params = build(
