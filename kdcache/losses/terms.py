@@ -87,7 +87,7 @@ def check_terms(
     terms: Mapping[str, Term | None],
     ce_weight: float | Ramp,
     where: str,
-    num_labels: int,
+    num_labels: int | None = None,
     num_choices: int = 1,
     batch_size: int | None = None,
 ) -> list[str]:
@@ -97,7 +97,7 @@ def check_terms(
         terms: family → term, None where an arm has none.
         ce_weight: weight of cross-entropy.
         where: the arm, for messages.
-        num_labels: classes of the task.
+        num_labels: classes of the task; None leaves out what depends on it.
         num_choices: > 1 where the classes are exchangeable slots (COPA).
         batch_size: rows per step, where known.
 

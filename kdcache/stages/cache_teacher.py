@@ -60,6 +60,7 @@ def cache_teacher(project: Project, task_name: str) -> None:
     """
     params = project.section("cache_teacher", CacheTeacherParams)
     require_task(project, task_name)
+    _teacher_folder(project, task_name)
     data = Path(project.paths.data) / task_name
     task = read_task(data, task_name)
     tables = {split: read_split(data, split, task) for split in existing_splits(data, task)}
@@ -110,12 +111,14 @@ def open_teacher(
         ModelError: no teacher in place.
         DataError: other training rows than the teacher's.
     """
-    folder = require(
-        Path(project.paths.teacher) / task.name,
-        "the teacher", f"kdcache teach --task {task.name}", ModelError,
-    )  # fmt: skip
+    folder = _teacher_folder(project, task.name)
     identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
     return Teacher(folder, task, identity, tables, params, setup(project.threads))
+
+
+def _teacher_folder(project: Project, task_name: str) -> Path:
+    folder = Path(project.paths.teacher) / task_name
+    return require(folder, "the teacher", f"kdcache teach --task {task_name}", ModelError)
 
 
 class Teacher:

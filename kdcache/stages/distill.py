@@ -134,6 +134,13 @@ class Grid:
         require_task(project, task_name)
         self.project = project
         self.params = project.section("distill", DistillParams)
+        for name, arm in self.params.arms.items():
+            check_terms(arm.terms, arm.ce_weight, f"distill.arms.{name}")
+        if not self.params.arms or not self.params.seeds:
+            raise ParamsError("distill: arms and seeds must each hold at least one entry, got none.")
+        self.backbone = require(
+            Path(project.paths.backbone), "the student backbone", "kdcache shrink", ModelError
+        )
         self.task = read_task(Path(project.paths.data) / task_name, task_name)
         for name, arm in self.params.arms.items():
             for warning in check_terms(
@@ -141,11 +148,6 @@ class Grid:
                 self.task.num_labels, self.task.num_choices, self.params.batch_size,
             ):  # fmt: skip
                 print(warning, file=sys.stderr)
-        if not self.params.arms or not self.params.seeds:
-            raise ParamsError("distill: arms and seeds must each hold at least one entry, got none.")
-        self.backbone = require(
-            Path(project.paths.backbone), "the student backbone", "kdcache shrink", ModelError
-        )
         self.device = setup(project.threads)
         self.splits, self.manifest = load_splits(
             project, self.task, self.params.max_length, self.params.expect

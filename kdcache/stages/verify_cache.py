@@ -32,12 +32,12 @@ def verify(project: Project, task_name: str, teacher_rows: int = 0) -> list[Chec
 
     Raises:
         ParamsError: no such task.
-        DataError: it was never prepared.
+        DataError: prepared data that are broken; without any, the cache is checked alone.
     """
     require_task(project, task_name)
     data = Path(project.paths.data) / task_name
-    task = read_task(data, task_name)
-    tables = {split: read_split(data, split, task) for split in existing_splits(data, task)}
+    task = read_task(data, task_name) if data.is_dir() else None
+    tables = {split: read_split(data, split, task) for split in existing_splits(data, task)} if task else {}
     location = Location.parse(project.paths.cache, task_name)
     checks = verify_cache(location, tables)
     if any(check.problem for check in checks):
@@ -48,12 +48,13 @@ def verify(project: Project, task_name: str, teacher_rows: int = 0) -> list[Chec
     teacher = json.loads(identity_path.read_text(encoding="utf-8")) if identity_path.is_file() else None
     digests = {split: table_digest(table) for split, table in cached.items()}
     try:
-        check_identity(manifest, task.name, task.labels, digests, teacher, {})
+        labels = task.labels if task else tuple(manifest.identity["labels"])
+        check_identity(manifest, task_name, labels, digests, teacher, {})
         checks.append(Check("identity" if teacher else "identity, without a teacher at hand"))
     except CacheError as error:
         return [*checks, Check("identity", str(error))]
     ours = teacher and manifest.identity.get("kind") != EXTERNAL
-    if teacher_rows and ours and "train" in cached:
+    if teacher_rows and ours and task and "train" in cached:
         checks += _recompute(project, task, manifest, cached, teacher_rows)
     return checks
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from kdcache.batching import Encoded
 from kdcache.errors import ModelError
-from kdcache.models import load_classifier
+from kdcache.models import finish_only_cls, load_classifier
 
 INIT_ROWS = 64
 
@@ -55,7 +55,7 @@ def build_student(
     _check_positions(model, method, num_virtual_tokens, max_length, backbone)
     student = METHODS[method](model, num_virtual_tokens, real_text, seed)
     student.peft_config["default"].base_model_name_or_path = str(backbone)
-    _finish_only_cls(student)
+    finish_only_cls(student)
     return student.eval()
 
 
@@ -138,20 +138,6 @@ def _self_attentions(model: PreTrainedModel) -> list[nn.Module]:
             f"{model.config.model_type} without them. Use a BERT-, RoBERTa- or ELECTRA-like backbone."
         )
     return found
-
-
-def _finish_only_cls(student: PeftModel) -> None:
-    """Compute the last layer beyond its attention for [CLS] only, which is all that the head reads.
-
-    Exact: no token looks at another after the last attention. Three quarters of that layer's
-    matrix products go. Plain peft, which knows nothing of it, gives the same logits.
-    """
-    last = student.config.num_hidden_layers - 1
-    for name, module in student.named_modules():
-        if name.endswith(f"encoder.layer.{last}.attention.output"):
-            module.register_forward_pre_hook(
-                lambda _module, inputs: tuple(states[:, :1] for states in inputs)
-            )
 
 
 @torch.no_grad()

@@ -139,5 +139,5 @@ def test_selected_teacher_is_at_least_as_good_on_tune_as_the_last(project):
     scores = {}
     for how in ("last", "tune"):
         assert run("run", "--task", "cb", "--set", f"train_teacher.select={how}")[0] == 0
-        scores[how] = read_manifest(Path("cache/cb"), "cb").metrics["tune"]["accuracy"]
+        scores[how] = read_manifest(Path("cache/cb")).metrics["tune"]["accuracy"]
     assert scores["tune"] >= scores["last"]

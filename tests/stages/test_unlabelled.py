@@ -53,7 +53,7 @@ def test_unlabelled_rows_teach_by_distillation_alone(cached):
     cost = json.loads((cached / "models" / "teacher" / "mine" / "cost.json").read_text())
     assert cost["examples"] == 36 + 36  # one teacher on all labelled rows, two on half each
 
-    manifest = read_manifest(cached / "cache" / "mine", "mine")
+    manifest = read_manifest(cached / "cache" / "mine")
     assert manifest.files["unlabelled.parquet"]["rows"] == 24
     assert set(manifest.metrics) == {"train", "tune", "validation"}
 
