@@ -1,11 +1,12 @@
 """The linear forms: equal to the dense ones, exact to 1e-6, and the same over processes."""
 
 import pytest
+import slow_losses as slow
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from kdcache import losses, relations
+from kdcache import relations
 from kdcache.losses import LOSSES
 from kdcache.relations import relation_distance, relation_energy, sum_over_rows
 
@@ -99,46 +100,59 @@ def test_a_block_is_all_that_is_held(monkeypatch):
     assert {rows.stop - rows.start for rows in seen} == {4}
 
 
-@pytest.mark.parametrize("classes", [2, 3, 20])
-@pytest.mark.parametrize("difference", [1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5])
-@pytest.mark.parametrize("few_rows", [0, 10**6], ids=["linear", "dense"])
-def test_gram_keeps_six_digits_however_near_the_teacher(classes, difference, few_rows, monkeypatch):
-    """Single-precision logits in; value and gradient against 50 digits."""
+def exact(name: str, student: torch.Tensor, teacher: torch.Tensor, monkeypatch) -> tuple[float, torch.Tensor]:
+    """Value, and gradient by central differences, of the slow loop in 50 digits."""
     mpmath = pytest.importorskip("mpmath")
-    mpmath.mp.dps = 50
-    monkeypatch.setattr(relations, "FEW_ROWS", few_rows)
+    monkeypatch.setattr(mpmath.mp, "dps", 50)
+    for function in ("exp", "log", "sqrt"):
+        monkeypatch.setattr(slow, function, getattr(mpmath, function))
+    s, t = ([[mpmath.mpf(z) for z in row] for row in x.tolist()] for x in (student, teacher))
+    more = [1] if LOSSES[name].temperature else []
+
+    def value():
+        return getattr(slow, name)(s, t, *more)
+
+    gradient, step = [], mpmath.mpf(10) ** -18
+    for row in s:
+        for k in range(len(row)):
+            at = row[k]
+            ends = []
+            for row[k] in (at + step, at - step):
+                ends.append(value())
+            row[k] = at
+            gradient.append(float((ends[0] - ends[1]) / (2 * step)))
+    return float(value()), torch.tensor(gradient, dtype=torch.float64).view(student.shape)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("difference", [1.0, 1e-2, 1e-5])
+def test_six_digits_however_near_the_teacher_in_either_form(name, classes, difference, monkeypatch):
+    """Single-precision logits in; value and gradient against 50 digits."""
+    if classes == 2 and not LOSSES[name].two_classes:
+        pytest.skip("no gradient on two classes")
+    t = normal(0, 6, classes).float() * 2
+    s = (t + difference * normal(1, 6, classes).float()).requires_grad_()
+    wanted, wanted_gradient = exact(name, s, t, monkeypatch)
     monkeypatch.setattr(relations, "ROWS_PER_DIM", 0)
-    t = normal(0, 8, classes).float() * 2
-    s = (t + difference * normal(1, 8, classes).float()).requires_grad_()
-    value = losses.gram(s, t)
+    for few_rows in (0, 10**6):
+        monkeypatch.setattr(relations, "FEW_ROWS", few_rows)
+        value = LOSSES[name].function(s, t)
+        (gradient,) = torch.autograd.grad(value, s)
+        assert value.item() == pytest.approx(wanted, rel=1e-6)
+        assert torch.linalg.norm(gradient - wanted_gradient) < 1e-6 * torch.linalg.norm(wanted_gradient)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in (*LINEAR, "dkd")])
+@pytest.mark.parametrize("difference", [1.0, 1e-3])
+def test_six_digits_of_the_other_losses(name, difference, monkeypatch):
+    t = normal(0, 5, 3).float() * 2
+    s = (t + difference * normal(1, 5, 3).float()).requires_grad_()
+    wanted, wanted_gradient = exact(name, s, t, monkeypatch)
+    value = LOSSES[name].function(s, t)
     (gradient,) = torch.autograd.grad(value, s)
-    wanted, wanted_gradient = exact_gram(mpmath, s.tolist(), t.tolist())
-    assert abs(value.item() - wanted) / wanted < 1e-6
-    gap = sum((a - b) ** 2 for a, b in zip(gradient.flatten().tolist(), wanted_gradient, strict=True))
-    assert (gap / sum(b * b for b in wanted_gradient)) ** 0.5 < 1e-6
-
-
-def exact_gram(mpmath, s, t):
-    """Value and gradient of gram at T = 1, to the digits of ``mpmath``."""
-
-    def softmax(row):
-        exps = [mpmath.exp(z) for z in row]
-        return [e / sum(exps) for e in exps]
-
-    def dot(a, b):
-        return sum(x * y for x, y in zip(a, b, strict=True))
-
-    p, q = [softmax(row) for row in s], [softmax(row) for row in t]
-    n, c = len(p), len(p[0])
-    gap = [[dot(p[i], p[j]) - dot(q[i], q[j]) for j in range(n)] for i in range(n)]
-    energy = sum((dot(q[i], q[j]) - mpmath.mpf(1) / c) ** 2 for i in range(n) for j in range(n))
-    floor = (n * (1 - mpmath.mpf(1) / c) / 2) ** 2 / (c - 1)
-    divisor = max(energy, floor)
-    gradient = []
-    for i in range(n):
-        to_p = [4 * sum(gap[i][j] * p[j][k] for j in range(n)) / divisor for k in range(c)]
-        gradient += [p[i][k] * (to_p[k] - dot(to_p, p[i])) for k in range(c)]
-    return sum(x * x for row in gap for x in row) / divisor, gradient
+    assert value.item() == pytest.approx(wanted, rel=1e-6)
+    assert torch.linalg.norm(gradient - wanted_gradient) < 1e-6 * torch.linalg.norm(wanted_gradient)
 
 
 def _one_of_two(rank: int, folder: str, name: str, with_others: bool) -> None:
