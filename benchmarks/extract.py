@@ -7,7 +7,6 @@ Time is CPU time of the process, which a shared machine disturbs less than a clo
 Every round runs all of them, in another order; ratios are within a round. Prints Markdown.
 """
 
-import json
 import statistics
 import sys
 import tempfile
@@ -23,7 +22,8 @@ from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 from kdcache.batching import encode, fixed_plan
 from kdcache.extract import extract
 from kdcache.models import load_classifier, load_tokenizer, resolve, save_model, setup
-from kdcache.tasks.superglue import WIC
+from kdcache.tasks.find import find_source
+from kdcache.tasks.official import read_official
 
 BATCH_SIZE, MAX_LENGTH, ROUNDS, NUM_LABELS = 32, 256, 2, 2
 ROWS = {"rte": 512, "wic": 2048}
@@ -33,12 +33,8 @@ Predict = Callable[[list[str], list[str]], np.ndarray]
 
 def read_texts(folder: Path, task: str) -> tuple[list[str], list[str]]:
     """Texts of the first training rows of RTE or WiC."""
-    path = folder / {"rte": "RTE", "wic": "WiC"}[task] / "train.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[: ROWS[task]]]
-    if task == "wic":
-        pairs = [WIC.render(row) for row in rows]
-        return [a for a, _ in pairs], [b for _, b in pairs]
-    return [row["premise"] for row in rows], [row["hypothesis"] for row in rows]
+    examples = read_official(folder, find_source(task))["train"][: ROWS[task]]
+    return [example.text for example in examples], [example.text_pair for example in examples]
 
 
 def contestants(model_folder: Path) -> dict[str, Predict]:
