@@ -86,13 +86,15 @@ def draw_shares(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
     """
     shares = {task: _shares_by_arm(table) for task, table in curves.items()}
     arms = list(dict.fromkeys(arm for by_arm in shares.values() for arm in by_arm))
+    terms = dict.fromkeys(name for by_arm in shares.values() for table in by_arm.values() for name in table)
+    colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(terms)}
     with _panels(len(shares), max(1, len(arms)), path, height=2.8) as panels:
         for row, (task, by_arm) in zip(panels, shares.items(), strict=True):
             for panel in row:
                 panel.set_visible(False)
             for panel, arm in zip(row, arms, strict=False):
                 if arm in by_arm:
-                    _draw_shares(panel, f"{task}: {arm}", by_arm[arm])
+                    _draw_shares(panel, f"{task}: {arm}", by_arm[arm], colours)
             row[0].set_ylabel("share of the gradient, %")
 
 
@@ -107,9 +109,10 @@ def _shares_by_arm(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return by_arm
 
 
-def _draw_shares(panel: Any, title: str, shares: pd.DataFrame) -> None:
+def _draw_shares(panel: Any, title: str, shares: pd.DataFrame, colours: Mapping[Any, str]) -> None:
     panel.set_visible(True)
-    for name, colour in zip(shares, COLOURS, strict=False):
+    for name in shares:
+        colour = colours[name]
         panel.plot(shares.index, 100 * shares[name], "o-", color=colour, markersize=4)
         label = str(name).removeprefix("share_")
         panel.annotate(
