@@ -71,7 +71,9 @@ def gram(
     1.0
     """
     sets = _sets(*paired(student, teacher), others)
-    p_s, p_t, q_s, q_t = _mapped(lambda z: functional.softmax(z / temperature, dim=1), sets)
+    if temperature != 1:
+        sets = _mapped(lambda z: z / temperature, sets)
+    p_s, p_t, q_s, q_t = _mapped(lambda z: functional.softmax(z, dim=1), sets)
     num_labels = p_t.shape[1]
     energy = relation_energy(p_t - 1 / num_labels, None if q_t is None else q_t - 1 / num_labels, group)
     floor = _entries(p_s, q_s, group) * (HALFWAY * (1 - 1 / num_labels)) ** 2 / max(1, num_labels - 1)
