@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 from peft import AutoPeftModelForSequenceClassification
+from tqdm import tqdm
 
 from kdcache.batching import encode
 from kdcache.errors import DataError, ModelError, ParamsError, nearest
@@ -115,5 +116,6 @@ def _logits(project: Project, task: Task, folder: Path, texts: list[str], second
     encoded = encode(
         load_tokenizer(backbone), texts, seconds, params.max_length, task.truncate, task.num_choices
     )
-    logits, _ = extract(model, encoded, task.num_outputs, EVAL_BATCH_SIZE, device, f"{task.name} predictions")
+    with tqdm(total=len(encoded), desc=f"{task.name} predictions", unit="row") as bar:
+        logits, _ = extract(model, encoded, task.num_outputs, EVAL_BATCH_SIZE, device, after_batch=bar.update)
     return logits

@@ -53,12 +53,6 @@ class TestEveryLoss:
         value(name, s, t).backward()
         assert t.grad is None
 
-    def test_gradient_is_half_as_large_under_half_the_weight(self, name):
-        s, t = logits(0).requires_grad_(), logits(1)
-        (whole,) = torch.autograd.grad(value(name, s, t), s)
-        (half,) = torch.autograd.grad(0.5 * value(name, s, t), s)
-        assert torch.allclose(half, whole / 2, rtol=1e-12)
-
     @pytest.mark.parametrize(
         "rows",
         [torch.zeros(5, 3), torch.ones(5, 3), torch.eye(3)[[0, 0, 1, 1, 1]] * 9, 1e-9 * torch.eye(5)[:, :3]],
@@ -135,8 +129,7 @@ def test_two_classes_have_a_gradient_exactly_where_the_table_says_so():
         assert (gradient.abs().max() > 1e-6) == loss.two_classes, name
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-def test_slots_may_be_exchanged_exactly_where_the_table_says_so(classes):
+def test_slots_may_be_exchanged_exactly_where_the_table_says_so():
     """COPA: swapping a row's two choices, in student and teacher alike, means nothing."""
     s, t = logits(0, classes=2), logits(1, classes=2)
     swap = torch.tensor([1, 0, 0, 1, 1, 0, 1], dtype=torch.bool)[:, None]
