@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from kdcache.adapters import build_student
 from kdcache.digests import file_digest
 from kdcache.errors import ModelError, ParamsError, TrainingDiverged, nearest
 from kdcache.extract import extract
@@ -25,8 +26,7 @@ from kdcache.stages.workspace import Project, place, require, require_task, requ
 from kdcache.students.arms import Arm
 from kdcache.students.best import BestEpoch
 from kdcache.students.export import save_student
-from kdcache.students.prompts import build_student, trained_parameters
-from kdcache.students.train import Settings, train_student
+from kdcache.students.train import Settings, train_student, trained_parameters
 from kdcache.students.watch import idle_terms
 from kdcache.tasks.schema import read_task
 from kdcache.tasks.splits import metric_columns

@@ -104,7 +104,7 @@ def _logits(project: Project, task: Task, folder: Path, texts: list[str], second
     params = project.section("distill", DistillParams)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the same as in students.prompts._build_prefix
+            warnings.simplefilter("ignore")  # the same as in adapters._build_prefix
             model = AutoPeftModelForSequenceClassification.from_pretrained(
                 str(folder), num_labels=task.num_outputs
             )

@@ -51,7 +51,7 @@ def save_student(
 def _check_reload(student: PeftModel, folder: Path, num_labels: int, probe: Encoded) -> None:
     batch = probe.batch(range(min(RELOAD_ROWS, len(probe))))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the same as in prompts._build_prefix
+        warnings.simplefilter("ignore")  # the same as in adapters._build_prefix
         reloaded = AutoPeftModelForSequenceClassification.from_pretrained(str(folder), num_labels=num_labels)
     gap = (reloaded.eval()(**batch).logits - student(**batch).logits).abs().max().item()
     if not gap <= RELOAD_TOLERANCE:

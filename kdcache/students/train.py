@@ -20,7 +20,6 @@ from kdcache.batching import Encoded, fixed_plan, iterate, num_batches, training
 from kdcache.errors import TrainingDiverged
 from kdcache.extract import capture_features
 from kdcache.losses.objective import Objective, Targets
-from kdcache.students.prompts import head_modules, trained_parameters
 from kdcache.students.watch import Watch
 
 MAX_GRAD_NORM = 1.0
@@ -151,6 +150,23 @@ def train_student(
             for epoch, seen in loop.run(whole, together, epochs):
                 after_epoch(epoch, seen)
     return {"head_steps": head_steps, "steps": loop.step - head_steps}
+
+
+def trained_parameters(student: PeftModel) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return (prompts, head and pooler): what has a gradient, in two groups."""
+    prompts: list[nn.Parameter] = []
+    head: list[nn.Parameter] = []
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad:
+            (prompts if name.startswith("prompt_encoder.") else head).append(parameter)
+    return prompts, head
+
+
+def head_modules(student: PeftModel) -> list[nn.Module]:
+    """What comes after the encoder, in order: the pooler if there is one, then the head."""
+    model: Any = student.get_base_model()
+    pooler = getattr(getattr(model, model.base_model_prefix), "pooler", None)
+    return [module for module in (pooler, model.classifier) if module is not None]
 
 
 @torch.no_grad()

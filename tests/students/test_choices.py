@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from kdcache.adapters import METHODS, build_student
 from kdcache.batching import Encoded, encode
 from kdcache.extract import extract
 from kdcache.losses import Objective, Term
 from kdcache.models import load_tokenizer
 from kdcache.students.export import save_student
-from kdcache.students.prompts import METHODS, build_student, trained_parameters
-from kdcache.students.train import Settings, TrainingRows, train_student
+from kdcache.students.train import Settings, TrainingRows, train_student, trained_parameters
 from kdcache.teacher import TrainTeacherParams, fine_tune
 
 CPU = torch.device("cpu")

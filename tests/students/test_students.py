@@ -11,14 +11,14 @@ import torch
 from peft import PrefixTuningConfig, get_peft_model
 from transformers import DistilBertConfig, DistilBertModel
 
+from kdcache.adapters import METHODS, build_student
 from kdcache.batching import encode
 from kdcache.errors import ModelError, TrainingDiverged
 from kdcache.extract import extract
 from kdcache.losses import Objective, Term
 from kdcache.models import load_classifier, load_tokenizer, resolve
 from kdcache.students.export import save_student
-from kdcache.students.prompts import METHODS, build_student, trained_parameters
-from kdcache.students.train import Settings, TrainingRows, train_student
+from kdcache.students.train import Settings, TrainingRows, train_student, trained_parameters
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(0.1, 2, 1e-2, 3, 1e-2, 4, 0.01, 0.1)

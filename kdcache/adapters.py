@@ -1,4 +1,4 @@
-"""The methods: how a student wraps a frozen backbone, by PEFT's own classes, and starts well.
+"""PEFT models over a classifier, by PEFT's own classes, started well: of students and of teachers.
 
 PEFT's default start for prefixes is N(0, 1), far from anything the backbone has seen. Here a
 prefix starts as the backbone's own keys and values for the separator tokens of real text.
@@ -9,7 +9,6 @@ student starts as the backbone it is, and not as one that reads sixteen words to
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -94,23 +93,6 @@ METHODS: dict[str, Callable[[PreTrainedModel, int, Encoded, int], PeftModel]] = 
     "head": _build_head,
     "prefix": _build_prefix,
 }
-
-
-def trained_parameters(student: PeftModel) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return (prompts, head and pooler): what has a gradient, in two groups."""
-    prompts: list[nn.Parameter] = []
-    head: list[nn.Parameter] = []
-    for name, parameter in student.named_parameters():
-        if parameter.requires_grad:
-            (prompts if name.startswith("prompt_encoder.") else head).append(parameter)
-    return prompts, head
-
-
-def head_modules(student: PeftModel) -> list[nn.Module]:
-    """What comes after the encoder, in order: the pooler if there is one, then the head."""
-    model: Any = student.get_base_model()
-    pooler = getattr(getattr(model, model.base_model_prefix), "pooler", None)
-    return [module for module in (pooler, model.classifier) if module is not None]
 
 
 def _check_positions(
