@@ -68,6 +68,33 @@ class Encoded:
         return [self.sequences[int(i) * n + choice] for i in indices for choice in range(n)]
 
 
+@dataclass(frozen=True)
+class Padded:
+    """Rows as tensors on a device, so that a batch is one gather and no copy from the host.
+
+    Args:
+        tensors: name → int64 of shape (rows, choices, tokens), padded to the longest of all.
+        lengths: as ``Encoded`` has them, on the host.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, encoded: Encoded, device: torch.device | str = "cpu") -> "Padded":
+        """Pad all rows."""
+        whole = encoded.batch(range(len(encoded)), device)
+        return cls({k: v.unflatten(0, (-1, encoded.num_choices)) for k, v in whole.items()}, encoded.lengths)
+
+    def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """The rows, no longer than their longest: tensors of shape (batch · choices, tokens)."""
+        longest = int(self.lengths[rows].max())
+        return {
+            k: v[torch.from_numpy(rows).to(v.device), :, :longest].flatten(0, 1)
+            for k, v in self.tensors.items()
+        }
+
+
 def join(parts: Sequence[Encoded]) -> Encoded:
     """Put rows of one tokenizer one after the other."""
     return replace(

@@ -152,6 +152,14 @@ class Memory:
         self.seen[rows] = self.now
         self.student[rows], self.teacher[rows] = student.detach(), teacher.to(self.teacher.dtype)
 
+    def state(self) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What is remembered, for a checkpoint."""
+        return self.now, self.seen, self.student, self.teacher
+
+    def restore(self, state: tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+        """Go on from a checkpoint."""
+        self.now, self.seen, self.student, self.teacher = state
+
     def beyond(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The (student, teacher) logits of the rows remembered, less those of the batch itself."""
         seen = self.seen.clone()

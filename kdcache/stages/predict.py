@@ -1,21 +1,20 @@
 """student + data → predictions; no stage of the pipeline, but it knows the layout."""
 
-import json
-import warnings
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from peft import AutoPeftModelForSequenceClassification
 from tqdm import tqdm
 
 from kdcache.batching import encode
-from kdcache.errors import DataError, ModelError, ParamsError, nearest
-from kdcache.extract import extract
+from kdcache.errors import DataError, ModelError, nearest
 from kdcache.models import load_tokenizer, setup
 from kdcache.predict import SUBMISSION_NAMES, csv_text, jsonl_text, submission_name, superglue_text, zip_bytes
-from kdcache.stages.distill import EVAL_BATCH_SIZE, DistillParams
+from kdcache.stages.grid import EVAL_BATCH_SIZE
 from kdcache.stages.workspace import Project, require
+from kdcache.students.arms import DistillParams
+from kdcache.students.export import load_folder
+from kdcache.students.student import predict as student_predict
 from kdcache.tasks.schema import Task, read_task
 from kdcache.tasks.splits import existing_splits, metric_columns, read_split, sequences
 
@@ -70,8 +69,7 @@ def student_folder(project: Project, task_name: str, arm: str) -> Path:
         ModelError: it was not trained yet.
     """
     params = project.section("distill", DistillParams)
-    if arm not in params.arms:
-        raise ParamsError(f"distill.arms: it must hold the arm, got {arm!r}. {nearest(arm, params.arms)}")
+    params.arm(arm)
     folder = Path(project.paths.students) / task_name / f"{arm}-{params.seeds[0]}"
     return require(folder, "the student", f"dvc repro distill@{task_name}", ModelError)
 
@@ -98,24 +96,16 @@ def write_zip(project: Project) -> tuple[Path, list[str]]:
 
 def _logits(project: Project, task: Task, folder: Path, texts: list[str], seconds: list[str]) -> np.ndarray:
     device = setup(project.threads)
-    config = require(folder / "adapter_config.json", "a student's folder", "kdcache distill", ModelError)
-    backbone = Path(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    require(backbone, "the student's backbone", "kdcache shrink", ModelError)
-    params = project.section("distill", DistillParams)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the same as in adapters._build_prefix
-            model = AutoPeftModelForSequenceClassification.from_pretrained(
-                str(folder), num_labels=task.num_outputs
-            )
-    except RuntimeError:  # torch: sizes of the head
+    student, about = load_folder(folder)
+    if about.task.labels != task.labels:
         raise ModelError(
-            f"{folder}: the student must have a head of {task.num_outputs} outputs for {task.name}, "
-            "got another. Name a student of this task."
-        ) from None
-    encoded = encode(
-        load_tokenizer(backbone), texts, seconds, params.max_length, task.truncate, task.num_choices
-    )
+            f"{folder}: the student must be one of {task.name}, got one of {about.task.name}. "
+            "Name a student of this task."
+        )
+    student.backbone.to(device)
+    student.to(device)
+    tokenizer = load_tokenizer(Path(about.backbone))
+    encoded = encode(tokenizer, texts, seconds, about.max_length, task.truncate, task.num_choices)
     with tqdm(total=len(encoded), desc=f"{task.name} predictions", unit="row") as bar:
-        logits, _ = extract(model, encoded, task.num_outputs, EVAL_BATCH_SIZE, device, after_batch=bar.update)
+        logits, _ = student_predict(student, encoded, EVAL_BATCH_SIZE, bar.update)
     return logits

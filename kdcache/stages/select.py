@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kdcache.errors import ParamsError, nearest
-from kdcache.stages.distill import Grid
+from kdcache.stages.grid import Grid
 from kdcache.stages.workspace import Project
 from kdcache.tasks.splits import assign_folds
 
@@ -41,10 +40,7 @@ def select(
     scores: dict[str, list[float]] = {}
     for value, project in projects.items():
         grid = Grid(project, task_name)
-        if arm not in grid.params.arms:
-            raise ParamsError(
-                f"distill.arms: it must hold the arm, got {arm!r}. {nearest(arm, grid.params.arms)}"
-            )
+        grid.params.arm(arm)
         train, seed = grid.splits["train"], grid.params.seeds[0]
         folds = assign_folds(train.labels.tolist(), train.table["group"].to_pylist(), num_folds, seed)
         others = {split: part for split, part in grid.splits.items() if split == "unlabelled"}

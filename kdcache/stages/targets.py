@@ -17,7 +17,7 @@ from kdcache.cache.reader import load_cache
 from kdcache.cache.rows import CacheRows
 from kdcache.models import load_tokenizer
 from kdcache.stages.workspace import IDENTITY, Project
-from kdcache.students.train import TrainingRows
+from kdcache.students.run import TrainingRows
 from kdcache.tasks.schema import Task
 from kdcache.tasks.splits import existing_splits, read_split, sequences, table_digest
 

@@ -37,6 +37,7 @@ class Paths:
     cache: str
     students: str
     metrics: str
+    predictions: str
     curves: str
     reports: str
     runs: str

@@ -1,10 +1,15 @@
-"""An arm: one row of the results table, a method and what teaches it."""
+"""An arm: one row of the results table, a method and what teaches it; and the section they stand in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
+from kdcache.errors import ParamsError, nearest
 from kdcache.losses.terms import Ramp, Term, describe
-from kdcache.params import NonNegativeFloat, Range
+from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
+from kdcache.students.backbone import Dtype
+from kdcache.students.prompts import STARTS
+
+Method = Literal["head", "prefix", "prompt", "p_tuning", "lora", "full"]
 
 
 @dataclass(frozen=True)
@@ -12,7 +17,11 @@ class Arm:
     """A student's recipe as params.yaml writes it; ``{}`` learns from the labels alone.
 
     Args:
-        method: ``prefix``, ``head``, or None for ``distill.method``.
+        method: None takes ``distill.method``.
+        lr: None takes ``distill.lr``; the references ``lora`` and ``full`` want one of their own.
+        epochs: None takes ``distill.epochs``.
+        num_virtual_tokens: None takes ``distill.num_virtual_tokens``.
+        init: None takes ``distill.init``.
         ce_weight: weight of cross-entropy with the labels; a number or a ramp.
         label_smoothing: of cross-entropy; with no other term, the control of a teacher that
             knows nothing.
@@ -23,7 +32,11 @@ class Arm:
             cached targets of another row of its label.
     """
 
-    method: Literal["prefix", "head"] | None = None
+    method: Method | None = None
+    lr: PositiveFloat | None = None
+    epochs: Count | None = None
+    num_virtual_tokens: Count | None = None
+    init: str | None = None
     ce_weight: NonNegativeFloat | Ramp = 1.0
     label_smoothing: Annotated[float, Range(0, 1)] = 0.0
     inter_class: Term | None = None
@@ -58,3 +71,75 @@ class Arm:
         ]  # fmt: skip
         shuffled = "" if self.targets == "cached" else ", targets shuffled within the class"
         return " + ".join(parts) + shuffled
+
+
+@dataclass(frozen=True)
+class DistillParams:
+    """Section ``distill``.
+
+    Args:
+        method: of arms that name none: ``head`` (the control without prompts), ``prefix``,
+            ``prompt``, ``p_tuning``, or the references ``lora`` and ``full``.
+        num_virtual_tokens: length of the prompt, in tokens.
+        init: where prompts start: ``auto`` (separators for prefixes, words for others),
+            ``separators``, ``words``, or ``student:FOLDER``, another student's prompt.
+        lr: peak learning rate of the prompts.
+        epochs: passes over the training rows with prompts.
+        head_start_lr: peak learning rate of head and pooler alone, before the prompts.
+        head_start_epochs: passes of that phase; all of the training of method ``head``.
+        head_lr: peak learning rate of head and pooler beside the prompts.
+        batch_size: rows per step; also the batch within which instances are related.
+        max_length: in tokens.
+        weight_decay: on head and pooler.
+        warmup_fraction: share of the steps that warm up, 0 … 0.9.
+        dropout: within the frozen backbone while prompts are trained.
+        dtype: ``bfloat16`` trains under autocast, faster on hardware that has it.
+        students_per_pass: how many train in one forward and backward; ``auto`` takes 1 on a
+            CPU, where stacking gains nothing, and as many as fit on a GPU.
+        arms: name → arm.
+        seeds: one student each per arm.
+        unlabelled: whether arms with a teacher's term learn from the split ``unlabelled`` too,
+            where the task has one.
+        select: ``last`` epoch, or the one with the best first metric on ``tune``, the end of
+            the head start included.
+        expect: fields of the teacher's identity that a shared cache must have.
+    """
+
+    method: Method
+    num_virtual_tokens: Count
+    init: str
+    lr: PositiveFloat
+    epochs: Count
+    head_start_lr: PositiveFloat
+    head_start_epochs: Count
+    head_lr: PositiveFloat
+    batch_size: Count
+    max_length: Annotated[int, Range(8)]
+    weight_decay: NonNegativeFloat
+    warmup_fraction: Annotated[float, Range(0, 0.9)]
+    dropout: Annotated[float, Range(0, 0.9)]
+    dtype: Dtype
+    students_per_pass: Count | Literal["auto"]
+    arms: dict[str, Arm]
+    seeds: tuple[NonNegativeInt, ...]
+    unlabelled: bool
+    select: Literal["last", "tune"]
+    expect: dict[str, str | int]
+
+    def arm(self, name: str) -> Arm:
+        """An arm, with the section's values where it names none.
+
+        Raises:
+            ParamsError: no such arm.
+        """
+        if name not in self.arms:
+            raise ParamsError(f"distill.arms: it must hold the arm, got {name!r}. {nearest(name, self.arms)}")
+        arm = self.arms[name]
+        own = ("method", "lr", "epochs", "num_virtual_tokens", "init")
+        arm = replace(arm, **{key: getattr(self, key) for key in own if getattr(arm, key) is None})
+        if arm.init not in ("auto", *STARTS) and not str(arm.init).startswith("student:"):
+            raise ParamsError(
+                f"distill.arms.{name}.init: it must be auto, separators, words or student:FOLDER, got "
+                f"{arm.init!r}. Leave it out for auto."
+            )
+        return arm

@@ -28,6 +28,14 @@ class BestEpoch:
             self.epoch, self._score = epoch, score
             self._kept = [parameter.detach().clone() for parameter in self.parameters]
 
+    def state(self) -> tuple[int | None, float, list[torch.Tensor]]:
+        """What was kept, for a checkpoint."""
+        return self.epoch, self._score, self._kept
+
+    def restore_state(self, state: tuple[int | None, float, list[torch.Tensor]]) -> None:
+        """Go on from a checkpoint."""
+        self.epoch, self._score, self._kept = state
+
     @torch.no_grad()
     def restore(self) -> None:
         """Put the kept values back; without any epoch seen, nothing changes."""

@@ -1,79 +1,250 @@
-"""A trained student → a standard PEFT adapter folder that plain peft loads without kdcache."""
+"""Students ↔ folders: PEFT adapters that plain peft loads, wherever peft's own forward is the right one."""
 
 import json
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import AutoPeftModelForSequenceClassification, PeftModel
+from peft import (
+    AutoPeftModelForSequenceClassification,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+)
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from kdcache.batching import Encoded
 from kdcache.errors import ModelError
+from kdcache.models import load_classifier
+from kdcache.params import build
+from kdcache.students.backbone import Backbone, take_apart
+from kdcache.students.prompts import PROMPTS, Prompt
+from kdcache.students.student import Head, Student, predict
+from kdcache.tasks.schema import Task
 
+ABOUT = "student.json"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 RELOAD_ROWS = 8
 RELOAD_TOLERANCE = 1e-5
 
+# What loads a student's folder besides kdcache.
+LOADERS = {
+    "head": "peft", "prefix": "peft", "lora": "peft", "full": "transformers",
+    "prompt": None, "p_tuning": None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class About:
+    """What ``student.json`` says, so that a folder serves text without the project that made it.
+
+    Args:
+        method: one of ``student.METHODS``.
+        backbone: its folder, relative to the project's root.
+        num_virtual_tokens: length of the prompt, in tokens; 0 without.
+        max_length: of the inputs, in tokens.
+        task: labels, template, truncation.
+    """
+
+    method: str
+    backbone: str
+    num_virtual_tokens: int
+    max_length: int
+    task: Task
+
 
 def save_student(
-    student: PeftModel, folder: Path, backbone: Path, num_labels: int, card: Mapping[str, str], probe: Encoded
-) -> None:
-    """Write weights (safetensors), a canonical adapter_config.json and a model card; then reload.
+    student: Student, folder: Path, backbone: Path, about: Mapping[str, Any], card: Mapping[str, str],
+    probe: Encoded,
+) -> None:  # fmt: skip
+    """Write weights (safetensors), canonical configs and a model card; then reload and compare.
 
     Args:
         student: trained.
         folder: where to; made here.
         backbone: the frozen backbone, written relative to the project so that the folder can
             be loaded from the project's root on any machine.
-        num_labels: outputs of the head, per sequence.
+        about: ``max_length`` and ``task`` of ``About``.
         card: facts for the model card, in order.
-        probe: rows on which the reloaded adapter must give the same logits.
+        probe: rows on which the reloaded student must give the same logits.
 
     Raises:
-        ModelError: plain peft does not reproduce the student's logits.
+        ModelError: the folder does not give the student's logits.
     """
-    student.to("cpu")
-    student.save_pretrained(str(folder))
     base = Path(os.path.relpath(backbone)).as_posix()
-    path = folder / "adapter_config.json"
+    tokens = 0 if student.prompt is None else len(student.prompt())
+    num_outputs = about["task"].num_outputs
+    whole = student.model or _as_peft(student, backbone, num_outputs)
+    device = student.backbone.device
+    whole.to("cpu").save_pretrained(str(folder))  # type: ignore[operator]
+    whole.to(device)
+    if (folder / CONFIG).is_file():
+        _rewrite_config(folder / CONFIG, base)
+    known = About(student.method, base, tokens, about["max_length"], about["task"])
+    text = json.dumps(asdict(known), indent=2, sort_keys=True, ensure_ascii=False)
+    (folder / ABOUT).write_text(text + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(known, card), encoding="utf-8")
+    _check_reload(student, folder, num_outputs, probe.take(range(min(RELOAD_ROWS, len(probe)))))
+
+
+def load_folder(folder: Path, backbone: Backbone | None = None) -> tuple[Student, About]:
+    """Read a student back.
+
+    Args:
+        folder: from ``save_student``.
+        backbone: the shared one, if it is already loaded; a reference brings its own.
+
+    Raises:
+        ModelError: no student there, or its backbone is missing or another.
+    """
+    about = read_about(folder)
+    base = Path(about.backbone)
+    outputs = about.task.num_outputs
+    if about.method == "full":
+        model: Any = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=torch.float32)
+        return _reference(about.method, model, model, outputs), about
+    if not (base / "config.json").is_file():
+        raise ModelError(
+            f"{folder}: its backbone must be at {base}, relative to the current folder, got nothing "
+            "there. Change to the project's root, or run: kdcache shrink"
+        )
+    plain = load_classifier(base, outputs, seed=0)
+    if about.method == "lora":
+        whole = PeftModel.from_pretrained(plain, str(folder)).eval()
+        return _reference(about.method, whole, plain, outputs), about
+    weights = load_file(folder / WEIGHTS)
+    names = _chain_names(plain)
+    head = Head(take_apart(plain)[1], outputs)
+    for name, module in zip(names, head.chain, strict=True):
+        own = {k.partition(f".{name}.")[2]: v for k, v in weights.items() if f".{name}." in k}
+        module.load_state_dict(own)
+    prompt = None
+    if about.method in PROMPTS:
+        prompt = Prompt(PROMPTS[about.method][1], weights["prompt_embeddings"])
+    shared = backbone or Backbone.load(base)
+    return Student(about.method, shared, prompt, head).to(shared.device), about
+
+
+def read_about(folder: Path) -> About:
+    """Read ``student.json``.
+
+    Raises:
+        ModelError: it is not there, or not what kdcache writes.
+    """
+    path = folder / ABOUT
+    if not path.is_file():
+        raise ModelError(f"{path}: a student's folder must hold it, got nothing there. Run: kdcache distill")
+    return build(About, json.loads(path.read_text(encoding="utf-8")), str(path))
+
+
+def _reference(method: str, whole: nn.Module, plain: PreTrainedModel, outputs: int) -> Student:
+    encoder, chain = take_apart(plain)
+    return Student(method, Backbone(encoder), None, Head(chain, outputs), whole)
+
+
+def _chain_names(model: PreTrainedModel) -> list[str]:
+    """The head's modules by their names in the whole model."""
+    chain = take_apart(model)[1]
+    return [name for module in chain for name, other in model.named_modules() if other is module]
+
+
+def _as_peft(student: Student, backbone: Path, num_outputs: int) -> PeftModel:
+    """The student as PEFT's own model, its trained values put in."""
+    model = load_classifier(backbone, num_outputs, seed=0)
+    also = [name.rpartition(".")[2] for name in _chain_names(model)]
+    config: Any
+    if student.prompt is None:  # PEFT's way to save trained modules alone is a LoRA without targets
+        config = LoraConfig(
+            task_type=TaskType.SEQ_CLS, target_modules=DUMMY_TARGET_MODULES, modules_to_save=also
+        )
+    else:
+        cls = PrefixTuningConfig if student.prompt.place == "deep" else PromptTuningConfig
+        config = cls(
+            task_type=TaskType.SEQ_CLS, num_virtual_tokens=len(student.prompt()), modules_to_save=also
+        )
+    with warnings.catch_warnings():
+        # PEFT warns that prefix tuning does not know `modules_to_save`; the round-trip test says it does.
+        warnings.simplefilter("ignore")
+        whole = get_peft_model(model, config)
+    for wrapper, own in zip(take_apart(model)[1], student.head.chain, strict=True):
+        wrapper.modules_to_save["default"].load_state_dict(own.state_dict())  # type: ignore[union-attr,index]
+    if student.prompt is not None:
+        whole.prompt_encoder["default"].embedding.weight.data = student.prompt().detach().cpu()
+    config.base_model_name_or_path = str(backbone)
+    return whole
+
+
+def _rewrite_config(path: Path, base: str) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base
     for key, value in config.items():
         if isinstance(value, list):  # PEFT fills these from sets, and some names twice
             config[key] = sorted(set(value))
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_model_card(base, num_labels, card), encoding="utf-8")
-    _check_reload(student, folder, num_labels, probe)
 
 
 @torch.no_grad()
-def _check_reload(student: PeftModel, folder: Path, num_labels: int, probe: Encoded) -> None:
-    batch = probe.batch(range(min(RELOAD_ROWS, len(probe))))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the same as in adapters._build_prefix
-        reloaded = AutoPeftModelForSequenceClassification.from_pretrained(str(folder), num_labels=num_labels)
-    gap = (reloaded.eval()(**batch).logits - student(**batch).logits).abs().max().item()
+def _check_reload(student: Student, folder: Path, num_outputs: int, probe: Encoded) -> None:
+    wanted = torch.from_numpy(predict(student, probe, RELOAD_ROWS)[0])
+    loader = LOADERS[student.method]
+    if loader is None:
+        reader, found = "kdcache", torch.from_numpy(predict(load_folder(folder)[0], probe, RELOAD_ROWS)[0])
+    else:
+        reader = f"plain {loader}"
+        auto: Any = (
+            AutoModelForSequenceClassification
+            if loader == "transformers"
+            else (AutoPeftModelForSequenceClassification)
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the same as in _as_peft
+            reloaded = auto.from_pretrained(str(folder), num_labels=num_outputs)
+        found = probe.by_row(reloaded.eval()(**probe.batch(range(len(probe)))).logits)
+    gap = (found - wanted).abs().max().item()
     if not gap <= RELOAD_TOLERANCE:
         raise ModelError(
-            f"{folder}: plain peft must give the student's logits within {RELOAD_TOLERANCE:g}, got a "
+            f"{folder}: {reader} must give the student's logits within {RELOAD_TOLERANCE:g}, got a "
             f"difference of {gap:g}. Train this student with another method."
         )
 
 
-def _model_card(base: str, num_labels: int, card: Mapping[str, str]) -> str:
-    header = ["---", f"base_model: {base}", "library_name: peft", "pipeline_tag: text-classification", "---"]
-    rows = [f"| {key} | {value} |" for key, value in card.items()]
-    code = [
-        "```python",
-        "from peft import AutoPeftModelForSequenceClassification",
-        f'model = AutoPeftModelForSequenceClassification.from_pretrained("PATH", num_labels={num_labels})',
-        "```",
-    ]
+def _model_card(about: About, card: Mapping[str, str]) -> str:
+    loader = LOADERS[about.method]
+    library = "transformers" if loader == "transformers" else "peft"
+    header = [
+        "---", f"base_model: {about.backbone}", f"library_name: {library}",
+        "pipeline_tag: text-classification", "---",
+    ]  # fmt: skip
+    if loader is None:
+        note = (
+            "Plain peft puts these virtual tokens before [CLS] and lets the head read one of them. kdcache "
+            "puts them behind [CLS], so load this folder by kdcache, from the project's root:"
+        )
+        code = ["import kdcache", 'student = kdcache.load_student("PATH")']
+    else:
+        name = "AutoModel" if loader == "transformers" else "AutoPeftModel"
+        note = "Load it from the project's root (PATH is this folder):"
+        code = [
+            f"from {library} import {name}ForSequenceClassification",
+            f'model = {name}ForSequenceClassification.from_pretrained("PATH", '
+            f"num_labels={about.task.num_outputs})",
+        ]
+    what = "fine-tuned" if loader == "transformers" else "trained"
     lines = [
         *header, "", f"# {card['task']}: {card['arm']}, seed {card['seed']}", "",
-        f"A prompt-tuned student trained by kdcache over the frozen backbone `{base}`.", "",
-        "| | |", "|---|---|", *rows, "",
-        "Load it from the project's root (PATH is this folder):", "", *code,
+        f"A student {what} by kdcache over the backbone `{about.backbone}`, method {about.method}.", "",
+        "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in card.items()), "",
+        note, "", "```python", *code, "```",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

@@ -1,0 +1,282 @@
+"""All students of one task: what they share, which train in one pass, and what comes of each."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from kdcache.batching import Padded
+from kdcache.digests import file_digest
+from kdcache.errors import ModelError, ParamsError
+from kdcache.losses import Objective, check_terms
+from kdcache.metrics import compute_metrics, majority_metrics
+from kdcache.models import WEIGHTS, setup
+from kdcache.results import summarise_arms
+from kdcache.stages.targets import load_splits
+from kdcache.stages.workspace import Project, require, require_task, require_tune, write_json
+from kdcache.students.arms import Arm, DistillParams
+from kdcache.students.backbone import Backbone
+from kdcache.students.export import load_folder, save_student
+from kdcache.students.prompts import PROMPTS, STARTS
+from kdcache.students.run import Run, Settings, TrainingRows
+from kdcache.students.student import REFERENCES, Recipe, Student, build_student, predict
+from kdcache.students.train import Checkpoint, cls_states, students_that_fit, train_students
+from kdcache.students.watch import idle_terms
+from kdcache.tasks.schema import read_task
+from kdcache.tasks.splits import metric_columns
+
+EVAL_BATCH_SIZE = 128
+RESULT = "result.json"
+PREDICTIONS = "validation.parquet"  # in each student's folder
+
+
+class Grid:
+    """The students of one task, checked before the first step."""
+
+    def __init__(self, project: Project, task_name: str) -> None:
+        require_task(project, task_name)
+        self.project = project
+        self.params = project.section("distill", DistillParams)
+        for name, arm in self.params.arms.items():
+            check_terms(arm.terms, arm.ce_weight, f"distill.arms.{name}")
+            self.params.arm(name)
+        if not self.params.arms or not self.params.seeds:
+            raise ParamsError("distill: arms and seeds must each hold at least one entry, got none.")
+        self.folder = require(
+            Path(project.paths.backbone), "the student backbone", "kdcache shrink", ModelError
+        )
+        self.task = read_task(Path(project.paths.data) / task_name, task_name)
+        for name, arm in self.params.arms.items():
+            for warning in check_terms(
+                arm.terms, arm.ce_weight, f"distill.arms.{name}",
+                self.task.num_labels, self.task.num_choices, self.params.batch_size,
+            ):  # fmt: skip
+                print(warning, file=sys.stderr)
+        self.device = setup(project.threads)
+        self.splits, self.manifest = load_splits(
+            project, self.task, self.params.max_length, self.params.expect
+        )
+        if self.params.select == "tune":
+            require_tune(self.splits, "distill.select", task_name)
+        self.scratch = project.scratch(
+            "distill", task_name, asdict(self.params), project.threads, project.paths.backbone,
+            file_digest(self.folder / WEIGHTS), self.manifest.digest,
+        )  # fmt: skip
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen encoder that all students share."""
+        return Backbone.load(self.folder, self.params.dtype, self.params.dropout).to(self.device)
+
+    def train(self, arms: Sequence[str], seeds: Sequence[int], made: Path) -> list[dict[str, Any]]:
+        """Train the students that are not there yet; return the results of all, arm by arm."""
+        for name in arms:
+            if self.params.arm(name).feature and not self.splits["train"].targets.features.shape[1]:
+                raise ParamsError(
+                    f"distill.arms.{name}.feature: the cache must hold features, got logits alone. "
+                    "Remove the term, or choose other arms with --arm."
+                )
+        names = [(arm, seed) for arm in arms for seed in seeds]
+        folders = {name: made / "{}-{}".format(*name) for name in names}
+        missing = [name for name in names if not (folders[name] / RESULT).is_file()]
+        if missing:
+            shared = _Shared(self)
+            with tqdm(total=0, desc=f"{self.task.name} students", unit="step") as bar:
+                for some in shared.passes(missing):
+                    bar.set_postfix_str(", ".join(f"{arm}-{seed}" for arm, seed in some))
+                    self._train_pass(shared, some, folders, bar)
+        return [json.loads((folders[name] / RESULT).read_text(encoding="utf-8")) for name in names]
+
+    def _train_pass(
+        self, shared: "_Shared", names: Sequence[tuple[str, int]], folders: Mapping[Any, Path], bar: Any
+    ) -> None:
+        for name in names:
+            shutil.rmtree(folders[name], ignore_errors=True)
+        runs = [shared.start(*name) for name in names]
+        checkpoint = Checkpoint(self.scratch / ("+".join(folders[name].name for name in names[:2]) + ".pt"))
+        checkpoint.restore(runs)
+        bar.total += sum(run.steps for run in runs)
+        bar.update(sum(run.step for run in runs))
+        train_students(runs, shared.padded, shared.states, checkpoint, bar.update)
+        for name, run in zip(names, runs, strict=True):
+            self._finish(*name, run, folders[name])
+        checkpoint.remove()
+
+    def _finish(self, arm_name: str, seed: int, run: Run, folder: Path) -> None:
+        """Score a trained student and write its folder; of a diverged one only what happened."""
+        what = {"arm": arm_name, "seed": seed, "method": run.student.method}
+        if run.diverged:
+            step, last = run.diverged
+            tqdm.write(
+                f"distill: {self.task.name} {arm_name}, seed {seed}: the loss must stay finite, got none at "
+                f"step {step} (last finite: {last:.4g}). Lower distill.lr (now {run.settings.lr:g}).",
+                file=sys.stderr,
+            )
+            write_json(what | {"diverged": {"step": step, "last_finite_loss": last}}, folder / RESULT)
+            return
+        student, history = run.student, run.history
+        with_prompts = [entry for entry in history if entry["epoch"] or not student.tuned]
+        for sentence in idle_terms(with_prompts):
+            tqdm.write(f"{self.task.name} {arm_name}, seed {seed}: {sentence}", file=sys.stderr)
+        logits = self._logits(student, "validation")
+        result = what | {
+            "validation": self._score(logits, "validation"),
+            "diagnostics": {
+                split: self._score(self._logits(student, split), split) for split in self.diagnostics
+            },
+            "history": history,
+            "epoch": history[-1]["epoch"] if run.best.epoch is None else run.best.epoch,
+            "head_steps": run.head_steps,
+            "steps": run.steps - run.head_steps,
+            "examples": run.settings.epochs * len(run.rows) if student.tuned else 0,
+            "prompt_parameters": sum(p.numel() for p in student.tuned),
+            "head_parameters": sum(p.numel() for p in student.head_parameters),
+        }
+        about = {"max_length": self.params.max_length, "task": self.task}
+        probe = self.splits["validation"].encoded
+        save_student(student, folder, self.folder, about, self._card(result), probe)
+        self._write_predictions(logits, folder / PREDICTIONS)
+        write_json(result, folder / RESULT)
+
+    def _write_predictions(self, logits: np.ndarray, path: Path) -> None:
+        table = self.splits["validation"].table.select(["example_id", "label", "group"])
+        table = table.append_column("logits", pa.array(list(logits), pa.list_(pa.float32())))
+        pq.write_table(table, path, write_page_checksum=True)
+
+    def _logits(self, student: Student, split: str) -> np.ndarray:
+        return predict(student, self.splits[split].encoded, EVAL_BATCH_SIZE)[0]
+
+    def _score(self, logits: np.ndarray, split: str) -> dict[str, float]:
+        """Task metrics, and the share of rows where student and teacher agree."""
+        rows = self.splits[split]
+        agreement = float(np.mean(logits.argmax(1) == rows.targets.logits.argmax(1)))
+        names, columns = self.task.metrics_of(split), metric_columns(rows.table, self.task)
+        return compute_metrics(names, rows.labels, logits, columns) | {"agreement": agreement}
+
+    def score_on_tune(self, student: Student) -> dict[str, float]:
+        """The same after an epoch, as ``tune_…``."""
+        scores = self._score(self._logits(student, "tune"), "tune")
+        return {f"tune_{name}": score for name, score in scores.items() if name != "rows"}
+
+    def _card(self, result: Mapping[str, Any]) -> dict[str, str]:
+        scores = result["validation"]
+        arm, seed = result["arm"], result["seed"]
+        return {
+            "task": self.task.name,
+            "labels": ", ".join(self.task.labels),
+            "template": self.task.template,
+            "arm": arm,
+            "seed": str(seed),
+            "method": result["method"],
+            "objective": self.params.arms[arm].describe(),
+            f"validation ({scores.get('rows', 0)} rows)": ", ".join(
+                f"{k} {v:.4f}" for k, v in scores.items() if k != "rows"
+            ),
+            "teacher": self.manifest.teacher_digest,
+            "cache": self.manifest.digest,
+            "command": f"`kdcache distill --task {self.task.name} --arm {arm} --seed {seed}`",
+        }
+
+    @property
+    def diagnostics(self) -> list[str]:
+        """The extra splits that are there, with labels."""
+        there = [split for split in self.task.diagnostics if split in self.splits]
+        return [split for split in there if (self.splits[split].labels >= 0).any()]
+
+    def summarise(self, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What metrics/<task>.json holds: each arm over its seeds, the teacher, the majority, the cost."""
+        validation = self.splits["validation"]
+        names, columns = self.task.metrics, metric_columns(validation.table, self.task)
+        finished = [result for result in results if "diverged" not in result]
+        return {
+            "task": self.task.name,
+            "metric": self.task.metrics[0],
+            "rows": {split: len(part.encoded) for split, part in self.splits.items()},
+            "truncated": {split: float(part.encoded.truncated.mean()) for split, part in self.splits.items()},
+            "majority": majority_metrics(names, validation.labels, self.task.num_labels, columns),
+            "teacher": {
+                "folds": self.manifest.num_folds,
+                "all_rows": self.manifest.all_rows_teacher.get("validation", {}),
+                "cached": self.manifest.metrics.get("validation", {}),
+                "diagnostics": {split: self.manifest.all_rows_teacher[split] for split in self.diagnostics},
+                "cost": self.manifest.cost,
+            },
+            "arm_order": list(dict.fromkeys(result["arm"] for result in finished)),
+            "arms": summarise_arms(finished),
+            "diverged": [result for result in results if "diverged" in result],
+        }
+
+
+class _Shared:
+    """What the students of one call share on the device: rows, targets, tokens, [CLS] states."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid, params = grid, grid.params
+        train = grid.splits["train"]
+        more = [grid.splits["unlabelled"]] if params.unlabelled and "unlabelled" in grid.splits else []
+        self.rows = train.training_rows(*more).to(grid.device)
+        self.labelled = self.rows.first(len(train.encoded)) if more else self.rows
+        self.padded = Padded.of(self.rows.encoded, grid.device)
+        self.states = cls_states(grid.backbone, self.rows.encoded, self.padded)
+
+    def passes(self, names: Sequence[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
+        """Cut students into those that train together: prompts at one place; references alone."""
+        kinds: dict[Any, list[tuple[str, int]]] = {}
+        for name in names:
+            method = str(self.grid.params.arm(name[0]).method)
+            kind = PROMPTS[method][1] if method in PROMPTS else name if method in REFERENCES else None
+            kinds.setdefault(kind, []).append(name)
+        for same in kinds.values():
+            size = self.grid.params.students_per_pass
+            if size == "auto":
+                size = students_that_fit(self.start(*same[0]), self.padded)
+            for first in range(0, len(same), size):
+                yield same[first : first + size]
+
+    def start(self, arm_name: str, seed: int) -> Run:
+        """A student at step 0."""
+        grid, params = self.grid, self.grid.params
+        arm = params.arm(arm_name)
+        student = _build(grid, arm, seed)
+        torch.manual_seed(seed)
+        objective = Objective(
+            arm.terms, arm.ce_weight, grid.backbone.config.hidden_size * grid.task.num_choices,
+            self.rows.teacher_features.shape[1], arm.label_smoothing,
+        ).to(grid.device)  # fmt: skip
+        rows: TrainingRows = self.rows if arm.uses_unlabelled else self.labelled
+        if arm.targets == "shuffled_within_class":
+            rows = rows.shuffled_within_class(seed)
+        assert arm.lr is not None
+        assert arm.epochs is not None
+        settings = Settings(
+            arm.lr, arm.epochs, params.head_start_lr, params.head_start_epochs, params.head_lr,
+            params.batch_size, params.weight_decay, params.warmup_fraction,
+        )  # fmt: skip
+        score = grid.score_on_tune if "tune" in grid.splits else None
+        best_by = f"tune_{grid.task.metrics[0]}" if params.select == "tune" else None
+        return Run(student, objective, rows, settings, seed, score, best_by)
+
+
+def _build(grid: Grid, arm: Arm, seed: int) -> Student:
+    assert arm.method is not None
+    assert arm.num_virtual_tokens is not None
+    assert arm.init is not None
+    start: Any = arm.init if arm.init in STARTS else None
+    recipe = Recipe(
+        arm.method, grid.task.num_outputs, arm.num_virtual_tokens, grid.params.max_length, seed, start
+    )
+    student = build_student(recipe, grid.folder, grid.backbone, grid.splits["train"].encoded)
+    if arm.init.startswith("student:") and student.prompt is not None:
+        other = load_folder(Path(arm.init.removeprefix("student:")), grid.backbone)[0]
+        student.prompt.start_from(other.prompt)
+    return student
