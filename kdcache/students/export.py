@@ -211,11 +211,11 @@ def _check_reload(student: Student, folder: Path, num_outputs: int, probe: Encod
             warnings.simplefilter("ignore")  # the same as in _as_peft
             reloaded = auto.from_pretrained(str(folder), num_labels=num_outputs)
         found = probe.by_row(reloaded.eval()(**probe.batch(range(len(probe)))).logits)
-    gap = (found - wanted).abs().max().item()
+    gap = ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1)).item()
     if not gap <= RELOAD_TOLERANCE:
         raise ModelError(
-            f"{folder}: {reader} must give the student's logits within {RELOAD_TOLERANCE:g}, got a "
-            f"difference of {gap:g}. Train this student with another method."
+            f"{folder}: {reader} must give the student's logits within {RELOAD_TOLERANCE:g} of "
+            f"their size, got a difference of {gap:g}. Train this student with another method."
         )
 
 
