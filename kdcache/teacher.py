@@ -1,23 +1,34 @@
-"""Fine-tune the teacher: all of its weights, with the transformers Trainer."""
+"""Fine-tune the teacher, whole or through a PEFT adapter, with the transformers Trainer."""
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from kdcache.adapters import add_lora, add_prefix, check_positions
 from kdcache.batching import Encoded
-from kdcache.errors import TrainingDiverged
+from kdcache.errors import ParamsError, TrainingDiverged
 from kdcache.models import load_classifier
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
 
-CHECKPOINT_STEPS = 200  # with optimizer state: three times the size of the weights
+CHECKPOINT_STEPS = 200  # with optimizer state: three times the size of what is trained
+
+Method = Literal["full", "prefix", "lora"]
+KEYS_OF: dict[Method, tuple[str, ...]] = {
+    "full": (),
+    "prefix": ("num_virtual_tokens",),
+    "lora": ("lora_rank", "lora_alpha"),
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,15 @@ class TrainTeacherParams:
             cached logits come from a teacher that never saw it; 0 trains the one teacher.
         select: ``last`` epoch, or the one with the best first metric on ``tune``.
         seed: of head, dropout and order.
+        method: what is trained: ``full``, all weights; ``prefix``, prompts, pooler and head, the rest
+            frozen; ``lora``, low-rank updates of every linear layer, merged into plain weights at the end.
+        num_virtual_tokens: of ``prefix``, length of the prompt, in tokens.
+        lora_rank, lora_alpha: of ``lora``, see ``adapters.add_lora``.
+        ensemble: n ≥ 2 trains n teachers, of seeds seed … seed + n − 1, in place of each; the cache
+            holds the mean of their logits.
+
+    Raises:
+        ParamsError: a key that the method lacks, or one of another method.
     """
 
     model: str
@@ -48,6 +68,56 @@ class TrainTeacherParams:
     folds: NonNegativeInt
     select: Literal["last", "tune"]
     seed: NonNegativeInt
+    method: Method = "full"
+    num_virtual_tokens: Count | None = None
+    lora_rank: Count | None = None
+    lora_alpha: Count | None = None
+    ensemble: Count = 1
+
+    def __post_init__(self) -> None:
+        problems = []
+        for method, keys in KEYS_OF.items():
+            for key in keys:
+                value = getattr(self, key)
+                if method == self.method and value is None:
+                    problems.append(f"train_teacher.{key}: it must be set with method {method}, got nothing.")
+                if method != self.method and value is not None:
+                    problems.append(
+                        f"train_teacher.{key}: it must be null with method {self.method}, got {value}. "
+                        f"Remove it, or set train_teacher.method to {method}."
+                    )
+        if problems:
+            raise ParamsError("\n".join(problems))
+
+
+class _Adapter(nn.Module):
+    """A PEFT model as the Trainer is to see it: a plain module whose state is what is trained.
+
+    The Trainer would save a PEFT model in PEFT's own format, from which a prompt cannot go on.
+    """
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, model: PeftModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.model(**inputs)
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
+        return {name: parameter.detach() for name, parameter in self._trained().items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Any], *_: Any, **__: Any) -> _IncompatibleKeys:
+        trained = self._trained()
+        assert trained.keys() == state_dict.keys()
+        for name, parameter in trained.items():
+            parameter.copy_(state_dict[name])
+        return _IncompatibleKeys([], [])
 
 
 class _KeepBest(TrainerCallback):
@@ -57,19 +127,19 @@ class _KeepBest(TrainerCallback):
     checkpoint has behind it has been scored.
     """
 
-    def __init__(self, score: Callable[[PreTrainedModel], float], steps_per_epoch: int, folder: Path) -> None:
+    def __init__(self, score: Callable[[], float], steps_per_epoch: int, folder: Path) -> None:
         self.score, self.steps_per_epoch = score, steps_per_epoch
         self.weights, self.note = folder / "best.safetensors", folder / "best.json"
 
     def on_step_end(self, args: object, state: TrainerState, control: object, **given: Any) -> None:
         if state.global_step % self.steps_per_epoch == 0:
-            score = self.score(given["model"])
+            score = self.score()
             if not self.note.is_file() or score > json.loads(self.note.read_text())["score"]:
                 self.weights.parent.mkdir(parents=True, exist_ok=True)
                 save_file(given["model"].state_dict(), self.weights)
                 self.note.write_text(json.dumps({"score": score, "step": state.global_step}))
 
-    def restore(self, model: PreTrainedModel) -> None:
+    def restore(self, model: nn.Module) -> None:
         model.load_state_dict(load_file(self.weights))
 
 
@@ -81,9 +151,9 @@ def fine_tune(
     num_labels: int,
     params: TrainTeacherParams,
     scratch: Path,
-    score: Callable[[PreTrainedModel], float] | None = None,
-) -> tuple[PreTrainedModel, dict[str, int]]:
-    """Fine-tune all weights on some rows; keep the last epoch, or the one that scores best.
+    score: Callable[[nn.Module], float] | None = None,
+) -> tuple[PreTrainedModel | PeftModel, dict[str, int]]:
+    """Fine-tune a model on some rows; keep the last epoch, or the one that scores best.
 
     Args:
         folder: the pretrained model.
@@ -96,12 +166,15 @@ def fine_tune(
         score: of a model after each epoch, higher is better; None keeps the last.
 
     Returns:
-        The model in eval mode on the CPU, and its cost: steps, examples.
+        The model in eval mode on the CPU, a PEFT model for method ``prefix``, and its cost: steps,
+        examples.
 
     Raises:
+        ModelError: the method does not work on this architecture, or positions run out.
         TrainingDiverged: the loss became NaN or infinite.
     """
-    model = load_classifier(folder, num_labels, params.seed)
+    model = _build(folder, encoded.take(indices), num_labels, params)
+    trained = _Adapter(model) if isinstance(model, PeftModel) else model
     steps = params.epochs * math.ceil(len(indices) / params.batch_size)
     arguments = TrainingArguments(
         output_dir=str(scratch),
@@ -129,9 +202,11 @@ def fine_tune(
     def choice_loss(outputs: Any, labels: torch.Tensor, **_: Any) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(encoded.by_row(outputs.logits), labels)
 
-    best = None if score is None else _KeepBest(score, steps // params.epochs, scratch)
+    best = None
+    if score is not None:
+        best = _KeepBest(lambda: score(model), steps // params.epochs, scratch)
     trainer = Trainer(
-        model=model,
+        model=trained,
         args=arguments,
         train_dataset=indices,
         callbacks=[best] if best else None,
@@ -146,6 +221,21 @@ def fine_tune(
             f"{trainer.state.global_step} steps. Lower train_teacher.lr (now {params.lr:g})."
         )
     if best:
-        best.restore(model)
+        best.restore(trained)
     model.eval().to("cpu")
+    if params.method == "lora":
+        model = model.merge_and_unload()  # type: ignore[operator]
     return model, {"steps": steps, "examples": params.epochs * len(indices)}
+
+
+def _build(
+    folder: Path, encoded: Encoded, num_labels: int, params: TrainTeacherParams
+) -> PreTrainedModel | PeftModel:
+    """The untrained model; only what ``params.method`` trains requires a gradient."""
+    model = load_classifier(folder, num_labels, params.seed)
+    if params.num_virtual_tokens:
+        check_positions(model, params.num_virtual_tokens, params.max_length, folder, "train_teacher")
+        return add_prefix(model, params.num_virtual_tokens, encoded, params.seed, "train_teacher")
+    if params.lora_rank and params.lora_alpha:
+        return add_lora(model, params.lora_rank, params.lora_alpha)
+    return model
