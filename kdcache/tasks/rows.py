@@ -213,7 +213,7 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
         DataError: it is no JSON object; names ``where``.
     """
     try:
-        values = json.loads(line)
+        values = json.loads(line.rstrip("\r\n"))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where}: the line must be a JSON object, got {shorten(line)} "
