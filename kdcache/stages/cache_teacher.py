@@ -223,14 +223,19 @@ class Teacher:
         for fold in np.unique(folds):
             mine = np.flatnonzero(folds == fold)
             teachers = range(self.num_folds) if fold == MEAN_OF_FOLDS else [int(fold)]
-            logits[mine] = np.mean([self._logits(split, k, rows[mine]) for k in teachers], axis=0)
+            logits[mine] = np.mean([self.logits(split, k, rows[mine]) for k in teachers], axis=0)
         return logits
+
+    def logits(self, split: str, fold: int, rows: np.ndarray, dtype: Dtype | None = None) -> np.ndarray:
+        """Logits of some rows by one fold's teacher, or the one on all rows, computed now."""
+        said = [self._extract(split, fold, member, rows, dtype)["logits"] for member in self.members]
+        return np.mean(said, axis=0)
 
     def drift(self, split: str) -> dict[str, float]:
         """How far ``params.dtype`` moves the logits of some rows from their float32 values."""
         rows = np.random.default_rng(0).permutation(len(self.tables[split]))[:DRIFT_ROWS]
-        ours = self._logits(split, ALL_ROWS_TEACHER, rows)
-        exact = self._logits(split, ALL_ROWS_TEACHER, rows, dtype="float32")
+        ours = self.logits(split, ALL_ROWS_TEACHER, rows)
+        exact = self.logits(split, ALL_ROWS_TEACHER, rows, dtype="float32")
         moved = np.abs(ours - exact)
         return {
             "rows": len(rows),
@@ -244,10 +249,6 @@ class Teacher:
         parts = [self._parts(writer, split, fold, member) for member in self.members]
         for found in zip(*parts, strict=True):
             yield found[0][0], _mean([said for _, said in found])
-
-    def _logits(self, split: str, fold: int, rows: np.ndarray, dtype: Dtype | None = None) -> np.ndarray:
-        said = [self._extract(split, fold, member, rows, dtype)["logits"] for member in self.members]
-        return np.mean(said, axis=0)
 
     def _parts(
         self, writer: CacheWriter, split: str, fold: int, member: int, bar: "tqdm[Any] | None" = None
