@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +11,6 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -90,57 +89,28 @@ class TrainTeacherParams:
             raise ParamsError("\n".join(problems))
 
 
-class _Adapter(nn.Module):
-    """A PEFT model as the Trainer is to see it: a plain module whose state is what is trained.
-
-    The Trainer would save a PEFT model in PEFT's own format, from which a prompt cannot go on.
-    """
-
-    accepts_loss_kwargs = False
-
-    def __init__(self, model: PeftModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, **inputs: Any) -> Any:
-        return self.model(**inputs)
-
-    def _trained(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
-    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
-        return {name: parameter.detach() for name, parameter in self._trained().items()}
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: Mapping[str, Any], *_: Any, **__: Any) -> _IncompatibleKeys:
-        trained = self._trained()
-        assert trained.keys() == state_dict.keys()
-        for name, parameter in trained.items():
-            parameter.copy_(state_dict[name])
-        return _IncompatibleKeys([], [])
-
-
 class _KeepBest(TrainerCallback):
-    """The weights of the epoch with the highest score, on disk, so that an interrupted run keeps them.
+    """What is trained, of the epoch with the highest score, on disk, so that an interrupted run keeps it.
 
     Scores at the last step of an epoch, before the trainer writes a checkpoint there: what a
     checkpoint has behind it has been scored.
     """
 
-    def __init__(self, score: Callable[[], float], steps_per_epoch: int, folder: Path) -> None:
+    def __init__(self, score: Callable[[nn.Module], float], steps_per_epoch: int, folder: Path) -> None:
         self.score, self.steps_per_epoch = score, steps_per_epoch
         self.weights, self.note = folder / "best.safetensors", folder / "best.json"
 
     def on_step_end(self, args: object, state: TrainerState, control: object, **given: Any) -> None:
         if state.global_step % self.steps_per_epoch == 0:
-            score = self.score()
+            score = self.score(given["model"])
             if not self.note.is_file() or score > json.loads(self.note.read_text())["score"]:
                 self.weights.parent.mkdir(parents=True, exist_ok=True)
-                save_file(given["model"].state_dict(), self.weights)
+                trained = {name: p for name, p in given["model"].named_parameters() if p.requires_grad}
+                save_file(trained, self.weights)
                 self.note.write_text(json.dumps({"score": score, "step": state.global_step}))
 
     def restore(self, model: nn.Module) -> None:
-        model.load_state_dict(load_file(self.weights))
+        model.load_state_dict(load_file(self.weights), strict=False)  # what is frozen never moved
 
 
 def fine_tune(
@@ -174,7 +144,6 @@ def fine_tune(
         TrainingDiverged: the loss became NaN or infinite.
     """
     model = _build(folder, encoded.take(indices), num_labels, params)
-    trained = _Adapter(model) if isinstance(model, PeftModel) else model
     steps = params.epochs * math.ceil(len(indices) / params.batch_size)
     arguments = TrainingArguments(
         output_dir=str(scratch),
@@ -202,11 +171,9 @@ def fine_tune(
     def choice_loss(outputs: Any, labels: torch.Tensor, **_: Any) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(encoded.by_row(outputs.logits), labels)
 
-    best = None
-    if score is not None:
-        best = _KeepBest(lambda: score(model), steps // params.epochs, scratch)
+    best = None if score is None else _KeepBest(score, steps // params.epochs, scratch)
     trainer = Trainer(
-        model=trained,
+        model=model,
         args=arguments,
         train_dataset=indices,
         callbacks=[best] if best else None,
@@ -221,7 +188,7 @@ def fine_tune(
             f"{trainer.state.global_step} steps. Lower train_teacher.lr (now {params.lr:g})."
         )
     if best:
-        best.restore(trained)
+        best.restore(model)
     model.eval().to("cpu")
     if params.method == "lora":
         model = model.merge_and_unload()  # type: ignore[operator]
