@@ -90,7 +90,7 @@ def teach(
     return model, extract(model, rows, 3, 8, CPU)[0]
 
 
-def test_full_is_the_default_and_adapters_change_nothing_of_it(tiny_model: Path, tmp_path: Path):
+def test_full_is_the_default_and_trains_every_weight(tiny_model: Path, tmp_path: Path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     model, _ = teach(folder, PARAMS)

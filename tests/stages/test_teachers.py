@@ -166,6 +166,7 @@ def test_ensemble_speaks_as_the_mean_of_teachers_trained_alone(project):
             wanted = (means[1] + means[2]) / 2
         assert np.abs(rows.logits - wanted).max() < 1e-5
     run("verify", "--task", "cb", "--teacher-rows", "24")
+    assert digests[2][1] in run("inspect", "--task", "cb").replace("\n", "")
     manifest = load_cache(CACHE, "train").manifest
     assert manifest.num_folds == 2
     assert manifest.cost["forward_examples"] == 2 * (24 * 2 + 8 * 3 + 32 * 3)
