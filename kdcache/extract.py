@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import nn
 
 from kdcache.batching import Encoded, fixed_plan, iterate
+from kdcache.errors import ModelError
 from kdcache.models import finish_only_cls, last_linear
+
+Dtype = Literal["float32", "bfloat16"]
 
 
 @contextmanager
@@ -41,7 +45,7 @@ def extract(
     num_labels: int,
     batch_size: int,
     device: torch.device,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     after_batch: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run every row through a model in eval mode.
@@ -59,7 +63,12 @@ def extract(
     Returns:
         float32 logits of shape (rows, choices · num_labels) and features of shape
         (rows, choices · dim).
+
+    Raises:
+        ModelError: another dtype.
     """
+    if dtype not in get_args(Dtype):
+        raise ModelError(f"extract: dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}.")
     was_training = model.training
     model.eval().to(device)
     plan = fixed_plan(encoded.lengths, batch_size)

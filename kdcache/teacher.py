@@ -1,4 +1,4 @@
-"""Fine-tune the teacher: all of its weights, with the transformers Trainer."""
+"""Fine-tune the teacher, whole or through a PEFT adapter, with the transformers Trainer."""
 
 import json
 import math
@@ -8,16 +8,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from kdcache.adapters import add_lora, add_prefix, check_positions
 from kdcache.batching import Encoded
-from kdcache.errors import TrainingDiverged
+from kdcache.errors import ParamsError, TrainingDiverged
 from kdcache.models import load_classifier
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
 
-CHECKPOINT_STEPS = 200  # with optimizer state: three times the size of the weights
+CHECKPOINT_STEPS = 200  # with optimizer state: three times the size of what is trained
+
+Method = Literal["full", "prefix", "lora"]
+KEYS_OF: dict[Method, tuple[str, ...]] = {
+    "full": (),
+    "prefix": ("num_virtual_tokens",),
+    "lora": ("lora_rank", "lora_alpha"),
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,15 @@ class TrainTeacherParams:
             cached logits come from a teacher that never saw it; 0 trains the one teacher.
         select: ``last`` epoch, or the one with the best first metric on ``tune``.
         seed: of head, dropout and order.
+        method: what is trained: ``full``, all weights; ``prefix``, prompts, pooler and head, the rest
+            frozen; ``lora``, low-rank updates of every linear layer, merged into plain weights at the end.
+        num_virtual_tokens: of ``prefix``, length of the prompt, in tokens.
+        lora_rank, lora_alpha: of ``lora``, see ``adapters.add_lora``.
+        ensemble: n ≥ 2 trains n teachers, of seeds seed … seed + n − 1, in place of each; the cache
+            holds the mean of their logits.
+
+    Raises:
+        ParamsError: a key that the method lacks, or one of another method.
     """
 
     model: str
@@ -48,16 +67,36 @@ class TrainTeacherParams:
     folds: NonNegativeInt
     select: Literal["last", "tune"]
     seed: NonNegativeInt
+    method: Method = "full"
+    num_virtual_tokens: Count | None = None
+    lora_rank: Count | None = None
+    lora_alpha: Count | None = None
+    ensemble: Count = 1
+
+    def __post_init__(self) -> None:
+        problems = []
+        for method, keys in KEYS_OF.items():
+            for key in keys:
+                value = getattr(self, key)
+                if method == self.method and value is None:
+                    problems.append(f"train_teacher.{key}: it must be set with method {method}, got nothing.")
+                if method != self.method and value is not None:
+                    problems.append(
+                        f"train_teacher.{key}: it must be null with method {self.method}, got {value}. "
+                        f"Remove it, or set train_teacher.method to {method}."
+                    )
+        if problems:
+            raise ParamsError("\n".join(problems))
 
 
 class _KeepBest(TrainerCallback):
-    """The weights of the epoch with the highest score, on disk, so that an interrupted run keeps them.
+    """What is trained, of the epoch with the highest score, on disk, so that an interrupted run keeps it.
 
     Scores at the last step of an epoch, before the trainer writes a checkpoint there: what a
     checkpoint has behind it has been scored.
     """
 
-    def __init__(self, score: Callable[[PreTrainedModel], float], steps_per_epoch: int, folder: Path) -> None:
+    def __init__(self, score: Callable[[nn.Module], float], steps_per_epoch: int, folder: Path) -> None:
         self.score, self.steps_per_epoch = score, steps_per_epoch
         self.weights, self.note = folder / "best.safetensors", folder / "best.json"
 
@@ -66,11 +105,12 @@ class _KeepBest(TrainerCallback):
             score = self.score(given["model"])
             if not self.note.is_file() or score > json.loads(self.note.read_text())["score"]:
                 self.weights.parent.mkdir(parents=True, exist_ok=True)
-                save_file(given["model"].state_dict(), self.weights)
+                trained = {name: p for name, p in given["model"].named_parameters() if p.requires_grad}
+                save_file(trained, self.weights)
                 self.note.write_text(json.dumps({"score": score, "step": state.global_step}))
 
-    def restore(self, model: PreTrainedModel) -> None:
-        model.load_state_dict(load_file(self.weights))
+    def restore(self, model: nn.Module) -> None:
+        model.load_state_dict(load_file(self.weights), strict=False)  # what is frozen never moved
 
 
 def fine_tune(
@@ -81,9 +121,9 @@ def fine_tune(
     num_labels: int,
     params: TrainTeacherParams,
     scratch: Path,
-    score: Callable[[PreTrainedModel], float] | None = None,
-) -> tuple[PreTrainedModel, dict[str, int]]:
-    """Fine-tune all weights on some rows; keep the last epoch, or the one that scores best.
+    score: Callable[[nn.Module], float] | None = None,
+) -> tuple[PreTrainedModel | PeftModel, dict[str, int]]:
+    """Fine-tune a model on some rows; keep the last epoch, or the one that scores best.
 
     Args:
         folder: the pretrained model.
@@ -96,12 +136,14 @@ def fine_tune(
         score: of a model after each epoch, higher is better; None keeps the last.
 
     Returns:
-        The model in eval mode on the CPU, and its cost: steps, examples.
+        The model in eval mode on the CPU, a PEFT model for method ``prefix``, and its cost: steps,
+        examples.
 
     Raises:
+        ModelError: the method does not work on this architecture, or positions run out.
         TrainingDiverged: the loss became NaN or infinite.
     """
-    model = load_classifier(folder, num_labels, params.seed)
+    model = _build(folder, encoded.take(indices), num_labels, params)
     steps = params.epochs * math.ceil(len(indices) / params.batch_size)
     arguments = TrainingArguments(
         output_dir=str(scratch),
@@ -148,4 +190,19 @@ def fine_tune(
     if best:
         best.restore(model)
     model.eval().to("cpu")
+    if params.method == "lora":
+        model = model.merge_and_unload()  # type: ignore[operator]
     return model, {"steps": steps, "examples": params.epochs * len(indices)}
+
+
+def _build(
+    folder: Path, encoded: Encoded, num_labels: int, params: TrainTeacherParams
+) -> PreTrainedModel | PeftModel:
+    """The untrained model; only what ``params.method`` trains requires a gradient."""
+    model = load_classifier(folder, num_labels, params.seed)
+    if params.num_virtual_tokens:
+        check_positions(model, params.num_virtual_tokens, params.max_length, folder, "train_teacher")
+        return add_prefix(model, params.num_virtual_tokens, encoded, params.seed, "train_teacher")
+    if params.lora_rank and params.lora_alpha:
+        return add_lora(model, params.lora_rank, params.lora_alpha)
+    return model

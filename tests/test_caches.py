@@ -94,16 +94,16 @@ def test_verify_asks_the_teacher_again(taught):
     # The same bytes under right digests, but not what this teacher says.
     split, identity = load_cache(CACHE, "train"), load_cache(CACHE, "train").manifest.identity
     rows = {name: load_cache(CACHE, name).rows for name in ("train", "tune", "validation")}
-    moved = rows["train"].logits.copy()
-    moved[3] += 0.01  # all alike: no prediction changes
-    rows["train"] = replace(rows["train"], logits=moved)
     facts = {"tolerance": split.manifest.tolerance, "metrics": split.manifest.metrics}
-    writer.write_cache(CACHE, Path(".kdcache/x"), rows, identity=identity, **facts)
-    message = fails("verify", "--task", "cb", "--teacher-rows", "24")
-    assert message == (
-        f"train.parquet: the teacher must give its logits again within 0.0001, got up to 0.01 away for "
-        f"{rows['train'].example_id[3]}. Run: kdcache cache --task cb"
-    )
+    for column in ("logits", "logits_plain"):
+        moved = getattr(rows["train"], column).copy()
+        moved[3] += 0.01  # all alike: no prediction changes
+        damaged = rows | {"train": replace(rows["train"], **{column: moved})}
+        writer.write_cache(CACHE, Path(".kdcache/x"), damaged, identity=identity, **facts)
+        assert fails("verify", "--task", "cb", "--teacher-rows", "24") == (
+            f"train.parquet: the teacher must give its logits again within 0.0001, got up to 0.01 away for "
+            f"{rows['train'].example_id[3]}. Run: kdcache cache --task cb"
+        )
 
     assert run("teach", "--task", "cb", "--set", "train_teacher.seed=5")[0] == 0
     assert fails("verify", "--task", "cb").startswith("cache of cb: teacher folds_sha256 must be [")

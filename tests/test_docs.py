@@ -36,9 +36,10 @@ def test_specification_stays_short():
     assert 10 < len(rules) < 25
 
 
-def test_format_can_be_checked_without_kdcache(project):
+@pytest.mark.parametrize("folds", [0, 2])
+def test_format_can_be_checked_without_kdcache(project, folds):
     """A reader written from docs/cache-format.md, with pyarrow and the standard library."""
-    project(train_teacher={"folds": 0})
+    project(train_teacher={"folds": folds})
     for command in ("prepare", "teach", "cache"):
         assert CliRunner().invoke(app, [command, "--task", "cb"]).exit_code == 0
     cache = Path("cache/cb")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kdcache.batching import encode, fixed_plan, num_batches, training_plan
+from kdcache.errors import ModelError
 from kdcache.extract import extract
 from kdcache.models import finish_only_cls, last_linear, load_classifier, load_tokenizer
 
@@ -62,6 +63,15 @@ def test_extract_restores_the_mode_and_leaves_no_hook(tiny_model: Path, encoded)
     extract(model, encoded, 3, batch_size=7, device=CPU)
     assert model.training
     assert not last_linear(model, 3)._forward_pre_hooks
+
+
+def test_a_dtype_that_it_does_not_compute_in_is_refused(tiny_model: Path, encoded):
+    model = load_classifier(tiny_model, 3, seed=0)
+    exact, half = (extract(model, encoded, 3, 7, CPU, dtype)[0] for dtype in ("float32", "bfloat16"))
+    assert 0 < np.abs(exact - half).max() < 0.1
+    with pytest.raises(ModelError) as caught:
+        extract(model, encoded, 3, 7, CPU, "float16")
+    assert str(caught.value) == "extract: dtype must be one of float32, bfloat16, got 'float16'."
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -129,7 +130,9 @@ def test_each_task_runs_from_rows_to_a_submission_file(student, name):
                 "entailment", "not_entailment",
             }  # fmt: skip
 
-    assert run(*arguments)[0] == 0
+    code, _, progress = run(*arguments)
+    assert code == 0
+    assert re.search(rf"{name} predictions: 100%.* (\d+)/\1 ", progress)
     assert run(*arguments, "--format", "jsonl")[0] == 0
     predictions = folder / "runs" / "predictions"
     rows = list(csv.DictReader((predictions / f"{name}-{split}.csv").read_text().splitlines()))

@@ -173,8 +173,7 @@ def write_outputs(rows: CacheRows, path: Path) -> None:
     elif path.suffix == ".parquet":
         pq.write_table(rows.to_table(), path)
     elif path.suffix == ".npz":
-        vectors = {"logits": rows.logits, "features": rows.features, **rows.layers}
-        kept = {name: values for name, values in vectors.items() if values.shape[1]}
+        kept = {name: values for name, values in rows.vectors.items() if values.shape[1]}
         np.savez(path, allow_pickle=False, **{k: np.array(v) for k, v in flat.items()}, **kept)
     else:
         raise DataError(f"{path}: the file must end in .csv, .jsonl, .parquet, .npz, got {path.suffix!r}.")

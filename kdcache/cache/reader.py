@@ -102,7 +102,8 @@ class CachedSplit:
 
         Returns:
             ``label`` of shape (rows,), ``logits`` of shape (rows, num_labels) and ``features``
-            of shape (rows, dim), as they are kept: float32 and float16.
+            of shape (rows, dim), as they are kept: float32 and float16; so, too, the cache's
+            further columns (see ``CacheRows``).
 
         Raises:
             CacheError: they do not fit on the device; ``stream`` does.
@@ -111,7 +112,7 @@ class CachedSplit:
         import torch
 
         rows = self.rows if ids is None else self.align(ids)
-        arrays = {"label": rows.label, "logits": rows.logits, "features": rows.features, **rows.layers}
+        arrays = {"label": rows.label, **rows.vectors}
         needed = sum(array.nbytes for array in arrays.values())
         device = torch.device(device)
         if device.type == "cuda" and needed > (free := torch.cuda.mem_get_info(device)[0]):

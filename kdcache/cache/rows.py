@@ -1,13 +1,13 @@
 """Rows of a cache in memory: NumPy columns, to and from Arrow."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 
-from kdcache.cache.schema import cache_schema
-from kdcache.errors import ShapeError
+from kdcache.cache.schema import ALL_ROWS_TEACHER, cache_schema
+from kdcache.errors import CacheMissing, ShapeError
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class CacheRows:
         logits: float32 array of shape (rows, num_labels).
         features: float array of shape (rows, dim), kept as float16; dim 0 where there are none.
         layers: further columns ``features_<layer>``, each like ``features``.
+        logits_plain: like ``logits``, of the teacher on all rows, where ``logits`` come from folds.
     """
 
     example_id: list[str]
@@ -30,6 +31,7 @@ class CacheRows:
     logits: np.ndarray
     features: np.ndarray
     layers: dict[str, np.ndarray] = field(default_factory=dict)
+    logits_plain: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.example_id)
@@ -40,6 +42,30 @@ class CacheRows:
         labelled = self.label >= 0
         return int((self.logits[labelled].argmax(axis=1) == self.label[labelled]).sum())
 
+    @property
+    def vectors(self) -> dict[str, np.ndarray]:
+        """All columns of vectors, by name."""
+        plain = {} if self.logits_plain is None else {"logits_plain": self.logits_plain}
+        return {"logits": self.logits, "features": self.features, **self.layers, **plain}
+
+    def plain(self) -> "CacheRows":
+        """The same rows as the teacher on all rows has them, which saw the training rows: its logits alone.
+
+        Raises:
+            CacheMissing: the cache holds cross-fitted logits only.
+        """
+        if (self.fold == ALL_ROWS_TEACHER).all():
+            return self
+        if self.logits_plain is None:
+            raise CacheMissing(
+                "cache rows: logits_plain must be in a cache of cross-fitted logits, got none. "
+                "Build the cache anew with kdcache cache."
+            )
+        return replace(
+            self, fold=np.full_like(self.fold, ALL_ROWS_TEACHER), logits=self.logits_plain,
+            features=np.empty((len(self), 0), np.float16), layers={}, logits_plain=None,
+        )  # fmt: skip
+
     def take(self, indices: Sequence[int] | np.ndarray) -> "CacheRows":
         """Return some of the rows, in the given order."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -47,6 +73,7 @@ class CacheRows:
             [self.example_id[i] for i in indices], [self.content_hash[i] for i in indices],
             self.label[indices], self.fold[indices], self.logits[indices], self.features[indices],
             {name: values[indices] for name, values in self.layers.items()},
+            None if self.logits_plain is None else self.logits_plain[indices],
         )  # fmt: skip
 
     @classmethod
@@ -61,7 +88,7 @@ class CacheRows:
             ShapeError: the columns are not equally long, or a value is not finite.
         """
         rows = len(self)
-        vectors = {"logits": self.logits, "features": self.features, **self.layers}
+        vectors = self.vectors
         lengths = [len(self.content_hash), len(self.label), len(self.fold), *map(len, vectors.values())]
         if set(lengths) != {rows}:
             raise ShapeError(
@@ -88,7 +115,8 @@ class CacheRows:
         return cls(
             table["example_id"].to_pylist(), table["content_hash"].to_pylist(),
             table["label"].to_numpy(), table["fold"].to_numpy(), vectors.pop("logits"),
-            vectors.pop("features", np.empty((len(table), 0), np.float16)), vectors,
+            vectors.pop("features", np.empty((len(table), 0), np.float16)),
+            logits_plain=vectors.pop("logits_plain", None), layers=vectors,
         )  # fmt: skip
 
 

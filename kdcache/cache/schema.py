@@ -31,8 +31,8 @@ def cache_schema(num_labels: int, dims: Mapping[str, int]) -> pa.Schema:
 
     Args:
         num_labels: length of each row's logits.
-        dims: column → length of each row's features: ``features`` and perhaps further
-            ``features_<layer>``; empty where the teacher shows none.
+        dims: column → length of each row's vector: ``features`` and perhaps further
+            ``features_<layer>``, where the teacher shows them; ``logits_plain``.
     """
     widths = {"logits": num_labels, **{name: dims[name] for name in sorted(dims)}}
     kinds = {name: f"{_KINDS[name.split('_')[0]]}[{width}]" for name, width in widths.items()}
@@ -63,8 +63,8 @@ def parse_columns(columns: list[list[str]]) -> pa.Schema:
     fields = []
     for name, kind in columns:
         vector = re.fullmatch(r"(float32|float16)\[([1-9]\d*)\]", kind)
-        base = re.fullmatch(r"(logits|features)(_\w+)?", name)
-        if vector and base and vector[1] == _KINDS[base[1]]:
+        base = re.fullmatch(r"(logits)(?:_plain)?|(features)(?:_\w+)?", name)
+        if vector and base and vector[1] == _KINDS[base[1] or base[2]]:
             item = pa.field("item", pa.type_for_alias(vector[1]), nullable=False)
             fields.append(pa.field(name, pa.list_(item, int(vector[2])), nullable=False))
         elif _SCALARS.get(name) == kind:

@@ -89,8 +89,8 @@ def _check_rows(file: pq.ParquetFile, manifest: Manifest, split: str) -> Iterato
     for group in range(file.num_row_groups):
         rows = CacheRows.from_table(file.read_row_group(group))
         digest.update(rows.example_id, rows.content_hash, rows.label)
-        finite = np.isfinite(rows.logits).all(axis=1) & np.isfinite(rows.features).all(axis=1)
-        for values in rows.layers.values():
+        finite = np.ones(len(rows), bool)
+        for values in rows.vectors.values():
             finite &= np.isfinite(values).all(axis=1)
         possible = (rows.label >= -1) & (rows.label < num_labels)
         possible &= (rows.fold >= MEAN_OF_FOLDS) & (rows.fold < max(1, manifest.num_folds))

@@ -1,9 +1,10 @@
-"""data → models/teacher/<task>/: a transformers folder, identity.json, and a folder per fold."""
+"""data → models/teacher/<task>/: a folder per fold and seed, the first one itself, and identity.json."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel
 
+from kdcache.adapters import save_adapter
 from kdcache.batching import encode
-from kdcache.digests import file_digest
 from kdcache.errors import DataError
 from kdcache.extract import extract
 from kdcache.metrics import compute_metrics
-from kdcache.models import WEIGHTS, config_digest, load_tokenizer, resolve, save_model, setup
+from kdcache.models import load_tokenizer, resolve, save_model, setup
+from kdcache.stages.teachers import ALL_ROWS, describe_teacher, part
 from kdcache.stages.workspace import (
     COST,
     FOLDS,
@@ -46,13 +50,13 @@ EVAL_BATCH_SIZE = 64
 def train_teacher(project: Project, task_name: str) -> None:
     """Fine-tune the teacher on all training rows, and one more per fold for cross-fitted logits.
 
-    Interrupted, the next run goes on: finished teachers are kept whole, the one at work
-    from its last checkpoint.
+    Each of them is an ensemble where ``ensemble`` says so. Interrupted, the next run goes on:
+    finished models are kept whole, the one at work from its last checkpoint.
 
     Raises:
-        ParamsError: ``select: tune`` without a tune split.
+        ParamsError: ``select: tune`` without a tune split; keys that contradict the method.
         DataError: no prepared data, or too few labelled rows.
-        ModelError: the model reference does not resolve.
+        ModelError: the model reference does not resolve, or the method does not work on that model.
         TrainingDiverged: the loss became NaN or infinite.
     """
     params = project.section("train_teacher", TrainTeacherParams)
@@ -80,19 +84,21 @@ def train_teacher(project: Project, task_name: str) -> None:
     scratch = project.scratch("teacher", *made_of)
     made = scratch / "made"
     cost = {"steps": 0, "examples": 0}
-    for fold in range(-1, params.folds):  # −1: the teacher on all rows
-        rows = [i for i, label in enumerate(labels) if label >= 0 and (fold < 0 or folds[i] != fold)]
-        folder = made if fold < 0 else made / f"fold-{fold}"
-        done = scratch / f"cost{fold}.json"
+    for fold, member in itertools.product(range(ALL_ROWS, params.folds), range(params.ensemble)):
+        rows = [i for i, label in enumerate(labels) if label >= 0 and (fold == ALL_ROWS or folds[i] != fold)]
+        folder = part(made, fold, member)
+        done = scratch / f"cost{fold}-{member}.json"
         if not done.is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            what = "all rows" if fold < 0 else f"all folds but {fold}"
+            shutil.rmtree(folder, ignore_errors=True)  # parts made later may lie in it, none made before
+            seed = params.seed + member
+            what = "all rows" if fold == ALL_ROWS else f"all folds but {fold}"
+            what += f", seed {seed}" if params.ensemble > 1 else ""
             print(f"{task_name}: teacher on {what}, {len(rows)} rows, {params.epochs} epochs")
-            checkpoints = scratch / f"checkpoints{fold}"
+            checkpoints = scratch / f"checkpoints{fold}-{member}"
             model, spent = fine_tune(
-                base, encoded, labels, rows, task.num_outputs, params, checkpoints, score
+                base, encoded, labels, rows, task.num_outputs, replace(params, seed=seed), checkpoints, score
             )
-            save_model(model, tokenizer, folder)
+            _save(model, tokenizer, folder, params.model)
             write_json(spent, done)
             shutil.rmtree(checkpoints)
         spent = json.loads(done.read_text())
@@ -106,14 +112,22 @@ def train_teacher(project: Project, task_name: str) -> None:
     shutil.rmtree(scratch)
 
 
+def _save(model: PreTrainedModel | PeftModel, tokenizer: Any, folder: Path, base: str) -> None:
+    if isinstance(model, PeftModel):
+        save_adapter(model, folder, base)
+        tokenizer.save_pretrained(str(folder))
+    else:
+        save_model(model, tokenizer, folder)
+
+
 def _scorer(
     task: Task, tune: pa.Table, tokenizer: Any, params: TrainTeacherParams, device: torch.device
-) -> Callable[[PreTrainedModel], float]:
+) -> Callable[[nn.Module], float]:
     """A model → its first metric on ``tune``."""
     encoded = encode(tokenizer, *sequences(tune, task), params.max_length, task.truncate, task.num_choices)
     labels, columns = tune["label"].to_numpy(), metric_columns(tune, task)
 
-    def score(model: PreTrainedModel) -> float:
+    def score(model: nn.Module) -> float:
         logits, _ = extract(model, encoded, task.num_outputs, EVAL_BATCH_SIZE, device)
         return compute_metrics(task.metrics[:1], labels, logits, columns)[task.metrics[0]]
 
@@ -137,8 +151,7 @@ def _identity(made: Path, task: Task, params: TrainTeacherParams) -> dict[str, o
         "num_labels": task.num_labels,
         "max_length": params.max_length,
         "model": params.model,
-        "weights_sha256": file_digest(made / WEIGHTS),
-        "config_sha256": config_digest(made),
-        "tokenizer_sha256": file_digest(made / "tokenizer.json"),
-        "folds_sha256": [file_digest(made / f"fold-{k}" / WEIGHTS) for k in range(params.folds)],
+        "method": params.method,
+        "ensemble": params.ensemble,
+        **describe_teacher(made, params.folds, params.ensemble),
     }

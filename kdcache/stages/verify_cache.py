@@ -11,6 +11,7 @@ from kdcache.cache.ids import name_some
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import EXTERNAL, Manifest, check_identity, read_manifest
 from kdcache.cache.reader import load_cache
+from kdcache.cache.schema import ALL_ROWS_TEACHER
 from kdcache.cache.verify import Check, verify_cache
 from kdcache.errors import CacheError
 from kdcache.params import build
@@ -73,8 +74,11 @@ def _recompute(
     for split, table in tables.items():
         rows = np.sort(rng.permutation(len(table))[:count])
         ids = [table["example_id"][int(row)].as_py() for row in rows]
-        cached = load_cache(Location.parse(project.paths.cache, task.name), split).align(ids).logits
-        moved = np.abs(teacher.recompute(split, rows) - cached).max(axis=1)
+        cached = load_cache(Location.parse(project.paths.cache, task.name), split).align(ids)
+        moved = np.abs(teacher.recompute(split, rows) - cached.logits).max(axis=1)
+        if cached.logits_plain is not None:
+            plain = teacher.logits(split, ALL_ROWS_TEACHER, rows)
+            moved = np.maximum(moved, np.abs(plain - cached.logits_plain).max(axis=1))
         far = [i for i, distance in zip(ids, moved, strict=True) if distance > manifest.tolerance]
         problem = (
             f"{split}.parquet: the teacher must give its logits again within {manifest.tolerance:g}, "

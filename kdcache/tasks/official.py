@@ -4,13 +4,13 @@ Every defect of a row is an error that names file, line and value: a row dropped
 is a row of the cache that belongs to nobody.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kdcache.errors import DataError, nearest, shorten
+from kdcache.tasks.rows import parse_object
 from kdcache.tasks.schema import Example
 from kdcache.tasks.source import LABELLED_SPLITS, Row, Source, unique
 
@@ -66,15 +66,7 @@ def _read_rows(path: Path, source: Source, split: str) -> Iterator[tuple[str, Ex
 
 
 def _read_line(line: str, source: Source, split: str, where: str) -> Iterator[Example]:
-    try:
-        parsed = json.loads(line.rstrip())
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where}: the line must be a JSON object, got {shorten(line)} "
-            f"({error.msg}: character {error.pos}). Repair or remove the line."
-        ) from None
-    if not isinstance(parsed, dict):
-        raise DataError(f"{where}: the line must be a JSON object, got {shorten(line)}.")
+    parsed = parse_object(line, where)
     try:
         rows = list(source.flatten(parsed))
     except (KeyError, TypeError, AttributeError) as error:

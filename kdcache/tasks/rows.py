@@ -201,17 +201,27 @@ def _json_rows(path: Path, layout: Layout, columns: Sequence[str]) -> Iterator[R
         if not line.strip():
             continue
         where = f"{path}:{number}"
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{where}: the line must be a JSON object, got {shorten(line)} "
-                f"({error.msg}: character {error.pos}). Repair or remove the line."
-            ) from None
-        if not isinstance(values, dict):
-            raise DataError(f"{where}: the line must be a JSON object, got {shorten(line)}.")
+        values = parse_object(line, where)
         check_columns(where, list(values), columns)
         yield Row(where, values)
+
+
+def parse_object(line: str, where: str) -> dict[str, Any]:
+    """Parse a line of JSON lines.
+
+    Raises:
+        DataError: it is no JSON object; names ``where``.
+    """
+    try:
+        values = json.loads(line.rstrip("\r\n"))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where}: the line must be a JSON object, got {shorten(line)} "
+            f"({error.msg}: character {error.pos}). Repair or remove the line."
+        ) from None
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: the line must be a JSON object, got {shorten(line)}.")
+    return values
 
 
 def _pattern_rows(path: Path, layout: Layout, columns: Sequence[str]) -> Iterator[Row]:

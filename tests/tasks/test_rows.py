@@ -94,7 +94,7 @@ def test_rows_know_the_line_they_begin_on(tmp_path: Path):
         ("r.csv", "text,label\nx,y\n".encode("utf-16-le"), {}, ":1: the text must be utf-8, got a zero byte. "
          "Set read.encoding in the task file, for example to utf-16."),
         ("r.jsonl", b'{"text": "x", "label": "y"}\n{"text": \n', {},
-         ":2: the line must be a JSON object, got '{\"text\": ' (Expecting value: character 10). "
+         ":2: the line must be a JSON object, got '{\"text\": ' (Expecting value: character 9). "
          "Repair or remove the line."),
         ("r.jsonl", b'["text"]\n', {}, ":1: the line must be a JSON object, got '[\"text\"]'."),
         ("r.jsonl", b'{"text": "x", "label": "y"}\n{"text": "x", "lable": "y"}\n', {},
