@@ -1,0 +1,273 @@
+"""Levels, effects and their means, in points, with intervals that hold for new seeds *and* new examples.
+
+Both the seeds and the examples are samples. The value of seed s on group g of rows (where the metric is
+no mean of rows: its jackknife pseudo-value) is taken as
+
+    level + seed + group + rest,   Var(mean) = σ²_seed / S + σ²_group / G + σ²_rest / (S G) ≈ A + B
+
+A, the variance of the seeds' scores over S, holds the first and the last term and is known as well as S
+seeds allow; B, the covariance of two seeds' scores over groups, is the middle one. Each has its own
+quantile of Student's t:
+
+    points ± √(t²_{S−1} A + t²_{G−1} B)
+
+docs/statistics.md has the measured rates of this interval, and of those that were not taken.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import stdtrit
+from statsmodels.stats.multitest import multipletests
+
+from kdcache.stats.runs import TALLIES, Runs
+
+LEAST_P = 1e-300
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A level or an effect, in points of a metric, and how far to trust it.
+
+    Args:
+        points: the estimate.
+        of_seeds: its variance due to seeds, A; 0 with a single seed, which tells nothing of others.
+        of_groups: its variance due to examples, B.
+        df_seeds: degrees of freedom of A.
+        df_groups: degrees of freedom of B.
+        seeds: how many, of the task with fewest.
+        groups: how many groups of rows, of all tasks.
+
+    Reference:
+        The interval: Howe (1974). The variances: Hillis (2007), for readers and cases instead of
+        seeds and groups.
+    """
+
+    points: float
+    of_seeds: float
+    of_groups: float
+    df_seeds: float
+    df_groups: float
+    seeds: int
+    groups: int
+
+    @property
+    def se(self) -> float:
+        """Standard error over seeds and examples."""
+        return float(np.sqrt(self.of_seeds + self.of_groups))
+
+    @property
+    def low(self) -> float:
+        """Lower end of the 95 % interval."""
+        return self.interval()[0]
+
+    @property
+    def high(self) -> float:
+        """Upper end of the 95 % interval."""
+        return self.interval()[1]
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of no effect: 1 − the level of the interval that ends at 0."""
+        size = abs(self.points)
+        if self._half(LEAST_P) <= size:
+            return 1.0 if size == 0 else 0.0
+        return float(np.exp(brentq(lambda log_p: self._half(np.exp(log_p)) - size, np.log(LEAST_P), 0.0)))
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """The interval that holds the truth at this rate.
+
+        >>> low, high = Estimate(1.0, 0.2, 0.05, df_seeds=4, df_groups=299, seeds=5, groups=300).interval()
+        >>> print(f"{low:.2f} {high:.2f}")
+        -0.32 2.32
+        """
+        half = self._half(1 - level)
+        return self.points - half, self.points + half
+
+    def _half(self, alpha: float) -> float:
+        """Half of the interval that misses the truth at rate ``alpha``."""
+        parts = ((self.of_seeds, self.df_seeds), (self.of_groups, self.df_groups))
+        return float(
+            np.sqrt(sum(variance * stdtrit(df, alpha / 2) ** 2 for variance, df in parts if variance))
+        )
+
+    def __str__(self) -> str:
+        """As a table shows an effect.
+
+        >>> str(Estimate(1.0, 0.2, 0.05, df_seeds=4, df_groups=299, seeds=5, groups=300))
+        '+1.0 [-0.3, 2.3]'
+        """
+        return f"{self.points:+.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What each seed and group says of a contrast between arms, in points.
+
+    Args:
+        values: on all rows, of shape (seeds,).
+        pseudo: pseudo-values of shape (seeds, groups); their mean over groups is the value, but for
+            the jackknife's correction of bias.
+    """
+
+    values: np.ndarray
+    pseudo: np.ndarray
+
+
+def level(runs: Runs, arm: str) -> Estimate:
+    """An arm's own score, in points; its ``p`` means nothing.
+
+    Args:
+        runs: of one task.
+        arm: with predictions.
+
+    Raises:
+        DataError: the arm has no predictions.
+    """
+    return estimate(contrast(runs, {arm: 1.0}))
+
+
+def effect(runs: Runs, arm: str, over: str) -> Estimate:
+    """How much an arm scores above another, in points, paired by seed and example.
+
+    Args:
+        runs: of one task.
+        arm: the one that should be better.
+        over: the one it is compared with. An arm with a single seed, as a teacher, meets every seed
+            of the other: the effect is over *this* teacher.
+
+    Raises:
+        DataError: an arm has no predictions, or the two share no seed.
+
+    >>> from kdcache.stats.runs import tally_runs
+    >>> labels, right, wrong = np.zeros(4, int), [1.0, 0.0], [0.0, 1.0]
+    >>> arms = {"ce": {0: np.array([right, wrong, wrong, wrong]), 1: np.array([right, right, wrong, wrong])},
+    ...         "kl": {0: np.array([right, right, wrong, wrong]), 1: np.array([right, right, right, wrong])}}
+    >>> effect(tally_runs("accuracy", labels, arms), "kl", over="ce").points
+    25.0
+    """
+    return estimate(contrast(runs, {arm: 1.0, over: -1.0}))
+
+
+def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean over tasks of levels or effects, each task with the same weight.
+
+    The tasks are those that were chosen, no sample of tasks; what they hold is independent.
+
+    Args:
+        estimates: one per task.
+
+    >>> one = Estimate(1.0, 0.2, 0.05, df_seeds=4, df_groups=299, seeds=5, groups=300)
+    >>> mean = mean_estimate([one, one])
+    >>> print(f"{mean.se:.3f} {mean.df_seeds:.0f} {mean.df_groups:.0f}")
+    0.354 8 598
+    """
+    of_seeds, of_groups = [e.of_seeds for e in estimates], [e.of_groups for e in estimates]
+    return Estimate(
+        points=float(np.mean([e.points for e in estimates])),
+        of_seeds=sum(of_seeds) / len(estimates) ** 2,
+        of_groups=sum(of_groups) / len(estimates) ** 2,
+        df_seeds=pooled_df(of_seeds, [e.df_seeds for e in estimates]),
+        df_groups=pooled_df(of_groups, [e.df_groups for e in estimates]),
+        seeds=min(e.seeds for e in estimates),
+        groups=sum(e.groups for e in estimates),
+    )
+
+
+def pooled_df(variances: Sequence[float], dfs: Sequence[float]) -> float:
+    """Degrees of freedom of a sum of variances; 0 where there is none.
+
+    Reference:
+        Satterthwaite (1946).
+
+    >>> pooled_df([1.0, 1.0, 0.0], [4, 4, 4])
+    8.0
+    """
+    uncertain = sum(variance**2 / df for variance, df in zip(variances, dfs, strict=True) if variance)
+    return float(sum(variances) ** 2 / uncertain) if uncertain else 0.0
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values of a family of comparisons: rejecting those ≤ α wrongly rejects any at rate ≤ α.
+
+    Args:
+        p_values: comparison → its own p-value.
+
+    Returns:
+        comparison → adjusted p-value, in the same order.
+
+    Reference:
+        Holm (1979). Valid whatever the dependence between comparisons.
+
+    >>> holm({"kl": 0.01, "gram": 0.04, "sp": 0.03})
+    {'kl': 0.03, 'gram': 0.06, 'sp': 0.06}
+    """
+    adjusted = multipletests(list(p_values.values()), method="holm")[1]
+    return dict(zip(p_values, adjusted.tolist(), strict=True))
+
+
+def contrast(runs: Runs, weights: Mapping[str, float]) -> Table:
+    """A weighted sum of arms, seed by seed and group by group.
+
+    Args:
+        runs: of one task.
+        weights: arm → its factor.
+
+    Raises:
+        DataError: an arm has no predictions, or the arms share no seed.
+    """
+    values, pseudo = [], []
+    for arm, tallies in runs.paired(weights).items():
+        jackknifed = [_jackknife(runs.metric, sums.toarray()) for sums in tallies]
+        values.append([weights[arm] * value for value, _ in jackknifed])
+        pseudo.append([weights[arm] * parts for _, parts in jackknifed])
+    return Table(np.sum(values, axis=0), np.sum(pseudo, axis=0))
+
+
+def _jackknife(metric: str, sums: np.ndarray) -> tuple[float, np.ndarray]:
+    """A run's score and its pseudo-values, of shape (groups,), in points."""
+    value, total, groups = TALLIES[metric].value, sums.sum(axis=0), len(sums)
+    on_all = float(value(total))
+    return 100 * on_all, 100 * (groups * on_all - (groups - 1) * value(total - sums))
+
+
+def estimate(table: Table) -> Estimate:
+    """A contrast's mean over seeds, and its variance by source."""
+    of_seeds, of_groups = covariance([table])
+    seeds, groups = table.pseudo.shape
+    return Estimate(
+        points=float(table.values.mean()),
+        of_seeds=float(of_seeds[0, 0]),
+        of_groups=float(of_groups[0, 0]),
+        df_seeds=seeds - 1,
+        df_groups=groups - 1,
+        seeds=seeds,
+        groups=groups,
+    )
+
+
+def covariance(tables: Sequence[Table]) -> tuple[np.ndarray, np.ndarray]:
+    """Covariance of the means of contrasts, by source: A, seeds and the rest, and B, groups.
+
+    Args:
+        tables: over the same seeds and groups.
+
+    Returns:
+        Two arrays of shape (contrasts, contrasts), positive semidefinite.
+    """
+    values = np.stack([table.values for table in tables])
+    pseudo = np.stack([table.pseudo for table in tables])
+    seeds, groups = pseudo.shape[1:]
+    of_mean = _cov(pseudo.mean(axis=1)) / groups
+    if seeds == 1:
+        return np.zeros_like(of_mean), of_mean
+    of_each = np.mean([_cov(pseudo[:, seed]) for seed in range(seeds)], axis=0) / groups
+    between = (seeds * of_mean - of_each) / (seeds - 1)  # of two seeds
+    roots, axes = np.linalg.eigh(between)
+    return _cov(values) / seeds, (axes * np.maximum(roots, 0.0)) @ axes.T  # a variance below 0 is chance
+
+
+def _cov(rows: np.ndarray) -> np.ndarray:
+    return np.atleast_2d(np.cov(rows))
