@@ -20,11 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import stdtrit
-from statsmodels.stats.multitest import multipletests
 
 from kdcache.stats.runs import TALLIES, Runs
 
-LEAST_P = 1e-300
+LEAST_P = 1e-100
 
 
 @dataclass(frozen=True)
@@ -204,8 +203,12 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     >>> holm({"kl": 0.01, "gram": 0.04, "sp": 0.03})
     {'kl': 0.03, 'gram': 0.06, 'sp': 0.06}
     """
-    adjusted = multipletests(list(p_values.values()), method="holm")[1]
-    return dict(zip(p_values, adjusted.tolist(), strict=True))
+    ordered = sorted(p_values.items(), key=lambda item: item[1])
+    factors = range(len(ordered), 0, -1)
+    steps = [factor * p for factor, (_, p) in zip(factors, ordered, strict=True)]
+    adjusted = np.minimum(np.maximum.accumulate(steps), 1.0).tolist()
+    by_name = {name: value for (name, _), value in zip(ordered, adjusted, strict=True)}
+    return {name: by_name[name] for name in p_values}
 
 
 def contrast(runs: Runs, weights: Mapping[str, float]) -> Table:

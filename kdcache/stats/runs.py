@@ -220,7 +220,7 @@ def read_runs(predictions: pd.DataFrame, metric: str, rows: pd.DataFrame | None 
                 f"stats: {arm}-{seed} must predict the examples of {first_arm}-{first_seed}, each once, "
                 f"got {differing} others. Run: kdcache distill"
             )
-        logits.setdefault(arm, {})[int(seed)] = np.stack(run.loc[labelled, "logits"].tolist())
+        logits.setdefault(arm, {})[int(seed)] = np.array(run.loc[labelled, "logits"].tolist())
     labels = first.loc[labelled, "label"].to_numpy()
     if rows is None:
         return tally_runs(metric, labels, logits)
