@@ -1,10 +1,10 @@
 """How often intervals miss and tests reject, on predictions whose truth is known (tests/simulated.py).
 
-    python benchmarks/stats.py [--simulations 2000] [--only intervals]
+    python benchmarks/stats.py [--simulations 1000] [--only intervals]
 
 Baselines, on the same simulations as ours: McNemar's test pooled over seeds, the paired t-test over
 seeds, and bootstraps of examples (seeds averaged) and of examples crossed with seeds. Everything else
-prints our own rate beside the stated one. Percent; Monte-Carlo error of a 5 % rate: 0.5 at 2000.
+prints our own rate beside the stated one. Percent; Monte-Carlo error of a 5 % rate: 0.7 at 1000.
 """
 
 import argparse
@@ -194,7 +194,7 @@ MEASURES = {
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--simulations", type=int, default=2000)
+    parser.add_argument("--simulations", type=int, default=1000)
     parser.add_argument("--only", choices=MEASURES, help="default: all")
     arguments = parser.parse_args()
     for name, run in MEASURES.items():

@@ -36,10 +36,9 @@ def crossed_bootstrap(
     for block in np.array_split(np.arange(resamples), -(-resamples // BLOCK)):
         size = len(block)
         drawn = rng.integers(groups, size=(size, groups)) + groups * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * groups).reshape(size, groups)
+        counts = np.bincount(drawn.ravel(), minlength=size * groups).reshape(size, groups).astype(float)
         scores = sum(
-            weight * np.stack([value((sums.T @ counts.T).T) for sums in arms[arm]])
-            for arm, weight in weights.items()
+            weight * np.stack([value(counts @ sums) for sums in arms[arm]]) for arm, weight in weights.items()
         )
         effects.append((scores * rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size).T).sum(axis=0))
     return 100 * np.concatenate(effects) / seeds

@@ -223,7 +223,7 @@ def contrast(runs: Runs, weights: Mapping[str, float]) -> Table:
     """
     values, pseudo = [], []
     for arm, tallies in runs.paired(weights).items():
-        jackknifed = [_jackknife(runs.metric, sums.toarray()) for sums in tallies]
+        jackknifed = [_jackknife(runs.metric, sums) for sums in tallies]
         values.append([weights[arm] * value for value, _ in jackknifed])
         pseudo.append([weights[arm] * parts for _, parts in jackknifed])
     return Table(np.sum(values, axis=0), np.sum(pseudo, axis=0))
@@ -231,6 +231,7 @@ def contrast(runs: Runs, weights: Mapping[str, float]) -> Table:
 
 def _jackknife(metric: str, sums: np.ndarray) -> tuple[float, np.ndarray]:
     """A run's score and its pseudo-values, of shape (groups,), in points."""
+    sums = sums.astype(float)
     value, total, groups = TALLIES[metric].value, sums.sum(axis=0), len(sums)
     on_all = float(value(total))
     return 100 * on_all, 100 * (groups * on_all - (groups - 1) * value(total - sums))
@@ -263,14 +264,12 @@ def covariance(tables: Sequence[Table]) -> tuple[np.ndarray, np.ndarray]:
     values = np.stack([table.values for table in tables])
     pseudo = np.stack([table.pseudo for table in tables])
     seeds, groups = pseudo.shape[1:]
-    of_mean = _cov(pseudo.mean(axis=1)) / groups
+    rest = pseudo - pseudo.mean(axis=2, keepdims=True)
+    alone = np.tensordot(rest, rest, axes=((1, 2), (1, 2))) / (groups * (groups - 1))
     if seeds == 1:
-        return np.zeros_like(of_mean), of_mean
-    of_each = np.mean([_cov(pseudo[:, seed]) for seed in range(seeds)], axis=0) / groups
-    between = (seeds * of_mean - of_each) / (seeds - 1)  # of two seeds
-    roots, axes = np.linalg.eigh(between)
-    return _cov(values) / seeds, (axes * np.maximum(roots, 0.0)) @ axes.T  # a variance below 0 is chance
-
-
-def _cov(rows: np.ndarray) -> np.ndarray:
-    return np.atleast_2d(np.cov(rows))
+        return np.zeros_like(alone), alone
+    over_seeds = rest.sum(axis=1)
+    all_pairs = over_seeds @ over_seeds.T / (groups * (groups - 1))
+    roots, axes = np.linalg.eigh((all_pairs - alone) / (seeds * (seeds - 1)))  # pairs of two seeds
+    of_groups = (axes * np.maximum(roots, 0.0)) @ axes.T  # a variance below 0 is chance
+    return np.atleast_2d(np.cov(values)) / seeds, of_groups

@@ -11,7 +11,6 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_array
 
 from kdcache.errors import DataError, nearest
 from kdcache.metrics import METRICS, Columns, group_rows
@@ -26,34 +25,29 @@ class Tally:
         value: sums of shape (..., parts) → the metric, of shape (...).
     """
 
-    parts: Callable[[np.ndarray, np.ndarray, Columns], csr_array]
+    parts: Callable[[np.ndarray, np.ndarray, Columns], np.ndarray]
     value: Callable[[np.ndarray], np.ndarray]
 
 
-def _right(labels: np.ndarray, logits: np.ndarray, _columns: Columns) -> csr_array:
+def _right(labels: np.ndarray, logits: np.ndarray, _columns: Columns) -> np.ndarray:
     """Per row: right, 1."""
-    return csr_array(np.column_stack([logits.argmax(axis=1) == labels, np.ones(len(labels))]))
+    return np.column_stack([logits.argmax(axis=1) == labels, np.ones(len(labels))])
 
 
-def _units(name: str, labels: np.ndarray, logits: np.ndarray, columns: Columns) -> csr_array:
+def _units(name: str, labels: np.ndarray, logits: np.ndarray, columns: Columns) -> np.ndarray:
     """On the first row of each unit: the unit's score alone, 1; the metric is their mean."""
     parts = np.zeros((len(labels), 2))
     for rows in group_rows(columns["unit"]).values():
         own = {column: [values[row] for row in rows] for column, values in columns.items()}
         parts[rows[0]] = METRICS[name](labels[rows], logits[rows], own), 1.0
-    return csr_array(parts)
+    return parts
 
 
-def _class_counts(labels: np.ndarray, logits: np.ndarray, _columns: Columns) -> csr_array:
+def _class_counts(labels: np.ndarray, logits: np.ndarray, _columns: Columns) -> np.ndarray:
     """Per row and class: found, predicted, there."""
-    rows, num_labels = np.arange(len(labels)), logits.shape[1]
-    predictions = logits.argmax(axis=1)
-    found = rows[predictions == labels]
-    at = (
-        np.concatenate([found, rows, rows]),
-        np.concatenate([labels[found], num_labels + predictions, 2 * num_labels + labels]),
-    )
-    return csr_array((np.ones(len(at[0])), at), shape=(len(labels), 3 * num_labels))
+    classes = np.eye(logits.shape[1], dtype=np.float32)  # counts are exact in half of the memory
+    predicted, there = classes[logits.argmax(axis=1)], classes[labels]
+    return np.hstack([predicted * there, predicted, there])
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
@@ -106,14 +100,14 @@ class Runs:
     """
 
     metric: str
-    tallies: Mapping[str, Mapping[int, csr_array]]
+    tallies: Mapping[str, Mapping[int, np.ndarray]]
 
     @property
     def groups(self) -> int:
         """How many groups of rows there are."""
         return next(iter(next(iter(self.tallies.values())).values())).shape[0]
 
-    def paired(self, arms: Iterable[str]) -> dict[str, list[csr_array]]:
+    def paired(self, arms: Iterable[str]) -> dict[str, list[np.ndarray]]:
         """The tallies of arms over the seeds that they share.
 
         Args:
@@ -167,29 +161,25 @@ def tally_runs(
         DataError: the metric is unknown, or fewer than two groups are there.
 
     >>> runs = tally_runs("accuracy", np.array([0, 1]), {"ce": {0: np.array([[2., 1.], [2., 1.]])}})
-    >>> runs.tallies["ce"][0].toarray().tolist()
+    >>> runs.tallies["ce"][0].tolist()
     [[1.0, 1.0], [0.0, 1.0]]
     """
     if metric not in TALLIES:
         raise DataError(f"stats: metric must be a known one, got {metric!r}. {nearest(metric, TALLIES)}")
-    rows = np.arange(len(labels))
-    names = rows if groups is None else pd.factorize(np.asarray(groups, dtype=object))[0]
-    count = len(set(names.tolist()))
+    group = np.arange(len(labels)) if groups is None else pd.factorize(np.asarray(groups, dtype=object))[0]
+    count = len(set(group.tolist()))
     if count < 2:
         raise DataError(
             f"stats: rows must fall into at least 2 groups, got {count}. Score more labelled rows."
         )
-    member = csr_array((np.ones(len(rows)), (names, rows)), shape=(count, len(rows)))
-    tally = TALLIES[metric]
-    return Runs(
-        metric,
-        {
-            arm: {
-                seed: member @ tally.parts(labels, outputs, columns or {}) for seed, outputs in seeds.items()
-            }
-            for arm, seeds in logits.items()
-        },
-    )
+
+    def tally(outputs: np.ndarray) -> np.ndarray:
+        parts = TALLIES[metric].parts(labels, outputs, columns or {})
+        sums = np.zeros((count, parts.shape[1]), parts.dtype)
+        np.add.at(sums, group, parts)
+        return sums
+
+    return Runs(metric, {arm: {seed: tally(z) for seed, z in seeds.items()} for arm, seeds in logits.items()})
 
 
 def read_runs(predictions: pd.DataFrame, metric: str, rows: pd.DataFrame | None = None) -> Runs:

@@ -24,7 +24,7 @@ from kdcache.stats.runs import tally_runs
 def test_accuracy_is_a_mean_of_rows_and_its_pseudo_values_are_the_rows():
     runs = World(rows=40, seeds=3).runs(np.random.default_rng(0))
     table = contrast(runs, {"a": 1.0})
-    rows = np.stack([sums.toarray()[:, 0] for sums in runs.paired("a")["a"]])
+    rows = np.stack([sums[:, 0] for sums in runs.paired("a")["a"]])
     np.testing.assert_allclose(table.pseudo, 100 * rows, atol=1e-9)
     np.testing.assert_allclose(table.values, 100 * rows.mean(axis=1))
     assert level(runs, "a").points == pytest.approx(100 * rows.mean())
@@ -44,7 +44,7 @@ def test_variances_are_those_between_seeds_and_between_rows_of_two_seeds():
 
 def test_one_seed_is_the_paired_t_test_over_rows():
     runs = World(rows=50, seeds=1).runs(np.random.default_rng(0))
-    b, a = (runs.tallies[arm][0].toarray()[:, 0] for arm in "ba")
+    b, a = (runs.tallies[arm][0][:, 0] for arm in "ba")
     expected = stats.ttest_rel(b, a)
     got = effect(runs, "b", "a")
     assert got.p == pytest.approx(expected.pvalue)
@@ -110,8 +110,8 @@ def test_single_teacher_meets_every_seed():
     world = World({"kl": 0.0, "teacher": 0.3}, single=("teacher",), seeds=3)
     runs = world.runs(np.random.default_rng(0))
     table = contrast(runs, {"kl": 1.0, "teacher": -1.0})
-    teacher = runs.tallies["teacher"][0].toarray()[:, 0]
-    students = np.stack([sums.toarray()[:, 0] for sums in runs.tallies["kl"].values()])
+    teacher = runs.tallies["teacher"][0][:, 0]
+    students = np.stack([sums[:, 0] for sums in runs.tallies["kl"].values()])
     np.testing.assert_allclose(table.pseudo, 100 * (students - teacher), atol=1e-9)
 
 

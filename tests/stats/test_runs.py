@@ -41,7 +41,7 @@ def test_sums_give_the_metric_of_rows_left_out_and_drawn_again(metric, num_label
         again = {name: [values[row] for row in rows] for name, values in columns.items()}
         again["unit"] = [f"{columns['unit'][row]}-{copy}" for row, copy in drawn]
         expected = compute_metrics([metric], labels[rows], logits[rows], again)[metric]
-        sums = counts @ runs.tallies["kl"][0].toarray()
+        sums = counts @ runs.tallies["kl"][0]
         assert TALLIES[metric].value(sums) == pytest.approx(expected, abs=1e-12)
 
 
@@ -59,15 +59,15 @@ def test_runs_are_matched_by_id_and_unlabelled_rows_do_not_count():
     mixed = predictions.sample(frac=1, random_state=0)
     beside = pd.DataFrame({"example_id": ["3", "2", "1", "0"], "group": ["x", "y", "x", "y"]})
     runs = read_runs(mixed, "accuracy", beside)
-    total = {arm: of[3].toarray().sum(axis=0).tolist() for arm, of in runs.tallies.items()}
+    total = {arm: of[3].sum(axis=0).tolist() for arm, of in runs.tallies.items()}
     assert total == {"kl": [2.0, 3.0], "ce": [1.0, 3.0]}
-    assert sorted(runs.tallies["kl"][3].toarray().tolist()) == [[1.0, 1.0], [1.0, 2.0]]  # x: 1; y: 0 and 2
+    assert sorted(runs.tallies["kl"][3].tolist()) == [[1.0, 1.0], [1.0, 2.0]]  # x: 1; y: 0 and 2
 
 
 def test_columns_beside_reach_the_metric():
     predictions = frame({("kl", 0): [0, 1, 0, 1]}, labels=[0, 1, 0, 0])
     beside = pd.DataFrame({"example_id": list("0123"), "group": list("aabb"), "unit": list("ppqq")})
-    sums = read_runs(predictions, "exact_match", beside).tallies["kl"][0].toarray()
+    sums = read_runs(predictions, "exact_match", beside).tallies["kl"][0]
     assert sums.tolist() == [[1.0, 1.0], [0.0, 1.0]]
 
 
