@@ -21,7 +21,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from simulated import World, gain_of
 
-from kdcache.stats.estimates import Table, effect, estimate, holm, mean_estimate
+from kdcache.stats.contrasts import Table
+from kdcache.stats.estimates import effect, estimate, holm, mean_estimate
 from kdcache.stats.plan import components, planned, power
 from kdcache.stats.verdicts import gap_closed, non_inferiority
 

@@ -21,7 +21,7 @@ def crossed_bootstrap(
 
     Args:
         runs: of one task.
-        weights: arm → its factor, as in ``estimates.contrast``; all arms with the same seeds, or one.
+        weights: arm → its factor, as in ``contrasts.contrast``; all arms with the same seeds, or one.
         resamples: how many.
         seed: of the draws.
 

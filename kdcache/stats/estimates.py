@@ -1,13 +1,7 @@
 """Levels, effects and their means, in points, with intervals that hold for new seeds *and* new examples.
 
-Both the seeds and the examples are samples. The value of seed s on group g of rows (where the metric is
-no mean of rows: its jackknife pseudo-value) is taken as
-
-    level + seed + group + rest,   Var(mean) = σ²_seed / S + σ²_group / G + σ²_rest / (S G) ≈ A + B
-
-A, the variance of the seeds' scores over S, holds the first and the last term and is known as well as S
-seeds allow; B, the covariance of two seeds' scores over groups, is the middle one. Each has its own
-quantile of Student's t:
+Both the seeds and the examples are samples. ``contrasts`` gives the variance of a mean by source: A, due to
+S seeds, and B, due to G groups of rows. Each has its own quantile of Student's t:
 
     points ± √(t²_{S−1} A + t²_{G−1} B)
 
@@ -21,7 +15,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
-from kdcache.stats.runs import TALLIES, Runs
+from kdcache.stats.contrasts import Table, contrast, covariance
+from kdcache.stats.runs import Runs
 
 LEAST_P = 1e-100
 
@@ -99,20 +94,6 @@ class Estimate:
         '+1.0 [-0.3, 2.3]'
         """
         return f"{self.points:+.1f} [{self.low:.1f}, {self.high:.1f}]"
-
-
-@dataclass(frozen=True)
-class Table:
-    """What each seed and group says of a contrast between arms, in points.
-
-    Args:
-        values: on all rows, of shape (seeds,).
-        pseudo: pseudo-values of shape (seeds, groups); their mean over groups is the value, but for
-            the jackknife's correction of bias.
-    """
-
-    values: np.ndarray
-    pseudo: np.ndarray
 
 
 def level(runs: Runs, arm: str) -> Estimate:
@@ -211,32 +192,6 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: by_name[name] for name in p_values}
 
 
-def contrast(runs: Runs, weights: Mapping[str, float]) -> Table:
-    """A weighted sum of arms, seed by seed and group by group.
-
-    Args:
-        runs: of one task.
-        weights: arm → its factor.
-
-    Raises:
-        DataError: an arm has no predictions, or the arms share no seed.
-    """
-    values, pseudo = [], []
-    for arm, tallies in runs.paired(weights).items():
-        jackknifed = [_jackknife(runs.metric, sums) for sums in tallies]
-        values.append([weights[arm] * value for value, _ in jackknifed])
-        pseudo.append([weights[arm] * parts for _, parts in jackknifed])
-    return Table(np.sum(values, axis=0), np.sum(pseudo, axis=0))
-
-
-def _jackknife(metric: str, sums: np.ndarray) -> tuple[float, np.ndarray]:
-    """A run's score and its pseudo-values, of shape (groups,), in points."""
-    sums = sums.astype(float)
-    value, total, groups = TALLIES[metric].value, sums.sum(axis=0), len(sums)
-    on_all = float(value(total))
-    return 100 * on_all, 100 * (groups * on_all - (groups - 1) * value(total - sums))
-
-
 def estimate(table: Table) -> Estimate:
     """A contrast's mean over seeds, and its variance by source."""
     of_seeds, of_groups = covariance([table])
@@ -250,26 +205,3 @@ def estimate(table: Table) -> Estimate:
         seeds=seeds,
         groups=groups,
     )
-
-
-def covariance(tables: Sequence[Table]) -> tuple[np.ndarray, np.ndarray]:
-    """Covariance of the means of contrasts, by source: A, seeds and the rest, and B, groups.
-
-    Args:
-        tables: over the same seeds and groups.
-
-    Returns:
-        Two arrays of shape (contrasts, contrasts), positive semidefinite.
-    """
-    values = np.stack([table.values for table in tables])
-    pseudo = np.stack([table.pseudo for table in tables])
-    seeds, groups = pseudo.shape[1:]
-    rest = pseudo - pseudo.mean(axis=2, keepdims=True)
-    alone = np.tensordot(rest, rest, axes=((1, 2), (1, 2))) / (groups * (groups - 1))
-    if seeds == 1:
-        return np.zeros_like(alone), alone
-    over_seeds = rest.sum(axis=1)
-    all_pairs = over_seeds @ over_seeds.T / (groups * (groups - 1))
-    roots, axes = np.linalg.eigh((all_pairs - alone) / (seeds * (seeds - 1)))  # pairs of two seeds
-    of_groups = (axes * np.maximum(roots, 0.0)) @ axes.T  # a variance below 0 is chance
-    return np.atleast_2d(np.cov(values)) / seeds, of_groups

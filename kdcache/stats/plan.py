@@ -7,7 +7,8 @@ import numpy as np
 from scipy.special import chdtri, ndtr
 
 from kdcache.errors import DataError
-from kdcache.stats.estimates import Estimate, contrast, estimate, mean_estimate
+from kdcache.stats.contrasts import contrast
+from kdcache.stats.estimates import Estimate, estimate, mean_estimate
 from kdcache.stats.runs import Runs
 
 MOST = 2**20  # no design is larger, in seeds or in times the pilot's rows

@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 from scipy.special import stdtrit
 
-from kdcache.stats.estimates import Estimate, contrast, covariance, effect, estimate, mean_estimate, pooled_df
+from kdcache.stats.contrasts import contrast, covariance
+from kdcache.stats.estimates import Estimate, effect, estimate, mean_estimate, pooled_df
 from kdcache.stats.runs import Runs
 
 

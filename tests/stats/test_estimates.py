@@ -7,17 +7,8 @@ from simulated import World
 from statsmodels.stats.multitest import multipletests
 
 from kdcache.stats.bootstrap import crossed_bootstrap
-from kdcache.stats.estimates import (
-    Estimate,
-    Table,
-    contrast,
-    covariance,
-    effect,
-    estimate,
-    holm,
-    level,
-    mean_estimate,
-)
+from kdcache.stats.contrasts import Table, contrast, covariance
+from kdcache.stats.estimates import Estimate, effect, estimate, holm, level, mean_estimate
 from kdcache.stats.runs import tally_runs
 
 

@@ -11,7 +11,8 @@ from scipy.stats import binom
 from simulated import World, gain_of
 from statsmodels.stats.contingency_tables import mcnemar
 
-from kdcache.stats.estimates import effect, holm, mean_estimate
+from kdcache.stats.contrasts import Table, contrast, over_teachers
+from kdcache.stats.estimates import effect, estimate, holm, mean_estimate
 from kdcache.stats.plan import components, groups_needed, power
 from kdcache.stats.verdicts import gap_closed, non_inferiority
 
@@ -81,6 +82,23 @@ def test_mean_over_tasks_keeps_the_rate(simulations):
     worlds, rng = [World(seeds=3, rows=rows) for rows in (60, 150, 300)], np.random.default_rng(0)
     means = [mean_estimate([effect(w.runs(rng), "b", "a") for w in worlds]) for _ in range(simulations)]
     assert 0.008 < np.mean([mean.p <= 0.05 for mean in means]) <= bound(simulations)
+
+
+@pytest.mark.parametrize("simulations", SIMULATIONS)
+def test_students_of_one_teacher_are_not_independent(simulations):
+    """Three teachers lift or lower the latent values of all of their students; on average by nothing."""
+    rng, apart, together = np.random.default_rng(0), 0, 0
+    for _ in range(simulations):
+        lifts = {f"kl{teacher}": 0.3 * rng.standard_normal() for teacher in range(3)}
+        runs = World({"ce0": 0.0, "ce1": 0.0, "ce2": 0.0, **lifts}, seeds=4, rows=100).runs(rng)
+        tables = [contrast(runs, {f"kl{teacher}": 1.0, f"ce{teacher}": -1.0}) for teacher in range(3)]
+        all_students = Table(
+            np.concatenate([table.values for table in tables]), np.vstack([table.pseudo for table in tables])
+        )
+        apart += estimate(all_students).p <= 0.05
+        together += estimate(over_teachers(tables)).p <= 0.05
+    assert together / simulations <= bound(simulations)
+    assert apart / simulations > 0.12
 
 
 @pytest.mark.parametrize("simulations", SIMULATIONS)

@@ -5,7 +5,8 @@ import pytest
 from scipy.optimize import brentq
 from simulated import World
 
-from kdcache.stats.estimates import contrast, effect, estimate, mean_estimate
+from kdcache.stats.contrasts import contrast
+from kdcache.stats.estimates import effect, estimate, mean_estimate
 from kdcache.stats.verdicts import gap_closed, non_inferiority
 
 GAINS = {"ce": 0.0, "kl": 0.5, "full": 1.0}
