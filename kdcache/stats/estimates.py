@@ -1,0 +1,207 @@
+"""Levels, effects and their means, in points, with intervals that hold for new seeds *and* new examples.
+
+Both the seeds and the examples are samples. ``contrasts`` gives the variance of a mean by source: A, due to
+S seeds, and B, due to G groups of rows. Each has its own quantile of Student's t:
+
+    points ± √(t²_{S−1} A + t²_{G−1} B)
+
+docs/statistics.md has the measured rates of this interval, and of those that were not taken.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import stdtrit
+
+from kdcache.stats.contrasts import Table, contrast, covariance
+from kdcache.stats.runs import Runs
+
+LEAST_P = 1e-100
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A level or an effect, in points of a metric, and how far to trust it.
+
+    Args:
+        points: the estimate.
+        of_seeds: its variance due to seeds, A; 0 with a single seed, which tells nothing of others.
+        of_groups: its variance due to examples, B.
+        df_seeds: degrees of freedom of A.
+        df_groups: degrees of freedom of B.
+        seeds: how many, of the task with fewest.
+        groups: how many groups of rows, of all tasks.
+
+    Reference:
+        The interval: Howe (1974). The variances: Hillis (2007), for readers and cases instead of
+        seeds and groups.
+    """
+
+    points: float
+    of_seeds: float
+    of_groups: float
+    df_seeds: float
+    df_groups: float
+    seeds: int
+    groups: int
+
+    @property
+    def se(self) -> float:
+        """Standard error over seeds and examples."""
+        return float(np.sqrt(self.of_seeds + self.of_groups))
+
+    @property
+    def low(self) -> float:
+        """Lower end of the 95 % interval."""
+        return self.interval()[0]
+
+    @property
+    def high(self) -> float:
+        """Upper end of the 95 % interval."""
+        return self.interval()[1]
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of no effect: 1 − the level of the interval that ends at 0."""
+        size = abs(self.points)
+        if self._half(LEAST_P) <= size:
+            return 1.0 if size == 0 else 0.0
+        return float(np.exp(brentq(lambda log_p: self._half(np.exp(log_p)) - size, np.log(LEAST_P), 0.0)))
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """The interval that holds the truth at this rate.
+
+        >>> low, high = Estimate(1.0, 0.2, 0.05, df_seeds=4, df_groups=299, seeds=5, groups=300).interval()
+        >>> print(f"{low:.2f} {high:.2f}")
+        -0.32 2.32
+        """
+        half = self._half(1 - level)
+        return self.points - half, self.points + half
+
+    def _half(self, alpha: float) -> float:
+        """Half of the interval that misses the truth at rate ``alpha``."""
+        parts = ((self.of_seeds, self.df_seeds), (self.of_groups, self.df_groups))
+        return float(
+            np.sqrt(sum(variance * stdtrit(df, alpha / 2) ** 2 for variance, df in parts if variance))
+        )
+
+    def __str__(self) -> str:
+        """As a table shows an effect.
+
+        >>> str(Estimate(1.0, 0.2, 0.05, df_seeds=4, df_groups=299, seeds=5, groups=300))
+        '+1.0 [-0.3, 2.3]'
+        """
+        return f"{self.points:+.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+
+def level(runs: Runs, arm: str) -> Estimate:
+    """An arm's own score, in points; its ``p`` means nothing.
+
+    Args:
+        runs: of one task.
+        arm: with predictions.
+
+    Raises:
+        DataError: the arm has no predictions.
+    """
+    return estimate(contrast(runs, {arm: 1.0}))
+
+
+def effect(runs: Runs, arm: str, over: str) -> Estimate:
+    """How much an arm scores above another, in points, paired by seed and example.
+
+    Args:
+        runs: of one task.
+        arm: the one that should be better.
+        over: the one it is compared with. An arm with a single seed, as a teacher, meets every seed
+            of the other: the effect is over *this* teacher.
+
+    Raises:
+        DataError: an arm has no predictions, or the two share no seed.
+
+    >>> from kdcache.stats.runs import tally_runs
+    >>> labels, right, wrong = np.zeros(4, int), [1.0, 0.0], [0.0, 1.0]
+    >>> arms = {"ce": {0: np.array([right, wrong, wrong, wrong]), 1: np.array([right, right, wrong, wrong])},
+    ...         "kl": {0: np.array([right, right, wrong, wrong]), 1: np.array([right, right, right, wrong])}}
+    >>> effect(tally_runs("accuracy", labels, arms), "kl", over="ce").points
+    25.0
+    """
+    return estimate(contrast(runs, {arm: 1.0, over: -1.0}))
+
+
+def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean over tasks of levels or effects, each task with the same weight.
+
+    The tasks are those that were chosen, no sample of tasks; what they hold is independent.
+
+    Args:
+        estimates: one per task.
+
+    >>> one = Estimate(1.0, 0.2, 0.05, df_seeds=4, df_groups=299, seeds=5, groups=300)
+    >>> mean = mean_estimate([one, one])
+    >>> print(f"{mean.se:.3f} {mean.df_seeds:.0f} {mean.df_groups:.0f}")
+    0.354 8 598
+    """
+    of_seeds, of_groups = [e.of_seeds for e in estimates], [e.of_groups for e in estimates]
+    return Estimate(
+        points=float(np.mean([e.points for e in estimates])),
+        of_seeds=sum(of_seeds) / len(estimates) ** 2,
+        of_groups=sum(of_groups) / len(estimates) ** 2,
+        df_seeds=pooled_df(of_seeds, [e.df_seeds for e in estimates]),
+        df_groups=pooled_df(of_groups, [e.df_groups for e in estimates]),
+        seeds=min(e.seeds for e in estimates),
+        groups=sum(e.groups for e in estimates),
+    )
+
+
+def pooled_df(variances: Sequence[float], dfs: Sequence[float]) -> float:
+    """Degrees of freedom of a sum of variances; 0 where there is none.
+
+    Reference:
+        Satterthwaite (1946).
+
+    >>> pooled_df([1.0, 1.0, 0.0], [4, 4, 4])
+    8.0
+    """
+    uncertain = sum(variance**2 / df for variance, df in zip(variances, dfs, strict=True) if variance)
+    return float(sum(variances) ** 2 / uncertain) if uncertain else 0.0
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values of a family of comparisons: rejecting those ≤ α wrongly rejects any at rate ≤ α.
+
+    Args:
+        p_values: comparison → its own p-value.
+
+    Returns:
+        comparison → adjusted p-value, in the same order.
+
+    Reference:
+        Holm (1979). Valid whatever the dependence between comparisons.
+
+    >>> holm({"kl": 0.01, "gram": 0.04, "sp": 0.03})
+    {'kl': 0.03, 'gram': 0.06, 'sp': 0.06}
+    """
+    ordered = sorted(p_values.items(), key=lambda item: item[1])
+    factors = range(len(ordered), 0, -1)
+    steps = [factor * p for factor, (_, p) in zip(factors, ordered, strict=True)]
+    adjusted = np.minimum(np.maximum.accumulate(steps), 1.0).tolist()
+    by_name = {name: value for (name, _), value in zip(ordered, adjusted, strict=True)}
+    return {name: by_name[name] for name in p_values}
+
+
+def estimate(table: Table) -> Estimate:
+    """A contrast's mean over seeds, and its variance by source."""
+    of_seeds, of_groups = covariance([table])
+    seeds, groups = table.pseudo.shape
+    return Estimate(
+        points=float(table.values.mean()),
+        of_seeds=float(of_seeds[0, 0]),
+        of_groups=float(of_groups[0, 0]),
+        df_seeds=seeds - 1,
+        df_groups=groups - 1,
+        seeds=seeds,
+        groups=groups,
+    )
