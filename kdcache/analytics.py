@@ -32,13 +32,14 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Denied:
-    """A row whose label the logits deny."""
+class Mistake:
+    """A row that the logits get wrong; ``suspect`` where its label may be, see ``suspect_labels``."""
 
     example_id: str
     label: int
     prediction: int
     confidence: float
+    suspect: bool
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class LabelAnalysis:
         reliability: bins of equal mass, by confidence.
         classes: class index → share that is right, of the classes that have rows.
         mistakes: wrong rows, the most confident first.
-        suspects: rows of suspected label noise, the clearest first; None where the teacher
-            trained on these rows, or nobody knows.
+        suspects: how many of them are suspected label noise; None where the teacher trained on
+            these rows, or nobody knows.
     """
 
     accuracy: Share
@@ -65,8 +66,8 @@ class LabelAnalysis:
     ece_by_chance: float
     reliability: tuple[Bin, ...]
     classes: dict[int, Share]
-    mistakes: tuple[Denied, ...]
-    suspects: tuple[Denied, ...] | None
+    mistakes: tuple[Mistake, ...]
+    suspects: int | None
 
 
 @dataclass(frozen=True)
@@ -207,15 +208,15 @@ def suspect_labels(labels: np.ndarray, p: np.ndarray) -> np.ndarray:
     """Find suspected label noise, by confident learning.
 
     A class's threshold is the mean probability that rows of that label get for it. A row counts for
-    the likeliest class that reaches its threshold; it is a suspect where that is not its label,
-    and likelier than its label.
+    the likeliest class that reaches its threshold; it is a suspect where that is not its label, and
+    likelier than its label.
 
     Args:
         labels: int array of shape (rows,), all ≥ 0.
         p: probabilities of shape (rows, num_labels), by a teacher that trained on none of the rows.
 
     Returns:
-        Positions of the suspects, the largest p(other) − p(label) first.
+        bool array of shape (rows,).
 
     Reference:
         Northcutt, Jiang & Chuang (2021), the off-diagonal of the confident joint. A weak
@@ -223,16 +224,14 @@ def suspect_labels(labels: np.ndarray, p: np.ndarray) -> np.ndarray:
 
     >>> p = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.1, 0.9]])
     >>> suspect_labels(np.array([0, 0, 1, 1, 0]), p)
-    array([4])
+    array([False, False, False, False,  True])
     """
     thresholds = np.full(p.shape[1], np.inf)
     for k in np.unique(labels):
         thresholds[k] = p[labels == k, k].mean()
-    other = np.where(p >= thresholds, p, -np.inf).argmax(axis=1)
     rows = np.arange(len(labels))
-    lead = p[rows, other] - p[rows, labels]
-    suspects = np.flatnonzero((p[rows, other] >= thresholds[other]) & (lead > 0))
-    return suspects[np.argsort(-lead[suspects], kind="stable")]
+    other = np.where(p >= thresholds, p, -np.inf).argmax(axis=1)
+    return (p[rows, other] >= thresholds[other]) & (p[rows, other] > p[rows, labels])
 
 
 def _analyse_labels(
@@ -241,14 +240,9 @@ def _analyse_labels(
     rows, p = np.arange(len(labels)), np.exp(log_p)
     predictions, confidence = log_p.argmax(axis=1), p.max(axis=1)
     right = predictions == labels
-    # Log-odds of the prediction against the label: unlike the confidence they never saturate.
-    lead = log_p.max(axis=1) - log_p[rows, labels]
-    wrong = np.flatnonzero(~right)
-    wrong = wrong[np.argsort(-lead[wrong], kind="stable")]
-
-    def named(found: np.ndarray) -> tuple[Denied, ...]:
-        return tuple(Denied(ids[i], int(labels[i]), int(predictions[i]), float(confidence[i])) for i in found)
-
+    suspects = suspect_labels(labels, p) if held_out else np.zeros(len(labels), bool)
+    # Confidences near 1 are all alike; then the log-odds against the label decide.
+    order = np.lexsort((log_p[rows, labels] - log_p.max(axis=1), -confidence))
     bins = reliability(confidence, right)
     return LabelAnalysis(
         accuracy=_share(right),
@@ -258,8 +252,11 @@ def _analyse_labels(
         ece_by_chance=chance_ece(bins),
         reliability=bins,
         classes={int(k): _share(right[labels == k]) for k in np.unique(labels)},
-        mistakes=named(wrong),
-        suspects=named(suspect_labels(labels, p)) if held_out else None,
+        mistakes=tuple(
+            Mistake(ids[i], int(labels[i]), int(predictions[i]), float(confidence[i]), bool(suspects[i]))
+            for i in order[~right[order]].tolist()
+        ),
+        suspects=int(suspects.sum()) if held_out else None,
     )
 
 
