@@ -72,6 +72,7 @@ def inspect(
             if figure:
                 from kdcache.figures import draw_cache
 
+                figure.parent.mkdir(parents=True, exist_ok=True)
                 draw_cache(analysis, figure)
             facts = {"digest": manifest.digest, "reading": read_analysis(analysis)}
             as_json[str(location)] = facts | asdict(analysis) | {"texts": read}

@@ -55,7 +55,7 @@ def test_own_cross_fitted_cache_is_read(project):
     code, out, _ = run("inspect", "--task", "cb", "--texts", "2", "--figure", "look/cb.svg")
     assert code == 0
     for shown in (
-        "The cached logits", "Accuracy by class, % (rows)", "entailment", "fold teachers, each on its held-out",
+        "The cached logits", "Accuracy by class, % (rows)", "entailment", "fold teachers, each on",
         "on which rows the cache does not know", "train, the 2 most confident of ",
     ):  # fmt: skip
         assert shown in out
@@ -95,9 +95,8 @@ def test_every_task_of_someone_elses_teacher_is_read(project, name):
         assert analysis["rows"] == len(table)
         if analysis["labels"]:
             wrong = [row for row in table if logits[row["example_id"]].argmax() != row["label"]]
-            assert {row["example_id"] for row in wrong} == {
-                m["example_id"] for m in analysis["labels"]["mistakes"]
-            }
+            named = {mistake["example_id"] for mistake in analysis["labels"]["mistakes"]}
+            assert named == {row["example_id"] for row in wrong}
             texts = found["texts"][split]
             assert len(texts) == min(3, len(wrong))
             for row in wrong:
