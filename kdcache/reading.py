@@ -21,10 +21,9 @@ STANDARD_ERRORS = 2  # of a difference that is spoken of …
 FOLD_STANDARD_ERRORS = 4  # … and of one fold against the others: there are many, and groups share errors
 # A factor on the logits below which a temperature is not worth a parameter.
 CALIBRATED = 1.2
-# Below this accuracy suspects are mostly the teacher's own mistakes, and not spoken of. Measured with
-# Gaussian classes and the best possible teacher: right on 81 … 87 % of the given labels, a tenth of them
-# wrong, 66 … 92 % of the suspects were wrong labels; right on 88 … 94 %, a fiftieth wrong, 21 … 75 %;
-# right on 73 %, a tenth.
+# Below this accuracy suspects are mostly the teacher's own mistakes, and not spoken of: right on 75 % of
+# the given labels, a fiftieth of them wrong, the best possible teacher suspects nine right labels for one
+# wrong; right on 81 %, a tenth wrong, one for two. More of that in docs/inspect.md.
 KNOWS_NOISE = 0.8
 NOISE = 0.01  # share of suspects worth a look
 

@@ -109,10 +109,10 @@ def test_suspects_are_counted_only_where_the_teacher_saw_none_of_the_rows(tmp_pa
 
 def test_planted_mistakes_come_the_most_confident_first():
     labels = np.zeros(6, int)
-    logits = np.array([[3.0, 0], [0, 2.0], [0, 60.0], [0, 5.0], [0, 50.0], [1.0, 0]])
+    logits = np.array([[3.0, 0], [0, 2.0], [0, 50.0], [0, 5.0], [0, 60.0], [1.0, 0]])
     found = analyse_split(list("abcdef"), labels, logits).labels
     # At 50 and 60 the confidence is 1 to the last bit; the log-odds still tell them apart.
-    assert [m.example_id for m in found.mistakes] == ["c", "e", "d", "b"]
+    assert [m.example_id for m in found.mistakes] == ["e", "c", "d", "b"]
     assert (found.mistakes[0].label, found.mistakes[0].prediction) == (0, 1)
     assert found.mistakes[3].confidence == pytest.approx(1 / (1 + np.exp(-2.0)))
     # A row of three classes: sure of its prediction beats sure that the label is wrong.
