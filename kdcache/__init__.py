@@ -21,6 +21,7 @@ _PUBLIC = {
     "CacheWriter": "cache.writer",
     "verify_cache": "cache.verify",
     "diff_caches": "cache.diff",
+    "analyse_cache": "analytics",
     "join": "loops",
     "KDCollator": "loops",
 }  # fmt: skip

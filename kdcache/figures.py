@@ -1,13 +1,17 @@
 """metrics and curves → figures: SVG files whose bytes depend on the numbers alone."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from kdcache.metrics import accuracy_interval
+
+if TYPE_CHECKING:
+    from kdcache.analytics import CacheAnalysis, LabelAnalysis, SplitAnalysis
 
 # Colour-blind safe (Okabe & Ito, 2008), in the order arms or terms come.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -126,3 +130,58 @@ def _draw_shares(panel: Any, title: str, shares: pd.DataFrame, colours: Mapping[
     panel.set_xlabel("epoch")
     panel.set_title(title, fontsize=10)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def draw_cache(analysis: "CacheAnalysis", path: Path) -> None:
+    """Draw a column per split: how right the teacher is at each confidence, and the entropies of its rows.
+
+    Args:
+        analysis: of the cache.
+        path: an SVG file; the same analysis gives the same bytes.
+    """
+    with _panels(2, len(analysis.splits), path, height=3.2) as panels:
+        for (upper, lower), (split, found) in zip(panels.T, analysis.splits.items(), strict=True):
+            title = f"{split}, {found.rows} rows"
+            if found.labels:
+                _draw_reliability(upper, found.labels)
+                error, chance = 100 * found.labels.ece, 100 * found.labels.ece_by_chance
+                title += f"\nECE {error:.1f} %, by chance {chance:.1f} %"
+            else:
+                upper.text(0.5, 0.5, "no labels", ha="center", va="center", color=GREY)
+                upper.set_axis_off()
+            upper.set_title(title, fontsize=10)
+            _draw_entropies(lower, found, len(analysis.labels))
+            upper.spines[["top", "right"]].set_visible(False)
+            lower.spines[["top", "right"]].set_visible(False)
+        panels[0][0].set_ylabel("right, %")
+        panels[1][0].set_ylabel("rows, %")
+
+
+def _draw_reliability(panel: Any, labels: "LabelAnalysis") -> None:
+    """A point per bin with Wilson's 95 % interval; on the diagonal, as sure as right."""
+    panel.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle=":")
+    for part in labels.reliability:
+        low, high = accuracy_interval(part.accuracy, part.rows)
+        x, y = 100 * part.confidence, 100 * part.accuracy
+        panel.plot([x, x], [100 * low, 100 * high], color=COLOURS[0], alpha=0.4)
+        panel.plot([x], [y], "o", color=COLOURS[0], markersize=5)
+    panel.set_xlim(-2, 102)
+    panel.set_ylim(-2, 102)
+    panel.set_xlabel("confidence, %")
+
+
+def _draw_entropies(panel: Any, found: "SplitAnalysis", num_labels: int) -> None:
+    limit = math.log(num_labels)
+    width = limit / len(found.entropy_counts)
+    heights = [100 * count / found.rows for count in found.entropy_counts]
+    lefts = [width * k for k in range(len(heights))]
+    panel.bar(lefts, heights, width, align="edge", color=COLOURS[1], edgecolor="white", linewidth=0.5)
+    panel.axvline(found.entropy, color=COLOURS[7], linewidth=1.5)
+    left = found.entropy > limit / 2
+    panel.annotate(
+        f"mean {found.entropy:.2f}", (found.entropy, 1.06 * max(heights)), xytext=(-5 if left else 5, 0),
+        textcoords="offset points", ha="right" if left else "left",
+    )  # fmt: skip
+    panel.set_xlim(0, limit)
+    panel.set_ylim(0, 1.18 * max(heights))
+    panel.set_xlabel(f"entropy, nats (at most log {num_labels} = {limit:.2f})")

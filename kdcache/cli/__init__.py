@@ -2,7 +2,8 @@
 
 import typer
 
-from kdcache.cli.caches import clean, diff, export, import_, inspect, verify
+from kdcache.cli.caches import clean, diff, export, import_, verify
+from kdcache.cli.inspect import inspect
 from kdcache.cli.losses import losses
 from kdcache.cli.pipeline import cache, distill, prepare, report, run, shrink, teach
 from kdcache.cli.select import select

@@ -22,22 +22,6 @@ Where = Annotated[
 ]
 
 
-def inspect(cache: Where = None, task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
-    """Show a cache: rows, teacher accuracy per split, and what made it."""
-    with errors_in_one_line(debug):
-        from kdcache.cache.location import Location
-        from kdcache.cache.manifest import read_manifest
-
-        if cache:
-            locations = [Location.parse(cache)]
-        else:
-            with open_project(set_, debug, task) as project:
-                names = chosen_tasks(project, task)
-                locations = [Location.parse(project.paths.cache, name) for name in names]
-        for location in locations:
-            _show_cache(location, read_manifest(location))
-
-
 def verify(
     cache: Where = None,
     task: Tasks = None,
@@ -106,7 +90,7 @@ def import_(
         from kdcache.stages.import_cache import import_cache as stage
 
         manifest = stage(project, task, file, missing_mass, id_column)
-        _show_cache(Location.parse(project.paths.cache, task), manifest)
+        show_cache(Location.parse(project.paths.cache, task), manifest)
 
 
 def export(
@@ -123,7 +107,8 @@ def export(
         typer.echo(f"{file}: {stage(project, task, split or [], file)} rows")
 
 
-def _show_cache(location: "Location", manifest: "Manifest") -> None:
+def show_cache(location: "Location", manifest: "Manifest") -> None:
+    """Print what the manifest knows."""
     metrics = list(next(iter(manifest.metrics.values()), {"accuracy": 0.0}))
     metrics = [name for name in metrics if name != "rows"]
     crossed = bool(manifest.num_folds)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from kdcache.cli.caches import inspect
+from kdcache.cli.inspect import inspect
 from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, console, open_project
 from kdcache.errors import ParamsError
 
