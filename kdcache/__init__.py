@@ -23,6 +23,8 @@ _PUBLIC = {
     "diff_caches": "cache.diff",
     "join": "loops",
     "KDCollator": "loops",
+    "load_student": "students.serve",
+    "StudentPool": "students.serve",
 }  # fmt: skip
 
 __all__ = sorted(_PUBLIC)
