@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -94,6 +94,7 @@ def _serve(
         )
     if form is Format.superglue:
         raise ParamsError("--format superglue: it must go with --split, got --input. Use csv or jsonl.")
+    wanted: Literal["csv", "jsonl"] | None = form.value if form else None
     from kdcache.stages.serve import serve
 
-    serve(students, source, output, form.value if form else None, chunk)
+    serve(students, source, output, wanted, chunk)
