@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -94,7 +94,6 @@ def _serve(
         )
     if form is Format.superglue:
         raise ParamsError("--format superglue: it must go with --split, got --input. Use csv or jsonl.")
-    wanted: Literal["csv", "jsonl"] | None = form.value if form else None
     from kdcache.stages.serve import serve
 
-    serve(students, source, output, wanted, chunk)
+    serve(students, source, output, form and form.value, chunk)

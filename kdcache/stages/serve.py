@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import torch
 from tqdm import tqdm
@@ -24,10 +24,8 @@ STDIN = "-"
 KINDS: dict[str, Kind] = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 PREDICTION, PROBABILITIES, PROBABILITY = "prediction", "probabilities", "probability_"
 
-Form = Literal["csv", "jsonl"]
 
-
-def serve(folders: Sequence[Path], source: str, output: Path | None, form: Form | None, chunk: int) -> int:
+def serve(folders: Sequence[Path], source: str, output: Path | None, form: str | None, chunk: int) -> int:
     """Label rows of text, and write each row with its label behind it.
 
     Args:
@@ -35,7 +33,7 @@ def serve(folders: Sequence[Path], source: str, output: Path | None, form: Form 
         source: a .jsonl, .csv or .tsv file, or - for JSON lines from standard input; columns
             ``text``, ``text_pair`` or ``choices``, others pass through.
         output: a file to write; None is standard output.
-        form: of the output; None goes by the output's ending, else by the source's.
+        form: of the output, ``csv`` or ``jsonl``; None goes by the output's ending, else by the source's.
         chunk: rows that are read before the first are answered.
 
     Returns:
@@ -81,7 +79,7 @@ def _kind(source: str) -> Kind:
     return KINDS[path.suffix]
 
 
-def _form(output: Path | None, kind: Kind) -> Form:
+def _form(output: Path | None, kind: Kind) -> str:
     if output is None:
         return "jsonl" if kind == "jsonl" else "csv"
     if output.suffix not in (".csv", ".jsonl"):
