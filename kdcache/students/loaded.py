@@ -230,10 +230,11 @@ def _refuse_long(student: LoadedStudent, request: Request) -> None:
     try:
         _encode(student, [request])
     except ParamsError:
-        kept = "text_pair" if student.task.truncate == "first" else "text"
+        first = student.task.truncate == "first"
+        kept, value = ("text_pair", request.seconds[0]) if first else ("text", request.text)
         raise DataError(
-            f"{request.where}: {kept} must leave room in the {student.about.max_length} tokens that "
-            f"students of {student.task.name} read, got {shorten(request.text)}. Shorten it."
+            f"{request.where}: {kept} must leave room in the {student.about.max_length} tokens that students "
+            f"of {student.task.name} read, got {shorten(value)}. Shorten it."
         ) from None
 
 

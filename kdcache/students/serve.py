@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from kdcache.errors import DataError, ModelError, nearest, shorten
 from kdcache.models import load_tokenizer
 from kdcache.students.backbone import Backbone
-from kdcache.students.export import load_folder, read_about
+from kdcache.students.export import About, load_folder, read_about
 from kdcache.students.loaded import (
     BATCH_SIZE,
     LoadedStudent,
@@ -36,10 +36,11 @@ def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Load
     Raises:
         ModelError: no student there, or its backbone is missing.
     """
+    base = _backbone_of(Path(folder), read_about(Path(folder)))
     with _quiet():
         student, about = load_folder(Path(folder))
         student.backbone.to(torch.device(device))
-        return LoadedStudent(student.to(device).eval(), about, load_tokenizer(Path(about.backbone)))
+        return LoadedStudent(student.to(device).eval(), about, load_tokenizer(base))
 
 
 class StudentPool:
@@ -137,7 +138,7 @@ def _check_same_backbone(folders: Sequence[Path]) -> Path:
     """Return the backbone of all; read from their folders before any weights are."""
     if not folders:
         raise ModelError("StudentPool: it must hold at least one student, got none. Name their folders.")
-    bases: dict[Path, tuple[Path, str]] = {}
+    bases: dict[Path, Path] = {}  # → a student over it
     for folder in folders:
         about = read_about(folder)
         if about.method in REFERENCES:
@@ -145,14 +146,23 @@ def _check_same_backbone(folders: Sequence[Path]) -> Path:
                 f"{folder}: a pool's students must have a prompt or a head alone, got one of method "
                 f"{about.method} with weights of its own. Serve it by kdcache.load_student."
             )
-        bases.setdefault(Path(about.backbone).resolve(), (folder, about.backbone))
+        bases.setdefault(_backbone_of(folder, about), folder)
     if len(bases) > 1:
-        (one, base), (other, other_base) = list(bases.values())[:2]
+        got = " and ".join(f"{base} ({folder})" for base, folder in list(bases.items())[:2])
         raise ModelError(
-            f"StudentPool: the students must share one backbone, got {base} ({one}) and {other_base} "
-            f"({other}). Make a pool for each."
+            f"StudentPool: the students must share one backbone, got {got}. Make a pool for each."
         )
     return next(iter(bases))
+
+
+def _backbone_of(folder: Path, about: About) -> Path:
+    base = Path(about.backbone)
+    if not (base / "config.json").is_file():
+        raise ModelError(
+            f"{folder}: its backbone must be at {base}, relative to the current folder, got nothing "
+            "there. Change to the project's root, or run: kdcache shrink"
+        )
+    return base
 
 
 @contextlib.contextmanager
