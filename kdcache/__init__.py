@@ -24,6 +24,8 @@ _PUBLIC = {
     "analyse_cache": "analytics",
     "join": "loops",
     "KDCollator": "loops",
+    "load_student": "students.serve",
+    "StudentPool": "students.serve",
 }  # fmt: skip
 
 __all__ = sorted(_PUBLIC)

@@ -179,8 +179,7 @@ def test_mistakes_are_one_clear_line(student):
     )
     assert run("prepare", "--set", "tasks=[wic]")[0] == 0
     assert fails("predict", "--set", "tasks=[wic]", *student_option) == (
-        "runs/cb/kl+gram-0: the student must have a head of 2 outputs for wic, got another. "
-        "Name a student of this task."
+        "runs/cb/kl+gram-0: the student must be one of wic, got one of cb. Name a student of this task."
     )
 
 
