@@ -163,10 +163,11 @@ def _as_peft(student: Student, backbone: Path, num_outputs: int) -> PeftModel:
             task_type=TaskType.SEQ_CLS, target_modules=DUMMY_TARGET_MODULES, modules_to_save=also
         )
     else:
-        cls = PrefixTuningConfig if student.prompt.place == "deep" else PromptTuningConfig
-        config = cls(
-            task_type=TaskType.SEQ_CLS, num_virtual_tokens=len(student.prompt()), modules_to_save=also
-        )
+        prompt, deep = student.prompt(), student.prompt.place == "deep"
+        kind = PrefixTuningConfig if deep else PromptTuningConfig
+        config = kind(task_type=TaskType.SEQ_CLS, num_virtual_tokens=len(prompt), modules_to_save=also)
+        if not deep:
+            config.token_dim = prompt.shape[1]  # ELECTRA's embeddings have a dim of their own
     with warnings.catch_warnings():
         # PEFT warns that prefix tuning does not know `modules_to_save`; the round-trip test says it does.
         warnings.simplefilter("ignore")

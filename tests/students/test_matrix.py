@@ -1,5 +1,6 @@
 """Every method on every architecture, as the table in docs/methods.md says, cell by cell."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, build_tiny_model
+from conftest import ARCHITECTURES, ROOT, build_tiny_model
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoModelForSequenceClassification
 
@@ -24,7 +25,7 @@ from kdcache.models import load_tokenizer
 from kdcache.students import backbone as backbone_module
 from kdcache.students.backbone import Backbone, RowPrompts
 from kdcache.students.export import LOADERS, load_folder, save_student
-from kdcache.students.prompts import build_prompt
+from kdcache.students.prompts import PROMPTS, build_prompt
 from kdcache.students.run import Run, Settings, TrainingRows
 from kdcache.students.student import METHODS, Recipe, Student, build_student, predict
 from kdcache.students.train import cls_states, train_students
@@ -129,7 +130,14 @@ def test_it_trains_only_what_it_should_and_reloads_to_the_same_logits(
     folder = tmp_path / "student"
     about = {"task": TASK, "max_length": 32}
     save_student(student, folder, part.folder, about, {"task": "tiny", "arm": "a", "seed": "0"}, part.encoded)
-    assert np.abs(predict(load_folder(folder)[0], part.encoded, 8)[0] - logits).max() < 1e-5
+    reloaded = load_folder(folder)[0]
+    assert np.abs(predict(reloaded, part.encoded, 8)[0] - logits).max() < 1e-5
+    if method in PROMPTS:  # p_tuning's MLP is gone, its sum is there
+        assert torch.equal(reloaded.prompt(), student.prompt())
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["peft_type"] == ("PREFIX_TUNING" if method == "prefix" else "PROMPT_TUNING")
+        width = 16 if method == "prefix" else ARCHITECTURES[architecture][1].get("embedding_size", 16)
+        assert config["token_dim"] == width
     loader = CELLS[architecture, method]
     assert (LOADERS[method] or "kdcache") == loader
     if loader != "kdcache":
