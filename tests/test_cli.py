@@ -193,32 +193,39 @@ def test_outside_a_project_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_interrupted_distill_goes_on_and_equals_an_uninterrupted_one(project, monkeypatch):
-    """Ctrl-C in the second student: one line, exit 130, the first is kept, the outcome the same."""
+    """Ctrl-C in the second student: one line, exit 130, nothing done twice, the outcome the same."""
     from kdcache.stages import distill as stage
     from kdcache.stages.workspace import Project
+    from kdcache.students import train
+    from kdcache.students.run import Run
 
+    monkeypatch.setattr(train, "CHECKPOINT_STEPS", 4)
     folder = project("interrupted", distill={"seeds": [0, 1, 2]})
     for command in (["prepare"], ["shrink"], ["teach", "--task", "cb"], ["cache", "--task", "cb"]):
         assert run(*command)[0] == 0
     shutil.copytree(folder, folder.parent / "whole")
     arguments = ["distill", "--task", "cb", "--arm", "kl"]
 
-    trained: list[int] = []
-    train = stage.train_student
+    taken: list[tuple[int, int]] = []
+    update = Run.update
 
-    def stop_in_the_second(*args, **kwargs):
-        trained.append(args[4])
-        if len(trained) == 2:
+    def stop_in_the_second(student_run, look):
+        if student_run.seed == 1 and student_run.step == 13 and (1, 13) not in taken:
+            taken.append((1, 13))
             raise KeyboardInterrupt
-        return train(*args, **kwargs)
+        taken.append((student_run.seed, student_run.step))
+        return update(student_run, look)
 
-    monkeypatch.setattr(stage, "train_student", stop_in_the_second)
+    monkeypatch.setattr(Run, "update", stop_in_the_second)
     code, _, error = run(*arguments)
     assert code == 130
     assert error.splitlines()[-1].startswith("Interrupted: finished work is kept")
     assert not (folder / "runs").exists()
     assert run(*arguments)[0] == 0
-    assert trained == [0, 1, 1, 2]  # the first was not trained again
+    for seed, first in ((0, 0), (1, 12), (2, 0)):  # the first was done, the second went on at step 12
+        steps = [step for some, step in taken if some == seed]
+        assert steps.count(5) == 1, seed
+        assert steps.count(first) == (2 if seed == 1 else 1), seed
 
     monkeypatch.chdir(folder.parent / "whole")
     assert run(*arguments)[0] == 0
@@ -303,10 +310,10 @@ def test_cross_fitted_rows_come_from_a_teacher_that_never_saw_them(project):
 
 def test_params_yaml_of_the_project_is_valid_for_every_stage():
     from kdcache.stages.cache_teacher import CacheTeacherParams
-    from kdcache.stages.distill import DistillParams
     from kdcache.stages.prepare import PrepareParams
     from kdcache.stages.student_backbone import StudentBackboneParams
     from kdcache.stages.workspace import Project
+    from kdcache.students.arms import DistillParams
     from kdcache.teacher import TrainTeacherParams
 
     root = Path(__file__).parent.parent

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kdcache.cli import app
-from kdcache.stages.distill import Grid
+from kdcache.stages.grid import Grid
 
 LR = "distill.lr=1e-3,1e-1"
 

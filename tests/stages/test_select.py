@@ -13,7 +13,7 @@ from kdcache.cache.manifest import read_manifest
 from kdcache.cli import app
 from kdcache.extract import extract
 from kdcache.models import load_tokenizer
-from kdcache.stages import distill as stage
+from kdcache.stages.grid import Grid
 from kdcache.teacher import TrainTeacherParams, fine_tune
 
 
@@ -29,19 +29,17 @@ def test_student_of_the_best_epoch_is_the_one_saved(project, monkeypatch):
     scores = iter([0.5, 0.6, 0.9, 0.9])  # head start and three epochs; the earlier of equal ones wins
     seen: list[dict[str, torch.Tensor]] = []
 
-    def scripted(grid, student, split):
-        if split == "tune":
-            seen.append({k: v.clone() for k, v in student.state_dict().items()})
-        return {"accuracy": next(scores) if split == "tune" else 0.0, "agreement": 0.0, "rows": 1}
+    def scripted(_grid, student):
+        seen.append({k: v.clone() for k, v in student.state_dict().items()})
+        return {"tune_accuracy": next(scores)}
 
-    monkeypatch.setattr(stage.Grid, "_score", scripted)
+    monkeypatch.setattr(Grid, "score_on_tune", scripted)
     arguments = ("distill", "--task", "cb", "--arm", "kl", "--set", "distill.select=tune")
     assert run(*arguments)[0] == 0
     saved = folder / "runs" / "cb" / "kl-0"
     assert json.loads((saved / "result.json").read_text())["epoch"] == 2
     prompts = load_file(saved / "adapter_model.safetensors")["prompt_embeddings"]
-    name = next(key for key in seen[0] if "prompt_encoder" in key)
-    assert [torch.equal(prompts, state[name]) for state in seen] == [False, False, True, False]
+    assert [torch.equal(prompts, state["prompt.weight"]) for state in seen] == [False, False, True, False]
 
 
 def test_last_epoch_is_kept_by_default(project):

@@ -5,14 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engine import build_run, fit
 
-from kdcache.adapters import METHODS, build_student
-from kdcache.batching import Encoded, encode
+from kdcache.batching import Encoded, Padded, encode
 from kdcache.extract import extract
-from kdcache.losses import Objective, Term
+from kdcache.losses import Term
 from kdcache.models import load_tokenizer
+from kdcache.students.backbone import Backbone
 from kdcache.students.export import save_student
-from kdcache.students.train import Settings, TrainingRows, train_student, trained_parameters
+from kdcache.students.run import TrainingRows
+from kdcache.students.student import METHODS, Student, predict
+from kdcache.students.train import cls_states
+from kdcache.tasks.schema import Task
 from kdcache.teacher import TrainTeacherParams, fine_tune
 
 CPU = torch.device("cpu")
@@ -38,20 +42,21 @@ def rows(tiny_model: Path) -> TrainingRows:
     return TrainingRows(encoded_rows(tiny_model), torch.tensor(LABELS), logits, features)
 
 
-def trained(folder: Path, rows: TrainingRows, method: str, **settings):
-    student = build_student(method, folder, 1, 4, 32, rows.encoded, 0)
-    torch.manual_seed(0)
-    objective = Objective({"inter_class": Term("kl"), "feature": Term("feature_mse")}, 1.0, 2 * 16, 2 * 6)
-    chosen = Settings(**{**Settings(0.05, 1, 1e-2, 2, 1e-2, 8, 0.01, 0.1).__dict__, **settings})
-    train_student(student, objective, rows, chosen, 0, CPU, lambda _epoch, losses: None)
-    return student
+def trained(folder: Path, rows: TrainingRows, method: str) -> Student:
+    terms = {"inter_class": Term("kl"), "feature": Term("feature_mse")}
+    run = build_run(
+        folder, Backbone.load(folder), rows, method, terms=terms,
+        lr=0.05, epochs=1, head_start_epochs=2, batch_size=8,
+    )  # fmt: skip
+    fit(run)
+    return run.student
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_swapping_the_choices_swaps_the_logits(tiny_model: Path, rows, method):
     student = trained(tiny_model, rows, method)
-    logits, features = extract(student, rows.encoded, 1, 8, CPU)
-    swapped, swapped_features = extract(student, encoded_rows(tiny_model, swapped=True), 1, 8, CPU)
+    logits, features = predict(student, rows.encoded, 8)
+    swapped, swapped_features = predict(student, encoded_rows(tiny_model, swapped=True), 8)
     assert (logits.shape, features.shape) == ((len(ROWS), 2), (len(ROWS), 32))
     assert np.abs(logits[:, ::-1] - swapped).max() < 1e-5
     assert np.abs(np.roll(features, 16, axis=1) - swapped_features).max() < 1e-5
@@ -59,30 +64,14 @@ def test_swapping_the_choices_swaps_the_logits(tiny_model: Path, rows, method):
 
 
 def test_head_phase_sees_both_states_of_each_row(tiny_model: Path, rows):
-    """Training on cached states must equal training on the whole forward."""
-    from kdcache.batching import num_batches, training_plan
-
-    direct = build_student("head", tiny_model, 1, 4, 32, rows.encoded, 0)
-    _, head = trained_parameters(direct)
-    optimizer = torch.optim.AdamW([{"lr": 1e-2, "params": head, "weight_decay": 0.01}])
-    steps = 2 * num_batches(len(ROWS), 8)
-    warm_up, step = max(1, round(0.1 * steps)), 0
-    for epoch in range(2):
-        for indices in training_plan(rows.encoded.lengths, 8, 0, epoch):
-            optimizer.param_groups[0]["lr"] = 1e-2 * min(
-                (step + 1) / warm_up, (steps - step) / (steps - warm_up)
-            )
-            logits = direct(**rows.encoded.batch(indices)).logits.reshape(-1, 2)
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(logits, rows.labels[torch.from_numpy(indices)]).backward()
-            torch.nn.utils.clip_grad_norm_(head, 1.0)
-            optimizer.step()
-            step += 1
-    cached = build_student("head", tiny_model, 1, 4, 32, rows.encoded, 0)
-    settings = Settings(0.05, 1, 1e-2, 2, 1e-2, 8, 0.01, 0.1)
-    train_student(cached, Objective({}, 1.0, 32, 12), rows, settings, 0, CPU, lambda _e, _l: None)
-    for one, other in zip(trained_parameters(cached)[1], head, strict=True):
-        assert (one - other).abs().max() < 1e-4
+    """The states kept for the head start are those of the forward pass, in row and choice order."""
+    backbone = Backbone.load(tiny_model)
+    padded = Padded.of(rows.encoded)
+    states = cls_states(backbone, rows.encoded, padded)
+    assert states.shape == (len(ROWS), 2, 16)
+    some = np.array([5, 0, 17])
+    wanted = backbone.cls_states(rows.encoded.batch(some))
+    assert (states[torch.from_numpy(some)].flatten(0, 1) - wanted).abs().max() < 1e-6
 
 
 def test_teacher_learns_a_task_of_choices(tiny_model: Path, tmp_path):
@@ -103,6 +92,8 @@ def test_teacher_learns_a_task_of_choices(tiny_model: Path, tmp_path):
 def test_plain_peft_gives_the_one_logit_of_each_sequence(tiny_model: Path, rows, tmp_path, monkeypatch):
     monkeypatch.chdir(tiny_model.parent)
     student = trained(tiny_model, rows, "prefix")
+    task = Task("copa", ("choice1", "choice2"), "copa/1", ("accuracy",), num_choices=2)
     card = {"task": "copa", "arm": "kl", "seed": "0"}
-    save_student(student, tmp_path / "student", tiny_model, 1, card, rows.encoded)  # checks the reload
+    about = {"max_length": 32, "task": task}
+    save_student(student, tmp_path / "student", tiny_model, about, card, rows.encoded)  # checks the reload
     assert "num_labels=1" in (tmp_path / "student" / "README.md").read_text()

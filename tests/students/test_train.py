@@ -1,0 +1,272 @@
+"""The loop: many in one pass as each alone, resumed as uninterrupted, nothing frozen moves."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine import KL_GRAM, TEXTS, build_rows, build_run, fit, gap, values
+
+from kdcache.batching import num_batches, training_plan
+from kdcache.losses import Term
+from kdcache.students import run as run_module
+from kdcache.students import train as train_module
+from kdcache.students.backbone import Backbone
+from kdcache.students.run import TrainingRows
+from kdcache.students.student import METHODS, forward, predict
+from kdcache.students.train import Checkpoint
+
+
+@pytest.fixture
+def rows(tiny_model: Path) -> TrainingRows:
+    return build_rows(tiny_model)
+
+
+@pytest.fixture
+def backbone(tiny_model: Path) -> Backbone:
+    return Backbone.load(tiny_model)
+
+
+def double(folder: Path, rows: TrainingRows, **arguments):
+    """A run in float64, over a backbone in float64."""
+    backbone = Backbone.load(folder)
+    run = build_run(folder, backbone, rows, **arguments)
+    backbone.encoder.double()
+    run.student.double()
+    return run
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_what_the_method_names_is_trained(tiny_model: Path, rows, backbone, method):
+    run = build_run(tiny_model, backbone, rows, method, lr=1e-2)
+    frozen = {name: p.clone() for name, p in backbone.encoder.named_parameters()}
+    before = {name: p.detach().clone() for name, p in run.student.named_parameters()}
+    fit(run)
+    assert all(torch.equal(p, frozen[name]) for name, p in backbone.encoder.named_parameters())
+    assert all(p.grad is None for p in backbone.encoder.parameters())
+    assert not backbone.encoder.training
+    trained = {id(p) for p in (*run.student.tuned, *run.student.head_parameters)}
+    moved = {id(p) for name, p in run.student.named_parameters() if not torch.equal(p, before[name])}
+    assert moved <= trained
+    assert {id(p) for p in run.student.head_parameters} <= moved
+    assert bool(run.student.tuned) == (method != "head")
+    assert len(moved & {id(p) for p in run.student.tuned}) > 0 or method == "head"
+
+
+def settings_of_three() -> list[dict]:
+    """Three students that differ in seed, rate, length of training, and objective."""
+    return [
+        {"seed": 0, "terms": KL_GRAM, "epochs": 75},
+        {"seed": 1, "lr": 0.03, "epochs": 60},
+        {"seed": 2, "terms": {"inter_instance": Term("gram", scope="all")}, "epochs": 75},
+    ]
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt", "p_tuning"])
+def test_a_pass_of_three_equals_three_alone_in_double_precision(tiny_model: Path, rows, method):
+    """300 steps with prompts, of students that differ in seed, rate, length and objective."""
+    # Large rates make the course chaotic and any rounding grows; what is tested here is the stacking.
+    plans = [{"method": method, "lr": 0.01, **plan} for plan in settings_of_three()]
+    plans[1]["lr"] = 0.003
+    alone = [double(tiny_model, rows, **plan) for plan in plans]
+    for run in alone:
+        fit(run)
+    together = [double(tiny_model, rows, **plan) for plan in plans]
+    shared = together[0].student.backbone
+    for run in together:
+        run.student.backbone = shared
+    fit(*together)
+    assert [run.step - run.head_steps for run in together] == [300, 240, 300]
+    for one, other in zip(alone, together, strict=True):
+        assert gap(values(one), values(other)) <= 1e-8
+        assert len(one.history) == len(other.history)
+    assert gap(values(together[0]), values(together[2])) > 1e-3
+
+
+def test_a_pass_of_three_equals_three_alone_for_the_first_20_steps(tiny_model: Path, rows, backbone):
+    plans = [{"lr": 0.01, "seed": seed, "terms": KL_GRAM, "epochs": 5} for seed in range(3)]
+    alone = [build_run(tiny_model, backbone, rows, **plan) for plan in plans]
+    for run in alone:
+        fit(run)
+    together = [build_run(tiny_model, backbone, rows, **plan) for plan in plans]
+    fit(*together)
+    assert together[0].step - together[0].head_steps == 20
+    assert max(gap(values(a), values(b)) for a, b in zip(alone, together, strict=True)) <= 1e-5
+
+
+def test_a_student_is_blind_to_whoever_shares_its_batch(tiny_model: Path, rows, backbone):
+    runs = [build_run(tiny_model, backbone, rows, seed=s, num_virtual_tokens=3 + s) for s in range(3)]
+    batch = rows.encoded.batch([0, 1, 0, 1, 0, 1])
+    together = forward([run.student for run in runs], batch, [2, 2, 2])
+    for run, (logits, features) in zip(runs, together, strict=True):
+        ((alone, alone_features),) = forward([run.student], rows.encoded.batch([0, 1]), [2])
+        assert (logits - alone).abs().max() < 1e-6
+        assert (features - alone_features).abs().max() < 1e-6
+    assert (together[0][0] - together[1][0]).abs().max() > 1e-3
+
+
+class Killed(Exception):
+    """Stands for a killed process."""
+
+
+@pytest.mark.parametrize(
+    "kill_at", [3, 11, 14, 23]
+)  # within the head start, at its end, between, near the end
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    tiny_model: Path, rows, tmp_path, monkeypatch, kill_at: int
+):
+    monkeypatch.setattr(train_module, "CHECKPOINT_STEPS", 2)
+
+    def start() -> list:
+        backbone = Backbone.load(tiny_model, dropout=0.1)
+
+        def score(student):
+            return {"tune": float(predict(student, rows.encoded, 4)[0].std())}
+
+        terms = {"feature": Term("feature_mse"), "inter_instance": Term("gram", scope="queue:8")}
+        plans = [{"terms": terms, "seed": 0}, {"method": "p_tuning", "seed": 1, "epochs": 3}]
+        plans[0]["method"] = "prompt"
+        torch.manual_seed(7)
+        runs = [build_run(tiny_model, backbone, rows, score=score, best_by="tune", **plan) for plan in plans]
+        torch.manual_seed(8)
+        return runs
+
+    whole = start()
+    fit(*whole)
+
+    taken = 0
+
+    def kill(_students: int) -> None:
+        nonlocal taken
+        taken += 1
+        if taken == kill_at:
+            raise Killed
+
+    checkpoint = Checkpoint(tmp_path / "pass.pt")
+    with pytest.raises(Killed):
+        fit(*start(), checkpoint=checkpoint, after_step=kill)
+    resumed = start()
+    torch.manual_seed(99)  # a new process starts anywhere
+    checkpoint.restore(resumed)
+    assert sum(run.step for run in resumed) >= kill_at - 2
+    fit(*resumed)
+    for one, other in zip(whole, resumed, strict=True):
+        assert one.history == other.history
+        assert (one.best.epoch, one.last_finite) == (other.best.epoch, other.last_finite)
+        assert all(torch.equal(a, b) for a, b in zip(values(one), values(other), strict=True))
+
+
+def test_nan_stops_one_student_and_leaves_the_others(tiny_model: Path, rows, backbone):
+    bad = replace(rows, teacher_logits=rows.teacher_logits * float("nan"))
+    alone = build_run(tiny_model, backbone, rows, seed=1, lr=0.01)
+    fit(alone)
+    good = build_run(tiny_model, backbone, rows, seed=1, lr=0.01)
+    ill = build_run(tiny_model, backbone, bad, terms={"inter_class": Term("kl")})
+    late = build_run(tiny_model, backbone, rows, seed=2, lr=float("inf"))  # dies with the prompts
+    fit(ill, good, late)
+    assert gap(values(good), values(alone)) < 1e-5
+    assert good.diverged is None
+    assert ill.diverged is not None
+    assert late.diverged is not None
+    assert ill.diverged[0] == 1
+    assert math.isnan(ill.diverged[1])
+    step, last = late.diverged
+    assert step == late.head_steps + 2  # the first step with prompts is taken on a finite loss
+    assert math.isfinite(last)
+
+
+def test_step_of_a_divergence_is_exact_however_seldom_losses_are_looked_at(
+    tiny_model: Path, rows, backbone, monkeypatch
+):
+    found = set()
+    for every in (1, 3, 50):
+        monkeypatch.setattr(run_module, "CHECK_STEPS", every)
+        run = build_run(tiny_model, backbone, rows, lr=float("inf"))
+        fit(run)
+        found.add(run.diverged)
+    assert len(found) == 1
+
+
+def test_head_phase_sees_the_states_of_the_whole_forward(tiny_model: Path, rows, backbone):
+    """With a head start alone, training on cached states must equal training on the forward."""
+    cached, direct = (build_run(tiny_model, backbone, rows, "head") for _ in range(2))
+    fit(cached)
+    head = direct.student.head_parameters
+    optimizer = torch.optim.AdamW([{"lr": 1e-2, "params": head, "weight_decay": 0.01}])
+    steps = 3 * num_batches(len(TEXTS), 4)
+    warm_up, step = max(1, round(0.1 * steps)), 0
+    for epoch in range(3):
+        for indices in training_plan(rows.encoded.lengths, 4, 0, epoch):
+            factor = min((step + 1) / warm_up, (steps - step) / (steps - warm_up))
+            optimizer.param_groups[0]["lr"] = 1e-2 * factor
+            batch = rows.encoded.batch(indices)
+            ((logits, _),) = forward([direct.student], batch, [len(indices)])
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(logits, rows.labels[torch.from_numpy(indices)]).backward()
+            torch.nn.utils.clip_grad_norm_(head, 1.0)
+            optimizer.step()
+            step += 1
+    assert gap(values(cached), values(direct)) < 1e-4
+
+
+def test_training_repeats_bit_for_bit_and_lowers_the_loss(tiny_model: Path, rows, backbone):
+    terms = {**KL_GRAM, "feature": Term("feature_mse")}
+    runs = [build_run(tiny_model, backbone, rows, terms=terms, epochs=6) for _ in range(2)]
+    for run in runs:
+        fit(run)
+    assert gap(*map(values, runs)) == 0.0
+    assert (runs[0].head_steps, runs[0].steps) == (12, 36)
+    history = runs[0].history
+    assert [entry["epoch"] for entry in history] == list(range(7))
+    names = ("ce", "kl", "gram", "feature_mse")
+    watched = {f"{what}_{name}" for what in ("loss", "fixed", "share") for name in names}
+    assert set(history[0]) == watched | {"epoch", "agreement", "kl_to_teacher", "gram_to_teacher"}
+    for seen in history:
+        assert sum(seen[f"share_{name}"] for name in names) == pytest.approx(1.0)
+    totals = [sum(seen[f"loss_{name}"] for name in names) for seen in history]
+    assert totals[-1] < totals[1]
+
+
+def test_teacher_targets_matter(tiny_model: Path, rows, backbone):
+    terms = {"inter_class": Term("kl")}
+    other = replace(rows, teacher_logits=rows.teacher_logits.roll(1, 0))
+    runs = [build_run(tiny_model, backbone, some, terms=terms) for some in (rows, other)]
+    for run in runs:
+        fit(run)
+    outputs = [predict(run.student, rows.encoded, 8)[0] for run in runs]
+    assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
+
+
+def test_dropout_acts_while_prompts_train_and_nowhere_else(tiny_model: Path, rows):
+    dropping = Backbone.load(tiny_model, dropout=0.5)
+    runs = [build_run(tiny_model, dropping, rows) for _ in range(2)]
+    for seed, run in enumerate(runs):
+        torch.manual_seed(seed)
+        fit(run)
+        assert np.array_equal(
+            predict(run.student, rows.encoded, 8)[0], predict(run.student, rows.encoded, 8)[0]
+        )
+    assert gap(*map(values, runs)) > 1e-3
+
+
+def test_bfloat16_stays_near_float32(tiny_model: Path, rows, backbone):
+    half = Backbone.load(tiny_model, "bfloat16")
+    runs = [build_run(tiny_model, some, rows, lr=1e-2) for some in (backbone, half)]
+    for run in runs:
+        fit(run)
+    assert {value.dtype for value in values(runs[1])} == {torch.float32}
+    assert 0 < gap(*map(values, runs)) < 0.1
+
+
+def test_shuffled_targets_stay_within_the_class_and_leave_labels_and_text(rows):
+    shuffled = rows.shuffled_within_class(seed=1)
+    assert torch.equal(shuffled.labels, rows.labels)
+    assert shuffled.encoded is rows.encoded
+    where = {tuple(row): i for i, row in enumerate(rows.teacher_logits.tolist())}
+    origin = [where[tuple(row)] for row in shuffled.teacher_logits.tolist()]
+    assert sorted(origin) == list(range(len(TEXTS)))
+    assert origin != sorted(origin)
+    assert torch.equal(rows.labels[origin], rows.labels)
+    assert torch.equal(rows.teacher_features[origin], shuffled.teacher_features)
