@@ -15,36 +15,26 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, ROOT, build_tiny_model
+from engine import build_run, fit
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoModelForSequenceClassification
 
-from kdcache.batching import Padded, encode
+from kdcache.batching import encode
 from kdcache.errors import ModelError
-from kdcache.losses import Objective
 from kdcache.models import load_tokenizer
 from kdcache.students import backbone as backbone_module
 from kdcache.students.backbone import Backbone, RowPrompts
 from kdcache.students.export import LOADERS, load_folder, save_student
 from kdcache.students.prompts import PROMPTS, build_prompt
-from kdcache.students.run import Run, Settings, TrainingRows
-from kdcache.students.student import METHODS, Recipe, Student, build_student, predict
-from kdcache.students.train import cls_states, train_students
+from kdcache.students.run import TrainingRows
+from kdcache.students.student import METHODS, Recipe, build_student, predict
 from kdcache.tasks.schema import Task
 
-SETTINGS = Settings(0.05, 1, 0.05, 1, 0.05, 4, 0.01, 0.1)
-FIRST = [
-    "the bank of the river",
-    "a bat",
-    "a crane on a tree",
-    "seal",
-    "the match",
-    "bank",
-    "river bank",
-    "bat",
-]
+FIRST = ["the bank of the river", "a bat", "a crane on a tree", "seal", "the match", "bank", "river", "bat"]
 SECOND = ["bank", "", "the crane", "a seal the match the bank", "", "bat", "", "tree"]
 TASK = Task("tiny", ("a", "b", "c"), "t/1", ("accuracy",))
-TOKENS = 3
+TOKENS = 4  # those of build_run
+FEW_STEPS = {"epochs": 1, "head_start_epochs": 1}
 ENCODERS = ("bert", "minilm", "roberta", "xlm-roberta", "electra", "deberta", "deberta-v2", "modernbert")
 TAKES_PREFIXES = ENCODERS[:5]
 PLACES = [(name, "input") for name in ENCODERS] + [(name, "deep") for name in TAKES_PREFIXES]
@@ -72,24 +62,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def build(architecture: str) -> SimpleNamespace:
         folder = build_tiny_model(root / architecture, architecture=architecture)
         encoded = encode(load_tokenizer(folder), FIRST, SECOND, max_length=32)
-        return SimpleNamespace(folder=folder, encoded=encoded)
+        labels, nothing = torch.arange(len(FIRST)) % 3, torch.zeros(len(FIRST), 3)
+        rows = TrainingRows(encoded, labels, nothing, nothing)
+        return SimpleNamespace(folder=folder, encoded=encoded, rows=rows)
 
     return build
-
-
-def recipe(method: str, **changed: Any) -> Recipe:
-    return replace(Recipe(method, 3, TOKENS, 32, 0), **changed)
-
-
-def train(student: Student, encoded: Any) -> Run:
-    """A few steps of both phases."""
-    labels = torch.arange(len(FIRST)) % 3
-    rows = TrainingRows(encoded, labels, torch.zeros(len(FIRST), 3), torch.zeros(len(FIRST), 0))
-    padded = Padded.of(encoded)
-    states = cls_states(student.backbone, encoded, padded)
-    run = Run(student, Objective({}, 1.0, 16, 0), rows, SETTINGS, 0)
-    train_students([run], padded, states)
-    return run
 
 
 def bits(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -115,13 +92,14 @@ def test_it_trains_only_what_it_should_and_reloads_to_the_same_logits(
     part = tiny(architecture)
     monkeypatch.chdir(part.folder.parent)
     shared = Backbone.load(part.folder)
-    student = build_student(recipe(method), part.folder, shared, part.encoded)
+    run = build_run(part.folder, shared, part.rows, method, **FEW_STEPS)
+    student = run.student
     frozen, before = bits(shared.encoder), bits(student)
     own = {p for p in student.parameters() if p.requires_grad}
     mine = {name for name, p in student.named_parameters(remove_duplicate=False) if p in own}
     assert own == {*student.tuned, *student.head_parameters}
     untrained = predict(student, part.encoded, 8)[0]
-    train(student, part.encoded)
+    fit(run)
     assert changed(shared.encoder, frozen) == set()
     assert changed(student, before) == mine, "all that requires a gradient moves, nothing else"
     logits = predict(student, part.encoded, 8)[0]
@@ -168,7 +146,7 @@ def test_what_cannot_work_is_refused_in_one_line(tiny, architecture, method):
             f"got {architecture}. Choose another model for student_backbone.model."
         )
     with pytest.raises(ModelError) as error:
-        build_student(recipe(method), part.folder, Backbone.load(part.folder), part.encoded)
+        build_run(part.folder, Backbone.load(part.folder), part.rows, method)
     assert str(error.value) == message
 
 
@@ -190,12 +168,13 @@ def test_positions_run_out_where_the_table_says(tiny, architecture, method, most
     """One token less, and the longest row there can be goes through; one more is refused."""
     part = tiny(architecture)
     shared = Backbone.load(part.folder)
-    tokens = 0 if method == "head" else TOKENS
-    longest = encode(part.encoded.tokenizer, ["the " * 200], None, max_length=most - tokens)
-    student = build_student(recipe(method, max_length=most - tokens), part.folder, shared, part.encoded)
-    assert np.isfinite(predict(student, longest, 1)[0]).all()
+    longest = most - (0 if method == "head" else TOKENS)
+    recipe = Recipe(method, 3, TOKENS, longest, seed=0)
+    student = build_student(recipe, part.folder, shared, part.encoded)
+    row = encode(part.encoded.tokenizer, ["the " * 200], None, max_length=longest)
+    assert np.isfinite(predict(student, row, 1)[0]).all()
     with pytest.raises(ModelError) as error:
-        build_student(recipe(method, max_length=most - tokens + 1), part.folder, shared, part.encoded)
+        build_student(replace(recipe, max_length=longest + 1), part.folder, shared, part.encoded)
     assert str(error.value) == (
         f"distill: max_length + num_virtual_tokens must be at most the {most} positions of the backbone, "
         f"got {most + 1}. Lower distill.max_length or distill.num_virtual_tokens."
@@ -284,7 +263,7 @@ def test_the_last_layer_for_cls_alone_is_exact(tiny, architecture, place, monkey
 def test_lora_adapts_the_encoder_and_trains_the_head(tiny, architecture):
     """No module is both adapted and trained whole; every Linear of the encoder is adapted."""
     part = tiny(architecture)
-    student = build_student(recipe("lora"), part.folder, Backbone.load(part.folder), part.encoded)
+    student = build_run(part.folder, Backbone.load(part.folder), part.rows, "lora").student
     trained = {name for name, p in student.model.named_parameters() if p.requires_grad}
     adapted = {name for name in trained if "lora_" in name}
     assert adapted
@@ -295,11 +274,12 @@ def test_lora_adapts_the_encoder_and_trains_the_head(tiny, architecture):
     assert not {id(by_name[name]) for name in adapted} & {id(p) for p in student.head.parameters()}
 
 
-def save_every_method(backbone: Path, folder: Path) -> None:
-    """Students of every method, untrained, into folders of their names."""
+def save_some(backbone: Path, folder: Path) -> None:
+    """Untrained students of the methods whose PEFT configs hold sets, into folders of their names."""
     encoded = encode(load_tokenizer(backbone), FIRST, SECOND, max_length=32)
-    for method in METHODS:
-        student = build_student(recipe(method), backbone, Backbone.load(backbone), encoded)
+    for method in ("prefix", "lora"):
+        recipe = Recipe(method, 3, TOKENS, 32, seed=0)
+        student = build_student(recipe, backbone, Backbone.load(backbone), encoded)
         card = {"task": "tiny", "arm": "a", "seed": "0"}
         save_student(student, folder / method, backbone, {"task": TASK, "max_length": 32}, card, encoded)
 
@@ -308,9 +288,9 @@ def test_a_folder_has_the_same_bytes_in_every_process(tiny, tmp_path, monkeypatc
     """Here, and there with another hash seed: no order of a set reaches a file."""
     backbone = tiny("roberta").folder
     monkeypatch.chdir(backbone.parent)
-    save_every_method(Path("roberta"), tmp_path / "here")
+    save_some(Path("roberta"), tmp_path / "here")
     there = str(tmp_path / "there")
-    code = f"import test_matrix as t; t.save_every_method(t.Path('roberta'), t.Path({there!r}))"
+    code = f"import test_matrix as t; t.save_some(t.Path('roberta'), t.Path({there!r}))"
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "students")))
     environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": paths}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
@@ -319,4 +299,4 @@ def test_a_folder_has_the_same_bytes_in_every_process(tiny, tmp_path, monkeypatc
         for folder in (tmp_path / "here", tmp_path / "there")
     )
     assert here == there
-    assert {path.parts[0] for path in here} == set(METHODS)
+    assert {path.parts[0] for path in here} == {"prefix", "lora"}
