@@ -5,6 +5,7 @@ trackers hold one open run per process; and the curve of an interrupted student 
 """
 
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,8 @@ def track(
         try:
             _track(name, folder / name, run, _flat(settings), history)
         except Exception as error:  # trackers raise many unrelated types, their servers' failures too
-            reason = shorten(f"{type(error).__name__}: {error}")
-            tqdm.write(f"{name}: it must take the run {run}, got {reason}. Training goes on.")
+            got = shorten(f"{type(error).__name__}: {error}")
+            tqdm.write(f"{name}: it must take the run {run}, got {got}. Training goes on.", file=sys.stderr)
 
 
 def _track(
