@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from kdcache.params import read_params
 from kdcache.tasks.official import SAMPLE
@@ -25,28 +25,70 @@ def sample_words() -> list[str]:
     return sorted({word for word, _ in pieces.pre_tokenize_str(text.lower())})
 
 
-def build_tiny_model(folder: Path, num_layers: int = 2, seed: int = 0) -> Path:
-    """Write a random BERT of 16 dims, and a word tokenizer, as a plain transformers folder."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+# What tells the architectures apart, in 16 dims and 2 layers.
+SMALL = {
+    "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 96,
+    "initializer_range": 0.2,
+}  # fmt: skip
+RELATIVE = {  # as DeBERTa-v3 has it: positions are told by distance alone
+    **SMALL, "type_vocab_size": 0, "relative_attention": True, "position_biased_input": False,
+    "pos_att_type": ["p2c", "c2p"], "pooler_hidden_size": 16,
+}  # fmt: skip
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("bert", SMALL),
+    "minilm": ("bert", {**SMALL, "num_attention_heads": 4, "intermediate_size": 64}),
+    "roberta": ("roberta", {**SMALL, "type_vocab_size": 1}),
+    "xlm-roberta": ("xlm-roberta", {**SMALL, "type_vocab_size": 1}),
+    "electra": ("electra", {**SMALL, "embedding_size": 8}),
+    "deberta": ("deberta", {**RELATIVE, "max_relative_positions": 32}),
+    "deberta-v2": (
+        "deberta-v2",
+        {**RELATIVE, "position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm"},
+    ),
+    "modernbert": ("modernbert", {**SMALL, "local_attention": 8, "global_attn_every_n_layers": 2}),
+    "distilbert": ("distilbert", {"dim": 16, "n_heads": 2, "hidden_dim": 32}),
+    "albert": ("albert", {**SMALL, "embedding_size": 8}),
+    "mpnet": ("mpnet", SMALL),
+}
+LIKE_ROBERTA = ("roberta", "xlm-roberta", "mpnet")
+
+
+def build_tokenizer(architecture: str = "bert") -> PreTrainedTokenizerFast:
+    """A word tokenizer with an architecture's own special tokens, their order and its inputs."""
+    model_type = ARCHITECTURES[architecture][0]
+    if model_type in LIKE_ROBERTA:
+        cls, pad, sep, unk = special = ["<s>", "<pad>", "</s>", "<unk>"]
+        single, pair = "<s> $A </s>", "<s> $A </s> </s> $B </s>"
+    else:
+        pad, unk, cls, sep = special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+        single, pair = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
     vocab = {word: i for i, word in enumerate([*special, *sample_words()])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=unk))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+        single=single, pair=pair, special_tokens=[(token, vocab[token]) for token in (cls, sep)]
+    )
+    segments = [] if model_type in (*LIKE_ROBERTA, "modernbert", "distilbert") else ["token_type_ids"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=pad, unk_token=unk, cls_token=cls, sep_token=sep,
+        model_input_names=["input_ids", *segments, "attention_mask"],
     )  # fmt: skip
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
-        sep_token="[SEP]", model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )  # fmt: skip
+
+
+def build_tiny_model(
+    folder: Path, num_layers: int = 2, seed: int = 0, architecture: str = "bert", **config: Any
+) -> Path:
+    """Write a random encoder of 16 dims, and a word tokenizer, as a plain transformers folder."""
+    tokenizer = build_tokenizer(architecture)
     torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=len(vocab), hidden_size=16, num_hidden_layers=num_layers, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=96, initializer_range=0.2,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(str(folder))
-    fast.save_pretrained(str(folder))
+    model_type, sizes = ARCHITECTURES[architecture]
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
+    ids |= {"bos_token_id": ids["cls_token_id"], "eos_token_id": ids["sep_token_id"]}
+    layers = "n_layers" if model_type == "distilbert" else "num_hidden_layers"
+    sizes = {**sizes, "vocab_size": len(tokenizer), layers: num_layers, **ids, **config}
+    AutoModel.from_config(AutoConfig.for_model(model_type, **sizes)).save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
     return folder
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from kdcache.students.train import Checkpoint, cls_states, students_that_fit, tr
 from kdcache.students.watch import idle_terms
 from kdcache.tasks.schema import read_task
 from kdcache.tasks.splits import metric_columns
+from kdcache.trackers import check_trackers, track
 
 EVAL_BATCH_SIZE = 128
 RESULT = "result.json"
@@ -50,6 +51,7 @@ class Grid:
         for name, arm in self.params.arms.items():
             check_terms(arm.terms, arm.ce_weight, f"distill.arms.{name}")
             self.params.arm(name)
+        check_trackers(self.params.log_with, "distill.log_with")
         if not self.params.arms or not self.params.seeds:
             raise ParamsError("distill: arms and seeds must each hold at least one entry, got none.")
         self.folder = require(
@@ -69,8 +71,8 @@ class Grid:
         if self.params.select == "tune":
             require_tune(self.splits, "distill.select", task_name)
         self.scratch = project.scratch(
-            "distill", task_name, asdict(self.params), project.threads, project.paths.backbone,
-            file_digest(self.folder / WEIGHTS), self.manifest.digest,
+            "distill", task_name, asdict(replace(self.params, log_with=())), project.threads,
+            project.paths.backbone, file_digest(self.folder / WEIGHTS), self.manifest.digest,
         )  # fmt: skip
 
     @cached_property
@@ -115,6 +117,8 @@ class Grid:
     def _finish(self, arm_name: str, seed: int, run: Run, folder: Path) -> None:
         """Score a trained student and write its folder; of a diverged one only what happened."""
         what = {"arm": arm_name, "seed": seed, "method": run.student.method}
+        name, trackers = f"{self.task.name}/{arm_name}-{seed}", Path(self.project.paths.runs) / "trackers"
+        track(self.params.log_with, trackers, name, self._settings(arm_name, seed), run.history)
         if run.diverged:
             step, last = run.diverged
             tqdm.write(
@@ -147,6 +151,13 @@ class Grid:
         save_student(student, folder, self.folder, about, self._card(result), probe)
         self._write_predictions(logits, folder / PREDICTIONS)
         write_json(result, folder / RESULT)
+
+    def _settings(self, arm_name: str, seed: int) -> dict[str, Any]:
+        """What applied to a student: the section's values, then its arm's."""
+        settings = asdict(self.params) | asdict(self.params.arm(arm_name))
+        for key in ("arms", "seeds", "expect", "log_with"):
+            del settings[key]
+        return {"task": self.task.name, "arm": arm_name, "seed": seed, **settings}
 
     def _write_predictions(self, logits: np.ndarray, path: Path) -> None:
         table = self.splits["validation"].table.select(["example_id", "label", "group"])

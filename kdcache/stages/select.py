@@ -8,6 +8,7 @@ import contextlib
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -41,6 +42,7 @@ def select(
     for value, project in projects.items():
         grid = Grid(project, task_name)
         grid.params.arm(arm)
+        grid.params = replace(grid.params, log_with=())  # a fold is no run of its own
         train, seed = grid.splits["train"], grid.params.seeds[0]
         folds = assign_folds(train.labels.tolist(), train.table["group"].to_pylist(), num_folds, seed)
         others = {split: part for split, part in grid.splits.items() if split == "unlabelled"}

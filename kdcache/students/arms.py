@@ -103,6 +103,8 @@ class DistillParams:
         select: ``last`` epoch, or the one with the best first metric on ``tune``, the end of
             the head start included.
         expect: fields of the teacher's identity that a shared cache must have.
+        log_with: experiment trackers by accelerate's names (tensorboard, wandb, mlflow, dvclive,
+            …), each of which gets one run per student.
     """
 
     method: Method
@@ -125,6 +127,7 @@ class DistillParams:
     unlabelled: bool
     select: Literal["last", "tune"]
     expect: dict[str, str | int]
+    log_with: tuple[str, ...]
 
     def arm(self, name: str) -> Arm:
         """An arm, with the section's values where it names none.

@@ -188,15 +188,16 @@ class Backbone:
     def _with_input(self, batch: Mapping[str, torch.Tensor], prompts: RowPrompts) -> dict[str, Any]:
         embeddings = self.encoder.get_input_embeddings()(batch["input_ids"])
         mask = _after_cls(batch["attention_mask"], prompts.mask)
+        # Padding of a short prompt goes behind the text: some architectures know places only.
+        order = mask.argsort(dim=1, descending=True, stable=True)
+        whole = _after_cls(embeddings, prompts.values.to(embeddings.dtype))
         inputs = {
-            "inputs_embeds": _after_cls(embeddings, prompts.values.to(embeddings.dtype)),
-            "attention_mask": mask,
+            "inputs_embeds": whole.take_along_dim(order[:, :, None], dim=1),
+            "attention_mask": mask.take_along_dim(order, dim=1),
         }
         if "token_type_ids" in batch:
-            inputs["token_type_ids"] = _after_cls(batch["token_type_ids"], torch.zeros_like(prompts.mask))
-        if self.config.model_type in DEEP:
-            # Padding between a short prompt and the text takes no position.
-            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + self._first_position
+            types = _after_cls(batch["token_type_ids"], torch.zeros_like(prompts.mask))
+            inputs["token_type_ids"] = types.take_along_dim(order, dim=1)
         return inputs
 
     def _positions(self, mask: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -222,3 +223,9 @@ def take_apart(model: PreTrainedModel) -> tuple[PreTrainedModel, list[nn.Module]
     after = [module for module in model.children() if module is not encoder and list(module.parameters())]
     pooler = getattr(encoder, "pooler", None)
     return encoder, after if pooler is None else [pooler, *after]
+
+
+def head_names(model: PreTrainedModel) -> list[str]:
+    """The names, in the whole classifier, of the modules from [CLS] state to logits, in order."""
+    after = take_apart(model)[1]
+    return [name for module in after for name, other in model.named_modules() if other is module]

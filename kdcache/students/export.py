@@ -27,7 +27,7 @@ from kdcache.batching import Encoded
 from kdcache.errors import ModelError
 from kdcache.models import load_classifier
 from kdcache.params import build
-from kdcache.students.backbone import Backbone, take_apart
+from kdcache.students.backbone import Backbone, head_names, take_apart
 from kdcache.students.prompts import PROMPTS, Prompt
 from kdcache.students.student import Head, Student, predict
 from kdcache.tasks.schema import Task
@@ -124,7 +124,7 @@ def load_folder(folder: Path, backbone: Backbone | None = None) -> tuple[Student
         whole = PeftModel.from_pretrained(plain, str(folder)).eval()
         return _reference(about.method, whole, plain, outputs), about
     weights = load_file(folder / WEIGHTS)
-    names = _chain_names(plain)
+    names = head_names(plain)
     head = Head(take_apart(plain)[1], outputs)
     for name, module in zip(names, head.chain, strict=True):
         own = {k.partition(f".{name}.")[2]: v for k, v in weights.items() if f".{name}." in k}
@@ -153,26 +153,21 @@ def _reference(method: str, whole: nn.Module, plain: PreTrainedModel, outputs: i
     return Student(method, Backbone(encoder), None, Head(chain, outputs), whole)
 
 
-def _chain_names(model: PreTrainedModel) -> list[str]:
-    """The head's modules by their names in the whole model."""
-    chain = take_apart(model)[1]
-    return [name for module in chain for name, other in model.named_modules() if other is module]
-
-
 def _as_peft(student: Student, backbone: Path, num_outputs: int) -> PeftModel:
     """The student as PEFT's own model, its trained values put in."""
     model = load_classifier(backbone, num_outputs, seed=0)
-    also = [name.rpartition(".")[2] for name in _chain_names(model)]
+    also = [name.rpartition(".")[2] for name in head_names(model)]
     config: Any
     if student.prompt is None:  # PEFT's way to save trained modules alone is a LoRA without targets
         config = LoraConfig(
             task_type=TaskType.SEQ_CLS, target_modules=DUMMY_TARGET_MODULES, modules_to_save=also
         )
     else:
-        cls = PrefixTuningConfig if student.prompt.place == "deep" else PromptTuningConfig
-        config = cls(
-            task_type=TaskType.SEQ_CLS, num_virtual_tokens=len(student.prompt()), modules_to_save=also
-        )
+        prompt, deep = student.prompt(), student.prompt.place == "deep"
+        kind = PrefixTuningConfig if deep else PromptTuningConfig
+        config = kind(task_type=TaskType.SEQ_CLS, num_virtual_tokens=len(prompt), modules_to_save=also)
+        if not deep:
+            config.token_dim = prompt.shape[1]  # ELECTRA's embeddings have a dim of their own
     with warnings.catch_warnings():
         # PEFT warns that prefix tuning does not know `modules_to_save`; the round-trip test says it does.
         warnings.simplefilter("ignore")

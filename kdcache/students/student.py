@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from kdcache.batching import Encoded, Padded, fixed_plan
 from kdcache.models import last_linear, load_classifier
-from kdcache.students.backbone import Backbone, RowPrompts, take_apart
+from kdcache.students.backbone import Backbone, RowPrompts, head_names, take_apart
 from kdcache.students.prompts import PROMPTS, Prompt, Start, build_prompt
 
 # Methods with weights of their own, trained one at a time; PROMPTS and ``head`` share a frozen backbone.
@@ -147,10 +147,9 @@ def build_student(recipe: Recipe, folder: Path, backbone: Backbone, real_text: E
 def _build_reference(model: PreTrainedModel, recipe: Recipe, shared: Backbone) -> Student:
     whole: nn.Module = model
     if recipe.method == "lora":
-        has_pooler = getattr(getattr(model, model.base_model_prefix), "pooler", None) is not None
         config = LoraConfig(
             task_type=TaskType.SEQ_CLS, r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear",
-            modules_to_save=["pooler"] if has_pooler else None,
+            modules_to_save=[name.rpartition(".")[2] for name in head_names(model)],
         )  # fmt: skip
         whole = get_peft_model(model, config)
     encoder, chain = take_apart(model)

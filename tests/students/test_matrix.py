@@ -1,0 +1,302 @@
+"""Every method on every architecture, as the table in docs/methods.md says, cell by cell."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARCHITECTURES, ROOT, build_tiny_model
+from engine import build_run, fit
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
+
+from kdcache.batching import encode
+from kdcache.errors import ModelError
+from kdcache.models import load_tokenizer
+from kdcache.students import backbone as backbone_module
+from kdcache.students.backbone import Backbone, RowPrompts
+from kdcache.students.export import LOADERS, load_folder, save_student
+from kdcache.students.prompts import PROMPTS, build_prompt
+from kdcache.students.run import TrainingRows
+from kdcache.students.student import METHODS, Recipe, build_student, predict
+from kdcache.tasks.schema import Task
+
+FIRST = ["the bank of the river", "a bat", "a crane on a tree", "seal", "the match", "bank", "river", "bat"]
+SECOND = ["bank", "", "the crane", "a seal the match the bank", "", "bat", "", "tree"]
+TASK = Task("tiny", ("a", "b", "c"), "t/1", ("accuracy",))
+TOKENS = 4  # those of build_run
+FEW_STEPS = {"epochs": 1, "head_start_epochs": 1}
+ENCODERS = ("bert", "minilm", "roberta", "xlm-roberta", "electra", "deberta", "deberta-v2", "modernbert")
+TAKES_PREFIXES = ENCODERS[:5]
+PLACES = [(name, "input") for name in ENCODERS] + [(name, "deep") for name in TAKES_PREFIXES]
+
+
+def table() -> dict[tuple[str, str], str]:
+    """(architecture, method) → the cell in docs/methods.md."""
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    lines = text.split("<!-- matrix -->")[1].split("<!-- /matrix -->")[0].strip().splitlines()
+    head, _, *rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+    return {(row[0], m): cell for row in rows for m, cell in zip(head[1:], row[1:], strict=True)}
+
+
+CELLS = table()
+WORKING = [cell for cell, loader in CELLS.items() if loader != "refused"]
+REFUSED = [cell for cell, loader in CELLS.items() if loader == "refused"]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An architecture's folder and a few rows, built once."""
+    root = tmp_path_factory.mktemp("architectures")
+
+    @cache
+    def build(architecture: str) -> SimpleNamespace:
+        folder = build_tiny_model(root / architecture, architecture=architecture)
+        encoded = encode(load_tokenizer(folder), FIRST, SECOND, max_length=32)
+        labels, nothing = torch.arange(len(FIRST)) % 3, torch.zeros(len(FIRST), 3)
+        rows = TrainingRows(encoded, labels, nothing, nothing)
+        return SimpleNamespace(folder=folder, encoded=encoded, rows=rows)
+
+    return build
+
+
+def bits(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def changed(module: torch.nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_the_table_is_whole():
+    assert {method for _, method in CELLS} == set(METHODS)
+    assert {name for name, _ in WORKING} == set(ENCODERS)
+    assert {cell for cell in REFUSED if cell[0] in ENCODERS} == {
+        (name, "prefix") for name in ENCODERS if name not in TAKES_PREFIXES
+    }
+
+
+@pytest.mark.parametrize(("architecture", "method"), WORKING)
+def test_it_trains_only_what_it_should_and_reloads_to_the_same_logits(
+    tiny, architecture, method, tmp_path, monkeypatch
+):
+    part = tiny(architecture)
+    monkeypatch.chdir(part.folder.parent)
+    shared = Backbone.load(part.folder)
+    run = build_run(part.folder, shared, part.rows, method, **FEW_STEPS)
+    student = run.student
+    frozen, before = bits(shared.encoder), bits(student)
+    own = {p for p in student.parameters() if p.requires_grad}
+    mine = {name for name, p in student.named_parameters(remove_duplicate=False) if p in own}
+    assert own == {*student.tuned, *student.head_parameters}
+    untrained = predict(student, part.encoded, 8)[0]
+    fit(run)
+    assert changed(shared.encoder, frozen) == set()
+    assert changed(student, before) == mine, "all that requires a gradient moves, nothing else"
+    logits = predict(student, part.encoded, 8)[0]
+    assert np.abs(logits - untrained).max() > 1e-3
+
+    folder = tmp_path / "student"
+    about = {"task": TASK, "max_length": 32}
+    save_student(student, folder, part.folder, about, {"task": "tiny", "arm": "a", "seed": "0"}, part.encoded)
+    reloaded = load_folder(folder)[0]
+    assert np.abs(predict(reloaded, part.encoded, 8)[0] - logits).max() < 1e-5
+    if method in PROMPTS:  # p_tuning's MLP is gone, its sum is there
+        assert torch.equal(reloaded.prompt(), student.prompt())
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert config["peft_type"] == ("PREFIX_TUNING" if method == "prefix" else "PROMPT_TUNING")
+        width = 16 if method == "prefix" else ARCHITECTURES[architecture][1].get("embedding_size", 16)
+        assert config["token_dim"] == width
+    loader = CELLS[architecture, method]
+    assert (LOADERS[method] or "kdcache") == loader
+    if loader != "kdcache":
+        auto = {
+            "peft": AutoPeftModelForSequenceClassification,
+            "transformers": AutoModelForSequenceClassification,
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft: prefixes and modules_to_save
+            plain = auto[loader].from_pretrained(str(folder), num_labels=3).eval()
+        with torch.no_grad():
+            found = plain(**part.encoded.batch(range(len(FIRST)))).logits.numpy()
+        assert np.abs(found - logits).max() < 1e-5
+
+
+@pytest.mark.parametrize(("architecture", "method"), REFUSED)
+def test_what_cannot_work_is_refused_in_one_line(tiny, architecture, method):
+    part = tiny(architecture)
+    known = "bert, roberta, xlm-roberta, camembert, electra"
+    if architecture in ENCODERS:
+        message = (
+            f"distill.method: the backbone of prefix must be one of {known}, got {architecture}, "
+            "which takes no keys and values. Use prompt or p_tuning."
+        )
+    else:
+        message = (
+            f"students: the backbone must be one of {known}, deberta, deberta-v2, modernbert, "
+            f"got {architecture}. Choose another model for student_backbone.model."
+        )
+    with pytest.raises(ModelError) as error:
+        build_run(part.folder, Backbone.load(part.folder), part.rows, method)
+    assert str(error.value) == message
+
+
+def test_modernbert_that_pools_by_the_mean_is_refused(tmp_path: Path):
+    folder = build_tiny_model(tmp_path / "m", architecture="modernbert", classifier_pooling="mean")
+    with pytest.raises(ModelError, match="must have classifier_pooling cls, which heads read, got mean"):
+        Backbone.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method", "most"),
+    [
+        ("bert", "prefix", 96), ("bert", "prompt", 96), ("electra", "prefix", 96),
+        ("roberta", "prefix", 94), ("xlm-roberta", "prompt", 94), ("roberta", "head", 94),
+        ("deberta-v2", "prompt", 96),
+    ],
+)  # fmt: skip
+def test_positions_run_out_where_the_table_says(tiny, architecture, method, most):
+    """One token less, and the longest row there can be goes through; one more is refused."""
+    part = tiny(architecture)
+    shared = Backbone.load(part.folder)
+    longest = most - (0 if method == "head" else TOKENS)
+    recipe = Recipe(method, 3, TOKENS, longest, seed=0)
+    student = build_student(recipe, part.folder, shared, part.encoded)
+    row = encode(part.encoded.tokenizer, ["the " * 200], None, max_length=longest)
+    assert np.isfinite(predict(student, row, 1)[0]).all()
+    with pytest.raises(ModelError) as error:
+        build_student(replace(recipe, max_length=longest + 1), part.folder, shared, part.encoded)
+    assert str(error.value) == (
+        f"distill: max_length + num_virtual_tokens must be at most the {most} positions of the backbone, "
+        f"got {most + 1}. Lower distill.max_length or distill.num_virtual_tokens."
+    )
+
+
+def prompts_of(place: str, backbone: Backbone, encoded: Any, lengths: tuple[int, ...]) -> list[torch.Tensor]:
+    method = "prefix" if place == "deep" else "prompt"
+    return [build_prompt(method, backbone, n, encoded, seed=n)().detach() for n in lengths]
+
+
+@pytest.mark.parametrize(("architecture", "place"), PLACES)
+def test_a_row_sees_its_own_prompt_and_text_alone(tiny, architecture, place):
+    """Prompts of several lengths, none at all, and padding in one batch: each row as if alone, unpadded."""
+    part = tiny(architecture)
+    backbone = Backbone.load(part.folder)
+    backbone.encoder.double()
+    prompts: list[Any] = [prompt.double() for prompt in prompts_of(place, backbone, part.encoded, (5, 2, 4))]
+    prompts.append(None)
+    batch = part.encoded.batch(range(len(FIRST)))
+    rows = RowPrompts.of(place, prompts, [2] * 4)
+    rows.values[rows.mask == 0] = 7.0  # what stands under the mask must not matter
+    together = backbone.cls_states(batch, rows)
+    for row in range(len(FIRST)):
+        real = batch["attention_mask"][row].bool()
+        alone = {name: value[row, real][None] for name, value in batch.items()}
+        prompt = prompts[row // 2]
+        own = None if prompt is None else RowPrompts.of(place, [prompt], [1])
+        assert (backbone.cls_states(alone, own)[0] - together[row]).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("architecture", ENCODERS)
+def test_a_prompt_of_words_is_these_words_after_cls(tiny, architecture):
+    """So [CLS] is what heads read, and positions and segments are those of a text."""
+    part = tiny(architecture)
+    backbone = Backbone.load(part.folder)
+    words = torch.tensor(part.encoded.tokenizer.convert_tokens_to_ids(["river", "on", "tree"]))
+    batch = part.encoded.batch(range(len(FIRST)))
+    prompt = backbone.encoder.get_input_embeddings()(words)
+    prompted = backbone.cls_states(batch, RowPrompts.of("input", [prompt], [len(FIRST)]))
+
+    def after_cls(name: str, inserted: torch.Tensor) -> torch.Tensor:
+        own = batch[name]
+        return torch.cat([own[:, :1], inserted.expand(len(own), -1), own[:, 1:]], dim=1)
+
+    ones = torch.ones_like(words)
+    inserted = {"input_ids": words, "attention_mask": ones, "token_type_ids": 0 * ones}
+    text = backbone.cls_states({name: after_cls(name, inserted[name]) for name in batch})
+    assert (prompted - text).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("architecture", "place"),
+    [(name, place) for name, place in PLACES if name in ("bert", "minilm", "electra")],
+)
+def test_segments_survive_a_prompt(tiny, architecture, place):
+    part = tiny(architecture)
+    backbone = Backbone.load(part.folder)
+    rows = RowPrompts.of(place, prompts_of(place, backbone, part.encoded, (TOKENS,)), [len(FIRST)])
+    batch = part.encoded.batch(range(len(FIRST)))
+    whole = backbone.cls_states(batch, rows)
+    one_segment = backbone.cls_states({**batch, "token_type_ids": batch["token_type_ids"] * 0}, rows)
+    is_pair = torch.tensor([bool(second) for second in SECOND])
+    moved = (whole - one_segment).abs().amax(dim=1)
+    assert (moved[is_pair] > 1e-3).all()
+    assert (moved[~is_pair] == 0).all()
+
+
+@pytest.mark.parametrize(("architecture", "place"), PLACES)
+def test_the_last_layer_for_cls_alone_is_exact(tiny, architecture, place, monkeypatch):
+    part = tiny(architecture)
+    fast = Backbone.load(part.folder)
+    monkeypatch.setattr(backbone_module, "finish_only_cls", lambda _encoder: [])
+    full = Backbone.load(part.folder)
+    for encoder in (fast.encoder, full.encoder):
+        encoder.double()
+    hooks = sum(len(module._forward_pre_hooks) for module in fast.encoder.modules())
+    assert hooks == (architecture in TAKES_PREFIXES)
+    batch = part.encoded.batch(range(len(FIRST)))
+    prompts = prompts_of(place, full, part.encoded, (TOKENS,))
+    for rows in (None, RowPrompts.of(place, [prompt.double() for prompt in prompts], [len(FIRST)])):
+        assert (fast.cls_states(batch, rows) - full.cls_states(batch, rows)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("architecture", ENCODERS)
+def test_lora_adapts_the_encoder_and_trains_the_head(tiny, architecture):
+    """No module is both adapted and trained whole; every Linear of the encoder is adapted."""
+    part = tiny(architecture)
+    student = build_run(part.folder, Backbone.load(part.folder), part.rows, "lora").student
+    trained = {name for name, p in student.model.named_parameters() if p.requires_grad}
+    adapted = {name for name in trained if "lora_" in name}
+    assert adapted
+    assert not [name for name in adapted if "modules_to_save" in name or "original_module" in name]
+    in_head = {id(p) for p in student.head.parameters() if p.requires_grad}
+    by_name = dict(student.model.named_parameters())
+    assert {id(by_name[name]) for name in trained - adapted} == in_head
+    assert not {id(by_name[name]) for name in adapted} & {id(p) for p in student.head.parameters()}
+
+
+def save_some(backbone: Path, folder: Path) -> None:
+    """Untrained students of the methods whose PEFT configs hold sets, into folders of their names."""
+    encoded = encode(load_tokenizer(backbone), FIRST, SECOND, max_length=32)
+    for method in ("prefix", "lora"):
+        recipe = Recipe(method, 3, TOKENS, 32, seed=0)
+        student = build_student(recipe, backbone, Backbone.load(backbone), encoded)
+        card = {"task": "tiny", "arm": "a", "seed": "0"}
+        save_student(student, folder / method, backbone, {"task": TASK, "max_length": 32}, card, encoded)
+
+
+def test_a_folder_has_the_same_bytes_in_every_process(tiny, tmp_path, monkeypatch):
+    """Here, and there with another hash seed: no order of a set reaches a file."""
+    backbone = tiny("roberta").folder
+    monkeypatch.chdir(backbone.parent)
+    save_some(Path("roberta"), tmp_path / "here")
+    there = str(tmp_path / "there")
+    code = f"import test_matrix as t; t.save_some(t.Path('roberta'), t.Path({there!r}))"
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "students")))
+    environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": paths}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    here, there = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "here", tmp_path / "there")
+    )
+    assert here == there
+    assert {path.parts[0] for path in here} == {"prefix", "lora"}
