@@ -1,4 +1,4 @@
-"""PEFT models over a classifier, by PEFT's own classes, started well: of students and of teachers.
+"""PEFT models over a classifier, by PEFT's own classes, started well; what prefixes start from.
 
 PEFT's default start for prefixes is N(0, 1), far from anything the backbone has seen. Here a
 prefix starts as the backbone's own keys and values for the separator tokens of real text.
@@ -8,65 +8,21 @@ student starts as the backbone it is, and not as one that reads sixteen words to
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
-from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers import PreTrainedModel
 
 from kdcache.batching import Encoded
 from kdcache.errors import ModelError
-from kdcache.models import finish_only_cls, load_classifier, resolve
+from kdcache.models import COUNT_FROM_PADDING, load_classifier, resolve
 
 INIT_ROWS = 64
-COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")  # position 0 is the padding token's index + 1
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-
-def build_student(
-    method: str,
-    backbone: Path,
-    num_labels: int,
-    num_virtual_tokens: int,
-    max_length: int,
-    real_text: Encoded,
-    seed: int,
-) -> PeftModel:
-    """Build an untrained student.
-
-    Args:
-        method: a key of ``METHODS``.
-        backbone: a plain transformers folder; its weights are frozen.
-        num_labels: outputs of the new head, per sequence.
-        num_virtual_tokens: length of the prompt, in tokens.
-        max_length: of the inputs, in tokens.
-        real_text: rows whose separators the prompt starts from.
-        seed: of head and start.
-
-    Returns:
-        A PEFT model in eval mode (no dropout); only prompts, pooler and head require a gradient.
-
-    Raises:
-        ModelError: the method does not work on this architecture, or positions run out.
-    """
-    model = load_classifier(backbone, num_labels, seed)
-    check_positions(model, num_virtual_tokens if method != "head" else 0, max_length, backbone)
-    student = METHODS[method](model, num_virtual_tokens, real_text, seed)
-    student.peft_config["default"].base_model_name_or_path = str(backbone)
-    finish_only_cls(student)
-    return student.eval()
-
-
-def _build_head(model: PreTrainedModel, _tokens: int, _text: Encoded, _seed: int) -> PeftModel:
-    """No prompts: PEFT's way to save trained modules alone is a LoRA without targets."""
-    config = LoraConfig(
-        task_type=TaskType.SEQ_CLS, target_modules=DUMMY_TARGET_MODULES, modules_to_save=_poolers(model)
-    )
-    return get_peft_model(model, config)
 
 
 def add_prefix(
@@ -84,8 +40,11 @@ def add_prefix(
     Raises:
         ModelError: the architecture has no keys and values to put prompts beside.
     """
-    layers = _self_attentions(model, section)
-    start = _separator_keys_and_values(model, layers, real_text, num_virtual_tokens, seed)
+    rng = np.random.default_rng(seed)
+    batch = real_text.batch(rng.permutation(len(real_text))[:INIT_ROWS])
+    row, position = torch.nonzero(batch["input_ids"] == real_text.tokenizer.sep_token_id, as_tuple=True)
+    picks = torch.from_numpy(rng.choice(len(row), num_virtual_tokens, replace=len(row) < num_virtual_tokens))
+    start = keys_and_values(model, batch, (row[picks], position[picks]), section)
     config = PrefixTuningConfig(
         task_type=TaskType.SEQ_CLS, num_virtual_tokens=num_virtual_tokens, modules_to_save=_poolers(model)
     )
@@ -165,12 +124,6 @@ def _poolers(model: PreTrainedModel) -> list[str] | None:
     return [name for name in ("pooler", "head") if name in there] or None
 
 
-METHODS: dict[str, Callable[[PreTrainedModel, int, Encoded, int], PeftModel]] = {
-    "head": _build_head,
-    "prefix": add_prefix,
-}
-
-
 def check_positions(
     model: PreTrainedModel, num_virtual_tokens: int, max_length: int, folder: Path, section: str = "distill"
 ) -> None:
@@ -195,44 +148,46 @@ def check_positions(
         )
 
 
-def _self_attentions(model: PreTrainedModel, section: str) -> list[nn.Module]:
-    """The modules with ``key`` and ``value``, in layer order (BERT, RoBERTa, ELECTRA and their kin)."""
-    found = [
+@torch.no_grad()
+def keys_and_values(
+    model: PreTrainedModel,
+    batch: Mapping[str, torch.Tensor],
+    picked: tuple[torch.Tensor, torch.Tensor],
+    section: str = "distill",
+) -> torch.Tensor:
+    """Keys and values, at every layer, of some tokens of a batch.
+
+    Args:
+        model: an encoder of the BERT kind, or a classifier over one.
+        batch: its inputs.
+        picked: (rows, positions) of the tokens, int64 of shape (tokens,) each.
+        section: of params.yaml, for messages.
+
+    Returns:
+        Of shape (tokens, layers · 2 · dim), as PEFT flattens prefixes: per layer key, then value.
+
+    Raises:
+        ModelError: the architecture has no keys and values to look at.
+    """
+    attentions = [
         module for module in model.modules()
         if isinstance(getattr(module, "key", None), nn.Linear)
         and isinstance(getattr(module, "value", None), nn.Linear)
     ]  # fmt: skip
-    if len(found) != model.config.num_hidden_layers:
+    if len(attentions) != model.config.num_hidden_layers:
         raise ModelError(
             f"{section}.method: prefix must have one key and one value Linear per layer, got "
             f"{model.config.model_type} without them. Use a BERT-, RoBERTa- or ELECTRA-like model."
         )
-    return found
-
-
-@torch.no_grad()
-def _separator_keys_and_values(
-    model: PreTrainedModel, layers: list[nn.Module], real_text: Encoded, num_virtual_tokens: int, seed: int
-) -> torch.Tensor:
-    """Keys and values, at every layer, of separator tokens drawn from real text.
-
-    Returns:
-        Of shape (virtual_tokens, layers · 2 · dim), as PEFT flattens it: per layer key, then value.
-    """
-    rng = np.random.default_rng(seed)
-    rows = rng.permutation(len(real_text))[:INIT_ROWS]
-    batch = real_text.batch(rows)
     seen: list[torch.Tensor] = []
     handles = [
-        module.register_forward_hook(lambda _m, _i, output: seen.append(output))
-        for layer in layers
-        for module in (layer.get_submodule("key"), layer.get_submodule("value"))
+        attention.get_submodule(name).register_forward_hook(lambda _m, _i, output: seen.append(output))
+        for attention in attentions
+        for name in ("key", "value")
     ]
     try:
         model(**batch)
     finally:
         for handle in handles:
             handle.remove()
-    row, position = torch.nonzero(batch["input_ids"] == real_text.tokenizer.sep_token_id, as_tuple=True)
-    picks = torch.from_numpy(rng.choice(len(row), num_virtual_tokens, replace=len(row) < num_virtual_tokens))
-    return torch.cat([states[row[picks], position[picks]] for states in seen], dim=1)
+    return torch.cat([states[picked].float() for states in seen], dim=1)

@@ -26,6 +26,7 @@ KNOWN_WEIGHTS = {
 HUB_TIMEOUT_S = 5
 HUB_FILES = ["config.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json"]
 WEIGHTS = "model.safetensors"
+COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")  # the first position is the padding token's + 1
 CLS_READERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # heads on the first token's state
 
 

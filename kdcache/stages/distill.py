@@ -83,9 +83,12 @@ def _gather_predictions(grid: Grid, results: Sequence[Mapping[str, Any]], made: 
         table = pq.read_table(made / f"{result['arm']}-{result['seed']}" / PREDICTIONS)
         tables.append(_marked(table, result["arm"], result["seed"]))
     rows = grid.splits["validation"]
-    teacher = rows.table.select(["example_id", "label", "group"])
-    logits = pa.array(list(rows.targets.logits), pa.list_(pa.float32()))
-    tables.append(_marked(teacher.append_column("logits", logits), "teacher_cached", 0))
+    plain = rows.targets.logits_plain
+    teachers = {"teacher_cached": rows.targets.logits} | ({} if plain is None else {"teacher": plain})
+    for name, logits in teachers.items():
+        table = rows.table.select(["example_id", "label", "group"])
+        table = table.append_column("logits", pa.array(list(logits), pa.list_(pa.float32())))
+        tables.append(_marked(table, name, 0))
     pq.write_table(pa.concat_tables(tables), path, write_page_checksum=True)
 
 

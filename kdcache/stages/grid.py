@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,25 +12,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from tqdm import tqdm
 
-from kdcache.batching import Padded
 from kdcache.digests import file_digest
 from kdcache.errors import ModelError, ParamsError
-from kdcache.losses import Objective, check_terms
+from kdcache.losses import check_terms
 from kdcache.metrics import compute_metrics, majority_metrics
 from kdcache.models import WEIGHTS, setup
 from kdcache.results import summarise_arms
+from kdcache.stages.lineup import Lineup
 from kdcache.stages.targets import load_splits
 from kdcache.stages.workspace import Project, require, require_task, require_tune, write_json
-from kdcache.students.arms import Arm, DistillParams
+from kdcache.students.arms import DistillParams
 from kdcache.students.backbone import Backbone
-from kdcache.students.export import load_folder, save_student
-from kdcache.students.prompts import PROMPTS, STARTS
-from kdcache.students.run import Run, Settings, TrainingRows
-from kdcache.students.student import REFERENCES, Recipe, Student, build_student, predict
-from kdcache.students.train import Checkpoint, cls_states, students_that_fit, train_students
+from kdcache.students.export import save_student
+from kdcache.students.run import Run
+from kdcache.students.student import Student, predict
+from kdcache.students.train import Checkpoint, train_students
 from kdcache.students.watch import idle_terms
 from kdcache.tasks.schema import read_task
 from kdcache.tasks.splits import metric_columns
@@ -83,7 +81,10 @@ class Grid:
     def train(self, arms: Sequence[str], seeds: Sequence[int], made: Path) -> list[dict[str, Any]]:
         """Train the students that are not there yet; return the results of all, arm by arm."""
         for name in arms:
-            if self.params.arm(name).feature and not self.splits["train"].targets.features.shape[1]:
+            arm = self.params.arm(name)
+            if arm.targets == "plain":
+                self.splits["train"].targets.plain()  # refuses where there are none
+            if arm.feature and not self.splits["train"].targets.features.shape[1]:
                 raise ParamsError(
                     f"distill.arms.{name}.feature: the cache must hold features, got logits alone. "
                     "Remove the term, or choose other arms with --arm."
@@ -92,7 +93,9 @@ class Grid:
         folders = {name: made / "{}-{}".format(*name) for name in names}
         missing = [name for name in names if not (folders[name] / RESULT).is_file()]
         if missing:
-            shared = _Shared(self)
+            shared = Lineup(
+                self.params, self.task, self.folder, self.backbone, self.splits, self.score_on_tune
+            )
             with tqdm(total=0, desc=f"{self.task.name} students", unit="step") as bar:
                 for some in shared.passes(missing):
                     bar.set_postfix_str(", ".join(f"{arm}-{seed}" for arm, seed in some))
@@ -100,7 +103,7 @@ class Grid:
         return [json.loads((folders[name] / RESULT).read_text(encoding="utf-8")) for name in names]
 
     def _train_pass(
-        self, shared: "_Shared", names: Sequence[tuple[str, int]], folders: Mapping[Any, Path], bar: Any
+        self, shared: Lineup, names: Sequence[tuple[str, int]], folders: Mapping[Any, Path], bar: Any
     ) -> None:
         for name in names:
             shutil.rmtree(folders[name], ignore_errors=True)
@@ -226,68 +229,3 @@ class Grid:
             "arms": summarise_arms(finished),
             "diverged": [result for result in results if "diverged" in result],
         }
-
-
-class _Shared:
-    """What the students of one call share on the device: rows, targets, tokens, [CLS] states."""
-
-    def __init__(self, grid: Grid) -> None:
-        self.grid, params = grid, grid.params
-        train = grid.splits["train"]
-        more = [grid.splits["unlabelled"]] if params.unlabelled and "unlabelled" in grid.splits else []
-        self.rows = train.training_rows(*more).to(grid.device)
-        self.labelled = self.rows.first(len(train.encoded)) if more else self.rows
-        self.padded = Padded.of(self.rows.encoded, grid.device)
-        self.states = cls_states(grid.backbone, self.rows.encoded, self.padded)
-
-    def passes(self, names: Sequence[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
-        """Cut students into those that train together: prompts at one place; references alone."""
-        kinds: dict[Any, list[tuple[str, int]]] = {}
-        for name in names:
-            method = str(self.grid.params.arm(name[0]).method)
-            kind = PROMPTS[method][1] if method in PROMPTS else name if method in REFERENCES else None
-            kinds.setdefault(kind, []).append(name)
-        for same in kinds.values():
-            size = self.grid.params.students_per_pass
-            if size == "auto":
-                size = students_that_fit(self.start(*same[0]), self.padded)
-            for first in range(0, len(same), size):
-                yield same[first : first + size]
-
-    def start(self, arm_name: str, seed: int) -> Run:
-        """A student at step 0."""
-        grid, params = self.grid, self.grid.params
-        arm = params.arm(arm_name)
-        student = _build(grid, arm, seed)
-        torch.manual_seed(seed)
-        objective = Objective(
-            arm.terms, arm.ce_weight, grid.backbone.config.hidden_size * grid.task.num_choices,
-            self.rows.teacher_features.shape[1], arm.label_smoothing,
-        ).to(grid.device)  # fmt: skip
-        rows: TrainingRows = self.rows if arm.uses_unlabelled else self.labelled
-        if arm.targets == "shuffled_within_class":
-            rows = rows.shuffled_within_class(seed)
-        assert arm.lr is not None
-        assert arm.epochs is not None
-        settings = Settings(
-            arm.lr, arm.epochs, params.head_start_lr, params.head_start_epochs, params.head_lr,
-            params.batch_size, params.weight_decay, params.warmup_fraction,
-        )  # fmt: skip
-        score = grid.score_on_tune if "tune" in grid.splits else None
-        best_by = f"tune_{grid.task.metrics[0]}" if params.select == "tune" else None
-        return Run(student, objective, rows, settings, seed, score, best_by)
-
-
-def _build(grid: Grid, arm: Arm, seed: int) -> Student:
-    assert arm.method is not None
-    assert arm.num_virtual_tokens is not None
-    assert arm.init is not None
-    start: Any = arm.init if arm.init in STARTS else None
-    recipe = Recipe(
-        arm.method, grid.task.num_outputs, arm.num_virtual_tokens, grid.params.max_length, seed, start
-    )
-    student = build_student(recipe, grid.folder, grid.backbone, grid.splits["train"].encoded)
-    if arm.init.startswith("student:") and student.prompt is not None:
-        other = load_folder(Path(arm.init.removeprefix("student:")), grid.backbone)[0]
-        student.prompt.start_from(other.prompt)
-    return student

@@ -28,8 +28,9 @@ class Arm:
         inter_class: a loss within one instance, over classes.
         inter_instance: a loss on the relations between the instances of a batch.
         feature: a loss on pooled features.
-        targets: ``cached``, or ``shuffled_within_class``, the control that gives each row the
-            cached targets of another row of its label.
+        targets: ``cached``; ``plain``, where these are cross-fitted: the logits of the teacher on
+            all rows, which saw the training rows; or ``shuffled_within_class``, the control that
+            gives each row the cached targets of another row of its label.
     """
 
     method: Method | None = None
@@ -42,7 +43,7 @@ class Arm:
     inter_class: Term | None = None
     inter_instance: Term | None = None
     feature: Term | None = None
-    targets: Literal["cached", "shuffled_within_class"] = "cached"
+    targets: Literal["cached", "plain", "shuffled_within_class"] = "cached"
 
     @property
     def terms(self) -> dict[str, Term | None]:
@@ -53,7 +54,7 @@ class Arm:
     @property
     def uses_unlabelled(self) -> bool:
         """Whether rows without a label can teach: by a teacher's term, on targets of their own."""
-        return any(self.terms.values()) and self.targets == "cached"
+        return any(self.terms.values()) and self.targets != "shuffled_within_class"
 
     def describe(self) -> str:
         """The objective in one line.
@@ -69,8 +70,12 @@ class Arm:
             + ("" if t.scope == "batch" else f", {t.scope}") + ")"
             for t in self.terms.values() if t
         ]  # fmt: skip
-        shuffled = "" if self.targets == "cached" else ", targets shuffled within the class"
-        return " + ".join(parts) + shuffled
+        notes = {
+            "cached": "",
+            "plain": ", plain targets",
+            "shuffled_within_class": ", targets shuffled within the class",
+        }
+        return " + ".join(parts) + notes[self.targets]
 
 
 @dataclass(frozen=True)

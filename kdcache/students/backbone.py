@@ -19,15 +19,13 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from kdcache.errors import ModelError
-from kdcache.models import finish_only_cls, load_classifier
+from kdcache.models import COUNT_FROM_PADDING, finish_only_cls, load_classifier
 
 Place = Literal["deep", "input"]
 
 # PEFT's prefixes need an encoder that takes keys and values from outside.
 DEEP = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 INPUT = (*DEEP, "deberta", "deberta-v2", "modernbert")
-# Positions count real tokens only, from the padding index on.
-COUNTING = ("roberta", "xlm-roberta", "camembert")
 # Positions are told by distance alone, so that there is no table to run out of.
 WITHOUT_TABLE = ("modernbert",)
 
@@ -147,7 +145,7 @@ class Backbone:
             )
         # RoBERTa's position ids start behind the padding index.
         table = 0 if kind in WITHOUT_TABLE else self.config.max_position_embeddings
-        table -= self.config.pad_token_id + 1 if kind in COUNTING else 0
+        table -= self.config.pad_token_id + 1 if kind in COUNT_FROM_PADDING else 0
         tokens = max_length + (num_virtual_tokens if place else 0)
         if table and tokens > table:
             raise ModelError(
@@ -206,7 +204,7 @@ class Backbone:
 
     @property
     def _first_position(self) -> int:
-        return self.config.pad_token_id + 1 if self.config.model_type in COUNTING else 0
+        return self.config.pad_token_id + 1 if self.config.model_type in COUNT_FROM_PADDING else 0
 
 
 def _after_cls(whole: torch.Tensor, inserted: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from kdcache.adapters import WEIGHTS, save_adapter
 from kdcache.batching import Encoded
 from kdcache.errors import ModelError
 from kdcache.models import load_classifier
@@ -33,8 +34,6 @@ from kdcache.students.student import Head, Student, predict
 from kdcache.tasks.schema import Task
 
 ABOUT = "student.json"
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 RELOAD_ROWS = 8
 RELOAD_TOLERANCE = 1e-5
 
@@ -87,10 +86,12 @@ def save_student(
     num_outputs = about["task"].num_outputs
     whole = student.model or _as_peft(student, backbone, num_outputs)
     device = student.backbone.device
-    whole.to("cpu").save_pretrained(str(folder))  # type: ignore[operator]
+    whole.to("cpu")
+    if isinstance(whole, PeftModel):
+        save_adapter(whole, folder, base)
+    else:
+        whole.save_pretrained(str(folder))  # type: ignore[operator]
     whole.to(device)
-    if (folder / CONFIG).is_file():
-        _rewrite_config(folder / CONFIG, base)
     known = About(student.method, base, tokens, about["max_length"], about["task"])
     text = json.dumps(asdict(known), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / ABOUT).write_text(text + "\n", encoding="utf-8")
@@ -178,15 +179,6 @@ def _as_peft(student: Student, backbone: Path, num_outputs: int) -> PeftModel:
         whole.prompt_encoder["default"].embedding.weight.data = student.prompt().detach().cpu()
     config.base_model_name_or_path = str(backbone)
     return whole
-
-
-def _rewrite_config(path: Path, base: str) -> None:
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base
-    for key, value in config.items():
-        if isinstance(value, list):  # PEFT fills these from sets, and some names twice
-            config[key] = sorted(set(value))
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 """Soft prompts: what is trained in front of a frozen backbone, and where it starts.
 
 PEFT's default start is N(0, 1), far from anything the backbone has seen. Here prompts start
-as the backbone's own states for tokens of real text. For prefixes these are separators, which
-encoders attend to as a way to do nothing (Clark et al., 2019), so that the student starts as
-the backbone it is; for input prompts words (docs/log.md has the measurements).
+as the backbone's own states for separators in real text, which encoders attend to as a way to
+do nothing (Clark et al., 2019), so that the student starts near the backbone it is and not as
+one that reads sixteen words too many (docs/log.md has the measurements).
 """
 
 from typing import Literal
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdcache.adapters import INIT_ROWS, keys_and_values
 from kdcache.batching import Encoded
 from kdcache.errors import ModelError
 from kdcache.students.backbone import Backbone, Place
@@ -19,7 +20,6 @@ from kdcache.students.backbone import Backbone, Place
 Start = Literal["separators", "words"]
 STARTS = ("separators", "words")
 
-INIT_ROWS = 64
 MLP_DIM = 128
 
 
@@ -82,8 +82,8 @@ class PTuning(Prompt):
 # Method → the class of its prompt, where it enters, where it starts.
 PROMPTS: dict[str, tuple[type[Prompt], Place, Start]] = {
     "prefix": (Prompt, "deep", "separators"),
-    "prompt": (Prompt, "input", "words"),
-    "p_tuning": (PTuning, "input", "words"),
+    "prompt": (Prompt, "input", "separators"),
+    "p_tuning": (PTuning, "input", "separators"),
 }
 
 
@@ -114,7 +114,7 @@ def build_prompt(
     torch.manual_seed(seed)
     if place == "input":
         return cls(place, _embeddings(backbone, batch["input_ids"][picked]))
-    return cls(place, _keys_and_values(backbone, batch, picked))
+    return cls(place, keys_and_values(backbone.encoder, batch, picked))
 
 
 def _tokens_of(start: Start, batch: dict[str, torch.Tensor], real_text: Encoded) -> torch.Tensor:
@@ -129,42 +129,3 @@ def _tokens_of(start: Start, batch: dict[str, torch.Tensor], real_text: Encoded)
 @torch.no_grad()
 def _embeddings(backbone: Backbone, ids: torch.Tensor) -> torch.Tensor:
     return backbone.encoder.get_input_embeddings()(ids)
-
-
-@torch.no_grad()
-def _keys_and_values(
-    backbone: Backbone, batch: dict[str, torch.Tensor], picked: tuple[torch.Tensor, torch.Tensor]
-) -> torch.Tensor:
-    """Keys and values of some tokens at every layer: of shape (tokens, layers · 2 · dim)."""
-    seen: list[torch.Tensor] = []
-    handles = [
-        module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-        for attention in self_attentions(backbone.encoder)
-        for module in (attention.get_submodule("key"), attention.get_submodule("value"))
-    ]
-    try:
-        backbone.cls_states(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return torch.cat([states[picked].float() for states in seen], dim=1)
-
-
-def self_attentions(encoder: nn.Module) -> list[nn.Module]:
-    """The modules with ``key`` and ``value``, in layer order.
-
-    Raises:
-        ModelError: not one per layer: no encoder of the BERT kind.
-    """
-    found = [
-        module for module in encoder.modules()
-        if isinstance(getattr(module, "key", None), nn.Linear)
-        and isinstance(getattr(module, "value", None), nn.Linear)
-    ]  # fmt: skip
-    config = encoder.config
-    if len(found) != config.num_hidden_layers:  # type: ignore[union-attr]
-        raise ModelError(
-            f"distill.method: prefix must have one key and one value Linear per layer, got "
-            f"{config.model_type} without them. Use a BERT-, RoBERTa- or ELECTRA-like backbone."  # type: ignore[union-attr]
-        )
-    return found

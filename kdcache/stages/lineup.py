@@ -1,0 +1,113 @@
+"""The students of one task before their first step: what they share, and who trains with whom."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdcache.batching import Padded
+from kdcache.losses import Objective
+from kdcache.stages.targets import SplitWithTargets
+from kdcache.students.arms import Arm, DistillParams
+from kdcache.students.backbone import Backbone
+from kdcache.students.export import load_folder
+from kdcache.students.prompts import PROMPTS, STARTS
+from kdcache.students.run import Run, Settings, TrainingRows
+from kdcache.students.student import REFERENCES, Recipe, Student, build_student
+from kdcache.students.train import cls_states, students_that_fit
+from kdcache.tasks.schema import Task
+
+
+class Lineup:
+    """What the students of one call share on the device, and each of them at step 0.
+
+    Args:
+        params: section ``distill``.
+        task: what they learn.
+        folder: the backbone's.
+        backbone: loaded from it.
+        splits: rows with targets.
+        score: of a student, after each epoch, where there is a split ``tune``.
+    """
+
+    def __init__(
+        self,
+        params: DistillParams,
+        task: Task,
+        folder: Path,
+        backbone: Backbone,
+        splits: Mapping[str, SplitWithTargets],
+        score: Callable[[Student], dict[str, float]],
+    ) -> None:
+        self.params, self.task, self.folder, self.backbone = params, task, folder, backbone
+        self.score = score if "tune" in splits else None
+        train = splits["train"]
+        self.parts = [train]
+        if params.unlabelled and "unlabelled" in splits:
+            self.parts.append(splits["unlabelled"])
+        self.rows = train.training_rows(*self.parts[1:]).to(backbone.device)
+        self.labelled = self.rows.first(len(train.encoded)) if len(self.parts) > 1 else self.rows
+        self.padded = Padded.of(self.rows.encoded, backbone.device)
+        self.states = cls_states(backbone, self.rows.encoded, self.padded)
+
+    @cached_property
+    def plain_logits(self) -> torch.Tensor:
+        """Of the teacher on all rows, for ``rows``."""
+        logits = [part.targets.plain().logits for part in self.parts]
+        return torch.from_numpy(np.concatenate(logits)).to(self.backbone.device)
+
+    def passes(self, names: Sequence[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
+        """Cut students into those that train together: prompts at one place; references alone."""
+        kinds: dict[Any, list[tuple[str, int]]] = {}
+        for name in names:
+            method = str(self.params.arm(name[0]).method)
+            kind = PROMPTS[method][1] if method in PROMPTS else name if method in REFERENCES else None
+            kinds.setdefault(kind, []).append(name)
+        for same in kinds.values():
+            size = self.params.students_per_pass
+            if size == "auto":
+                size = students_that_fit(self.start(*same[0]), self.padded)
+            for first in range(0, len(same), size):
+                yield same[first : first + size]
+
+    def start(self, arm_name: str, seed: int) -> Run:
+        """A student at step 0."""
+        params = self.params
+        arm = params.arm(arm_name)
+        student = self._build(arm, seed)
+        torch.manual_seed(seed)
+        objective = Objective(
+            arm.terms, arm.ce_weight, self.backbone.config.hidden_size * self.task.num_choices,
+            self.rows.teacher_features.shape[1], arm.label_smoothing,
+        ).to(self.backbone.device)  # fmt: skip
+        rows: TrainingRows = self.rows if arm.uses_unlabelled else self.labelled
+        if arm.targets == "shuffled_within_class":
+            rows = rows.shuffled_within_class(seed)
+        if arm.targets == "plain":
+            rows = replace(rows, teacher_logits=self.plain_logits[: len(rows)])
+        assert arm.lr is not None
+        assert arm.epochs is not None
+        settings = Settings(
+            arm.lr, arm.epochs, params.head_start_lr, params.head_start_epochs, params.head_lr,
+            params.batch_size, params.weight_decay, params.warmup_fraction,
+        )  # fmt: skip
+        best_by = f"tune_{self.task.metrics[0]}" if params.select == "tune" else None
+        return Run(student, objective, rows, settings, seed, self.score, best_by)
+
+    def _build(self, arm: Arm, seed: int) -> Student:
+        assert arm.method is not None
+        assert arm.num_virtual_tokens is not None
+        assert arm.init is not None
+        start: Any = arm.init if arm.init in STARTS else None
+        recipe = Recipe(
+            arm.method, self.task.num_outputs, arm.num_virtual_tokens, self.params.max_length, seed, start
+        )
+        student = build_student(recipe, self.folder, self.backbone, self.parts[0].encoded)
+        if arm.init.startswith("student:") and student.prompt is not None:
+            other = load_folder(Path(arm.init.removeprefix("student:")), self.backbone)[0]
+            student.prompt.start_from(other.prompt)
+        return student
