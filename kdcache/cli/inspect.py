@@ -98,12 +98,12 @@ def _read_texts(project: "Project", task: str, analysis: "CacheAnalysis", count:
 
 def _show_analysis(analysis: "CacheAnalysis") -> None:
     table = Table("split", title="The cached logits", title_justify="left")
-    for column in ("accuracy\n% [95 %]", "ECE, %\n(by chance)", "entropy\nnats", "margin\n5 50 95 %"):
+    for column in ("accuracy\n% [95 %]", "ECE, %\n(by chance)", "entropy\n(% log C)", "margin\n5 50 95 %"):
         table.add_column(column, justify="right")
     table.add_column("noise?", justify="right")
     for split, found in analysis.splits.items():
         margins = " ".join(f"{found.margins[q]:.1f}" for q in (0.05, 0.5, 0.95))
-        cells = ["—", "—", f"{found.entropy:.2f} ({100 * found.entropy_share:.0f} %)", margins, "—"]
+        cells = ["—", "—", f"{found.entropy:.2f} ({100 * found.entropy_share:.0f})", margins, "—"]
         if found.labels:
             cells[0] = _percent(found.labels.accuracy)
             cells[1] = f"{100 * found.labels.ece:.1f} ({100 * found.labels.ece_by_chance:.1f})"
