@@ -50,7 +50,7 @@ def test_prefix_starts_as_keys_and_values_of_real_tokens(tiny_model: Path, rows,
 
 @pytest.mark.parametrize("method", ["prompt", "p_tuning"])
 def test_input_prompts_start_as_embeddings_of_real_words(tiny_model: Path, rows, backbone, method):
-    start = build_run(tiny_model, backbone, rows, method).student.prompt()
+    start = build_run(tiny_model, backbone, rows, method, start="words").student.prompt()
     words = {int(i) for row in rows.encoded.sequences for i in row["input_ids"]} - {0, 1, 2, 3}
     table = backbone.encoder.get_input_embeddings().weight
     for token in start:
