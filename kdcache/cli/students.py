@@ -55,7 +55,12 @@ def predict(
     students = student or []
     if input_ is not None:
         with errors_in_one_line(debug):
-            _serve(students, input_, output, form, chunk, task, arm)
+            project_options = {"--task": task, "--arm": arm, "--zip": zip_, "--set": set_}
+            for option in (name for name, value in project_options.items() if value):
+                raise ParamsError(
+                    f"--input: it must go without {', '.join(project_options)}, got {option}. Remove it."
+                )
+            _serve(students, input_, output, form, chunk)
         return
     with open_project(set_, debug, task) as project:
         chosen = chosen_tasks(project, task)
@@ -83,15 +88,9 @@ def predict(
             typer.echo(f"{path}{lacks}")
 
 
-def _serve(
-    students: list[Path], source: str, output: Path | None, form: Format | None, chunk: int,
-    tasks: list[str] | None, arm: str | None,
-) -> None:  # fmt: skip
-    if not students or arm or tasks:
-        got = "--arm" if arm else "--task" if tasks else "none"
-        raise ParamsError(
-            f"--input: the students must be named by their folders, got {got}. Give --student FOLDER alone."
-        )
+def _serve(students: list[Path], source: str, output: Path | None, form: Format | None, chunk: int) -> None:
+    if not students:
+        raise ParamsError("--input: a student must be named, got none. Add: --student FOLDER")
     if form is Format.superglue:
         raise ParamsError("--format superglue: it must go with --split, got --input. Use csv or jsonl.")
     from kdcache.stages.serve import serve

@@ -215,11 +215,11 @@ def test_half_a_character_passes_through_as_json_spells_it():
     [
         (
             ["--input", "in.csv"],
-            "--input: the students must be named by their folders, got none. Give --student FOLDER alone.",
+            "--input: a student must be named, got none. Add: --student FOLDER",
         ),
         (
             ["--input", "in.csv", "--student", "wic", "--arm", "kl"],
-            "--input: the students must be named by their folders, got --arm. Give --student FOLDER alone.",
+            "--input: it must go without --task, --arm, --zip, --set, got --arm. Remove it.",
         ),
         (
             ["--input", "in.csv", "--student", "wic"],
