@@ -57,13 +57,17 @@ def frame(runs: dict[tuple[str, int], list[int]], labels: list[int]) -> pd.DataF
 
 
 def test_runs_are_matched_by_id_and_unlabelled_rows_do_not_count():
-    predictions = frame({("kl", 3): [0, 1, 1, 0], ("ce", 3): [1, 1, 1, 0]}, labels=[0, 1, 0, -1])
-    mixed = predictions.sample(frac=1, random_state=0)
-    beside = pd.DataFrame({"example_id": ["3", "2", "1", "0"], "group": ["x", "y", "x", "y"]})
-    runs = read_runs(mixed, "accuracy", beside)
-    total = {arm: of[3].sum(axis=0).tolist() for arm, of in runs.tallies.items()}
-    assert total == {"kl": [2.0, 3.0], "ce": [1.0, 3.0]}
-    assert sorted(runs.tallies["kl"][3].tolist()) == [[1.0, 1.0], [1.0, 2.0]]  # x: 1; y: 0 and 2
+    rng = np.random.default_rng(0)
+    labels, groups = rng.integers(2, size=30), rng.choice(list("xyz"), 30)
+    predicted = {("kl", 3): rng.integers(2, size=30).tolist(), ("ce", 3): rng.integers(2, size=30).tolist()}
+    given = np.where(np.arange(30) % 5, labels, -1)
+    mixed = frame(predicted, given.tolist()).sample(frac=1, random_state=0)
+    beside = pd.DataFrame({"example_id": [str(i) for i in range(30)], "group": groups})
+    runs = read_runs(mixed, "accuracy", beside.sample(frac=1, random_state=1))
+    for (arm, seed), predictions in predicted.items():
+        right = (given == predictions) & (given >= 0)
+        expected = [[right[groups == g].sum(), (given[groups == g] >= 0).sum()] for g in "xyz"]
+        assert sorted(runs.tallies[arm][seed].tolist()) == sorted(expected)
 
 
 def test_columns_beside_reach_the_metric():
