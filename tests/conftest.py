@@ -101,7 +101,13 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     params["student_backbone"] |= {
         "model": model, "num_layers": 1, "epochs": 1, "max_length": 64, "position_shift": 4,
     }  # fmt: skip
-    params["distill"] |= {"epochs": 1, "num_virtual_tokens": 4, "seeds": [0, 1], "max_length": 64}
+    params["distill"] |= {
+        "epochs": 1,
+        "head_start_epochs": 3,
+        "num_virtual_tokens": 4,
+        "seeds": [0, 1],
+        "max_length": 64,
+    }
     for name, values in sections.items():
         params[name] = {**params[name], **values}
     return params
