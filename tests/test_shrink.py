@@ -310,6 +310,30 @@ def test_stage_reports_what_the_cut_keeps(project):
     assert bytes_of(folder / "models/backbone") == first
 
 
+def test_interrupted_shrink_goes_on_and_equals_an_uninterrupted_one(project, monkeypatch):
+    monkeypatch.setattr("kdcache.heal.CHECKPOINT_STEPS", 1)
+    folder = project()
+    run("prepare")
+    run("shrink")
+    uninterrupted = bytes_of(folder / "models/backbone")
+    step, steps = torch.optim.AdamW.step, []
+
+    def kill(self: Any, *args: Any) -> Any:
+        if steps:
+            raise KeyboardInterrupt
+        steps.append(1)
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", kill)
+    result = CliRunner().invoke(app, ["shrink"])
+    assert result.exit_code == 130
+    assert bytes_of(folder / "models/backbone") == uninterrupted  # untouched
+    assert list((folder / ".kdcache").glob("backbone-*/healing.pt"))
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    run("shrink")
+    assert bytes_of(folder / "models/backbone") == uninterrupted
+
+
 def test_any_text_heals_any_model_anywhere(project, tiny_model, tmp_path):
     """Files of lines and of columns; a task named with --probe; the pipeline's backbone stays untouched."""
     folder = project()

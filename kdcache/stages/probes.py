@@ -15,7 +15,7 @@ from kdcache.stages.workspace import Project
 from kdcache.tasks.schema import TASK, read_task
 from kdcache.tasks.splits import existing_splits, read_split, sequences
 
-MAX_ROWS = 4000  # of a split at most
+MAX_ROWS = 1000  # of a split at most: probing must not cost more than healing
 BATCH_SIZE = 64
 
 

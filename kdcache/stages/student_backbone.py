@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from kdcache.batching import encode
@@ -71,7 +72,8 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
         print(
             f"{which}, layers {layers}: [CLS] varies over inputs by {seen[which]:.2%} of its size", flush=True
         )
-        scores[which] = {name: p.accuracy(model, device) for name, p in probes.items()}
+        bar = tqdm(probes.items(), desc=f"probing {which}", unit="task", leave=False)
+        scores[which] = {name: probe.accuracy(model, device) for name, probe in bar}
 
     look(full, "full")
     model, losses = full, []
