@@ -57,16 +57,18 @@ def name_of(healing: Healing) -> str:
 HEALINGS = [
     Healing(TASKS, 1500, 2),
     Healing(TASKS, 1500, 2, "spread"),
-    Healing(TASKS, 6000, 1),
-    Healing(TASKS, 1500, 2, "spread", "all"),
+    Healing(TASKS, 500, 2, "spread"),
+    *(Healing((task,), 500, 2, "spread") for task in TASKS),
+    Healing(TASKS, 500, 2, "spread", "all"),
     Healing(TASKS, 6000, 1, "spread"),
-    *(Healing((task,), 1500, 2) for task in TASKS),
-    Healing(TASKS, 1500, 2, "first", "all"),
-    Healing(TASKS, 1000, 6),
-    Healing(TASKS, 3000, 2),
+    Healing(TASKS, 6000, 1),
+    Healing(TASKS, 1500, 4, "spread"),
+    Healing(TASKS, 1500, 4),
+    Healing(TASKS, 1500, 2, "spread", seed=1),
+    Healing(TASKS, 6000, 1, "first", "all"),
+    Healing(TASKS, 12000, 1, "spread"),
     Healing(TASKS, 12000, 1),
-    Healing(TASKS, 1500, 2, seed=1),
-    Healing(TASKS, 12000, 2),
+    Healing(TASKS, 20000, 2),
 ]
 
 

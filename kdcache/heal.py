@@ -35,7 +35,7 @@ class StudentBackboneParams:
     Args:
         model: model reference (see ``kdcache.models``).
         num_layers: how many of its layers to keep and heal; ``all`` skips both.
-        layers: which: the ``first``, or ``spread`` evenly from the first to the last, or their
+        layers: which: ``spread`` evenly from the first to the last, or the ``first``, or their
             numbers, from 0.
         states: what healing regresses: the ``last`` states, or ``all``, also those after each kept
             layer on the full model's after the same layer.
@@ -62,7 +62,7 @@ class StudentBackboneParams:
     max_length: Annotated[int, Range(8)]
     position_shift: NonNegativeInt
     seed: NonNegativeInt
-    layers: Literal["first", "spread"] | tuple[NonNegativeInt, ...] = "first"
+    layers: Literal["first", "spread"] | tuple[NonNegativeInt, ...] = "spread"
     states: Literal["last", "all"] = "last"
     column: str = "text"
 

@@ -151,9 +151,9 @@ def test_all_states_pull_each_kept_layer_to_its_counterpart(tiny_model, tmp_path
     assert errors["all"] < 0.7 * errors["last"]
 
 
-@pytest.mark.parametrize("stop", [3, 6, 10])
+@pytest.mark.parametrize("stop", [3, 5, 10])
 def test_killed_and_resumed_healing_equals_uninterrupted(tiny_model, encoded, tmp_path, monkeypatch, stop):
-    """4 steps an epoch, 3 epochs, a checkpoint every second step; killed within and between epochs."""
+    """4 steps an epoch, 3 epochs, a checkpoint every second step; killed within epochs and just after one."""
     monkeypatch.setattr("kdcache.heal.CHECKPOINT_STEPS", 2)
     full = load_encoder(tiny_model)
     whole = cut(full, (0,))
@@ -363,7 +363,7 @@ def test_mean_pooling_heads_become_cls_heads(project, tiny_model, tmp_path):
     run("shrink", str(model), "--num-layers", "2", "--text", "a.txt", "--out", "small")
     config = json.loads(Path("small/config.json").read_text())
     assert config["classifier_pooling"] == "cls"
-    assert config["layer_types"] == ["full_attention", "sliding_attention"]
+    assert config["layer_types"] == ["full_attention", "full_attention"]  # of layers 0 and 3
 
 
 def test_all_layers_are_copied(project):
