@@ -1,4 +1,4 @@
-"""DVC stage student_backbone: a model's first layers, healed → models/backbone/. No arguments."""
+"""DVC stage student_backbone: some of a model's layers, healed → models/backbone/. No arguments."""
 
 from kdcache.stages.student_backbone import student_backbone
 from kdcache.stages.workspace import run_stage

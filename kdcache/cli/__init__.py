@@ -5,8 +5,9 @@ import typer
 from kdcache.cli.caches import clean, diff, export, import_, verify
 from kdcache.cli.inspect import inspect
 from kdcache.cli.losses import losses
-from kdcache.cli.pipeline import cache, distill, prepare, report, run, shrink, teach
+from kdcache.cli.pipeline import cache, distill, prepare, report, run, teach
 from kdcache.cli.select import select
+from kdcache.cli.shrink import shrink
 from kdcache.cli.students import predict
 from kdcache.cli.tasks import app as tasks
 

@@ -44,15 +44,6 @@ def cache(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> N
                 stage(project, name)
 
 
-def shrink(set_: Overrides = None, debug: Debug = False) -> None:
-    """Make the students' backbone: a model's first layers, healed → models/backbone/."""
-    with open_project(set_, debug) as project:
-        from kdcache.stages.student_backbone import student_backbone as stage
-
-        with project.timed("student_backbone"):
-            stage(project)
-
-
 def distill(
     task: Tasks = None,
     arm: Annotated[

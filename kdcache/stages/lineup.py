@@ -61,11 +61,13 @@ class Lineup:
         return torch.from_numpy(np.concatenate(logits)).to(self.backbone.device)
 
     def passes(self, names: Sequence[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
-        """Cut students into those that train together: prompts at one place; references alone."""
+        """Cut students into those that train together: prompts of one place and length; references alone."""
         kinds: dict[Any, list[tuple[str, int]]] = {}
         for name in names:
-            method = str(self.params.arm(name[0]).method)
-            kind = PROMPTS[method][1] if method in PROMPTS else name if method in REFERENCES else None
+            arm = self.params.arm(name[0])
+            kind: Any = name if arm.method in REFERENCES else None
+            if arm.method in PROMPTS:
+                kind = PROMPTS[arm.method][1], arm.num_virtual_tokens
             kinds.setdefault(kind, []).append(name)
         for same in kinds.values():
             size = self.params.students_per_pass

@@ -25,7 +25,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from kdcache.adapters import WEIGHTS, save_adapter
 from kdcache.batching import Encoded
+from kdcache.digests import file_digest
 from kdcache.errors import ModelError
+from kdcache.models import WEIGHTS as BACKBONE_WEIGHTS
 from kdcache.models import load_classifier
 from kdcache.params import build
 from kdcache.students.backbone import Backbone, head_names, take_apart
@@ -51,6 +53,7 @@ class About:
     Args:
         method: one of ``student.METHODS``.
         backbone: its folder, relative to the project's root.
+        backbone_sha256: of its weights: prompts fit no others.
         num_virtual_tokens: length of the prompt, in tokens; 0 without.
         max_length: of the inputs, in tokens.
         task: labels, template, truncation.
@@ -58,6 +61,7 @@ class About:
 
     method: str
     backbone: str
+    backbone_sha256: str
     num_virtual_tokens: int
     max_length: int
     task: Task
@@ -92,7 +96,8 @@ def save_student(
     else:
         whole.save_pretrained(str(folder))  # type: ignore[operator]
     whole.to(device)
-    known = About(student.method, base, tokens, about["max_length"], about["task"])
+    digest = file_digest(backbone / BACKBONE_WEIGHTS)
+    known = About(student.method, base, digest, tokens, about["max_length"], about["task"])
     text = json.dumps(asdict(known), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / ABOUT).write_text(text + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_model_card(known, card), encoding="utf-8")
@@ -119,6 +124,11 @@ def load_folder(folder: Path, backbone: Backbone | None = None) -> tuple[Student
         raise ModelError(
             f"{folder}: its backbone must be at {base}, relative to the current folder, got nothing "
             "there. Change to the project's root, or run: kdcache shrink"
+        )
+    if (found := file_digest(base / BACKBONE_WEIGHTS)) != about.backbone_sha256:
+        raise ModelError(
+            f"{folder}: the sha256 of {base / BACKBONE_WEIGHTS} must be {about.backbone_sha256}, got {found}. "
+            "The backbone was made anew: train the student again."
         )
     plain = load_classifier(base, outputs, seed=0)
     if about.method == "lora":

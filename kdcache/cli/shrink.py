@@ -1,0 +1,68 @@
+"""Making a smaller backbone."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdcache.cli.options import Debug, Overrides, chosen_tasks, open_project
+from kdcache.errors import ParamsError
+from kdcache.params import parse_yaml
+
+
+def shrink(
+    model: Annotated[
+        str | None, typer.Argument(help="A folder, package:NAME/PATH or hub id of a BERT-like encoder.")
+    ] = None,
+    num_layers: Annotated[
+        str | None, typer.Option("--num-layers", help="How many layers to keep; all skips healing.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Which: first, spread, or numbers from 0 such as 0,2,5.")
+    ] = None,
+    states: Annotated[
+        str | None, typer.Option("--states", help="What healing regresses: last, or all kept layers'.")
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text", metavar="FILE", help="Unlabelled text: lines, CSV, TSV, JSON lines; repeatable."
+        ),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option("--column", help="Where the text stands in files that have columns.")
+    ] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe", metavar="TASK", help="Prepared task to probe on; repeatable. All when left out."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to put it. paths.backbone when left out.")
+    ] = None,
+    set_: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Make a backbone: some of a model's layers, healed on text → models/backbone/, or --out.
+
+    What is left out comes from the section student_backbone of params.yaml.
+    """
+    with open_project(set_, debug) as project:
+        given = {
+            "model": model, "num_layers": num_layers and parse_yaml(num_layers, "--num-layers"),
+            "layers": layers and parse_yaml(f"[{layers}]" if layers[0].isdigit() else layers, "--layers"),
+            "states": states, "text": text, "column": column,
+        }  # fmt: skip
+        section = project.raw.get("student_backbone", {}) | {k: v for k, v in given.items() if v is not None}
+        project = replace(project, raw=project.raw | {"student_backbone": section})
+        if out:
+            if out.exists() and not (out / "config.json").is_file():
+                raise ParamsError(f"--out: {out} must be new or a model's folder, got something else there.")
+            project = replace(project, paths=replace(project.paths, backbone=str(out)))
+        probes = chosen_tasks(project, probe) if probe else None
+        from kdcache.stages.student_backbone import student_backbone as stage
+
+        with project.timed("shrink" if out else "student_backbone"):
+            stage(project, probes)
