@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from kdcache.batching import Encoded
 from kdcache.errors import ModelError
-from kdcache.models import finish_only_cls, load_classifier
+from kdcache.models import load_classifier
+from kdcache.shortcut import finish_only_cls
 
 INIT_ROWS = 64
 

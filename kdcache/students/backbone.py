@@ -19,7 +19,8 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from kdcache.errors import ModelError
-from kdcache.models import finish_only_cls, load_classifier
+from kdcache.models import load_classifier
+from kdcache.shortcut import finish_only_cls
 
 Place = Literal["deep", "input"]
 

@@ -6,7 +6,7 @@ encoders attend to as a way to do nothing (Clark et al., 2019), so that the stud
 the backbone it is; for input prompts words (docs/log.md has the measurements).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -137,11 +137,11 @@ def _keys_and_values(
 ) -> torch.Tensor:
     """Keys and values of some tokens at every layer: of shape (tokens, layers · 2 · dim)."""
     seen: list[torch.Tensor] = []
-    handles = [
-        module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-        for attention in self_attentions(backbone.encoder)
-        for module in (attention.get_submodule("key"), attention.get_submodule("value"))
-    ]
+
+    def see(attention: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.extend([attention.key(inputs[0]), attention.value(inputs[0])])
+
+    handles = [layer.register_forward_pre_hook(see) for layer in self_attentions(backbone.encoder)]
     try:
         backbone.cls_states(batch)
     finally:
