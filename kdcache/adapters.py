@@ -180,11 +180,11 @@ def keys_and_values(
             f"{model.config.model_type} without them. Use a BERT-, RoBERTa- or ELECTRA-like model."
         )
     seen: list[torch.Tensor] = []
-    handles = [
-        attention.get_submodule(name).register_forward_hook(lambda _m, _i, output: seen.append(output))
-        for attention in attentions
-        for name in ("key", "value")
-    ]
+
+    def see(attention: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.extend([attention.key(inputs[0]), attention.value(inputs[0])])
+
+    handles = [attention.register_forward_pre_hook(see) for attention in attentions]
     try:
         model(**batch)
     finally:

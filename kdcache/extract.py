@@ -10,7 +10,8 @@ from torch import nn
 
 from kdcache.batching import Encoded, fixed_plan, iterate
 from kdcache.errors import ModelError
-from kdcache.models import finish_only_cls, last_linear
+from kdcache.models import last_linear
+from kdcache.shortcut import finish_only_cls
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -74,17 +75,12 @@ def extract(
     plan = fixed_plan(encoded.lengths, batch_size)
     logits, features = [], []
     half = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-    handles = finish_only_cls(model)
-    try:
-        with capture_features(model, num_labels) as latest, half:
-            for indices, batch in iterate(plan, encoded, device):
-                logits.append(encoded.by_row(model(**batch).logits).float().cpu().numpy())
-                features.append(encoded.by_row(latest[0]).float().cpu().numpy())
-                if after_batch:
-                    after_batch(len(indices))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with capture_features(model, num_labels) as latest, half, finish_only_cls(model):
+        for indices, batch in iterate(plan, encoded, device):
+            logits.append(encoded.by_row(model(**batch).logits).float().cpu().numpy())
+            features.append(encoded.by_row(latest[0]).float().cpu().numpy())
+            if after_batch:
+                after_batch(len(indices))
     model.train(was_training)
     order = np.concatenate(plan)
     return _in_row_order(logits, order), _in_row_order(features, order)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -27,7 +26,6 @@ HUB_TIMEOUT_S = 5
 HUB_FILES = ["config.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json"]
 WEIGHTS = "model.safetensors"
 COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")  # the first position is the padding token's + 1
-CLS_READERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # heads on the first token's state
 
 
 def setup(threads: int) -> torch.device:
@@ -171,27 +169,3 @@ def config_digest(folder: Path) -> str:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("transformers_version", None)
     return value_digest(config)
-
-
-def finish_only_cls(model: nn.Module) -> list[RemovableHandle]:
-    """Compute the last layer beyond its attention for [CLS] only, which is all that the head reads.
-
-    Exact: no token looks at another after the last attention. Three quarters of that layer's
-    matrix products go. Plain transformers and peft, which know nothing of it, give the same logits.
-
-    Args:
-        model: a classifier, PEFT-wrapped or not; of another architecture than ``CLS_READERS`` it
-            is left as it is.
-
-    Returns:
-        Handles whose ``remove()`` undoes it.
-    """
-    config: Any = model.config
-    if config.model_type not in CLS_READERS:
-        return []
-    last = f"encoder.layer.{config.num_hidden_layers - 1}.attention.output"
-    return [
-        module.register_forward_pre_hook(lambda _module, inputs: tuple(states[:, :1] for states in inputs))
-        for name, module in model.named_modules()
-        if name.endswith(last)
-    ]

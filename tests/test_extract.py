@@ -9,7 +9,7 @@ import torch
 from kdcache.batching import encode, fixed_plan, num_batches, training_plan
 from kdcache.errors import ModelError
 from kdcache.extract import extract
-from kdcache.models import finish_only_cls, last_linear, load_classifier, load_tokenizer
+from kdcache.models import last_linear, load_classifier, load_tokenizer
 
 CPU = torch.device("cpu")
 TEXTS = ["the bank", "we sat on the bank of the river and looked", "a bat", "the match was long"] * 5
@@ -72,27 +72,3 @@ def test_a_dtype_that_it_does_not_compute_in_is_refused(tiny_model: Path, encode
     with pytest.raises(ModelError) as caught:
         extract(model, encoded, 3, 7, CPU, "float16")
     assert str(caught.value) == "extract: dtype must be one of float32, bfloat16, got 'float16'."
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_finishing_only_cls_is_exact_and_leaves_no_trace(tiny_model: Path, encoded, dtype):
-    model = load_classifier(tiny_model, 3, seed=0).to(dtype)
-    batch = encoded.batch(range(4))
-    with torch.no_grad():
-        whole = model(**batch, output_hidden_states=True)
-        handles = finish_only_cls(model)
-        short = model(**batch, output_hidden_states=True)
-        assert short.hidden_states[-1].shape[1] == 1
-        assert torch.allclose(short.logits, whole.logits, atol=1e-6)
-        for handle in handles:
-            handle.remove()
-        again = model(**batch, output_hidden_states=True)
-    assert again.hidden_states[-1].shape == whole.hidden_states[-1].shape
-    extract(model, encoded, 3, 8, CPU)
-    assert model(**batch, output_hidden_states=True).hidden_states[-1].shape == whole.hidden_states[-1].shape
-
-
-def test_an_architecture_whose_head_may_read_more_is_left_alone(tiny_model: Path):
-    model = load_classifier(tiny_model, 3, seed=0)
-    model.config.model_type = "mean-pooler"
-    assert finish_only_cls(model) == []

@@ -19,7 +19,8 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from kdcache.errors import ModelError
-from kdcache.models import COUNT_FROM_PADDING, finish_only_cls, load_classifier
+from kdcache.models import COUNT_FROM_PADDING, load_classifier
+from kdcache.shortcut import finish_only_cls
 
 Place = Literal["deep", "input"]
 

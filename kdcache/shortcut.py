@@ -1,0 +1,91 @@
+"""The last layer for [CLS] alone, which is all that heads read; exact.
+
+After the last attention no token looks at another, so what follows it is computed for [CLS] only.
+In that attention one query faces all tokens, and none of these needs a key or a value of its own:
+q · (W h) = (Wᵀ q) · h, and a weighted sum of values W h is W times the weighted sum of the h.
+Of that layer's matrix products hardly any are left.
+"""
+
+from contextlib import ExitStack
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+CLS_READERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # heads on the first token's state
+
+
+def finish_only_cls(model: nn.Module) -> ExitStack:
+    """Make a model compute its last layer for [CLS] only, which is all that the head reads.
+
+    Plain transformers and peft, which know nothing of it, give the same logits.
+
+    Args:
+        model: a classifier or an encoder, PEFT-wrapped or not; of another architecture than
+            ``CLS_READERS`` it is left as it is.
+
+    Returns:
+        A context whose end, or ``close()``, undoes it; never closed, it lasts.
+    """
+    config: Any = model.config
+    undo = ExitStack()
+    if config.model_type not in CLS_READERS:
+        return undo
+    last = f"encoder.layer.{config.num_hidden_layers - 1}.attention"
+    for name, module in model.named_modules():
+        if name.endswith(f"{last}.self"):
+            module.forward = MethodType(_attend_from_cls, module)
+            undo.callback(module.__dict__.pop, "forward", None)
+        elif name.endswith(f"{last}.output"):  # it adds the layer's input
+            undo.callback(module.register_forward_pre_hook(_keep_cls).remove)
+    return undo
+
+
+def _keep_cls(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(states[:, :1] for states in inputs)
+
+
+def _attend_from_cls(
+    self: Any,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    past_key_values: Any = None,
+    **other: Any,
+) -> tuple[torch.Tensor, None]:
+    """The forward of BERT's self-attention and its kin, for the first query.
+
+    Args:
+        self: the module.
+        hidden_states: of shape (batch, tokens, dim).
+        attention_mask: of shape (batch, 1, tokens or 1, prefix + tokens): bool, or what is added
+            to scores.
+        past_key_values: with a prefix, its keys and values per layer.
+        other: of no use here.
+
+    Returns:
+        Of shape (batch, 1, dim), and no attention weights.
+    """
+    if type(self.key) is not nn.Linear or type(self.value) is not nn.Linear:  # LoRA's, say
+        return type(self).forward(self, hidden_states, attention_mask, past_key_values, **other)
+    # b: batch, h: heads, t: tokens, p: prefix, s: size of a head, d: dim
+    heads = (-1, self.attention_head_size)
+    query = self.query(hidden_states[:, 0]).unflatten(1, heads) * self.scaling
+    keys_to_states = self.key.weight.unflatten(0, heads)
+    asked = torch.einsum("bhs,hsd->bhd", query, keys_to_states)
+    scores = torch.einsum("bhd,btd->bht", asked, hidden_states)
+    scores = scores + torch.einsum("bhs,hs->bh", query, self.key.bias.unflatten(0, heads))[:, :, None]
+    prefix = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+    if prefix is not None:
+        scores = torch.cat([torch.einsum("bhs,bhps->bhp", query, prefix.keys), scores], dim=2)
+    if attention_mask is not None:
+        mask = attention_mask[:, :, 0]
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    weights = self.dropout(scores.softmax(dim=2))
+    own = weights[:, :, -hidden_states.shape[1] :]
+    mixed = torch.einsum("bht,btd->bhd", own, hidden_states)
+    output = torch.einsum("bhd,hsd->bhs", mixed, self.value.weight.unflatten(0, heads))
+    output = output + own.sum(dim=2, keepdim=True) * self.value.bias.unflatten(0, heads)
+    if prefix is not None:
+        output = output + torch.einsum("bhp,bhps->bhs", weights[:, :, : prefix.keys.shape[2]], prefix.values)
+    return output.flatten(1)[:, None], None
