@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from kdcache.batching import Encoded, fixed_plan, iterate
 from kdcache.errors import ModelError
-from kdcache.models import finish_only_cls
+from kdcache.shortcut import finish_only_cls
 
 BLIND_BELOW = 0.01
 REGULARISATION = 0.1  # C of the probe, the same for all models: a middle for tasks of 2 to 77 classes
@@ -27,15 +27,11 @@ def cls_states(model: PreTrainedModel, encoded: Encoded, batch_size: int, device
     """
     model.to(device)  # type: ignore[arg-type]
     plan = fixed_plan(encoded.lengths, batch_size)
-    handles = finish_only_cls(model)
-    try:
+    with finish_only_cls(model):
         states = [
             encoded.by_row(model(**batch).last_hidden_state[:, 0]).double().cpu().numpy()
             for _, batch in iterate(plan, encoded, device)
         ]
-    finally:
-        for handle in handles:
-            handle.remove()
     stacked = np.concatenate(states)
     in_order = np.empty_like(stacked)
     in_order[np.concatenate(plan)] = stacked
