@@ -4,9 +4,11 @@ Usage: python tests/smoke.py FOLDER   (the folder must not exist; the copy stays
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +40,47 @@ def make_project(folder: Path, **sections: Any) -> Path:
     return folder
 
 
-def dvc(folder: Path, *arguments: str) -> str:
-    """Run dvc in a project copy, which its own kdcache serves; return what it printed."""
-    environment = {
+def environment(folder: Path) -> dict[str, str]:
+    """Variables that make a project copy use its own kdcache."""
+    return {
         **os.environ,
         "PYTHONPATH": str(folder),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    """Run dvc in a project copy, which its own kdcache serves; return what it printed."""
     command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(f"dvc {' '.join(arguments)} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     return done.stdout
 
 
+ALONE = "import sys; sys.modules['kdcache'] = None\n"
+
+
+def run_readme_code(project: Path, tasks: Sequence[str]) -> None:
+    """The README's Python on these tasks, run in a project folder; without kdcache where it names none."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL):
+        if not set(re.findall(r"models/students/(\w+)/", block)) <= set(tasks):
+            continue
+        done = subprocess.run(
+            [sys.executable, "-c", block if "import kdcache" in block else ALONE + block],
+            cwd=project, env=environment(project), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(f"README.md: this code failed:\n{block}\n{done.stderr[-3000:]}")
+        if "nlargest" in block:
+            assert len(done.stdout.splitlines()) == 6
+
+
 if __name__ == "__main__":
     project = make_project(Path(sys.argv[1]))
     dvc(project, "repro")
+    run_readme_code(project, tasks=["wic", "cb"])
     print((project / "reports" / "results.md").read_text(encoding="utf-8"))

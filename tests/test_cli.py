@@ -200,7 +200,7 @@ def test_interrupted_distill_goes_on_and_equals_an_uninterrupted_one(project, mo
     from kdcache.students.run import Run
 
     monkeypatch.setattr(train, "CHECKPOINT_STEPS", 4)
-    folder = project("interrupted", distill={"seeds": [0, 1, 2]})
+    folder = project("interrupted", distill={"seeds": [0, 1, 2], "head_start_epochs": 10})
     for command in (["prepare"], ["shrink"], ["teach", "--task", "cb"], ["cache", "--task", "cb"]):
         assert run(*command)[0] == 0
     shutil.copytree(folder, folder.parent / "whole")

@@ -4,14 +4,12 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from closure import ROOT, import_closure, imported_modules, module_file
-from smoke import dvc, make_project
+from smoke import dvc, make_project, run_readme_code
 
 STAGES = ["prepare", "train_teacher", "cache_teacher", "student_backbone", "distill", "report"]
 STUDIES = sorted(path.parent.name for path in (ROOT / "studies").glob("*/dvc.yaml"))
@@ -116,22 +114,6 @@ def stages_run(output: str) -> list[str]:
     return re.findall(r"Running stage '([^']+)'", output)
 
 
-ALONE = "import sys; sys.modules['kdcache'] = None\n"
-
-
-def run_readme_code(project: Path) -> None:
-    """The README's Python, run in a project folder; without kdcache where it names none."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for block in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL):
-        done = subprocess.run(
-            [sys.executable, "-c", block if "import kdcache" in block else ALONE + block],
-            cwd=project, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        if "nlargest" in block:
-            assert len(done.stdout.splitlines()) == 6
-
-
 @pytest.mark.timeout(600)
 def test_reruns_are_exact_and_no_larger_than_needed(tmp_path: Path):
     project = make_project(tmp_path / "project", tasks=["wic"])
@@ -146,7 +128,7 @@ def test_reruns_are_exact_and_no_larger_than_needed(tmp_path: Path):
     assert sorted(stages_run(dvc(project, "repro"))) == sorted(everything)
     first = (project / "dvc.lock").read_bytes()
     assert stages_run(dvc(project, "repro")) == []
-    run_readme_code(project)
+    run_readme_code(project, tasks=["wic"])
 
     # From nothing, on the same machine: the same bytes.
     for name in (

@@ -360,7 +360,7 @@ def test_mean_pooling_heads_become_cls_heads(project, tiny_model, tmp_path):
     project()
     Path("a.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     model = build("modernbert", tiny_model, tmp_path / "modern")
-    run("shrink", str(model), "--num-layers", "2", "--text", "a.txt", "--out", "small")
+    run("shrink", str(model), "--num-layers", "2", "--layers", "spread", "--text", "a.txt", "--out", "small")
     config = json.loads(Path("small/config.json").read_text())
     assert config["classifier_pooling"] == "cls"
     assert config["layer_types"] == ["full_attention", "full_attention"]  # of layers 0 and 3
