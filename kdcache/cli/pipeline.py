@@ -1,5 +1,6 @@
 """The pipeline's stages as commands. A stage is imported only when it runs, so that --help costs nothing."""
 
+import importlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,35 +14,27 @@ from kdcache.errors import ParamsError
 
 def prepare(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
     """Read and check the source, cut the tune split: source → data/TASK/."""
-    with open_project(set_, debug, task) as project:
-        chosen = chosen_tasks(project, task)
-        from kdcache.stages.prepare import prepare as stage
-
-        for name in chosen:
-            with project.timed("prepare", name):
-                stage(project, name)
+    _run_stage("prepare", task, set_, debug)
 
 
 def teach(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
     """Fine-tune the teacher, and one per fold: data/TASK/ → models/teacher/TASK/."""
-    with open_project(set_, debug, task) as project:
-        chosen = chosen_tasks(project, task)
-        from kdcache.stages.train_teacher import train_teacher as stage
-
-        for name in chosen:
-            with project.timed("train_teacher", name):
-                stage(project, name)
+    _run_stage("train_teacher", task, set_, debug)
 
 
 def cache(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
     """Keep the teacher's logits and features: data + teacher → cache/TASK/."""
+    _run_stage("cache_teacher", task, set_, debug)
+
+
+def _run_stage(name: str, task: list[str] | None, set_: list[str] | None, debug: bool) -> None:
+    """Run a stage on the tasks asked for; module and function have its name."""
     with open_project(set_, debug, task) as project:
         chosen = chosen_tasks(project, task)
-        from kdcache.stages.cache_teacher import cache_teacher as stage
-
-        for name in chosen:
-            with project.timed("cache_teacher", name):
-                stage(project, name)
+        stage = getattr(importlib.import_module(f"kdcache.stages.{name}"), name)
+        for one in chosen:
+            with project.timed(name, one):
+                stage(project, one)
 
 
 def distill(
