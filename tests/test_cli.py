@@ -329,3 +329,28 @@ def test_params_yaml_of_the_project_is_valid_for_every_stage():
         for name, cls in sections.items():
             project.section(name, cls)
         assert set(yaml.safe_load(path.read_text())) == {"tasks", "threads", "paths", *sections}
+
+
+def test_passes_of_other_students_do_not_share_a_checkpoint(project, monkeypatch):
+    """Interrupted with two students, then asked for three in one pass: nothing of the first is mistaken."""
+    from kdcache.students import train
+    from kdcache.students.run import Run
+
+    monkeypatch.setattr(train, "CHECKPOINT_STEPS", 2)
+    folder = project(distill={"seeds": [0], "students_per_pass": 3})
+    for command in (["prepare"], ["shrink"], ["teach", "--task", "cb"], ["cache", "--task", "cb"]):
+        assert run(*command)[0] == 0
+    update = Run.update
+
+    def stop(student_run, look):
+        if student_run.step == 7:
+            raise KeyboardInterrupt
+        return update(student_run, look)
+
+    monkeypatch.setattr(Run, "update", stop)
+    two = ["distill", "--task", "cb", "--arm", "ce", "--arm", "kl"]
+    assert run(*two)[0] == 130
+    assert list((folder / ".kdcache").rglob("*.pt"))
+    monkeypatch.setattr(Run, "update", update)
+    assert run(*two, "--arm", "kl+gram")[0] == 0
+    assert len(list((folder / "runs" / "cb").iterdir())) == 3

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from kdcache.digests import file_digest
+from kdcache.digests import file_digest, value_digest
 from kdcache.errors import ModelError, ParamsError
 from kdcache.losses import check_terms
 from kdcache.metrics import compute_metrics, majority_metrics
@@ -108,7 +108,8 @@ class Grid:
         for name in names:
             shutil.rmtree(folders[name], ignore_errors=True)
         runs = [shared.start(*name) for name in names]
-        checkpoint = Checkpoint(self.scratch / ("+".join(folders[name].name for name in names[:2]) + ".pt"))
+        key = value_digest([folders[name].relative_to(self.scratch).as_posix() for name in names])
+        checkpoint = Checkpoint(self.scratch / f"{key[:16]}.pt")
         checkpoint.restore(runs)
         bar.total += sum(run.steps for run in runs)
         bar.update(sum(run.step for run in runs))

@@ -128,8 +128,7 @@ def load_folder(folder: Path, backbone: Backbone | None = None) -> tuple[Student
     if (found := file_digest(base / BACKBONE_WEIGHTS)) != about.backbone_sha256:
         raise ModelError(
             f"{folder}: the sha256 of {base / BACKBONE_WEIGHTS} must be {about.backbone_sha256}, "
-            f"got {found}. "
-            "The backbone was made anew: train the student again."
+            f"got {found}. The backbone was made anew: train the student again."
         )
     plain = load_classifier(base, outputs, seed=0)
     if about.method == "lora":

@@ -43,7 +43,9 @@ class Watch:
             norms; ``agreement``, the share of rows with the teacher's argmax; ``kl_to_teacher``
             in nats; ``gram_to_teacher``, the distance of the relation matrices.
         """
-        norms = {name: _gradient_norm(value, parameters) for name, value in terms.items()}
+        # A single term has all of the gradient; to measure it would cost a backward pass.
+        alone = len(terms) == 1
+        norms = {name: 1.0 if alone else _gradient_norm(v, parameters) for name, v in terms.items()}
         total = sum(norms.values())
         seen = {f"fixed_{name}": value.item() for name, value in terms.items()}
         seen |= {f"share_{name}": norm / total if total else 0.0 for name, norm in norms.items()}
