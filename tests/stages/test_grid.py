@@ -1,0 +1,80 @@
+"""The grid from the command line: passes, transfer, plain targets, and a student that diverges."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from kdcache.cli import app
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    return result.exit_code, result.stderr.strip()
+
+
+@pytest.fixture
+def cached(project) -> Path:
+    folder = project(distill={"seeds": [0]})
+    for command in (["prepare"], ["shrink"], ["run", "--task", "cb"]):
+        assert run(*command)[0] == 0
+    return folder
+
+
+def logits(folder: Path, student: str) -> list[list[float]]:
+    return pq.read_table(folder / "runs" / "cb" / student / "validation.parquet")["logits"].to_pylist()
+
+
+def test_students_of_one_pass_are_those_of_many(cached: Path):
+    arms = ["distill", "--task", "cb", "--arm", "ce", "--arm", "kl+gram", "--arm", "head"]
+    assert run(*arms)[0] == 0
+    alone = {arm: logits(cached, f"{arm}-0") for arm in ("ce", "kl+gram", "head")}
+    assert run(*arms, "--set", "distill.students_per_pass=3")[0] == 0
+    for arm, wanted in alone.items():
+        found = logits(cached, f"{arm}-0")
+        assert (
+            max(abs(a - b) for x, y in zip(wanted, found, strict=True) for a, b in zip(x, y, strict=True))
+            < 1e-3
+        )
+    assert alone["ce"] != alone["kl+gram"]
+
+
+def test_a_diverged_student_is_named_and_the_others_are_kept(cached: Path):
+    huge = ("--set", "distill.arms.ce.lr=1e30")
+    code, error = run("distill", "--task", "cb", "--arm", "ce", "--arm", "kl", *huge)
+    assert code == 0
+    assert "distill: cb ce, seed 0: the loss must stay finite, got none at step" in error
+    assert "Lower distill.lr (now 1e+30)." in error
+    assert sorted(path.name for path in (cached / "runs" / "cb").iterdir()) == ["kl-0"]
+    code, error = run("distill", "--task", "cb", "--arm", "ce", *huge)
+    assert code == 1
+    assert error.splitlines()[-1] == (
+        "distill: a student's loss must stay finite, got none among ce-0. Lower distill.lr."
+    )
+
+
+def test_a_prompt_is_transferred_from_another_student(cached: Path):
+    assert run("distill", "--task", "cb", "--arm", "ce")[0] == 0
+    plain = logits(cached, "ce-0")
+    (cached / "runs" / "cb" / "ce-0").rename(cached / "donor")
+    assert run("distill", "--task", "cb", "--arm", "ce", "--set", "distill.init=student:donor")[0] == 0
+    assert logits(cached, "ce-0") != plain
+    code, error = run("distill", "--task", "cb", "--arm", "ce", "--set", "distill.init=donor")
+    assert (code, error) == (
+        1,
+        "distill.arms.head.init: it must be auto, separators, words or student:FOLDER, got 'donor'. "
+        "Leave it out for auto.",
+    )
+
+
+def test_plain_targets_are_those_of_the_teacher_on_all_rows(cached: Path):
+    assert run("distill", "--task", "cb", "--arm", "kl")[0] == 0
+    crossed = logits(cached, "kl-0")
+    assert run("distill", "--task", "cb", "--arm", "kl", "--set", "distill.arms.kl.targets=plain")[0] == 0
+    assert logits(cached, "kl-0") != crossed
+    card = (cached / "runs" / "cb" / "kl-0" / "README.md").read_text()
+    assert "plain targets" in card
+    about = json.loads((cached / "runs" / "cb" / "kl-0" / "student.json").read_text())
+    assert about["task"]["name"] == "cb"
