@@ -58,9 +58,6 @@ class RowPrompts:
             counts: rows per group.
         """
         some = next(prompt for prompt in prompts if prompt is not None)
-        rows = torch.repeat_interleave(
-            torch.arange(len(counts), device=some.device), torch.tensor(counts, device=some.device)
-        )
         lengths = [0 if prompt is None else len(prompt) for prompt in prompts]
         longest = max(lengths)
         padded = [
@@ -68,8 +65,13 @@ class RowPrompts:
             else nn.functional.pad(prompt, (0, 0, 0, longest - len(prompt)))
             for prompt in prompts
         ]  # fmt: skip
-        mask = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
-        return cls(place, torch.stack(padded)[rows], mask.long().to(some.device)[rows])
+        # Expanded, not gathered: threads add up the gradient of a gather in any order, to other bits.
+        values = torch.cat([p.expand(count, -1, -1) for p, count in zip(padded, counts, strict=True)])
+        mask = (
+            torch.arange(longest)[None]
+            < torch.tensor(lengths).repeat_interleave(torch.tensor(counts))[:, None]
+        )
+        return cls(place, values, mask.long().to(some.device))
 
 
 class Backbone:

