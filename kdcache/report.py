@@ -68,6 +68,11 @@ def _notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
         f"seeds {', '.join(seeds)}; teachers: Wilson's 95 % interval over rows."
     ]
     for task in tasks:
+        for student in task.get("diverged", ()):
+            step, last = student["diverged"]["step"], student["diverged"]["last_finite_loss"]
+            who = f"{student['arm']}, seed {student['seed']}"
+            found = f"at step {step}, last finite loss {last:.4g}"
+            notes += ["", f"**Diverged on {task['task']}, left out**: {who} ({found})."]
         head = task["arms"].get("head")
         if head is None:
             continue

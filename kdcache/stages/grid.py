@@ -34,7 +34,6 @@ from kdcache.tasks.schema import read_task
 from kdcache.tasks.splits import metric_columns
 from kdcache.trackers import check_trackers, track
 
-EVAL_BATCH_SIZE = 128
 RESULT = "result.json"
 PREDICTIONS = "validation.parquet"  # in each student's folder
 
@@ -144,6 +143,7 @@ class Grid:
             },
             "history": history,
             "epoch": history[-1]["epoch"] if run.best.epoch is None else run.best.epoch,
+            "head_start_epoch": run.best_head.epoch or run.settings.head_start_epochs,
             "head_steps": run.head_steps,
             "steps": run.steps - run.head_steps,
             "examples": run.settings.epochs * len(run.rows) if student.tuned else 0,
@@ -169,7 +169,7 @@ class Grid:
         pq.write_table(table, path, write_page_checksum=True)
 
     def _logits(self, student: Student, split: str) -> np.ndarray:
-        return predict(student, self.splits[split].encoded, EVAL_BATCH_SIZE)[0]
+        return predict(student, self.splits[split].encoded)[0]
 
     def _score(self, logits: np.ndarray, split: str) -> dict[str, float]:
         """Task metrics, and the share of rows where student and teacher agree."""
@@ -178,9 +178,9 @@ class Grid:
         names, columns = self.task.metrics_of(split), metric_columns(rows.table, self.task)
         return compute_metrics(names, rows.labels, logits, columns) | {"agreement": agreement}
 
-    def score_on_tune(self, student: Student) -> dict[str, float]:
+    def score_on_tune(self, logits: np.ndarray) -> dict[str, float]:
         """The same after an epoch, as ``tune_…``."""
-        scores = self._score(self._logits(student, "tune"), "tune")
+        scores = self._score(logits, "tune")
         return {f"tune_{name}": score for name, score in scores.items() if name != "rows"}
 
     def _card(self, result: Mapping[str, Any]) -> dict[str, str]:

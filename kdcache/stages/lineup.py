@@ -17,7 +17,7 @@ from kdcache.students.backbone import Backbone
 from kdcache.students.export import load_folder
 from kdcache.students.prompts import PROMPTS, STARTS
 from kdcache.students.run import Run, Settings, TrainingRows
-from kdcache.students.student import REFERENCES, Recipe, Student, build_student
+from kdcache.students.student import REFERENCES, Recipe, Student, build_student, predict
 from kdcache.students.train import cls_states, students_that_fit
 from kdcache.tasks.schema import Task
 
@@ -31,7 +31,7 @@ class Lineup:
         folder: the backbone's.
         backbone: loaded from it.
         splits: rows with targets.
-        score: of a student, after each epoch, where there is a split ``tune``.
+        score: of logits of the split ``tune``, where there is one.
     """
 
     def __init__(
@@ -41,10 +41,11 @@ class Lineup:
         folder: Path,
         backbone: Backbone,
         splits: Mapping[str, SplitWithTargets],
-        score: Callable[[Student], dict[str, float]],
+        score: Callable[[np.ndarray], dict[str, float]],
     ) -> None:
         self.params, self.task, self.folder, self.backbone = params, task, folder, backbone
-        self.score = score if "tune" in splits else None
+        self.score = score
+        self.tune = splits["tune"].encoded if "tune" in splits else None
         train = splits["train"]
         self.parts = [train]
         if params.unlabelled and "unlabelled" in splits:
@@ -98,13 +99,31 @@ class Lineup:
             params.batch_size, params.weight_decay, params.warmup_fraction,
         )  # fmt: skip
         best_by = f"tune_{self.task.metrics[0]}" if params.select == "tune" else None
-        return Run(student, objective, rows, settings, seed, self.score, best_by)
+        scores = (self._score, self._score_head) if self.tune else None
+        return Run(student, objective, rows, settings, seed, scores, best_by)
+
+    def _score(self, student: Student) -> dict[str, float]:
+        assert self.tune is not None
+        return self.score(predict(student, self.tune)[0])
+
+    @torch.no_grad()
+    def _score_head(self, student: Student) -> dict[str, float]:
+        """Of the head on states that no prompt has changed: what its phase is about, and no forward pass."""
+        assert self.tune is not None
+        logits, _ = student.head(self.tune_states.flatten(0, 1))
+        return self.score(self.tune.by_row(logits).cpu().numpy())
+
+    @cached_property
+    def tune_states(self) -> torch.Tensor:
+        """[CLS] states of ``tune``, of the frozen backbone."""
+        assert self.tune is not None
+        return cls_states(self.backbone, self.tune, Padded.of(self.tune, self.backbone.device))
 
     def _build(self, arm: Arm, seed: int) -> Student:
         assert arm.method is not None
         assert arm.num_virtual_tokens is not None
         assert arm.init is not None
-        start: Any = arm.init if arm.init in STARTS else None
+        start: Any = arm.init if arm.init in STARTS else STARTS[0]
         recipe = Recipe(
             arm.method, self.task.num_outputs, arm.num_virtual_tokens, self.params.max_length, seed, start
         )

@@ -10,7 +10,6 @@ from kdcache.batching import encode
 from kdcache.errors import DataError, ModelError, nearest
 from kdcache.models import load_tokenizer, setup
 from kdcache.predict import SUBMISSION_NAMES, csv_text, jsonl_text, submission_name, superglue_text, zip_bytes
-from kdcache.stages.grid import EVAL_BATCH_SIZE
 from kdcache.stages.workspace import Project, require
 from kdcache.students.arms import DistillParams
 from kdcache.students.export import load_folder
@@ -107,5 +106,5 @@ def _logits(project: Project, task: Task, folder: Path, texts: list[str], second
     tokenizer = load_tokenizer(Path(about.backbone))
     encoded = encode(tokenizer, texts, seconds, about.max_length, task.truncate, task.num_choices)
     with tqdm(total=len(encoded), desc=f"{task.name} predictions", unit="row") as bar:
-        logits, _ = student_predict(student, encoded, EVAL_BATCH_SIZE, bar.update)
+        logits, _ = student_predict(student, encoded, after_batch=bar.update)
     return logits

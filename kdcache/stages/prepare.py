@@ -1,7 +1,7 @@
 """source → data/<task>/: task.json, <split>.parquet; ``tune`` is cut from ``train`` before any training."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +24,11 @@ SAMPLE_PATH = "kdcache/sample"  # tasks.official.SAMPLE in a project, where DVC 
 
 @dataclass(frozen=True)
 class MaxRows:
-    """How many rows of each split to keep; None keeps all."""
+    """How many rows of each split to keep; None keeps all.
+
+    A task without rows of the split ``unlabelled`` gets as many as asked for out of those that ``train``
+    leaves over, their labels taken away: few labels and much text, whatever the data set's size.
+    """
 
     train: Count | None = None
     tune: Count | None = None
@@ -45,7 +49,7 @@ class PrepareParams:
             which the command line reads, but DVC cannot watch. Under the other sources, a task
             file names files beside itself.
         max_rows: keep at most this many rows of each split, chosen by id, the answers of a
-            question together; null keeps all, a mapping such as ``{train: 4000}`` goes by split.
+            question together; null keeps all, a mapping goes by split: ``{train: 500, unlabelled: 1000}``.
         tune_fraction: share of train set aside for choices (learning rate, epoch); 0 … 0.5. A
             task file that names a tune split keeps that instead.
         seed: of both.
@@ -73,6 +77,8 @@ def prepare(project: Project, task_name: str) -> None:
     params = project.section("prepare", PrepareParams)
     require_task(project, task_name)
     task, examples = read_source(project, params, task_name)
+    if "unlabelled" not in examples and isinstance(params.max_rows, MaxRows) and params.max_rows.unlabelled:
+        examples["unlabelled"] = _without_labels(examples["train"], params)
     tables = {
         split: build_table(keep_rows(rows, params.max_rows_of(split), params.seed), task)
         for split, rows in examples.items()
@@ -127,6 +133,18 @@ def _read(params: PrepareParams, source: Source) -> dict[str, list[Example]]:
             "(no such folder). Set prepare.path to where the data lies."
         )
     return read_official(folder, source)
+
+
+def _without_labels(train: list[Example], params: PrepareParams) -> list[Example]:
+    """The rows that ``max_rows.train`` leaves over."""
+    labelled = {e.example_id for e in keep_rows(train, params.max_rows_of("train"), params.seed)}
+    rest = [replace(example, label=-1) for example in train if example.example_id not in labelled]
+    if not rest:
+        raise ParamsError(
+            f"prepare.max_rows.unlabelled: prepare.max_rows.train must leave rows over for it, got none of "
+            f"{len(train)}. Lower prepare.max_rows.train, or name a file of unlabelled rows."
+        )
+    return rest
 
 
 def _cut_tune(train: pa.Table, params: PrepareParams) -> dict[str, pa.Table]:

@@ -31,6 +31,8 @@ class Arm:
         targets: ``cached``; ``plain``, where these are cross-fitted: the logits of the teacher on
             all rows, which saw the training rows; or ``shuffled_within_class``, the control that
             gives each row the cached targets of another row of its label.
+        unlabelled: whether to learn from the split ``unlabelled`` too, where ``distill.unlabelled``
+            says so and a teacher's term can.
     """
 
     method: Method | None = None
@@ -44,6 +46,7 @@ class Arm:
     inter_instance: Term | None = None
     feature: Term | None = None
     targets: Literal["cached", "plain", "shuffled_within_class"] = "cached"
+    unlabelled: bool = True
 
     @property
     def terms(self) -> dict[str, Term | None]:
@@ -53,8 +56,8 @@ class Arm:
 
     @property
     def uses_unlabelled(self) -> bool:
-        """Whether rows without a label can teach: by a teacher's term, on targets of their own."""
-        return any(self.terms.values()) and self.targets != "shuffled_within_class"
+        """Whether rows without a label teach: by a teacher's term, on targets of their own."""
+        return self.unlabelled and any(self.terms.values()) and self.targets != "shuffled_within_class"
 
     def describe(self) -> str:
         """The objective in one line.
@@ -75,7 +78,8 @@ class Arm:
             "plain": ", plain targets",
             "shuffled_within_class": ", targets shuffled within the class",
         }
-        return " + ".join(parts) + notes[self.targets]
+        alone = "" if self.unlabelled else ", labelled rows alone"
+        return " + ".join(parts) + notes[self.targets] + alone
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,8 @@ class DistillParams:
         method: of arms that name none: ``head`` (the control without prompts), ``prefix``,
             ``prompt``, ``p_tuning``, or the references ``lora`` and ``full``.
         num_virtual_tokens: length of the prompt, in tokens.
-        init: where prompts start: ``auto`` (separators for prefixes, words for others),
-            ``separators``, ``words``, or ``student:FOLDER``, another student's prompt.
+        init: where prompts start: the backbone's own ``separators`` or ``words`` of real text, or
+            ``student:FOLDER``, another student's prompt.
         lr: peak learning rate of the prompts.
         epochs: passes over the training rows with prompts.
         head_start_lr: peak learning rate of head and pooler alone, before the prompts.
@@ -145,9 +149,9 @@ class DistillParams:
         arm = self.arms[name]
         own = ("method", "lr", "epochs", "num_virtual_tokens", "init")
         arm = replace(arm, **{key: getattr(self, key) for key in own if getattr(arm, key) is None})
-        if arm.init not in ("auto", *STARTS) and not str(arm.init).startswith("student:"):
+        if arm.init not in STARTS and not str(arm.init).startswith("student:"):
             raise ParamsError(
-                f"distill.arms.{name}.init: it must be auto, separators, words or student:FOLDER, got "
-                f"{arm.init!r}. Leave it out for auto."
+                f"distill.arms.{name}.init: it must be separators, words or student:FOLDER, got "
+                f"{arm.init!r}. Leave it out for distill.init."
             )
         return arm

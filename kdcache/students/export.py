@@ -115,16 +115,11 @@ def load_folder(folder: Path, backbone: Backbone | None = None) -> tuple[Student
         ModelError: no student there, or its backbone is missing or another.
     """
     about = read_about(folder)
-    base = Path(about.backbone)
     outputs = about.task.num_outputs
     if about.method == "full":
         model: Any = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=torch.float32)
         return _reference(about.method, model, model, outputs), about
-    if not (base / "config.json").is_file():
-        raise ModelError(
-            f"{folder}: its backbone must be at {base}, relative to the current folder, got nothing "
-            "there. Change to the project's root, or run: kdcache shrink"
-        )
+    base = find_backbone(folder, about)
     if (found := file_digest(base / BACKBONE_WEIGHTS)) != about.backbone_sha256:
         raise ModelError(
             f"{folder}: the sha256 of {base / BACKBONE_WEIGHTS} must be {about.backbone_sha256}, "
@@ -145,6 +140,21 @@ def load_folder(folder: Path, backbone: Backbone | None = None) -> tuple[Student
         prompt = Prompt(PROMPTS[about.method][1], weights["prompt_embeddings"])
     shared = backbone or Backbone.load(base)
     return Student(about.method, shared, prompt, head).to(shared.device), about
+
+
+def find_backbone(folder: Path, about: About) -> Path:
+    """The backbone's folder.
+
+    Raises:
+        ModelError: it is not where the student says.
+    """
+    base = Path(about.backbone)
+    if not (base / "config.json").is_file():
+        raise ModelError(
+            f"{folder}: its backbone must be at {base}, relative to the current folder, got nothing "
+            "there. Change to the project's root, or run: kdcache shrink"
+        )
+    return base
 
 
 def read_about(folder: Path) -> About:

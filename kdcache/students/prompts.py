@@ -79,11 +79,11 @@ class PTuning(Prompt):
         return self.weight + self.mlp(self.code)
 
 
-# Method → the class of its prompt, where it enters, where it starts.
-PROMPTS: dict[str, tuple[type[Prompt], Place, Start]] = {
-    "prefix": (Prompt, "deep", "separators"),
-    "prompt": (Prompt, "input", "separators"),
-    "p_tuning": (PTuning, "input", "separators"),
+# Method → the class of its prompt, and where it enters.
+PROMPTS: dict[str, tuple[type[Prompt], Place]] = {
+    "prefix": (Prompt, "deep"),
+    "prompt": (Prompt, "input"),
+    "p_tuning": (PTuning, "input"),
 }
 
 
@@ -93,7 +93,7 @@ def build_prompt(
     num_virtual_tokens: int,
     real_text: Encoded,
     seed: int,
-    start: Start | None = None,
+    start: Start = "separators",
 ) -> Prompt:
     """Build an untrained prompt.
 
@@ -103,12 +103,12 @@ def build_prompt(
         num_virtual_tokens: its length, in tokens.
         real_text: rows whose tokens it starts from.
         seed: of which tokens, and of p-tuning's MLP.
-        start: None takes the method's own.
+        start: which tokens of real text it starts from.
     """
-    cls, place, default = PROMPTS[method]
+    cls, place = PROMPTS[method]
     rng = np.random.default_rng(seed)
     batch = real_text.batch(rng.permutation(len(real_text))[:INIT_ROWS], backbone.device)
-    row, position = torch.nonzero(_tokens_of(start or default, batch, real_text), as_tuple=True)
+    row, position = torch.nonzero(_tokens_of(start, batch, real_text), as_tuple=True)
     picks = torch.from_numpy(rng.choice(len(row), num_virtual_tokens, replace=len(row) < num_virtual_tokens))
     picked = row[picks], position[picks]
     torch.manual_seed(seed)

@@ -21,6 +21,7 @@ from kdcache.students.best import BestEpoch
 from kdcache.students.student import Student
 from kdcache.students.watch import Watch
 
+Score = Callable[[Student], dict[str, float]]
 MAX_GRAD_NORM = 1.0
 CHECK_STEPS = 50  # between two looks at the losses: each look makes the device wait
 
@@ -59,8 +60,7 @@ class TrainingRows:
     Args:
         encoded: the tokenised rows.
         labels: int64 of shape (rows,), −1 = unlabelled.
-        teacher_logits: of shape (rows, num_labels).
-        teacher_features: of shape (rows, dim_t).
+        teacher_logits, teacher_features: of shape (rows, num_labels) and (rows, dim_t).
     """
 
     encoded: Encoded
@@ -108,9 +108,10 @@ class Run:
         rows: training rows with targets, on the student's device.
         settings: the schedule.
         seed: of the order of batches.
-        score: looked at after each epoch, the head start's end included: name → score of the
-            student as it is; None where there is nothing to score on.
-        best_by: the score whose best epoch is kept at the end; None keeps the last.
+        scores: student → name → score, of the student as it is (after each epoch, and the head
+            start's end) and of its head alone (after each epoch of the head start); None where
+            there is nothing to score on.
+        best_by: the score whose best epoch is kept at the end of each phase; None keeps the last.
     """
 
     def __init__(
@@ -120,11 +121,11 @@ class Run:
         rows: TrainingRows,
         settings: Settings,
         seed: int,
-        score: Callable[[Student], dict[str, float]] | None = None,
+        scores: tuple[Score, Score] | None = None,
         best_by: str | None = None,
     ) -> None:
         self.student, self.objective, self.rows = student, objective, rows
-        self.settings, self.seed, self.score, self.best_by = settings, seed, score, best_by
+        self.settings, self.seed, self.scores, self.best_by = settings, seed, scores, best_by
         self.steps_per_epoch = num_batches(len(rows), settings.batch_size)
         self.head_steps = settings.head_start_epochs * self.steps_per_epoch
         epochs = settings.epochs if student.tuned else 0
@@ -134,6 +135,7 @@ class Run:
         self.diverged: tuple[int, float] | None = None
         self.watch = Watch(len(rows), settings.batch_size)
         self.best = BestEpoch([*student.tuned, *student.head_parameters])
+        self.best_head = BestEpoch([*student.head_parameters, *objective.parameters()])
         self.last_finite = math.nan
         self._losses: list[torch.Tensor] = []
         self._sums: dict[str, torch.Tensor] = {}
@@ -237,10 +239,15 @@ class Run:
 
     def _end_epoch(self, look: Callable[["Run", np.ndarray], tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Record what was seen; epoch 0 is the end of the head start, 1 and up are those with prompts."""
+        before = self.step <= self.head_steps
+        if before and self.best_by and self.scores:
+            score = self.scores[1](self.student)[self.best_by]
+            self.best_head.see(self.step // self.steps_per_epoch, score)
         if self.in_head_start:
             self._sums = {}
             return
-        before = self.step == self.head_steps
+        if before:
+            self.best_head.restore()
         epoch = 0 if before else self._phase_step // self.steps_per_epoch
         seen = {f"loss_{name}": float(total) / len(self.rows) for name, total in self._sums.items()}
         self._sums = {}
@@ -249,7 +256,7 @@ class Run:
         targets = self.rows.targets(self.watch.batch)
         terms = self.objective(logits, features, targets, self.progress, remember=False)
         seen |= self.watch.see(terms, watched, logits.detach(), targets.logits)
-        scores = self.score(self.student) if self.score else {}
+        scores = self.scores[0](self.student) if self.scores else {}
         if self.best_by:
             self.best.see(epoch, scores[self.best_by])
         self.history.append({"epoch": epoch, **seen, **scores})
@@ -265,6 +272,7 @@ class Run:
             "memory": self.objective.memory.state() if self.objective.memory else None,
             "optimizer": self.optimizer.state_dict(),
             "best": self.best.state(),
+            "best_head": self.best_head.state(),
             "history": self.history,
             "diverged": self.diverged,
             "last_finite": self.last_finite,
@@ -286,5 +294,6 @@ class Run:
             self.optimizer = self._start_phase()
             self.optimizer.load_state_dict(state["optimizer"])
         self.best.restore_state(state["best"])
+        self.best_head.restore_state(state["best_head"])
         self.history, self.last_finite = state["history"], state["last_finite"]
         self._losses, self._sums = state["losses"], state["sums"]

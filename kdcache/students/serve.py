@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from kdcache.errors import DataError, ModelError, nearest, shorten
 from kdcache.models import load_tokenizer
 from kdcache.students.backbone import Backbone
-from kdcache.students.export import About, load_folder, read_about
+from kdcache.students.export import find_backbone, load_folder, read_about
 from kdcache.students.loaded import (
     BATCH_SIZE,
     LoadedStudent,
@@ -36,7 +36,7 @@ def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Load
     Raises:
         ModelError: no student there, or its backbone is missing.
     """
-    base = _backbone_of(Path(folder), read_about(Path(folder)))
+    base = find_backbone(Path(folder), read_about(Path(folder)))
     with _quiet():
         student, about = load_folder(Path(folder))
         student.backbone.to(torch.device(device))
@@ -146,23 +146,13 @@ def _check_same_backbone(folders: Sequence[Path]) -> Path:
                 f"{folder}: a pool's students must have a prompt or a head alone, got one of method "
                 f"{about.method} with weights of its own. Serve it by kdcache.load_student."
             )
-        bases.setdefault(_backbone_of(folder, about), folder)
+        bases.setdefault(find_backbone(folder, about), folder)
     if len(bases) > 1:
         got = " and ".join(f"{base} ({folder})" for base, folder in list(bases.items())[:2])
         raise ModelError(
             f"StudentPool: the students must share one backbone, got {got}. Make a pool for each."
         )
     return next(iter(bases))
-
-
-def _backbone_of(folder: Path, about: About) -> Path:
-    base = Path(about.backbone)
-    if not (base / "config.json").is_file():
-        raise ModelError(
-            f"{folder}: its backbone must be at {base}, relative to the current folder, got nothing "
-            "there. Change to the project's root, or run: kdcache shrink"
-        )
-    return base
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from kdcache.students.prompts import PROMPTS, Prompt, Start, build_prompt
 # Methods with weights of their own, trained one at a time; PROMPTS and ``head`` share a frozen backbone.
 REFERENCES = ("lora", "full")
 METHODS = ("head", *PROMPTS, *REFERENCES)
+EVAL_BATCH_SIZE = 128
 LORA_RANK = 8
 
 
@@ -103,7 +104,7 @@ class Recipe:
         num_virtual_tokens: length of the prompt, in tokens.
         max_length: of the inputs, in tokens.
         seed: of head and start.
-        start: where the prompt starts; None takes the method's own.
+        start: which tokens of real text the prompt starts from.
     """
 
     method: str
@@ -111,7 +112,7 @@ class Recipe:
     num_virtual_tokens: int
     max_length: int
     seed: int
-    start: Start | None = None
+    start: Start = "separators"
 
 
 def build_student(recipe: Recipe, folder: Path, backbone: Backbone, real_text: Encoded) -> Student:
@@ -179,7 +180,10 @@ def forward(
 
 @torch.no_grad()
 def predict(
-    student: Student, encoded: Encoded, batch_size: int, after_batch: Callable[[int], object] | None = None
+    student: Student,
+    encoded: Encoded,
+    batch_size: int = EVAL_BATCH_SIZE,
+    after_batch: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run every row through a student.
 

@@ -219,6 +219,8 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
             f"{where}: the line must be a JSON object, got {shorten(line)} "
             f"({error.msg}: character {error.pos}). Repair or remove the line."
         ) from None
+    except RecursionError:  # brackets within brackets, thousands deep
+        values = None
     if not isinstance(values, dict):
         raise DataError(f"{where}: the line must be a JSON object, got {shorten(line)}.")
     return values

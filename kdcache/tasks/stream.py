@@ -1,12 +1,11 @@
 """Rows that come one by one, from a file or a pipe that need not end: UTF-8 JSON lines, CSV or TSV."""
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Literal
 
-from kdcache.errors import DataError, shorten
-from kdcache.tasks.rows import DELIMITERS, MAX_CHARACTERS, Row, check_columns
+from kdcache.errors import DataError
+from kdcache.tasks.rows import DELIMITERS, MAX_CHARACTERS, Row, check_columns, parse_object
 
 Kind = Literal["jsonl", "csv", "tsv"]
 
@@ -54,12 +53,7 @@ def _objects(lines: Iterator[tuple[int, str]], name: str, columns: Sequence[str]
         if not line.strip():
             continue
         where = f"{name}:{number}"
-        try:
-            values = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            values = None
-        if not isinstance(values, dict):
-            raise DataError(f"{where}: the line must be a JSON object, got {shorten(line)}. Repair it.")
+        values = parse_object(line, where)
         check_columns(where, list(values), columns)
         yield Row(where, values)
 

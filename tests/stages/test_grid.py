@@ -64,8 +64,8 @@ def test_a_prompt_is_transferred_from_another_student(cached: Path):
     code, error = run("distill", "--task", "cb", "--arm", "ce", "--set", "distill.init=donor")
     assert (code, error) == (
         1,
-        "distill.arms.head.init: it must be auto, separators, words or student:FOLDER, got 'donor'. "
-        "Leave it out for auto.",
+        "distill.arms.head.init: it must be separators, words or student:FOLDER, got 'donor'. "
+        "Leave it out for distill.init.",
     )
 
 

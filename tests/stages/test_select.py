@@ -13,7 +13,7 @@ from kdcache.cache.manifest import read_manifest
 from kdcache.cli import app
 from kdcache.extract import extract
 from kdcache.models import load_tokenizer
-from kdcache.stages.grid import Grid
+from kdcache.stages.lineup import Lineup
 from kdcache.teacher import TrainTeacherParams, fine_tune
 
 
@@ -29,11 +29,11 @@ def test_student_of_the_best_epoch_is_the_one_saved(project, monkeypatch):
     scores = iter([0.5, 0.6, 0.9, 0.9])  # head start and three epochs; the earlier of equal ones wins
     seen: list[dict[str, torch.Tensor]] = []
 
-    def scripted(_grid, student):
+    def scripted(_lineup, student):
         seen.append({k: v.clone() for k, v in student.state_dict().items()})
         return {"tune_accuracy": next(scores)}
 
-    monkeypatch.setattr(Grid, "score_on_tune", scripted)
+    monkeypatch.setattr(Lineup, "_score", scripted)
     arguments = ("distill", "--task", "cb", "--arm", "kl", "--set", "distill.select=tune")
     assert run(*arguments)[0] == 0
     saved = folder / "runs" / "cb" / "kl-0"

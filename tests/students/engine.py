@@ -28,7 +28,8 @@ def build_rows(folder: Path) -> TrainingRows:
 
 def build_run(
     folder: Path, backbone: Backbone, rows: TrainingRows, method: str = "prefix", seed: int = 0,
-    terms: dict | None = None, start=None, num_virtual_tokens: int = 4, score=None, best_by=None, **settings,
+    terms: dict | None = None, start="separators", num_virtual_tokens: int = 4, scores=None,
+    best_by=None, **settings,
 ) -> Run:  # fmt: skip
     """A student at step 0; arguments besides are ``Settings``."""
     num_outputs = 3 if rows.encoded.num_choices == 1 else 1
@@ -37,7 +38,7 @@ def build_run(
     torch.manual_seed(seed)
     dims = 16 * rows.encoded.num_choices, rows.teacher_features.shape[1]
     objective = Objective(terms or {}, 1.0, *dims)
-    return Run(student, objective, rows, Settings(**{**SETTINGS.__dict__, **settings}), seed, score, best_by)
+    return Run(student, objective, rows, Settings(**{**SETTINGS.__dict__, **settings}), seed, scores, best_by)
 
 
 def fit(*runs: Run, checkpoint=None, after_step=None) -> None:

@@ -125,11 +125,17 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
         def score(student):
             return {"tune": float(predict(student, rows.encoded, 4)[0].std())}
 
+        def score_head(student):
+            return {"tune": float(student.head.chain[-1].weight.detach().std())}
+
         terms = {"feature": Term("feature_mse"), "inter_instance": Term("gram", scope="queue:8")}
         plans = [{"terms": terms, "seed": 0}, {"method": "p_tuning", "seed": 1, "epochs": 3}]
         plans[0]["method"] = "prompt"
         torch.manual_seed(7)
-        runs = [build_run(tiny_model, backbone, rows, score=score, best_by="tune", **plan) for plan in plans]
+        runs = [
+            build_run(tiny_model, backbone, rows, scores=(score, score_head), best_by="tune", **plan)
+            for plan in plans
+        ]
         torch.manual_seed(8)
         return runs
 
@@ -156,6 +162,28 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
         assert one.history == other.history
         assert (one.best.epoch, one.last_finite) == (other.best.epoch, other.last_finite)
         assert all(torch.equal(a, b) for a, b in zip(values(one), values(other), strict=True))
+
+
+def test_head_start_ends_with_the_epoch_of_its_head_that_is_best_on_tune(tiny_model: Path, rows, backbone):
+    script = {1: 0.2, 2: 0.6, 3: 0.6}  # the earlier of equal ones wins
+    heads = []
+
+    def score_head(student):
+        heads.append([p.detach().clone() for p in student.head_parameters])
+        return {"tune": script[len(heads)]}
+
+    def score(_student):
+        return {"tune": 0.5}
+
+    chosen = build_run(tiny_model, backbone, rows, "head", scores=(score, score_head), best_by="tune")
+    last = build_run(tiny_model, backbone, rows, "head", scores=(score, score_head))
+    fit(last)
+    assert heads == []  # without a wish for the best epoch nothing is looked at
+    fit(chosen)
+    assert chosen.best_head.epoch == 2
+    assert all(map(torch.equal, chosen.student.head_parameters, heads[1]))
+    assert all(map(torch.equal, last.student.head_parameters, heads[2]))  # training itself is the same
+    assert not torch.equal(heads[1][0], heads[2][0])
 
 
 def test_nan_stops_one_student_and_leaves_the_others(tiny_model: Path, rows, backbone):
