@@ -1,4 +1,4 @@
-"""Tiny models built from a config, never downloaded, and a project folder around them."""
+"""Tiny models built from a config, never downloaded, a project folder around them, and its commands."""
 
 import json
 import shutil
@@ -11,7 +11,9 @@ import torch
 import yaml
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
+from kdcache.cli import app
 from kdcache.params import read_params
 from kdcache.tasks.official import SAMPLE
 
@@ -113,6 +115,22 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
+def run(*arguments: str) -> tuple[int, str, str]:
+    """Run ``kdcache`` in this process; return its exit code, stdout and stderr."""
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def fails(*arguments: str) -> str:
+    """Run what must be refused in one line; return that line."""
+    code, _, error = run(*arguments)
+    assert code == 1
+    assert len(error.splitlines()) == 1, error
+    return error.strip()
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer BERT of 16 dims."""
@@ -130,6 +148,19 @@ def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
         params = tiny_params("tiny", **sections)
         (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         monkeypatch.chdir(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def cached_project(project: Callable[..., Path]) -> Callable[..., Path]:
+    """Make a tiny project as ``project`` does, up to the backbone and the cache of one task."""
+
+    def make(task: str = "cb", name: str = "project", **sections: dict[str, Any]) -> Path:
+        folder = project(name, **sections)
+        for command in (["prepare"], ["shrink"], ["teach", "--task", task], ["cache", "--task", task]):
+            assert run(*command)[0] == 0
         return folder
 
     return make

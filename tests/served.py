@@ -1,15 +1,11 @@
 """Students for serving, untrained but each unlike the others, in folders as distill writes them."""
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 import torch
-from transformers import (
-    DebertaV2Config,
-    DebertaV2Model,
-    ModernBertConfig,
-    ModernBertModel,
-    PreTrainedModel,
-)
 
 from kdcache.batching import encode
 from kdcache.models import load_tokenizer
@@ -42,29 +38,11 @@ def make_student(
     return folder
 
 
-def make_backbone(folder: Path, kind: str, tiny: Path) -> Path:
-    """A random encoder of 16 dims that tells positions by distance, with the tiny tokenizer."""
-    tokenizer = load_tokenizer(tiny)
-    sizes = {
-        "vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 32, "max_position_embeddings": 96, "pad_token_id": 0, "initializer_range": 0.2,
-    }  # fmt: skip
-    torch.manual_seed(0)
-    model: PreTrainedModel
-    if kind == "deberta-v2":
-        model = DebertaV2Model(
-            DebertaV2Config(
-                **sizes, relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False,
-                type_vocab_size=0, max_relative_positions=96,
-            )
-        )  # fmt: skip
-    else:
-        model = ModernBertModel(
-            ModernBertConfig(
-                **sizes, classifier_pooling="cls", bos_token_id=2, cls_token_id=2, sep_token_id=3,
-                eos_token_id=3,
-            )
-        )  # fmt: skip
-    model.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
-    return folder
+def make_home(root: Path, tiny_model: Path, students: Mapping[str, tuple[Task, str, int]]) -> Path:
+    """A folder with a backbone and students of a task, a method and a number of tokens, seeds from 0."""
+    shutil.copytree(tiny_model, root / "backbone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for seed, (name, (task, method, tokens)) in enumerate(students.items()):
+            make_student(Path(name), Path("backbone"), task, method, seed, tokens)
+    return root

@@ -14,7 +14,7 @@ import filelock
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_cli import fails, run
+from conftest import fails, run
 
 from kdcache.cache import writer
 from kdcache.cache.reader import load_cache

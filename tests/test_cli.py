@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import fails, run
 from typer.testing import CliRunner
 
 from kdcache.cli import app
@@ -17,20 +18,6 @@ COMMANDS = [
     "prepare", "teach", "cache", "shrink", "distill", "predict", "run", "select", "report",
     "inspect", "verify", "diff", "import", "export", "clean",
 ]  # fmt: skip
-
-
-def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
-
-
-def fails(*arguments: str) -> str:
-    code, _, error = run(*arguments)
-    assert code == 1
-    assert len(error.splitlines()) == 1, error
-    return error.strip()
 
 
 def test_help_imports_neither_torch_nor_transformers():
@@ -157,10 +144,8 @@ def test_model_that_does_not_exist_is_one_clear_line(project):
     )
 
 
-def test_unknown_arm_names_the_nearest(project):
-    folder = project()
-    for command in (["prepare"], ["shrink"], ["teach", "--task", "wic"], ["cache", "--task", "wic"]):
-        assert run(*command)[0] == 0
+def test_unknown_arm_names_the_nearest(cached_project):
+    folder = cached_project("wic")
     assert (
         fails("distill", "--task", "wic", "--arm", "kl-gram")
         == "distill.arms: it must hold the arm, got 'kl-gram'. Did you mean kl+gram?"
@@ -192,7 +177,7 @@ def test_outside_a_project_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert fails("distill").startswith("params.yaml: the parameters file must exist, got nothing there.")
 
 
-def test_interrupted_distill_goes_on_and_equals_an_uninterrupted_one(project, monkeypatch):
+def test_interrupted_distill_goes_on_and_equals_an_uninterrupted_one(cached_project, monkeypatch):
     """Ctrl-C in the second student: one line, exit 130, nothing done twice, the outcome the same."""
     from kdcache.stages import distill as stage
     from kdcache.stages.workspace import Project
@@ -200,9 +185,7 @@ def test_interrupted_distill_goes_on_and_equals_an_uninterrupted_one(project, mo
     from kdcache.students.run import Run
 
     monkeypatch.setattr(train, "CHECKPOINT_STEPS", 4)
-    folder = project("interrupted", distill={"seeds": [0, 1, 2], "head_start_epochs": 10})
-    for command in (["prepare"], ["shrink"], ["teach", "--task", "cb"], ["cache", "--task", "cb"]):
-        assert run(*command)[0] == 0
+    folder = cached_project(name="interrupted", distill={"seeds": [0, 1, 2], "head_start_epochs": 10})
     shutil.copytree(folder, folder.parent / "whole")
     arguments = ["distill", "--task", "cb", "--arm", "kl"]
 
@@ -331,15 +314,13 @@ def test_params_yaml_of_the_project_is_valid_for_every_stage():
         assert set(yaml.safe_load(path.read_text())) == {"tasks", "threads", "paths", *sections}
 
 
-def test_passes_of_other_students_do_not_share_a_checkpoint(project, monkeypatch):
+def test_passes_of_other_students_do_not_share_a_checkpoint(cached_project, monkeypatch):
     """Interrupted with two students, then asked for three in one pass: nothing of the first is mistaken."""
     from kdcache.students import train
     from kdcache.students.run import Run
 
     monkeypatch.setattr(train, "CHECKPOINT_STEPS", 2)
-    folder = project(distill={"seeds": [0], "students_per_pass": 3})
-    for command in (["prepare"], ["shrink"], ["teach", "--task", "cb"], ["cache", "--task", "cb"]):
-        assert run(*command)[0] == 0
+    folder = cached_project(distill={"seeds": [0], "students_per_pass": 3})
     update = Run.update
 
     def stop(student_run, look):

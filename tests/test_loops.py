@@ -7,8 +7,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import run
 from datasets import Dataset
-from test_cli import run
 
 import kdcache
 from kdcache.cache.rows import CacheRows

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import fails, run
+from conftest import fails, run
 
 from kdcache.errors import ParamsError
 from kdcache.predict import SUBMISSION_NAMES, submission_name, superglue_text, zip_bytes

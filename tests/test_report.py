@@ -96,6 +96,14 @@ def test_an_arm_at_or_below_head_is_marked_as_not_working():
     assert "**Not working on wic** (at or below `head`): kl." in results_markdown([metrics])
 
 
+def test_a_diverged_student_is_named_with_the_last_loss_it_had():
+    diverged = {"arm": "kl", "seed": 2, "diverged": {"step": 7, "last_finite_loss": 12.34567}}
+    text = results_markdown([task_metrics() | {"diverged": [diverged]}, task_metrics() | {"task": "cb"}])
+    notes = [line for line in text.splitlines() if line.startswith("**")]
+    assert notes == ["**Diverged on wic, left out**: kl, seed 2 (at step 7, last finite loss 12.35)."]
+    assert "| kl | 71.0 ± 1.4 | 71.0 ± 1.4 |" in text  # of the seeds that are left
+
+
 def test_figure_is_the_same_bytes_and_shows_every_arm(tmp_path: Path):
     for name in ("a.svg", "b.svg"):
         draw_results([task_metrics(), task_metrics()], tmp_path / name)

@@ -7,19 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import build_tiny_model
 from peft import AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file
-from transformers import (
-    DebertaV2Config,
-    DebertaV2Model,
-    ElectraConfig,
-    ElectraModel,
-    ModernBertConfig,
-    ModernBertModel,
-    PreTrainedModel,
-    RobertaConfig,
-    RobertaModel,
-)
+from transformers import PreTrainedModel
 
 from kdcache import adapters
 from kdcache.adapters import add_prefix, load_teacher, save_adapter
@@ -40,39 +31,13 @@ PARAMS = TrainTeacherParams(
 PREFIX = replace(PARAMS, method="prefix", num_virtual_tokens=4)
 LORA = replace(PARAMS, method="lora", lora_rank=3, lora_alpha=6)  # three labels too: no mix-up of the heads
 
-SMALL = {
-    "vocab_size": 4000, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "intermediate_size": 32, "max_position_embeddings": 96, "pad_token_id": 0,
-}  # fmt: skip
-OTHERS = {
-    "roberta": (RobertaModel, RobertaConfig(**SMALL, type_vocab_size=2)),
-    "electra": (ElectraModel, ElectraConfig(**SMALL, embedding_size=8)),
-    "deberta-v2": (DebertaV2Model, DebertaV2Config(**SMALL, type_vocab_size=2, relative_attention=True)),
-    "modernbert": (
-        ModernBertModel,
-        ModernBertConfig(**SMALL, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3),
-    ),
-}
+KINDS = ("bert", "roberta", "electra", "deberta-v2", "modernbert")
 
 
 @pytest.fixture
-def model_of(tiny_model: Path, tmp_path: Path):
-    """Write a random model of some kind, with the tiny tokenizer."""
-
-    def make(kind: str) -> Path:
-        folder = tmp_path / kind
-        shutil.copytree(tiny_model, folder)
-        if kind == "bert":
-            return folder
-        model, config = OTHERS[kind]
-        tokenizer = load_tokenizer(tiny_model)
-        if kind == "modernbert":
-            tokenizer.model_input_names = ["input_ids", "attention_mask"]
-        torch.manual_seed(0)
-        save_model(model(config), tokenizer, folder)
-        return folder
-
-    return make
+def model_of(tmp_path: Path):
+    """Write a random model of some kind."""
+    return lambda kind: build_tiny_model(tmp_path / kind, architecture=kind)
 
 
 def rows_of(folder: Path) -> Encoded:
@@ -149,7 +114,7 @@ def test_prefix_is_refused_where_it_cannot_work(model_of, kind):
     )
 
 
-@pytest.mark.parametrize(("kind", "positions"), [("bert", 96), ("roberta", 95)])
+@pytest.mark.parametrize(("kind", "positions"), [("bert", 96), ("roberta", 94)])
 def test_positions_that_run_out_are_refused_before_training(model_of, kind, positions):
     """RoBERTa counts positions from its padding token on, so that its table holds fewer."""
     folder = model_of(kind)
@@ -166,7 +131,7 @@ def test_positions_that_run_out_are_refused_before_training(model_of, kind, posi
         model(**{name: torch.cat([values, values[:, :1]], dim=1) for name, values in batch.items()})
 
 
-@pytest.mark.parametrize("kind", ["bert", *OTHERS])
+@pytest.mark.parametrize("kind", KINDS)
 def test_lora_teacher_is_a_plain_model_with_every_linear_layer_moved(model_of, kind, tmp_path):
     folder, scored = model_of(kind), []
 

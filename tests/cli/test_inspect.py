@@ -7,27 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import fails, run
 from scipy.special import log_softmax
-from typer.testing import CliRunner
 
-from kdcache.cli import app
 from kdcache.tasks.superglue import SUPERGLUE
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "superglue"
-
-
-def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
-
-
-def fails(*arguments: str) -> str:
-    code, _, error = run(*arguments)
-    assert code == 1
-    assert len(error.splitlines()) == 1, error
-    return error.strip()
 
 
 def import_teacher(task: str, *options: str) -> dict[str, np.ndarray]:

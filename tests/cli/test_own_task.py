@@ -5,19 +5,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import run
 from powered import write_powered
-from typer.testing import CliRunner
-
-from kdcache.cli import app
 
 TASK_FILE = 'splits = {train = "train.csv", validation = "test.csv"}\ntext = "text"\nlabel = "category"\n'
-
-
-def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture

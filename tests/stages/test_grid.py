@@ -5,22 +5,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
-
-from kdcache.cli import app
-
-
-def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
-    return result.exit_code, result.stderr.strip()
+from conftest import fails, run
 
 
 @pytest.fixture
-def cached(project) -> Path:
-    folder = project(distill={"seeds": [0]})
-    for command in (["prepare"], ["shrink"], ["run", "--task", "cb"]):
-        assert run(*command)[0] == 0
-    return folder
+def cached(cached_project) -> Path:
+    return cached_project(distill={"seeds": [0]})
 
 
 def logits(folder: Path, student: str) -> list[list[float]]:
@@ -43,12 +33,12 @@ def test_students_of_one_pass_are_those_of_many(cached: Path):
 
 def test_a_diverged_student_is_named_and_the_others_are_kept(cached: Path):
     huge = ("--set", "distill.arms.ce.lr=1e30")
-    code, error = run("distill", "--task", "cb", "--arm", "ce", "--arm", "kl", *huge)
+    code, _, error = run("distill", "--task", "cb", "--arm", "ce", "--arm", "kl", *huge)
     assert code == 0
     assert "distill: cb ce, seed 0: the loss must stay finite, got none at step" in error
     assert "Lower distill.lr (now 1e+30)." in error
     assert sorted(path.name for path in (cached / "runs" / "cb").iterdir()) == ["kl-0"]
-    code, error = run("distill", "--task", "cb", "--arm", "ce", *huge)
+    code, _, error = run("distill", "--task", "cb", "--arm", "ce", *huge)
     assert code == 1
     assert error.splitlines()[-1] == (
         "distill: a student's loss must stay finite, got none among ce-0. Lower distill.lr."
@@ -61,11 +51,9 @@ def test_a_prompt_is_transferred_from_another_student(cached: Path):
     (cached / "runs" / "cb" / "ce-0").rename(cached / "donor")
     assert run("distill", "--task", "cb", "--arm", "ce", "--set", "distill.init=student:donor")[0] == 0
     assert logits(cached, "ce-0") != plain
-    code, error = run("distill", "--task", "cb", "--arm", "ce", "--set", "distill.init=donor")
-    assert (code, error) == (
-        1,
+    assert fails("distill", "--task", "cb", "--arm", "ce", "--set", "distill.init=donor") == (
         "distill.arms.head.init: it must be separators, words or student:FOLDER, got 'donor'. "
-        "Leave it out for distill.init.",
+        "Leave it out for distill.init."
     )
 
 

@@ -1,30 +1,21 @@
 """kdcache select: every row of train is held out once, and no other labelled row is looked at."""
 
 import pytest
-from typer.testing import CliRunner
+from conftest import fails, run
 
-from kdcache.cli import app
 from kdcache.stages.grid import Grid
 
 LR = "distill.lr=1e-3,1e-1"
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
-    return result.exit_code, result.stdout if result.exit_code == 0 else result.stderr.strip()
-
-
 @pytest.fixture
-def cached(project):
-    folder = project(distill={"seeds": [3, 4]})
-    for command in (["prepare"], ["shrink"], ["run", "--task", "cb"]):
-        assert run(*command)[0] == 0
-    return folder
+def cached(cached_project):
+    return cached_project(distill={"seeds": [3, 4]})
 
 
 def test_values_are_compared_on_train_alone_and_nothing_is_written(cached, monkeypatch):
     before = sorted(cached.rglob("*"))
-    code, out = run("select", "--task", "cb", "--grid", LR, "--folds", "2")
+    code, out, _ = run("select", "--task", "cb", "--grid", LR, "--folds", "2")
     assert code == 0
     assert "distill.lr" in out
     assert out.count("fold 2 of 2") == 2
@@ -67,4 +58,4 @@ def test_mistake_is_one_line(cached):
         ("--grid", LR, "--arm", "kll"): "distill.arms: it must hold the arm, got 'kll'. Did you mean kl?",
     }
     for arguments, message in cases.items():
-        assert run("select", "--task", "cb", *arguments) == (1, message)
+        assert fails("select", "--task", "cb", *arguments) == message

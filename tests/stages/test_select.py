@@ -5,27 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import fails, run
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from kdcache.batching import encode
 from kdcache.cache.manifest import read_manifest
-from kdcache.cli import app
 from kdcache.extract import extract
 from kdcache.models import load_tokenizer
 from kdcache.stages.lineup import Lineup
 from kdcache.teacher import TrainTeacherParams, fine_tune
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
-    return result.exit_code, result.stderr.strip()
-
-
-def test_student_of_the_best_epoch_is_the_one_saved(project, monkeypatch):
-    folder = project(distill={"epochs": 3, "seeds": [0]})
-    for command in (["prepare"], ["shrink"], ["run", "--task", "cb"]):
-        assert run(*command)[0] == 0
+def test_student_of_the_best_epoch_is_the_one_saved(cached_project, monkeypatch):
+    folder = cached_project(distill={"epochs": 3, "seeds": [0]})
     scores = iter([0.5, 0.6, 0.9, 0.9])  # head start and three epochs; the earlier of equal ones wins
     seen: list[dict[str, torch.Tensor]] = []
 
@@ -42,10 +34,8 @@ def test_student_of_the_best_epoch_is_the_one_saved(project, monkeypatch):
     assert [torch.equal(prompts, state["prompt.weight"]) for state in seen] == [False, False, True, False]
 
 
-def test_last_epoch_is_kept_by_default(project):
-    folder = project(distill={"seeds": [0], "epochs": 2})
-    for command in (["prepare"], ["shrink"], ["run", "--task", "cb"]):
-        assert run(*command)[0] == 0
+def test_last_epoch_is_kept_by_default(cached_project):
+    folder = cached_project(distill={"seeds": [0], "epochs": 2})
     assert run("distill", "--task", "cb", "--arm", "kl", "--arm", "head")[0] == 0
     epochs = {arm: json.loads((folder / "runs" / "cb" / f"{arm}-0" / "result.json").read_text())["epoch"]
               for arm in ("kl", "head")}  # fmt: skip
@@ -57,14 +47,12 @@ def test_tune_needs_the_split(project):
     assert run("prepare")[0] == 0
     remedy = "Set prepare.tune_fraction above 0 and run: kdcache prepare --task cb"
     message = "must be last without a tune split, got tune. " + remedy
-    assert run("teach", "--task", "cb", "--set", "train_teacher.select=tune") == (
-        1, f"train_teacher.select: it {message}",
-    )  # fmt: skip
+    teach = fails("teach", "--task", "cb", "--set", "train_teacher.select=tune")
+    assert teach == f"train_teacher.select: it {message}"
     for command in (["shrink"], ["run", "--task", "cb"]):
         assert run(*command)[0] == 0
-    assert run("distill", "--task", "cb", "--set", "distill.select=tune") == (
-        1, f"distill.select: it {message}",
-    )  # fmt: skip
+    distill = fails("distill", "--task", "cb", "--set", "distill.select=tune")
+    assert distill == f"distill.select: it {message}"
 
 
 @pytest.fixture

@@ -3,13 +3,12 @@
 import csv
 import io
 import json
-import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from served import CB, COPA, TEXTS, WIC, make_student
+from served import CB, COPA, TEXTS, WIC, make_home
 from typer.testing import CliRunner
 
 import kdcache
@@ -22,13 +21,8 @@ ROWS = [{"id": number, "text": text, "text_pair": TEXTS[-1]} for number, text in
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Students of three tasks; no params.yaml, which serving does not need."""
-    root = tmp_path_factory.mktemp("served")
-    shutil.copytree(tiny_model, root / "backbone")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        for seed, task in enumerate((WIC, CB, COPA)):
-            make_student(Path(task.name), Path("backbone"), task, seed=seed, tokens=2 + seed)
-    return root
+    students = {"wic": (WIC, "prefix", 2), "cb": (CB, "prefix", 3), "copa": (COPA, "prefix", 4)}
+    return make_home(tmp_path_factory.mktemp("served"), tiny_model, students)
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +153,11 @@ def test_answers_come_before_the_input_ends_and_no_more_than_a_chunk_is_held(mon
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ('{"text": ', "the line must be a JSON object, got '{\"text\": '. Repair it."),
+        (
+            '{"text": ',
+            "the line must be a JSON object, got '{\"text\": ' (Expecting value: character 9). "
+            "Repair or remove the line.",
+        ),
         ('{"text": "a"}', "the row must name its task or student, got neither. Add a column task."),
         (
             '{"text": "a", "task": "wick"}',

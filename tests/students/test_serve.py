@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from served import CB, COPA, TEXTS, WIC, make_backbone, make_student
+from conftest import build_tiny_model
+from served import CB, COPA, TEXTS, WIC, make_home, make_student
 from transformers.utils import logging as transformers_logging
 
 import kdcache
@@ -30,13 +31,7 @@ FOLDERS = {
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A project with students of three tasks and four methods over one backbone."""
-    root = tmp_path_factory.mktemp("served")
-    shutil.copytree(tiny_model, root / "backbone")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        for seed, (name, (task, method, tokens)) in enumerate(FOLDERS.items()):
-            make_student(Path(name), Path("backbone"), task, method, seed, tokens)
-    return root
+    return make_home(tmp_path_factory.mktemp("served"), tiny_model, FOLDERS)
 
 
 @pytest.fixture(autouse=True)
@@ -95,11 +90,9 @@ def test_mixed_batch_is_each_student_alone(names, batch_size):
 
 
 @pytest.mark.parametrize("kind", ["deberta-v2", "modernbert"])
-def test_backbones_that_count_padding_as_distance_serve_mixed_batches_too(
-    tmp_path, tiny_model, monkeypatch, kind
-):
+def test_backbones_that_count_padding_as_distance_serve_mixed_batches_too(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
-    backbone = make_backbone(Path("backbone"), kind, tiny_model)
+    backbone = build_tiny_model(Path("backbone"), architecture=kind)
     names = ["a", "b", "c", "d"]
     for name, tokens in zip(names[:3], (3, 3, 8), strict=True):
         make_student(Path(name), backbone, WIC, "prompt", tokens, tokens)

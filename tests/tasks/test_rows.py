@@ -97,6 +97,8 @@ def test_rows_know_the_line_they_begin_on(tmp_path: Path):
          ":2: the line must be a JSON object, got '{\"text\": ' (Expecting value: character 9). "
          "Repair or remove the line."),
         ("r.jsonl", b'["text"]\n', {}, ":1: the line must be a JSON object, got '[\"text\"]'."),
+        ("r.jsonl", b'{"text": "x", "label": "y"}\n' + b"[" * 100_000 + b"\n", {},
+         f":2: the line must be a JSON object, got '{'[' * 56}...."),
         ("r.jsonl", b'{"text": "x", "label": "y"}\n{"text": "x", "lable": "y"}\n', {},
          ":2: the column 'label' must be there, got none of that name. Did you mean lable?"),
         ("r.all", b"0 x\n1\n", {"pattern": "{label} {text}"},
