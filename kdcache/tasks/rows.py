@@ -213,16 +213,28 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
         DataError: it is no JSON object; names ``where``.
     """
     try:
-        values = json.loads(line.rstrip("\r\n"))
+        values = json.loads(line.rstrip("\r\n"), object_pairs_hook=_keys_once)
+        if "\\u" in line:
+            json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where}: the line must be a JSON object, got {shorten(line)} "
-            f"({error.msg}: character {error.pos}). Repair or remove the line."
-        ) from None
-    except RecursionError:  # brackets within brackets, thousands deep
-        values = None
-    if not isinstance(values, dict):
+        reason = f"{error.msg}: character {error.pos}"
+    except RecursionError:
+        reason = "nested too deeply"
+    except ValueError as error:
+        reason = str(error).partition(";")[0]
+    else:
+        if isinstance(values, dict):
+            return values
         raise DataError(f"{where}: the line must be a JSON object, got {shorten(line)}.")
+    raise DataError(
+        f"{where}: the line must be a JSON object, got {shorten(line)} ({reason}). Repair or remove the line."
+    )
+
+
+def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key stands twice")
     return values
 
 

@@ -98,7 +98,17 @@ def test_rows_know_the_line_they_begin_on(tmp_path: Path):
          "Repair or remove the line."),
         ("r.jsonl", b'["text"]\n', {}, ":1: the line must be a JSON object, got '[\"text\"]'."),
         ("r.jsonl", b'{"text": "x", "label": "y"}\n' + b"[" * 100_000 + b"\n", {},
-         f":2: the line must be a JSON object, got '{'[' * 56}...."),
+         f":2: the line must be a JSON object, got '{'[' * 56}... (nested too deeply). "
+         "Repair or remove the line."),
+        ("r.jsonl", b'{"text": "x", "text": "y"}\n', {},
+         """:1: the line must be a JSON object, got '{"text": "x", "text": "y"}' (a key stands twice). """
+         "Repair or remove the line."),
+        ("r.jsonl", b'{"text": "\\ud800"}\n', {},
+         r""":1: the line must be a JSON object, got '{"text": "\\ud800"}' ('utf-8' codec can't encode """
+         r"character '\ud800' in position 10: surrogates not allowed). Repair or remove the line."),
+        ("r.jsonl", b'{"text": ' + b"1" * 5000 + b"}\n", {},
+         f""":1: the line must be a JSON object, got '{{"text": {'1' * 47}... (Exceeds the limit (4300 """
+         "digits) for integer string conversion: value has 5000 digits). Repair or remove the line."),
         ("r.jsonl", b'{"text": "x", "label": "y"}\n{"text": "x", "lable": "y"}\n', {},
          ":2: the column 'label' must be there, got none of that name. Did you mean lable?"),
         ("r.all", b"0 x\n1\n", {"pattern": "{label} {text}"},

@@ -71,7 +71,11 @@ def test_a_row_comes_before_the_next_line_is_read(kind, line, ahead):
             "in:2: the line must be a JSON object, got '{\"text\"' (Expecting ':' delimiter: character 7). "
             "Repair or remove the line.",
         ),
-        ("jsonl", "[" * 100_000, f"in:1: the line must be a JSON object, got '{'[' * 56}...."),
+        (
+            "jsonl", "[" * 100_000,
+            f"in:1: the line must be a JSON object, got '{'[' * 56}... (nested too deeply). "
+            "Repair or remove the line.",
+        ),
         ("jsonl", "5", "in:1: the line must be a JSON object, got '5'."),
         (
             "jsonl", '{"text": "a"}\n{"txt": "a"}',
