@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdcache.report.findings import WANTED, Findings, Plan
-from kdcache.report.roles import PROMPTLESS
+from kdcache.report.findings import OVER_CE, RELATION, WANTED, Comparison, Findings, Plan
+from kdcache.report.roles import PROMPTLESS, Roles
 from kdcache.stats.estimates import Estimate
 from kdcache.stats.verdicts import Share
 
@@ -24,42 +24,35 @@ class Sentence:
 
 def answer(findings: Findings) -> list[Sentence]:
     """Say what was found, what was not, and what could not be asked."""
+    effects = {c.question: Sentence(c.question, _effect(c)) for c in findings.comparisons}
+    first = [effects.pop(OVER_CE)] if OVER_CE in effects else _unknown(findings.roles)
+    second = [effects.pop(RELATION)] if RELATION in effects else _no_relation(findings.roles)
     return [
-        *_comparisons(findings), _gap(findings), _teacher(findings), *_failures(findings),
+        *first, _gap(findings), *second, *effects.values(), _teacher(findings), *_failures(findings),
         *_planning(findings.plan), *_cautions(findings),
     ]  # fmt: skip
 
 
-def _comparisons(findings: Findings) -> list[Sentence]:
-    topics = {
-        "the inter-instance loss beside the inter-class one": "Relations",
-        "distillation over cross-entropy alone": "Distillation",
-        "the inter-class loss over cross-entropy alone": "Inter-class alone",
-        "logits over features": "Logits or features",
-    }
-    found = {topic: None for topic in topics.values()} | {
-        topics[c.question]: Sentence(
-            topics[c.question],
-            f"{c.question[0].upper()}{c.question[1:]}, `{c.arm}` over `{c.over}`: "
-            f"{verdict(c.mean)}, {_over(list(c.by_task))}."
-            + (f" On the tasks with a gap to close: {verdict(c.with_gap)}." if c.with_gap else "")
-            + (f" p = {c.holm:.2g} after Holm." if c.holm is not None else " The primary comparison."),
-        )
-        for c in findings.comparisons
-    }
-    roles = findings.roles
+def _effect(found: Comparison) -> str:
+    text = f"`{found.arm}` over `{found.over}`: {verdict(found.mean)}, {_over(list(found.by_task))}."
+    if found.with_gap:
+        text += f" On the tasks with a gap to close: {verdict(found.with_gap)}."
+    return text + (
+        " The primary comparison." if found.holm is None else f" After Holm, p = {found.holm:.2g}."
+    )
+
+
+def _unknown(roles: Roles) -> list[Sentence]:
     if roles.ce is None:
-        found["Distillation"] = Sentence(
-            "Distillation",
-            "What it adds is not known: no arm learns a prompt from the labels alone (`ce: {}`).",
-        )
-    elif roles.distilled is None:
-        found["Distillation"] = Sentence("Distillation", "No arm has a teacher's loss and nothing else.")
-    if found["Relations"] is None and roles.distilled:
-        missing = "inter_class and inter_instance" if roles.relation is None else "inter_class alone"
-        found["Relations"] = Sentence("Relations", f"Not asked: no arm has {missing}.")
-    order = ("Distillation", "Relations", "Inter-class alone", "Logits or features")
-    return [sentence for topic in order if (sentence := found[topic]) is not None]
+        return [Sentence(OVER_CE, "Not known: no arm learns a prompt from the labels alone (`ce: {}`).")]
+    return [Sentence(OVER_CE, "Not known: no arm learns a prompt from the teacher.")]
+
+
+def _no_relation(roles: Roles) -> list[Sentence]:
+    if roles.distilled is None:
+        return []
+    lacking = "`inter_class` alone" if roles.relation else "both `inter_class` and `inter_instance`"
+    return [Sentence(RELATION, f"Not asked: no arm has {lacking}.")]
 
 
 def verdict(estimate: Estimate) -> str:
@@ -85,7 +78,7 @@ def _gap(findings: Findings) -> Sentence:
         lacking = {"full": "{method: full, lr: 1e-4}", "ce": "{}", "head": "{method: head}"}
         needed = [f"`{name}: {lacking[name]}`" for name in lacking if getattr(roles, name) is None]
         return Sentence(
-            "Gap", f"How much of it closes is not known; it takes {' and '.join(needed)} among the arms."
+            "Gap", f"How much closes is not known: that takes {' and '.join(needed)} among the arms."
         )
     if not findings.gap_tasks:
         return Sentence(
@@ -93,7 +86,7 @@ def _gap(findings: Findings) -> Sentence:
         )
     share = findings.shares.get(roles.distilled or "")
     if share is None:
-        return Sentence("Gap", "How much of it closes is not known: no distilled arm beside it.")
+        return Sentence("Gap", "How much closes is not known: no distilled arm beside it.")
     return Sentence(
         "Gap", _closes(share, str(roles.distilled), str(roles.ce), str(roles.full), findings.gap_tasks)
     )
@@ -119,17 +112,17 @@ def _teacher(findings: Findings) -> Sentence:
         for arm, found in of_task.items():
             by_verdict.setdefault(found.verdict, []).append(f"`{arm}` on {task}")
     asked = [
-        task
-        for task, of_task in findings.verdicts.items()
-        if any(v.verdict != "not asked" for v in of_task.values())
-    ]
+        task for task, of_task in findings.verdicts.items()
+        if any(found.verdict != "not asked" for found in of_task.values())
+    ]  # fmt: skip
     if not asked:
         return Sentence(
             "Teacher", "On no task is it 5 points above the head: reaching it would mean nothing."
         )
     reached = ", ".join(by_verdict.get("reaches", [])) or "no student"
-    text = f"Reached (less than 1 point below, at 5 % risk) by {reached}; {len(by_verdict.get('open', []))} open, "
-    text += f"{len(by_verdict.get('below', []))} below."
+    undecided, below = (len(by_verdict.get(name, [])) for name in ("open", "below"))
+    text = f"Reached (less than 1 point below, at 5 % risk) by {reached}; "
+    text += f"{undecided} open, {below} below."
     left_out = [task for task in findings.tasks if task not in asked]
     return Sentence(
         "Teacher",
@@ -157,16 +150,14 @@ def _failures(findings: Findings) -> list[Sentence]:
 def _planning(plan: Plan | None) -> list[Sentence]:
     if plan is None:
         return []
-    know = (
-        f"{plan.to_know} seeds per arm are needed for ± {WANTED:g}" if plan.to_know
-        else f"no number of seeds makes it ± {WANTED:g} on these rows: it takes more rows"
+    text = f"The effect of relations is known to ± {plan.half:.1f} with {plan.seeds} seeds. "
+    text += (
+        f"For ± {WANTED:g} it takes {plan.to_know} seeds per arm." if plan.to_know
+        else f"No number of seeds makes it ± {WANTED:g} on these rows."
     )  # fmt: skip
-    return [
-        Sentence(
-            "Planning",
-            f"The effect of relations is known to ± {plan.half:.1f} with {plan.seeds} seeds; {know}.",
-        )
-    ]
+    finds = f"{plan.to_find} seeds find" if plan.to_find else "No number finds"
+    text += f" {finds} a true effect of {WANTED:g} in 4 of 5 such studies."
+    return [Sentence("Planning", text)]
 
 
 def _cautions(findings: Findings) -> list[Sentence]:
@@ -175,6 +166,6 @@ def _cautions(findings: Findings) -> list[Sentence]:
     return [
         Sentence(
             "One seed",
-            "Some arms were trained once: their intervals know of other examples, not of other seeds.",
+            "Arms trained once have intervals that know of other examples, not of other seeds.",
         )
     ]

@@ -1,7 +1,8 @@
 """Findings → small inline SVG figures for a page that is read on a phone, on paper, by day and by night.
 
-Each is at most 340 px wide and takes text, axes and lines in the page's own colour. Colours of data show on
-white and on black, and never alone: markers, dashes or labels say the same. Alternative texts hold the numbers.
+Each is at most 340 px wide and takes text, axes and lines in the page's own colour. Colours of data show
+on white and on black, and never alone: markers, dashes or labels say the same. Alternative texts hold the
+numbers.
 """
 
 import contextlib
@@ -55,6 +56,11 @@ def arm_styles(arms: Sequence[str], head: str | None) -> dict[str, Style]:
     return styles
 
 
+def term_style(k: int) -> Style:
+    """How the k-th term of the objective looks."""
+    return Style(COLOURS[k % len(COLOURS)], "s", "none")
+
+
 @contextlib.contextmanager
 def _chart(height: float, width: float = WIDTH) -> Iterator[tuple[Any, Any]]:
     """A figure and its axes, sizes in px."""
@@ -66,8 +72,9 @@ def _chart(height: float, width: float = WIDTH) -> Iterator[tuple[Any, Any]]:
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     settings = dict.fromkeys(inked, INK) | {
         "font.size": FONT, "axes.titlesize": FONT, "svg.fonttype": "none", "text.parse_math": False,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "svg.hashsalt": "kdcache",
-        "figure.facecolor": "none", "axes.facecolor": "none", "font.sans-serif": ["DejaVu Sans"],
+        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
+        "figure.facecolor": "none", "axes.facecolor": "none", "svg.hashsalt": "kdcache",
+        "font.sans-serif": ["DejaVu Sans"],
     }  # fmt: skip
     with matplotlib.rc_context(settings):
         figure, panel = pyplot.subplots(
@@ -184,7 +191,7 @@ def gradient_shares(
         for y, (arm, of_arm) in enumerate(shares.items()):
             left = 0.0
             for term, share in of_arm.items():
-                colour = COLOURS[terms.index(term) % len(COLOURS)]
+                colour = term_style(terms.index(term)).colour
                 panel.barh(y, 100 * share, 0.72, left, color=f"{colour}55", edgecolor=colour, linewidth=1)
                 label = f"{term} {100 * share:.0f}"
                 if share > 0.032 * len(label):
@@ -223,8 +230,8 @@ def fidelity(
         panel.set_xlabel("agreement with the teacher, %")
         panel.set_ylabel(f"{metric.replace('_', ' ')}, %")
         panel.set_title(shorten_label(task), loc="left", fontweight="bold")
-        alt = f"{task}: agreement with the teacher and {metric.replace('_', ' ')}, in percent. {'; '.join(told)}."
-        return _svg(figure, name, alt)
+        what = f"agreement with the teacher and {metric.replace('_', ' ')}"
+        return _svg(figure, name, f"{task}: {what}, in percent. {'; '.join(told)}.")
 
 
 def matrices(name: str, task: str, found: Relations, titles: Mapping[str, str]) -> list[str]:
@@ -245,16 +252,16 @@ def matrices(name: str, task: str, found: Relations, titles: Mapping[str, str]) 
                 panel.axhline(end, color="white", linewidth=0.8)
                 panel.axvline(end, color="white", linewidth=0.8)
             panel.set_xticks([])
-            panel.set_yticks(
-                middles, [shorten_label(label)[:13] for label, _ in found.classes], rotation=90, va="center"
-            )
+            names = [shorten_label(label)[:13] for label, _ in found.classes]
+            panel.set_yticks(middles, names, rotation=90, va="center")
             panel.tick_params(axis="y", length=0)
             panel.spines[:].set_visible(False)
             away = found.distances.get(model)
             title = titles[model] + ("" if away is None else f": {away:.1f} away")
             panel.set_title(f"{shorten_label(task)}, {title}", loc="left", fontweight="bold")
             within, between = found.contrast(model)
-            alt = f"{task}, relation matrix of {titles[model]}: mean {within:.1f} % within a class, {between:.1f} % between"
+            alt = f"{task}, relation matrix of {titles[model]}: mean {within:.1f} % within a class, "
+            alt += f"{between:.1f} % between"
             alt += "." if away is None else f"; {away:.1f} points from the teacher's."
             charts.append(_svg(figure, f"{name}-{k}", alt))
     with _chart(58, SMALL) as (figure, panel):

@@ -19,6 +19,8 @@ from kdcache.stats.verdicts import Share, Verdict, gap_closed, non_inferiority
 CACHED = "teacher_cached"  # whose logits the students follow
 TEACHERS = ("teacher", CACHED)
 LEAST_GAP = 1.0  # points that full tuning must gain over head: below, there is nothing to close
+RELATION = "The inter-instance loss beside the inter-class one"
+OVER_CE = "Distillation over cross-entropy alone"
 WANTED = 0.5  # points to which the relation's effect should be known
 
 
@@ -236,10 +238,10 @@ def _shares(
 
 def _comparisons(runs: Mapping[str, Runs], roles: Roles, gap_tasks: Sequence[str] | None) -> list[Comparison]:
     asked = [
-        ("the inter-instance loss beside the inter-class one", roles.relation, roles.kl),
-        ("distillation over cross-entropy alone", roles.distilled, roles.ce),
-        ("the inter-class loss over cross-entropy alone", roles.kl, roles.ce),
-        ("logits over features", roles.kl, roles.feature),
+        (RELATION, roles.relation, roles.kl),
+        (OVER_CE, roles.distilled, roles.ce),
+        ("The inter-class loss over cross-entropy alone", roles.kl, roles.ce),
+        ("Logits over features", roles.kl, roles.feature),
     ]
     found: dict[tuple[str, str], Comparison] = {}
     for question, arm, over in asked:

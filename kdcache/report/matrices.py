@@ -12,7 +12,7 @@ MOST_CLASSES = 8
 
 @dataclass(frozen=True)
 class Relations:
-    """Matrices P Pᵀ of several models on the same rows, sorted by class.
+    """Matrices P Pᵀ of several models on the same rows, by class and the teacher's sureness.
 
     Args:
         matrices: model → of shape (rows, rows); an entry is the chance that two rows, drawn
@@ -58,7 +58,7 @@ def relate(
         name: softmax(z[labelled].astype(float) / temperature, axis=1) for name, z in logits.items()
     }
     teacher = next(iter(probabilities.values()))
-    rows, classes = _stratified(labels[labelled])
+    rows, classes = _stratified(labels[labelled], teacher)
     drawn = {name: p[rows] for name, p in probabilities.items()}
     return Relations(
         matrices={name: p @ p.T for name, p in drawn.items()},
@@ -68,13 +68,17 @@ def relate(
     )
 
 
-def _stratified(labels: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Rows to draw, sorted by class: an equal number of each of at most eight classes."""
+def _stratified(labels: np.ndarray, teacher: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Rows to draw: as many of each of at most eight classes; by class, the teacher's surest first."""
     rng = np.random.default_rng(0)
     there = np.unique(labels)
     chosen = np.sort(rng.permutation(there)[:MOST_CLASSES])
     each = MOST_ROWS // len(chosen)
-    parts = [np.sort(rng.permutation(np.flatnonzero(labels == label))[:each]) for label in chosen]
+    parts = [rng.permutation(np.flatnonzero(labels == label))[:each] for label in chosen]
+    parts = [
+        part[np.argsort(-teacher[part, label], kind="stable")]
+        for label, part in zip(chosen, parts, strict=True)
+    ]
     return np.concatenate(parts), [(int(label), len(part)) for label, part in zip(chosen, parts, strict=True)]
 
 

@@ -57,7 +57,10 @@ def numbers(findings: Findings) -> dict[str, Any]:
             }
             for task, found in findings.relations.items()
         },
-        "savings": [vars(saving) | {"break_even": _rounded(saving.break_even)} for saving in savings(findings.metrics, findings.recipes)],
+        "savings": [
+            vars(saving) | {"break_even": _rounded(saving.break_even)}
+            for saving in savings(findings.metrics, findings.recipes)
+        ],
         "identities": {record.name: dict(record.identity) for record in findings.records},
     }  # fmt: skip
 

@@ -41,7 +41,7 @@ def level_table(findings: Findings) -> Table:
         rows.append([teacher_name(findings, arm), *cells])
     header = [f"{task} {metric.replace('_', ' ')}" for task, metric in columns]
     return Table(
-        "Percent on validation with 95 % intervals over seeds and examples; † at or below the head: not working",
+        "Percent on validation, 95 % intervals over seeds and examples; † at or below the head: not working",
         ["", *header], rows,
     )  # fmt: skip
 

@@ -18,8 +18,9 @@ from kdcache.report.charts import arm_styles
 from kdcache.report.cost import live_table, savings
 from kdcache.report.findings import Findings, Record, find
 from kdcache.report.numbers import numbers
-from kdcache.report.page import build_sections, headline, page_html, page_markdown
+from kdcache.report.page import page_html, page_markdown
 from kdcache.report.roles import Recipe
+from kdcache.report.sections import build_sections, headline
 from kdcache.report.summary import Table
 from kdcache.stages.workspace import Project, place, require, write_json
 
