@@ -12,6 +12,7 @@ from conftest import ROOT
 from simulated import World, gain_of
 
 from kdcache.cache.manifest import MANIFEST, Manifest
+from kdcache.cache.schema import cache_schema, describe_columns
 from kdcache.params import read_params
 from kdcache.report.findings import Record
 from kdcache.results import mean_curves, summarise_arms
@@ -110,6 +111,6 @@ def write_project(folder: Path, records: list[Record], recipes: Mapping[str, Any
         record.predictions.to_parquet(folder / f"predictions/{task}.parquet")
         record.rows.to_parquet(folder / f"data/{task}/validation.parquet")
         identity = {"task": task, "labels": list(record.labels), "weights_sha256": "0" * 64}
-        manifest = Manifest(identity, {}, {}, [["example_id", "string"], ["label", "int64"]])
+        manifest = Manifest(identity, {}, {}, describe_columns(cache_schema(2, {})))
         manifest.write(folder / "cache" / task / MANIFEST)
     return folder

@@ -90,7 +90,7 @@ def test_each_figure_says_its_numbers_in_words_of_its_own(elements):
     assert all(a.get("role") == "img" or a.get("aria-hidden") == "true" for a in figures)
     assert len(told) > 15
     assert len(set(told)) == len(told)
-    assert all(len(re.findall(r"\d", label)) > 3 for label in told)
+    assert all(len(re.findall(r"\d+", label)) >= 2 for label in told)
 
 
 def test_ids_are_unique_and_what_points_to_them_finds_them(html, elements):
@@ -161,16 +161,16 @@ def test_html_markdown_and_json_say_the_same_numbers(html, reports):
             assert str(found) in markdown
             kept = numbers["mean_gains"][arm] if task == "mean" else numbers["gains"][arm][task]
             assert [kept["points"], kept["low"], kept["high"]] == pytest.approx(
-                [found.points, found.low, found.high]
+                [found.points, found.low, found.high], abs=1e-6
             )
             checked += 1
     for arm, share in findings.shares.items():
         assert str(share) in text
         assert str(share) in markdown
-        assert numbers["shares"][arm]["percent"] == pytest.approx(share.percent)
+        assert numbers["shares"][arm]["percent"] == pytest.approx(share.percent, abs=1e-6)
     for comparison, kept in zip(findings.comparisons, numbers["comparisons"], strict=True):
         assert str(comparison.mean) in text
-        assert kept["mean"]["points"] == pytest.approx(comparison.mean.points)
+        assert kept["mean"]["points"] == pytest.approx(comparison.mean.points, abs=1e-6)
     assert checked == 18
 
 
