@@ -185,3 +185,57 @@ def _draw_entropies(panel: Any, found: "SplitAnalysis", num_labels: int) -> None
     panel.set_xlim(0, limit)
     panel.set_ylim(0, 1.18 * max(heights))
     panel.set_xlabel(f"entropy, nats (at most log {num_labels} = {limit:.2f})")
+
+
+def draw_intervals(
+    panel: Any,
+    rows: Sequence[tuple[str, float, float, float]],
+    styles: Sequence[tuple[str, str]],
+    line: float | None = None,
+    signed: bool = False,
+) -> None:
+    """Draw a point with its interval per row, from the top down, and the points as numbers on the right.
+
+    Args:
+        panel: axes.
+        rows: label, points, lower and upper end.
+        styles: colour and marker of each row.
+        line: where to draw a vertical one.
+        signed: whether to write the numbers with their sign.
+    """
+    for y, ((_, points, low, high), (colour, marker)) in enumerate(zip(rows, styles, strict=True)):
+        panel.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+        panel.plot([points], [y], marker, color=colour, markersize=5.5)
+    if line is not None:
+        panel.axvline(line, color=GREY, linewidth=1, linestyle=":")
+    panel.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    panel.set_ylim(len(rows) - 0.5, -0.5)
+    values = panel.twinx()
+    values.set_yticks(range(len(rows)), [f"{row[1]:+.1f}" if signed else f"{row[1]:.1f}" for row in rows])
+    values.set_ylim(panel.get_ylim())
+    for axes in (panel, values):
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def draw_headline(
+    panels: Mapping[str, Sequence[tuple[str, float, float, float]]],
+    styles: Mapping[str, Sequence[tuple[str, str]]],
+    path: Path,
+) -> None:
+    """Draw the scores that the question is about, a panel per title.
+
+    Args:
+        panels: title → rows, as ``draw_intervals`` takes them.
+        styles: title → styles.
+        path: an SVG file; the same numbers give the same bytes.
+    """
+    columns = min(3, len(panels))
+    height = 1.0 + 0.26 * max(len(rows) for rows in panels.values())
+    with _panels(-(-len(panels) // columns), columns, path, height) as grid:
+        flat = [panel for row in grid for panel in row]
+        for panel in flat[len(panels) :]:
+            panel.set_visible(False)
+        for panel, (title, rows) in zip(flat, panels.items(), strict=False):
+            draw_intervals(panel, rows, styles[title])
+            panel.set_title(title, fontsize=10)

@@ -10,7 +10,7 @@ import pytest
 
 from kdcache.figures import _shares_by_arm, draw_results, draw_shares
 from kdcache.metrics import SUPERGLUE_METRICS, accuracy_interval, compute_metrics, majority_metrics
-from kdcache.report import results_markdown
+from kdcache.report.summary import results_markdown
 from kdcache.results import mean_curves, summarise_arms
 
 

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from kdcache.cli.inspect import inspect
 from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, console, open_project
-from kdcache.errors import ParamsError
 
 
 def prepare(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
@@ -51,7 +50,7 @@ def distill(
     """Train students from the cache into runs/TASK/ARM-SEED/, to explore; `dvc repro` trains the table's."""
     with open_project(set_, debug, task) as project:
         chosen = chosen_tasks(project, task)
-        from kdcache.report import results_markdown
+        from kdcache.report.summary import results_markdown
         from kdcache.stages.distill import explore
 
         for name in chosen:
@@ -78,13 +77,18 @@ def run(
 
 def report(
     task: Tasks = None,
-    timings: Annotated[bool, typer.Option("--timings", help="Also show this machine's wall times.")] = False,
+    timings: Annotated[
+        bool,
+        typer.Option(
+            "--timings", help="Also show this machine's wall times, and when the cache has paid off."
+        ),
+    ] = False,
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Write reports/ from the metrics of all tasks, and print the table."""
+    """Write reports/ from what all students did, index.html above all, and print the results."""
     with open_project(set_, debug, task) as project:
-        from kdcache.stages.report import read_timings
+        from kdcache.stages.report import read_live_costs, read_timings
         from kdcache.stages.report import report as stage
 
         if task:
@@ -93,15 +97,19 @@ def report(
         table = Path(project.paths.reports) / "results.md"
         typer.echo(table.read_text(encoding="utf-8"))
         if timings:
-            _show_timings(read_timings(project))
+            entries = read_timings(project)
+            header = ["stage", "task", "seconds", "threads"]
+            rows = [[str(entry[key]) for key in header] for entry in entries]
+            _show("Wall time of the last run", header, rows, text_columns=2)
+            live = read_live_costs(project, entries)
+            if live.rows:
+                _show(live.caption, live.header, live.rows, live.text_columns)
 
 
-def _show_timings(entries: list[dict[str, object]]) -> None:
-    if not entries:
-        raise ParamsError("timings: a stage must have run on this machine, got none. Run: dvc repro")
-    table = Table("stage", "task", title="Wall time of the last run", title_justify="left")
-    table.add_column("seconds", justify="right")
-    table.add_column("threads", justify="right")
-    for entry in entries:
-        table.add_row(*(str(entry[key]) for key in ("stage", "task", "seconds", "threads")))
+def _show(title: str, header: list[str], rows: list[list[str]], text_columns: int) -> None:
+    table = Table(title=title, title_justify="left")
+    for k, name in enumerate(header):
+        table.add_column(name, justify="left" if k < text_columns else "right")
+    for row in rows:
+        table.add_row(*row)
     console.print(table)

@@ -1,51 +1,133 @@
-"""metrics and curves of all tasks → reports/: results.md, results.svg, shares.svg."""
+"""What the students of all tasks did → reports/: index.html, results.md, results.json and figures."""
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from kdcache.errors import DataError
-from kdcache.figures import draw_results, draw_shares
-from kdcache.report import results_markdown
-from kdcache.stages.workspace import Project, place, require
+import kdcache
+from kdcache.cache.location import Location
+from kdcache.cache.manifest import read_manifest
+from kdcache.digests import file_digest
+from kdcache.errors import DataError, ParamsError
+from kdcache.figures import draw_headline, draw_results, draw_shares
+from kdcache.report.charts import arm_styles
+from kdcache.report.cost import live_table, savings
+from kdcache.report.findings import Findings, Record, find
+from kdcache.report.numbers import numbers
+from kdcache.report.page import page_html, page_markdown
+from kdcache.report.roles import Recipe
+from kdcache.report.sections import build_sections, headline
+from kdcache.report.summary import Table
+from kdcache.stages.workspace import Project, place, require, write_json
+
+READ_BESIDE = ("example_id", "group", "unit", "candidate", "answers")  # of a validation row
 
 
 def report(project: Project) -> None:
-    """Write the table and the figures.
+    """Write the page, its tables and numbers, and the figures.
 
     Raises:
-        DataError: a task was not distilled yet.
+        DataError: a task was not distilled yet, or its predictions do not belong together.
+        CacheError: its cache is gone.
     """
-    tasks = [_read_metrics(project, task) for task in project.tasks]
-    curves = {task: _read_curves(project, task) for task in project.tasks}
+    recipes, method = _read_arms(project)
+    findings = find([_read_record(project, task) for task in project.tasks], recipes, method)
+    sections = build_sections(findings, _commands(project), _shared_identities(project))
     made = project.scratch("report", project.tasks)
     shutil.rmtree(made)
     made.mkdir()
-    (made / "results.md").write_text(results_markdown(tasks), encoding="utf-8")
-    draw_results(tasks, made / "results.svg")
-    draw_shares(curves, made / "shares.svg")
+    title = f"Distilled prompts on {', '.join(project.tasks)}"
+    (made / "index.html").write_text(page_html(sections, title), encoding="utf-8")
+    (made / "results.md").write_text(page_markdown(sections, findings), encoding="utf-8")
+    write_json(numbers(findings), made / "results.json")
+    draw_results(findings.metrics, made / "results.svg")
+    draw_shares({record.name: record.curves for record in findings.records}, made / "shares.svg")
+    _draw_headline(findings, made / "headline.svg")
     place(made, Path(project.paths.reports))
 
 
 def read_timings(project: Project) -> list[dict[str, Any]]:
-    """Wall times of the stages as last run on this machine, in order of their names."""
+    """Wall times of the stages as last run on this machine, in order of their names.
+
+    Raises:
+        ParamsError: no stage has run here.
+    """
     files = sorted(Path(project.paths.timings).glob("*.json"))
+    if not files:
+        raise ParamsError("timings: a stage must have run on this machine, got none. Run: dvc repro")
     return [json.loads(path.read_text(encoding="utf-8")) for path in files]
 
 
+def read_live_costs(project: Project, timings: Sequence[Mapping[str, Any]]) -> Table:
+    """When the cache has paid for itself on this machine, against a teacher in every step."""
+    return live_table(
+        savings([_read_metrics(project, task) for task in project.tasks], _read_arms(project)[0]), timings
+    )
+
+
+def _read_arms(project: Project) -> tuple[Mapping[str, Recipe | None], str]:
+    """As the parameters have them: checking them would import every loss, and ``distill`` has done it."""
+    section = project.raw.get("distill") or {}
+    return section.get("arms") or {}, section.get("method", "prefix")
+
+
+def _read_record(project: Project, task: str) -> Record:
+    paths, again = project.paths, f"dvc repro distill@{task}"
+    metrics = _read_metrics(project, task)
+    curves = require(Path(paths.curves) / f"{task}.csv", "the curves", again, DataError)
+    predictions = require(Path(paths.predictions) / f"{task}.parquet", "the predictions", again, DataError)
+    rows = require(
+        Path(paths.data) / task / "validation.parquet",
+        "the validation split",
+        f"kdcache prepare --task {task}",
+        DataError,
+    )
+    manifest = read_manifest(Location.parse(paths.cache, task))
+    split = pd.read_parquet(rows)
+    return Record(
+        metrics=metrics,
+        curves=pd.read_csv(curves),
+        predictions=pd.read_parquet(predictions),
+        rows=split[[name for name in READ_BESIDE if name in split]],
+        labels=manifest.identity["labels"],
+        identity={
+            "teacher, sha256": manifest.teacher_digest,
+            "cache, sha256": manifest.digest,
+            "cache format": str(manifest.format_version),
+            "template": str(manifest.identity.get("template", "")),
+        },
+    )
+
+
 def _read_metrics(project: Project, task: str) -> dict[str, Any]:
-    path = require(
-        Path(project.paths.metrics) / f"{task}.json",
-        "the metrics", f"dvc repro distill@{task}", DataError,
-    )  # fmt: skip
+    path = Path(project.paths.metrics) / f"{task}.json"
+    require(path, "the metrics", f"dvc repro distill@{task}", DataError)
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _read_curves(project: Project, task: str) -> pd.DataFrame:
-    path = require(
-        Path(project.paths.curves) / f"{task}.csv", "the curves", f"dvc repro distill@{task}", DataError
+def _shared_identities(project: Project) -> dict[str, str]:
+    weights = Path(project.paths.backbone) / "model.safetensors"
+    backbone = {"student backbone, sha256": file_digest(weights)} if weights.is_file() else {}
+    return backbone | {"kdcache": kdcache.__version__, "libraries": "constraints.txt"}
+
+
+def _commands(project: Project) -> list[str]:
+    """What makes the same again: the pipeline beside reports/, a study's own or the project's."""
+    pipeline = Path(project.paths.reports).parent / "dvc.yaml"
+    own = not pipeline.is_absolute() and pipeline != Path("dvc.yaml")
+    repro = f"dvc repro {pipeline.as_posix()}" if own else "dvc repro"
+    return ['pip install -e ".[sample]" -c constraints.txt', repro]
+
+
+def _draw_headline(findings: Findings, path: Path) -> None:
+    styles = arm_styles(findings.arms, findings.roles.head)
+    panels = headline(findings, styles)
+    draw_headline(
+        {title: rows for title, rows, _ in panels},
+        {title: [(style.colour, style.marker) for style in of_rows] for title, _, of_rows in panels},
+        path,
     )
-    return pd.read_csv(path)

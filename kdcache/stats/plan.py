@@ -124,6 +124,28 @@ def seeds_needed(tasks: Sequence[Components], gain: float, wanted: float = 0.8) 
     return _least(lambda seeds: power(tasks, gain, seeds) >= wanted, start=2)
 
 
+def seeds_to_know(tasks: Sequence[Components], half: float) -> int | None:
+    """The least number of seeds per arm whose 95 % interval is expected to be this narrow.
+
+    Args:
+        tasks: of each task.
+        half: of the interval, in points.
+
+    Returns:
+        At least 2; None where no number will do on these rows.
+
+    >>> pilot = Components(seed=0.5, group=900.0, rest=600.0, groups=3000)
+    >>> seeds_to_know([pilot], half=1.5), seeds_to_know([pilot], half=1.0)
+    (5, None)
+    """
+    return _least(lambda seeds: half_width(planned(tasks, 0.0, seeds)) <= half, start=2)
+
+
+def half_width(estimate: Estimate) -> float:
+    """Half of the 95 % interval, in points."""
+    return estimate.high - estimate.points
+
+
 def groups_needed(tasks: Sequence[Components], gain: float, seeds: int, wanted: float = 0.8) -> int | None:
     """The least number of groups, over all tasks in the pilot's proportions, for the same.
 

@@ -58,9 +58,9 @@ def gap_closed(tasks: Sequence[Runs], arm: str, base: str = "ce", full: str = "f
     Reference:
         Fieller (1954).
     """
-    pairs = [
-        (contrast(runs, {arm: 1.0, base: -1.0}), contrast(runs, {full: 1.0, base: -1.0})) for runs in tasks
-    ]
+    # the third arm at weight 0: both contrasts are over the seeds that all three share
+    gains, gaps = {arm: 1.0, base: -1.0, full: 0.0}, {arm: 0.0, base: -1.0, full: 1.0}
+    pairs = [(contrast(runs, gains), contrast(runs, gaps)) for runs in tasks]
     gain, gap = (mean_estimate([estimate(pair[i]) for pair in pairs]) for i in (0, 1))
     # each source's covariance times its squared quantile: r is in the interval where
     # (gain − r gap)² ≤ (1, −r) spread (1, −r)ᵀ

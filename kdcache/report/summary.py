@@ -1,9 +1,37 @@
-"""metrics/<task>.json → the tables; pure functions, no files."""
+"""metrics/<task>.json alone → the table of arms and tasks, what is to be said of it, and the cost."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kdcache.metrics import SUPERGLUE_METRICS, accuracy_interval, superglue_score
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as they are shown.
+
+    Args:
+        caption: what it holds; Markdown leaves it to the heading above.
+        header: of each column.
+        rows: of each row, a cell per column.
+        text_columns: how many columns on the left hold text, not numbers.
+    """
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+    text_columns: int = 1
+
+    def markdown(self) -> list[str]:
+        """As lines.
+
+        >>> Table("", ["", "wic"], [["a|b", "50.0"]]).markdown()
+        ['|  | wic |', '| --- | ---: |', '| a\\\\|b | 50.0 |']
+        """
+        rule = ["---"] * self.text_columns + ["---:"] * (len(self.header) - self.text_columns)
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in [self.header, *self.rows]]
+        return ["| " + " | ".join(row) + " |" for row in [cells[0], rule, *cells[1:]]]
 
 
 def results_markdown(tasks: Sequence[Mapping[str, Any]]) -> str:
@@ -13,8 +41,8 @@ def results_markdown(tasks: Sequence[Mapping[str, Any]]) -> str:
         tasks: the metrics of each task, as distill wrote them.
     """
     lines = [
-        "# Results", "", *_table(tasks), "", *_notes(tasks), *_superglue(tasks), *_diagnostics(tasks),
-        "", "## Cost, in counts", "", *_cost(tasks),
+        "# Results", "", *results_table(tasks).markdown(), "", *_notes(tasks), *_superglue(tasks),
+        *_diagnostics(tasks), "", "## Cost, in counts", "", *cost_table(tasks).markdown(),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -28,7 +56,8 @@ def _arm_names(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for task in tasks for name in task["arm_order"]))
 
 
-def _table(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+def results_table(tasks: Sequence[Mapping[str, Any]]) -> Table:
+    """Arm × task and metric in percent, mean ± standard deviation over seeds."""
     columns = _columns(tasks)
     header = [f"{task['task']} {metric.replace('_', ' ')}" for task, metric in columns]
     rows = [["majority class", *(f"{100 * task['majority'][m]:.1f}" for task, m in columns)]]
@@ -37,8 +66,7 @@ def _table(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
         rows.append([arm, *(f"{100 * c['mean']:.1f} ± {100 * c['sd']:.1f}" if c else "—" for c in cells)])
     for key, name in _teachers(tasks):
         rows.append([name, *(_teacher_cell(task, key, metric) for task, metric in columns)])
-    lines = [["", *header], ["---", *["---:"] * len(columns)], *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    return Table("Percent on validation, mean ± standard deviation over seeds", ["", *header], rows)
 
 
 def _teachers(tasks: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -73,18 +101,22 @@ def _notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
             who = f"{student['arm']}, seed {student['seed']}"
             found = f"at step {step}, last finite loss {last:.4g}"
             notes += ["", f"**Diverged on {task['task']}, left out**: {who} ({found})."]
-        head = task["arms"].get("head")
-        if head is None:
-            continue
-        floor = head["validation"][task["metric"]]["mean"]
-        below = [
-            name for name in task["arm_order"]
-            if task["arms"][name]["method"] != "head"
-            and task["arms"][name]["validation"][task["metric"]]["mean"] <= floor
-        ]  # fmt: skip
-        if below:
+        if below := not_working(task):
             notes += ["", f"**Not working on {task['task']}** (at or below `head`): {', '.join(below)}."]
     return notes
+
+
+def not_working(task: Mapping[str, Any]) -> list[str]:
+    """Arms at or below the control ``head`` on the task's first metric.
+
+    Args:
+        task: its metrics, as distill wrote them.
+    """
+    scores = {arm: task["arms"][arm]["validation"][task["metric"]]["mean"] for arm in task["arm_order"]}
+    heads = [arm for arm in task["arm_order"] if task["arms"][arm]["method"] == "head"]
+    return [
+        arm for arm in task["arm_order"] if arm not in heads and heads and scores[arm] <= scores[heads[0]]
+    ]
 
 
 def _superglue(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -122,32 +154,25 @@ def _diagnostics(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
     teacher = [task["teacher"]["diagnostics"][split][metric] for task, split, metric in columns]
     rows.append(["teacher", *(f"{100 * value:.1f}" for value in teacher)])
     header = [f"{split} {metric.replace('_', ' ')}" for _, split, metric in columns]
-    lines = [["", *header], ["---", *["---:"] * len(columns)], *rows]
-    return [
-        "",
-        "## Diagnostics, scored with the models above",
-        "",
-        *("| " + " | ".join(r) + " |" for r in lines),
-    ]
+    table = Table("Diagnostics", ["", *header], rows)
+    return ["", "## Diagnostics, scored with the models above", "", *table.markdown()]
 
 
-def _cost(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = [
-        "| task | | trained parameters | steps | examples trained on | teacher's forward examples |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
+def cost_table(tasks: Sequence[Mapping[str, Any]]) -> Table:
+    """What teachers and students cost, in counts, which no machine changes."""
+    rows = []
     for task in tasks:
         spent = task["teacher"]["cost"]
         teachers = 1 + task["teacher"]["folds"]
         what = "teacher" if teachers == 1 else f"{teachers} teachers (all rows, {teachers - 1} folds)"
-        lines.append(
-            f"| {task['task']} | {what} | all | {spent['training_steps']} | "
-            f"{spent['training_examples']} | {spent['forward_examples']} |"
-        )
+        counts = (spent["training_steps"], spent["training_examples"], spent["forward_examples"])
+        rows.append([task["task"], what, "all", *map(str, counts)])
         for name in task["arm_order"]:
             arm = task["arms"][name]
-            lines.append(
-                f"| {task['task']} | {name}, all seeds | {arm['trained_parameters']} | "
-                f"{arm['steps']} + {arm['head_steps']} head | {arm['examples']} | 0 |"
-            )
-    return lines
+            steps = f"{arm['steps']} + {arm['head_steps']} head"
+            counts = (arm["trained_parameters"], steps, arm["examples"], 0)
+            rows.append([task["task"], f"{name}, all seeds", *map(str, counts)])
+    header = [
+        "task", "", "trained parameters", "steps", "examples trained on", "teacher's forward examples",
+    ]  # fmt: skip
+    return Table("Cost in counts", header, rows, text_columns=2)

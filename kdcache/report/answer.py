@@ -1,0 +1,171 @@
+"""Findings → the answer in a few sentences; arms stand between backticks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kdcache.report.findings import OVER_CE, RELATION, WANTED, Comparison, Findings, Plan
+from kdcache.report.roles import PROMPTLESS, Roles
+from kdcache.stats.estimates import Estimate
+from kdcache.stats.verdicts import Share
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One thing that is said.
+
+    Args:
+        topic: in a word or two.
+        text: whole sentences.
+    """
+
+    topic: str
+    text: str
+
+
+def answer(findings: Findings) -> list[Sentence]:
+    """Say what was found, what was not, and what could not be asked."""
+    effects = {c.question: Sentence(c.question, _effect(c)) for c in findings.comparisons}
+    first = [effects.pop(OVER_CE)] if OVER_CE in effects else _unknown(findings.roles)
+    second = [effects.pop(RELATION)] if RELATION in effects else _no_relation(findings.roles)
+    return [
+        *first, _gap(findings), *second, *effects.values(), _teacher(findings), *_failures(findings),
+        *_planning(findings.plan), *_cautions(findings),
+    ]  # fmt: skip
+
+
+def _effect(found: Comparison) -> str:
+    text = f"`{found.arm}` over `{found.over}`: {verdict(found.mean)}, {_over(list(found.by_task))}."
+    if found.with_gap:
+        text += f" On the tasks with a gap to close: {verdict(found.with_gap)}."
+    return text + (
+        " The primary comparison." if found.holm is None else f" After Holm, p = {found.holm:.2g}."
+    )
+
+
+def _unknown(roles: Roles) -> list[Sentence]:
+    if roles.ce is None:
+        return [Sentence(OVER_CE, "Not known: no arm learns a prompt from the labels alone (`ce: {}`).")]
+    return [Sentence(OVER_CE, "Not known: no arm learns a prompt from the teacher.")]
+
+
+def _no_relation(roles: Roles) -> list[Sentence]:
+    if roles.distilled is None:
+        return []
+    lacking = "`inter_class` alone" if roles.relation else "both `inter_class` and `inter_instance`"
+    return [Sentence(RELATION, f"Not asked: no arm has {lacking}.")]
+
+
+def verdict(estimate: Estimate) -> str:
+    """An effect with its interval, and whether that leaves out 0.
+
+    >>> verdict(Estimate(1.0, 0.2, 0.05, df_seeds=4, df_groups=299, seeds=5, groups=300))
+    '+1.0 [-0.3, 2.3] points, not distinguishable from 0'
+    >>> verdict(Estimate(-1.0, 0.0, 0.05, df_seeds=4, df_groups=299, seeds=5, groups=300))
+    '-1.0 [-1.4, -0.6] points, worse'
+    """
+    holds = estimate.low <= 0 <= estimate.high
+    what = "not distinguishable from 0" if holds else "better" if estimate.points > 0 else "worse"
+    return f"{estimate} points, {what}"
+
+
+def _over(tasks: Sequence[str]) -> str:
+    return f"mean over {len(tasks)} tasks" if len(tasks) > 1 else f"on {tasks[0]}"
+
+
+def _gap(findings: Findings) -> Sentence:
+    roles = findings.roles
+    if roles.full is None or roles.ce is None or roles.head is None:
+        lacking = {"full": "{method: full, lr: 1e-4}", "ce": "{}", "head": "{method: head}"}
+        needed = [f"`{name}: {lacking[name]}`" for name in lacking if getattr(roles, name) is None]
+        return Sentence(
+            "Gap", f"How much closes is not known: that takes {' and '.join(needed)} among the arms."
+        )
+    if not findings.gap_tasks:
+        return Sentence(
+            "Gap", f"There is none to close: on no task does `{roles.full}` beat `{roles.head}` by a point."
+        )
+    share = findings.shares.get(roles.distilled or "")
+    if share is None:
+        return Sentence("Gap", "How much closes is not known: no distilled arm beside it.")
+    return Sentence(
+        "Gap", _closes(share, str(roles.distilled), str(roles.ce), str(roles.full), findings.gap_tasks)
+    )
+
+
+def _closes(share: Share, arm: str, ce: str, full: str, tasks: Sequence[str]) -> str:
+    where = f"on the tasks where full tuning beats the head by a point ({', '.join(tasks)})"
+    if share.percent is None:
+        return f"No share: `{full}` over `{ce}` is {verdict(share.gap)}, {where}."
+    text = f"`{arm}` closes {share} of the {share.gap} points between `{ce}` and `{full}`, {where}."
+    if share.low is not None and share.high is not None and share.low <= 0 <= share.high:
+        text += " The interval holds 0: not distinguishable from closing nothing."
+    return text
+
+
+def _teacher(findings: Findings) -> Sentence:
+    if findings.roles.head is None:
+        return Sentence(
+            "Teacher", "Whether a student reaches it is not asked without `head: {method: head}`."
+        )
+    by_verdict: dict[str, list[str]] = {}
+    for task, of_task in findings.verdicts.items():
+        for arm, found in of_task.items():
+            by_verdict.setdefault(found.verdict, []).append(f"`{arm}` on {task}")
+    asked = [
+        task for task, of_task in findings.verdicts.items()
+        if any(found.verdict != "not asked" for found in of_task.values())
+    ]  # fmt: skip
+    if not asked:
+        return Sentence(
+            "Teacher", "On no task is it 5 points above the head: reaching it would mean nothing."
+        )
+    reached = ", ".join(by_verdict.get("reaches", [])) or "no student"
+    undecided, below = (len(by_verdict.get(name, [])) for name in ("open", "below"))
+    text = f"Reached (less than 1 point below, at 5 % risk) by {reached}; "
+    text += f"{undecided} open, {below} below."
+    left_out = [task for task in findings.tasks if task not in asked]
+    return Sentence(
+        "Teacher",
+        text + (f" Not asked, as it is hardly above the head: {', '.join(left_out)}." if left_out else ""),
+    )
+
+
+def _failures(findings: Findings) -> list[Sentence]:
+    found = []
+    for task, arms in findings.not_working.items():
+        arms_of_task = next(record for record in findings.records if record.name == task).metrics["arms"]
+        prompts = [f"`{arm}`" for arm in arms if arms_of_task[arm]["method"] not in PROMPTLESS]
+        others = [f"`{arm}`" for arm in arms if arms_of_task[arm]["method"] in PROMPTLESS]
+        if prompts:
+            found.append(Sentence("Not working", f"At or below the head on {task}: {', '.join(prompts)}."))
+        if others:
+            found.append(Sentence("Below the head", f"Without a prompt, on {task}: {', '.join(others)}."))
+    for record in findings.records:
+        for student in record.metrics.get("diverged", ()):
+            who = f"`{student['arm']}`, seed {student['seed']}, on {record.name}"
+            found.append(Sentence("Diverged", f"{who} at step {student['diverged']['step']}; left out."))
+    return found
+
+
+def _planning(plan: Plan | None) -> list[Sentence]:
+    if plan is None:
+        return []
+    text = f"The effect of relations is known to ± {plan.half:.1f} with {plan.seeds} seeds. "
+    text += (
+        f"For ± {WANTED:g} it takes {plan.to_know} seeds per arm." if plan.to_know
+        else f"No number of seeds makes it ± {WANTED:g} on these rows."
+    )  # fmt: skip
+    finds = f"{plan.to_find} seeds find" if plan.to_find else "No number finds"
+    text += f" {finds} a true effect of {WANTED:g} in 4 of 5 such studies."
+    return [Sentence("Planning", text)]
+
+
+def _cautions(findings: Findings) -> list[Sentence]:
+    if findings.seeds > 1:
+        return []
+    return [
+        Sentence(
+            "One seed",
+            "Arms trained once have intervals that know of other examples, not of other seeds.",
+        )
+    ]

@@ -1,0 +1,299 @@
+"""Metrics and predictions of all tasks → every number that the report says, each computed once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kdcache.errors import DataError
+from kdcache.report.matrices import Relations, relate
+from kdcache.report.roles import Recipe, Roles, find_roles, learns_from_teacher
+from kdcache.report.summary import not_working
+from kdcache.stats.estimates import Estimate, effect, holm, level, mean_estimate
+from kdcache.stats.plan import Components, components, half_width, seeds_needed, seeds_to_know
+from kdcache.stats.runs import Runs, read_runs
+from kdcache.stats.verdicts import Share, Verdict, gap_closed, non_inferiority
+
+CACHED = "teacher_cached"  # whose logits the students follow
+TEACHERS = ("teacher", CACHED)
+LEAST_GAP = 1.0  # points that full tuning must gain over head: below, there is nothing to close
+RELATION = "The inter-instance loss beside the inter-class one"
+OVER_CE = "Distillation over cross-entropy alone"
+WANTED = 0.5  # points to which the relation's effect should be known
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one task.
+
+    Args:
+        metrics: as distill wrote it.
+        curves: one row per arm and epoch.
+        predictions: of every arm and seed, and of the teacher, on validation.
+        rows: the validation split: ``example_id``, ``group`` and what metrics read beside.
+        labels: names of the classes.
+        identity: what made the cache: name → digest or setting.
+    """
+
+    metrics: Mapping[str, Any]
+    curves: pd.DataFrame
+    predictions: pd.DataFrame
+    rows: pd.DataFrame
+    labels: Sequence[str]
+    identity: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """Of the task."""
+        return str(self.metrics["task"])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm over another.
+
+    Args:
+        question: what it answers.
+        arm: the one that should be better.
+        over: the other.
+        by_task: task → effect, where both arms have predictions.
+        mean: over these tasks.
+        with_gap: over those of them that have a gap to close; None where that is not known, or all.
+        holm: p-value within the family of secondary comparisons; None for the primary one.
+    """
+
+    question: str
+    arm: str
+    over: str
+    by_task: dict[str, Estimate]
+    mean: Estimate
+    with_gap: Estimate | None = None
+    holm: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What it takes to know the primary effect.
+
+    Args:
+        seeds: of each arm now, on the task with fewest.
+        half: of the interval now, in points.
+        to_know: seeds per arm for an interval of ± ``WANTED``; None where no number will do.
+        to_find: seeds per arm that find a true effect of ``WANTED`` with a power of 80 %.
+    """
+
+    seeds: int
+    half: float
+    to_know: int | None
+    to_find: int | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All of it; tasks and arms in the order of the parameters.
+
+    Args:
+        records: of each task.
+        recipes: arm → as the parameters have it.
+        roles: which arm plays which part.
+        arms: all arms with a student.
+        teacher: the name of the teacher on all rows among the predictions.
+        levels: task → metric → arm or teacher → score.
+        mean_levels: arm or teacher → mean over tasks of the first metric, where every task has it.
+        gains: arm → task → effect over ``ce``.
+        mean_gains: arm → mean over its tasks.
+        gap_tasks: those on which full tuning beats ``head``; None without such arms.
+        shares: arm → share of the gap between ``ce`` and ``full``, over ``gap_tasks``.
+        comparisons: the primary one first.
+        verdicts: task → arm → whether it reaches the teacher.
+        not_working: task → prompt arms at or below ``head``.
+        plan: of the primary comparison.
+        relations: task → matrices of teacher, ``ce`` and the distilled student.
+    """
+
+    records: Sequence[Record]
+    recipes: Mapping[str, Recipe | None]
+    roles: Roles
+    arms: list[str]
+    teacher: str
+    levels: dict[str, dict[str, dict[str, Estimate]]]
+    mean_levels: dict[str, Estimate]
+    gains: dict[str, dict[str, Estimate]]
+    mean_gains: dict[str, Estimate]
+    gap_tasks: list[str] | None
+    shares: dict[str, Share]
+    comparisons: list[Comparison]
+    verdicts: dict[str, dict[str, Verdict]]
+    not_working: dict[str, list[str]]
+    plan: Plan | None
+    relations: dict[str, Relations]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Their names."""
+        return [record.name for record in self.records]
+
+    @property
+    def metrics(self) -> list[Mapping[str, Any]]:
+        """Of each task, as distill wrote them."""
+        return [record.metrics for record in self.records]
+
+    @property
+    def seeds(self) -> int:
+        """Of the arm with fewest."""
+        arms = (arm for record in self.records for arm in record.metrics["arms"].values())
+        return min(len(cell["seeds"]) for arm in arms for cell in arm["validation"].values())
+
+
+def find(records: Sequence[Record], recipes: Mapping[str, Recipe | None], method: str) -> Findings:
+    """Compute everything.
+
+    Args:
+        records: of each task.
+        recipes: arm → as ``distill.arms`` has it.
+        method: of arms that name none.
+
+    Raises:
+        DataError: predictions that do not belong together; see ``stats.runs.read_runs``.
+    """
+    roles = find_roles(recipes, method)
+    arms = list(dict.fromkeys(arm for record in records for arm in record.metrics["arm_order"]))
+    by_metric = {
+        record.name: {
+            metric: read_runs(record.predictions, metric, record.rows)
+            for metric in record.metrics["majority"] if metric != "rows"
+        }
+        for record in records
+    }  # fmt: skip
+    runs = {record.name: by_metric[record.name][record.metrics["metric"]] for record in records}
+    # without folds the cached teacher is the teacher
+    teacher = TEACHERS[0] if all(TEACHERS[0] in of_task.tallies for of_task in runs.values()) else CACHED
+    levels = {
+        task: {
+            metric: {arm: level(r, arm) for arm in (*arms, *TEACHERS) if arm in r.tallies}
+            for metric, r in metrics.items()
+        }
+        for task, metrics in by_metric.items()
+    }
+    first = {record.name: levels[record.name][record.metrics["metric"]] for record in records}
+    everywhere = [arm for arm in (*arms, *TEACHERS) if all(arm in of_task for of_task in first.values())]
+    gains = {arm: effects(runs, arm, roles.ce) for arm in arms if arm != roles.ce}
+    gap_tasks = _with_gap(runs, roles)
+    return Findings(
+        records=records,
+        recipes=recipes,
+        roles=roles,
+        arms=arms,
+        teacher=teacher,
+        levels=levels,
+        mean_levels={arm: mean_estimate([of_task[arm] for of_task in first.values()]) for arm in everywhere},
+        gains={arm: of_arm for arm, of_arm in gains.items() if of_arm},
+        mean_gains={arm: mean_estimate(list(of_arm.values())) for arm, of_arm in gains.items() if of_arm},
+        gap_tasks=gap_tasks,
+        shares=_shares(
+            runs, roles, [arm for arm in arms if learns_from_teacher(recipes.get(arm))], gap_tasks
+        ),
+        comparisons=_comparisons(runs, roles, gap_tasks),
+        verdicts=_verdicts(runs, arms, roles.head, teacher),
+        not_working={record.name: found for record in records if (found := not_working(record.metrics))},
+        plan=_plan(runs, roles),
+        relations={record.name: found for record in records if (found := _relations(record, roles))},
+    )
+
+
+def effects(runs: Mapping[str, Runs], arm: str | None, over: str | None) -> dict[str, Estimate]:
+    """task → effect of an arm over another, where both have predictions and share seeds."""
+    if arm is None or over is None:
+        return {}
+    return {task: effect(r, arm, over) for task, r in runs.items() if _comparable(r, arm, over)}
+
+
+def _comparable(runs: Runs, *arms: str | None) -> bool:
+    """Whether all arms are there, with a seed in common: a diverged student may have had the only one."""
+    try:
+        return None not in arms and bool(runs.paired([arm for arm in arms if arm is not None]))
+    except DataError:
+        return False
+
+
+def _with_gap(runs: Mapping[str, Runs], roles: Roles) -> list[str] | None:
+    found = effects(runs, roles.full, roles.head)
+    return [task for task, gap in found.items() if gap.points >= LEAST_GAP] if found else None
+
+
+def _shares(
+    runs: Mapping[str, Runs], roles: Roles, arms: Sequence[str], tasks: Sequence[str] | None
+) -> dict[str, Share]:
+    if roles.full is None or roles.ce is None:
+        return {}
+    found = {}
+    for arm in arms:
+        there = [runs[task] for task in tasks or () if _comparable(runs[task], arm, roles.ce, roles.full)]
+        if there:
+            found[arm] = gap_closed(there, arm, roles.ce, roles.full)
+    return found
+
+
+def _comparisons(runs: Mapping[str, Runs], roles: Roles, gap_tasks: Sequence[str] | None) -> list[Comparison]:
+    asked = [
+        (RELATION, roles.relation, roles.kl),
+        (OVER_CE, roles.distilled, roles.ce),
+        ("The inter-class loss over cross-entropy alone", roles.kl, roles.ce),
+        ("Logits over features", roles.kl, roles.feature),
+    ]
+    found: dict[tuple[str, str], Comparison] = {}
+    for question, arm, over in asked:
+        by_task = effects(runs, arm, over)
+        if arm and over and by_task and (arm, over) not in found:
+            part = [by_task[task] for task in gap_tasks or () if task in by_task]
+            with_gap = mean_estimate(part) if 0 < len(part) < len(by_task) else None
+            mean = mean_estimate(list(by_task.values()))
+            found[arm, over] = Comparison(question, arm, over, by_task, mean, with_gap)
+    primary = (roles.relation, roles.kl)
+    adjusted = holm({" ".join(key): c.mean.p for key, c in found.items() if key != primary})
+    return [
+        Comparison(**vars(c) | {"holm": adjusted.get(" ".join(key)) if key != primary else None})
+        for key, c in found.items()
+    ]
+
+
+def _verdicts(
+    runs: Mapping[str, Runs], arms: Sequence[str], head: str | None, teacher: str
+) -> dict[str, dict[str, Verdict]]:
+    return {
+        task: {
+            arm: non_inferiority(r, arm, teacher, head)
+            for arm in arms if arm != head and _comparable(r, arm, teacher) and _comparable(r, head, teacher)
+        }
+        for task, r in runs.items() if head is not None
+    }  # fmt: skip
+
+
+def _plan(runs: Mapping[str, Runs], roles: Roles) -> Plan | None:
+    pilots: list[Components] = []
+    now = effects(runs, roles.relation, roles.kl)
+    for task, of_task in now.items():
+        if roles.relation is None or roles.kl is None or of_task.seeds < 2:
+            return None
+        pilots.append(components(runs[task], roles.relation, roles.kl))
+    if not pilots:
+        return None
+    mean = mean_estimate(list(now.values()))
+    return Plan(mean.seeds, half_width(mean), seeds_to_know(pilots, WANTED), seeds_needed(pilots, WANTED))
+
+
+def _relations(record: Record, roles: Roles) -> Relations | None:
+    """Of the students with the least seed that is there; students follow the cached teacher."""
+    by_arm = dict(list(record.predictions.groupby("arm", sort=False)))
+    wanted = [CACHED, roles.ce, roles.distilled]
+    found = {arm: by_arm[arm] for arm in wanted if arm in by_arm}
+    if len(found) < 2 or CACHED not in found:
+        return None
+    runs = {arm: rows[rows["seed"] == rows["seed"].min()] for arm, rows in found.items()}
+    ids = runs[CACHED]["example_id"]
+    logits = {
+        arm: np.array(rows.set_index("example_id").loc[ids, "logits"].tolist()) for arm, rows in runs.items()
+    }
+    return relate(runs[CACHED]["label"].to_numpy(), logits, record.labels, roles.temperature)

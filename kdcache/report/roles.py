@@ -1,0 +1,90 @@
+"""Which arm plays which part in the question, decided by what teaches it and never by its name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PROMPTLESS = ("head", "full", "lora")  # every other method learns a prompt
+FAMILIES = ("inter_class", "inter_instance", "feature")
+PLAIN = ("label_smoothing", "targets", "ce_weight", "init")  # an arm that sets one is a control or a lever
+
+# As params.yaml writes it.
+Recipe = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The arms that the question is about; None where no arm fits.
+
+    Args:
+        head: no prompt, labels alone: what prompts must beat.
+        ce: a prompt, labels alone.
+        kl: a prompt and a loss within each instance.
+        relation: the same with a loss between instances beside it.
+        feature: a prompt and a loss on features alone.
+        full: every weight trained, labels alone: where the gap ends.
+        temperature: at which the relation's loss sees probabilities.
+    """
+
+    head: str | None = None
+    ce: str | None = None
+    kl: str | None = None
+    relation: str | None = None
+    feature: str | None = None
+    full: str | None = None
+    temperature: float = 1.0
+
+    @property
+    def distilled(self) -> str | None:
+        """The arm that stands for distillation: with both losses, or else with the one there is."""
+        return self.relation or self.kl or self.feature
+
+
+def find_roles(arms: Mapping[str, Recipe | None], method: str) -> Roles:
+    """Cast the arms. Of several that fit, the one that sets least; of these the first.
+
+    Args:
+        arms: name → recipe, as ``distill.arms`` of params.yaml.
+        method: of arms that name none.
+
+    >>> arms = {"CE": {}, "A": {"inter_class": {"name": "kl"}}, "S": {"label_smoothing": 0.1}}
+    >>> arms["H"] = {"method": "head"}
+    >>> roles = find_roles(arms, method="prefix")
+    >>> roles.head, roles.ce, roles.kl, roles.distilled, roles.full
+    ('H', 'CE', 'A', 'A', None)
+    """
+    recipes = {name: dict(recipe or {}) for name, recipe in arms.items()}
+
+    def first(taught_by: set[str], fits: Callable[[str], bool]) -> str | None:
+        names = [
+            name for name, recipe in recipes.items()
+            if fits(recipe.get("method") or method)
+            and {family for family in FAMILIES if recipe.get(family)} == taught_by
+            and not any(key in recipe for key in PLAIN)
+        ]  # fmt: skip
+        return min(names, key=lambda name: len(recipes[name]), default=None)
+
+    def prompt(name: str) -> bool:
+        return name not in PROMPTLESS
+
+    relation = first({"inter_class", "inter_instance"}, prompt)
+    return Roles(
+        head=first(set(), lambda name: name == "head"),
+        ce=first(set(), prompt),
+        kl=first({"inter_class"}, prompt),
+        relation=relation,
+        feature=first({"feature"}, prompt),
+        full=first(set(), lambda name: name == "full"),
+        temperature=_temperature(recipes[relation]["inter_instance"]) if relation else 1.0,
+    )
+
+
+def learns_from_teacher(recipe: Recipe | None) -> bool:
+    """Whether an arm has a teacher's term."""
+    return any((recipe or {}).get(family) for family in FAMILIES)
+
+
+def _temperature(term: Mapping[str, Any]) -> float:
+    """At the end of training, where it moves."""
+    value = term.get("temperature", 1.0)
+    return float(value["end"] if isinstance(value, Mapping) else value)

@@ -1,0 +1,158 @@
+"""The numbers are those of kdcache.stats, and the sentences say what they say."""
+
+import dataclasses
+
+import pytest
+from records import LEVEL, LIFTED, RECIPES, build_record
+
+from kdcache.report.answer import OVER_CE, RELATION, answer, verdict
+from kdcache.report.findings import find
+from kdcache.report.roles import find_roles
+from kdcache.stats.estimates import Estimate, effect, level, mean_estimate
+from kdcache.stats.runs import read_runs
+from kdcache.stats.verdicts import gap_closed
+
+
+@pytest.fixture(scope="module")
+def lifted():
+    return [build_record(LIFTED, "wic", seed=1), build_record(LIFTED, "cb", seed=2)]
+
+
+def said(findings):
+    found = {}
+    for sentence in answer(findings):
+        found[sentence.topic] = f"{found.get(sentence.topic, '')} {sentence.text}".strip()
+    return found
+
+
+def without(records, *arms):
+    """As if these arms had not been there."""
+    kept = []
+    for record in records:
+        metrics = dict(record.metrics)
+        metrics["arm_order"] = [arm for arm in metrics["arm_order"] if arm not in arms]
+        metrics["arms"] = {arm: metrics["arms"][arm] for arm in metrics["arm_order"]}
+        predictions = record.predictions[~record.predictions["arm"].isin(arms)]
+        kept.append(dataclasses.replace(record, metrics=metrics, predictions=predictions))
+    return kept, {arm: recipe for arm, recipe in RECIPES.items() if arm not in arms}
+
+
+def test_every_number_is_that_of_kdcache_stats(lifted):
+    findings = find(lifted, RECIPES, "prefix")
+    runs = [read_runs(record.predictions, "accuracy", record.rows) for record in lifted]
+    assert findings.levels["cb"]["accuracy"]["kl"] == level(runs[1], "kl")
+    assert findings.gains["kl"]["wic"] == effect(runs[0], "kl", over="ce")
+    by_question = {c.question: c for c in findings.comparisons}
+    relation = mean_estimate([effect(r, "kl+gram", over="kl") for r in runs])
+    assert by_question[RELATION].mean == relation
+    assert findings.shares["kl+gram"] == gap_closed(runs, "kl+gram", base="ce", full="full")
+
+
+def test_a_planted_effect_is_found_and_said(lifted):
+    findings = find(lifted, RECIPES, "prefix")
+    mean = {c.question: c.mean for c in findings.comparisons}[OVER_CE]
+    assert mean.low < LIFTED["kl+gram"] - LIFTED["ce"] < mean.high
+    share = findings.shares["kl+gram"]
+    assert share.low < 100 * (76 - 66) / (82 - 66) < share.high
+    text = said(findings)
+    assert text[OVER_CE].startswith(f"`kl+gram` over `ce`: {mean} points, better, mean over 2 tasks.")
+    assert f"closes {share} of the {share.gap} points between `ce` and `full`" in text["Gap"]
+    assert "primary" in text[RELATION]
+    assert "Not working" not in text
+
+
+def test_no_effect_is_said_to_be_none():
+    findings = find([build_record(LEVEL, seed=3)], RECIPES, "prefix")
+    text = said(findings)
+    for question in (OVER_CE, RELATION, "Logits over features"):
+        assert "not distinguishable from 0, on wic" in text[question]
+    assert text["Gap"] == "There is none to close: on no task does `full` beat `head` by a point."
+    assert text["Teacher"] == "On no task is it 5 points above the head: reaching it would mean nothing."
+
+
+def test_a_harm_is_said_to_be_one():
+    assert verdict(Estimate(-1.0, 0.0, 0.05, 0, 299, 1, 300)).endswith("points, worse")
+
+
+def test_a_prompt_arm_below_the_head_is_marked():
+    findings = find([build_record(LIFTED | {"ce": 50}, seed=1)], RECIPES, "prefix")
+    assert findings.not_working == {"wic": ["ce"]}
+    assert said(findings)["Not working"] == "At or below the head on wic: `ce`."
+
+
+def test_roles_come_from_recipes_and_not_from_names(lifted):
+    renamed = dict(zip(["a", "b", "c", "d", "e", "f"], RECIPES.values(), strict=True))
+    roles = find_roles(renamed, "prefix")
+    assert (roles.head, roles.ce, roles.kl, roles.relation, roles.feature, roles.full) == tuple("abcdef")
+    lures = {
+        "kl": {},
+        "ce": {"inter_class": {"name": "kl"}},
+        "smooth": {"label_smoothing": 0.1},
+        "full": {"method": "lora"},
+    }
+    roles = find_roles(lures, "prefix")
+    assert (roles.ce, roles.kl, roles.full) == ("kl", "ce", None)
+    assert find_roles({"x": {"targets": "plain", "inter_class": KL_TERM}}, "prefix").kl is None
+    assert find_roles({"x": {}}, "head").head == "x"
+
+
+KL_TERM = {"name": "kl"}
+
+
+def test_temperature_of_the_relation_is_the_one_at_the_end():
+    ramp = {"name": "gram", "temperature": {"start": 4.0, "end": 2.0}}
+    assert find_roles({"x": {"inter_class": KL_TERM, "inter_instance": ramp}}, "prefix").temperature == 2.0
+
+
+@pytest.mark.parametrize(
+    ("gone", "topic", "text"),
+    [
+        (
+            ("full",),
+            "Gap",
+            "How much closes is not known: that takes `full: {method: full, lr: 1e-4}` among the arms.",
+        ),
+        (("head",), "Teacher", "Whether a student reaches it is not asked without `head: {method: head}`."),
+        (("ce",), OVER_CE, "Not known: no arm learns a prompt from the labels alone (`ce: {}`)."),
+        (("kl+gram",), RELATION, "Not asked: no arm has both `inter_class` and `inter_instance`."),
+        (("kl",), RELATION, "Not asked: no arm has `inter_class` alone."),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_is_said(lifted, gone, topic, text):
+    records, recipes = without(lifted, *gone)
+    assert said(find(records, recipes, "prefix"))[topic] == text
+
+
+def test_one_seed_is_said_and_plans_nothing():
+    findings = find([build_record(LIFTED, seeds=1)], RECIPES, "prefix")
+    assert findings.plan is None
+    assert (
+        said(findings)["One seed"]
+        == "Arms trained once have intervals that know of other examples, not of other seeds."
+    )
+
+
+def test_planning_says_how_many_seeds(lifted):
+    plan = find(lifted, RECIPES, "prefix").plan
+    assert plan.seeds == 3
+    text = said(find(lifted, RECIPES, "prefix"))["Planning"]
+    assert f"is known to ± {plan.half:.1f} with 3 seeds. " in text
+    assert f"{plan.to_know or 'No number of'} seeds" in text
+
+
+def test_a_diverged_student_is_named_and_its_partners_still_compared(lifted):
+    (record,) = lifted[:1]
+    rest = record.predictions[~((record.predictions["arm"] == "kl") & (record.predictions["seed"] == 1))]
+    student = {"arm": "kl", "seed": 1, "diverged": {"step": 7, "last_finite_loss": 9.0}}
+    metrics = dict(record.metrics) | {"diverged": [student]}
+    findings = find([dataclasses.replace(record, metrics=metrics, predictions=rest)], RECIPES, "prefix")
+    assert said(findings)["Diverged"] == "`kl`, seed 1, on wic at step 7; left out."
+    assert findings.gains["kl"]["wic"].seeds == 2
+
+
+def test_a_task_without_a_gap_is_left_out_of_shares(lifted):
+    findings = find([*lifted, build_record(LEVEL | {"full": 65}, "rte", seed=4)], RECIPES, "prefix")
+    assert findings.gap_tasks == ["wic", "cb"]
+    over_ce = next(c for c in findings.comparisons if c.question == OVER_CE)
+    assert list(over_ce.by_task) == ["wic", "cb", "rte"]
+    assert over_ce.with_gap == mean_estimate([over_ce.by_task["wic"], over_ce.by_task["cb"]])
