@@ -44,7 +44,7 @@ class Style:
 
 def arm_styles(arms: Sequence[str], head: str | None) -> dict[str, Style]:
     """A style for each arm; the control is grey."""
-    styles = {}
+    styles: dict[str, Style] = {}
     for name in arms:
         k = len(styles) - (head in styles)
         turn = k // len(COLOURS)
@@ -70,7 +70,7 @@ def _chart(height: float, width: float = WIDTH) -> Iterator[tuple[Any, Any]]:
     from matplotlib import pyplot
 
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    settings = dict.fromkeys(inked, INK) | {
+    settings: Any = dict.fromkeys(inked, INK) | {
         "font.size": FONT, "axes.titlesize": FONT, "svg.fonttype": "none", "text.parse_math": False,
         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
         "figure.facecolor": "none", "axes.facecolor": "none", "svg.hashsalt": "kdcache",

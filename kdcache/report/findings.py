@@ -197,7 +197,7 @@ def find(records: Sequence[Record], recipes: Mapping[str, Recipe | None], method
         ),
         comparisons=_comparisons(runs, roles, gap_tasks),
         verdicts=_verdicts(runs, arms, roles.head, teacher),
-        not_working={record.name: found for record in records if (found := not_working(record.metrics))},
+        not_working={record.name: below for record in records if (below := not_working(record.metrics))},
         plan=_plan(runs, roles),
         relations={record.name: found for record in records if (found := _relations(record, roles))},
     )
@@ -287,8 +287,8 @@ def _plan(runs: Mapping[str, Runs], roles: Roles) -> Plan | None:
 def _relations(record: Record, roles: Roles) -> Relations | None:
     """Of the students with the least seed that is there; students follow the cached teacher."""
     by_arm = dict(list(record.predictions.groupby("arm", sort=False)))
-    wanted = [CACHED, roles.ce, roles.distilled]
-    found = {arm: by_arm[arm] for arm in wanted if arm in by_arm}
+    wanted = (CACHED, roles.ce, roles.distilled)
+    found = {arm: by_arm[arm] for arm in wanted if arm is not None and arm in by_arm}
     if len(found) < 2 or CACHED not in found:
         return None
     runs = {arm: rows[rows["seed"] == rows["seed"].min()] for arm, rows in found.items()}

@@ -165,12 +165,12 @@ def cost_table(tasks: Sequence[Mapping[str, Any]]) -> Table:
         spent = task["teacher"]["cost"]
         teachers = 1 + task["teacher"]["folds"]
         what = "teacher" if teachers == 1 else f"{teachers} teachers (all rows, {teachers - 1} folds)"
-        counts = (spent["training_steps"], spent["training_examples"], spent["forward_examples"])
+        counts = [spent[key] for key in ("training_steps", "training_examples", "forward_examples")]
         rows.append([task["task"], what, "all", *map(str, counts)])
         for name in task["arm_order"]:
             arm = task["arms"][name]
             steps = f"{arm['steps']} + {arm['head_steps']} head"
-            counts = (arm["trained_parameters"], steps, arm["examples"], 0)
+            counts = [arm["trained_parameters"], steps, arm["examples"], 0]
             rows.append([task["task"], f"{name}, all seeds", *map(str, counts)])
     header = [
         "task", "", "trained parameters", "steps", "examples trained on", "teacher's forward examples",
