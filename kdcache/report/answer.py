@@ -87,9 +87,12 @@ def _gap(findings: Findings) -> Sentence:
     share = findings.shares.get(roles.distilled or "")
     if share is None:
         return Sentence("Gap", "How much closes is not known: no distilled arm beside it.")
-    return Sentence(
-        "Gap", _closes(share, str(roles.distilled), str(roles.ce), str(roles.full), findings.gap_tasks)
-    )
+    text = _closes(share, str(roles.distilled), str(roles.ce), str(roles.full), findings.gap_tasks)
+    others = [
+        f"`{arm}` {of_arm}" for arm, of_arm in findings.shares.items()
+        if arm != roles.distilled and of_arm.low is not None and of_arm.low > 0
+    ]  # fmt: skip
+    return Sentence("Gap", text + (f" Other arms above 0: {', '.join(others)}." if others else ""))
 
 
 def _closes(share: Share, arm: str, ce: str, full: str, tasks: Sequence[str]) -> str:

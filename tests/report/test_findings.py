@@ -57,6 +57,8 @@ def test_a_planted_effect_is_found_and_said(lifted):
     text = said(findings)
     assert text[OVER_CE].startswith(f"`kl+gram` over `ce`: {mean} points, better, mean over 2 tasks.")
     assert f"closes {share} of the {share.gap} points between `ce` and `full`" in text["Gap"]
+    # the feature arm gains nothing, and is not named
+    assert text["Gap"].endswith(f" Other arms above 0: `kl` {findings.shares['kl']}.")
     assert "primary" in text[RELATION]
     assert "Not working" not in text
 
