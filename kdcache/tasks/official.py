@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.errors import DataError, nearest, shorten
-from kdcache.tasks.rows import parse_object
+from kdcache.tasks.rows import parse_whole
 from kdcache.tasks.schema import Example
 from kdcache.tasks.source import LABELLED_SPLITS, Row, Source, unique
 
@@ -66,7 +66,7 @@ def _read_rows(path: Path, source: Source, split: str) -> Iterator[tuple[str, Ex
 
 
 def _read_line(line: str, source: Source, split: str, where: str) -> Iterator[Example]:
-    parsed = parse_object(line, where)
+    parsed = parse_whole(line, where)
     try:
         rows = list(source.flatten(parsed))
     except (KeyError, TypeError, AttributeError) as error:

@@ -201,9 +201,28 @@ def _json_rows(path: Path, layout: Layout, columns: Sequence[str]) -> Iterator[R
         if not line.strip():
             continue
         where = f"{path}:{number}"
-        values = parse_object(line, where)
+        values = parse_whole(line, where)
         check_columns(where, list(values), columns)
         yield Row(where, values)
+
+
+def parse_whole(line: str, where: str) -> dict[str, Any]:
+    """Parse a line of JSON lines whose texts can be stored: half a surrogate pair is none.
+
+    Raises:
+        DataError: as ``parse_object``.
+    """
+    values = parse_object(line, where)
+    if "\\u" in line:
+        try:
+            json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start : error.end].encode("unicode_escape").decode()
+            raise DataError(
+                f"{where}: the text must be whole characters, got half a pair, {half}. "
+                "Repair or remove the line."
+            ) from None
+    return values
 
 
 def parse_object(line: str, where: str) -> dict[str, Any]:
@@ -214,8 +233,6 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
     """
     try:
         values = json.loads(line.rstrip("\r\n"), object_pairs_hook=_keys_once)
-        if "\\u" in line:
-            json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except json.JSONDecodeError as error:
         reason = f"{error.msg}: character {error.pos}"
     except RecursionError:
