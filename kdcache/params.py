@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 SECTIONS = (
     "tasks", "threads", "paths",
-    "prepare", "train_teacher", "cache_teacher", "student_backbone", "distill",
+    "prepare", "train_teacher", "cache_teacher", "student_backbone", "distill", "report",
 )  # fmt: skip
 
 

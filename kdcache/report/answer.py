@@ -135,6 +135,11 @@ def _teacher(findings: Findings) -> Sentence:
 
 def _failures(findings: Findings) -> list[Sentence]:
     found = []
+    head = findings.roles.head
+    for record in findings.records:
+        if head is not None and head not in record.metrics["arms"]:
+            text = f"Whether a prompt arm is above `{head}` on {record.name} is not known"
+            found.append(Sentence("Not working", f"{text}: it has no student there."))
     for task, arms in findings.not_working.items():
         arms_of_task = next(record for record in findings.records if record.name == task).metrics["arms"]
         prompts = [f"`{arm}`" for arm in arms if arms_of_task[arm]["method"] not in PROMPTLESS]

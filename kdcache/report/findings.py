@@ -147,13 +147,19 @@ class Findings:
         return min(len(cell["seeds"]) for arm in arms for cell in arm["validation"].values())
 
 
-def find(records: Sequence[Record], recipes: Mapping[str, Recipe | None], method: str) -> Findings:
+def find(
+    records: Sequence[Record],
+    recipes: Mapping[str, Recipe | None],
+    method: str,
+    planned: Sequence[tuple[str, str]] = (),
+) -> Findings:
     """Compute everything.
 
     Args:
         records: of each task.
         recipes: arm → as ``distill.arms`` has it.
         method: of arms that name none.
+        planned: (arm, over) that are tested beside the standing questions.
 
     Raises:
         DataError: predictions that do not belong together; see ``stats.runs.read_runs``.
@@ -195,7 +201,7 @@ def find(records: Sequence[Record], recipes: Mapping[str, Recipe | None], method
         shares=_shares(
             runs, roles, [arm for arm in arms if learns_from_teacher(recipes.get(arm))], gap_tasks
         ),
-        comparisons=_comparisons(runs, roles, gap_tasks),
+        comparisons=_comparisons(runs, roles, gap_tasks, planned),
         verdicts=_verdicts(runs, arms, roles.head, teacher),
         not_working={record.name: below for record in records if (below := not_working(record.metrics))},
         plan=_plan(runs, roles),
@@ -236,12 +242,18 @@ def _shares(
     return found
 
 
-def _comparisons(runs: Mapping[str, Runs], roles: Roles, gap_tasks: Sequence[str] | None) -> list[Comparison]:
-    asked = [
+def _comparisons(
+    runs: Mapping[str, Runs],
+    roles: Roles,
+    gap_tasks: Sequence[str] | None,
+    planned: Sequence[tuple[str, str]],
+) -> list[Comparison]:
+    asked: list[tuple[str, str | None, str | None]] = [
         (RELATION, roles.relation, roles.kl),
         (OVER_CE, roles.distilled, roles.ce),
         ("The inter-class loss over cross-entropy alone", roles.kl, roles.ce),
         ("Logits over features", roles.kl, roles.feature),
+        *((f"{arm} over {over}", arm, over) for arm, over in planned),
     ]
     found: dict[tuple[str, str], Comparison] = {}
     for question, arm, over in asked:

@@ -43,6 +43,9 @@ class Roles:
 def find_roles(arms: Mapping[str, Recipe | None], method: str) -> Roles:
     """Cast the arms. Of several that fit, the one that sets least; of these the first.
 
+    The inter-class and the inter-instance arm are a pair that differs in nothing else, where there is
+    one: an arm that also sees more rows would say nothing of the loss.
+
     Args:
         arms: name → recipe, as ``distill.arms`` of params.yaml.
         method: of arms that name none.
@@ -55,23 +58,31 @@ def find_roles(arms: Mapping[str, Recipe | None], method: str) -> Roles:
     """
     recipes = {name: dict(recipe or {}) for name, recipe in arms.items()}
 
-    def first(taught_by: set[str], fits: Callable[[str], bool]) -> str | None:
+    def fitting(taught_by: set[str], fits: Callable[[str], bool]) -> list[str]:
         names = [
             name for name, recipe in recipes.items()
             if fits(recipe.get("method") or method)
             and {family for family in FAMILIES if recipe.get(family)} == taught_by
             and not any(key in recipe for key in PLAIN)
         ]  # fmt: skip
-        return min(names, key=lambda name: len(recipes[name]), default=None)
+        return sorted(names, key=lambda name: len(recipes[name]))
+
+    def first(taught_by: set[str], fits: Callable[[str], bool]) -> str | None:
+        return next(iter(fitting(taught_by, fits)), None)
 
     def prompt(name: str) -> bool:
         return name not in PROMPTLESS
 
-    relation = first({"inter_class", "inter_instance"}, prompt)
+    def without_relation(name: str) -> dict[str, Any]:
+        return {key: value for key, value in recipes[name].items() if key != "inter_instance"}
+
+    alone, beside = fitting({"inter_class"}, prompt), fitting({"inter_class", "inter_instance"}, prompt)
+    pairs = [(kl, both) for both in beside for kl in alone if without_relation(both) == recipes[kl]]
+    kl, relation = pairs[0] if pairs else (next(iter(alone), None), next(iter(beside), None))
     return Roles(
         head=first(set(), lambda name: name == "head"),
         ce=first(set(), prompt),
-        kl=first({"inter_class"}, prompt),
+        kl=kl,
         relation=relation,
         feature=first({"feature"}, prompt),
         full=first(set(), lambda name: name == "full"),

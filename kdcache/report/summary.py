@@ -99,7 +99,7 @@ def _notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
         for student in task.get("diverged", ()):
             step, last = student["diverged"]["step"], student["diverged"]["last_finite_loss"]
             who = f"{student['arm']}, seed {student['seed']}"
-            found = f"at step {step}, last finite loss {last:.4g}"
+            found = f"at step {step}, last finite loss {'none' if last is None else f'{last:.4g}'}"
             notes += ["", f"**Diverged on {task['task']}, left out**: {who} ({found})."]
         if below := not_working(task):
             notes += ["", f"**Not working on {task['task']}** (at or below `head`): {', '.join(below)}."]

@@ -71,7 +71,8 @@ def _finished(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     if not finished:
         names = ", ".join(f"{result['arm']}-{result['seed']}" for result in results)
         raise TrainingDiverged(
-            f"distill: a student's loss must stay finite, got none among {names}. Lower distill.lr."
+            f"distill: a student's loss must stay finite, got none among {names}. "
+            "Lower the learning rate that is named above."
         )
     return finished
 

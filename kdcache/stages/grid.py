@@ -124,9 +124,11 @@ class Grid:
         track(self.params.log_with, trackers, name, self._settings(arm_name, seed), run.history)
         if run.diverged:
             step, last = run.diverged
+            key = "head_start_lr" if step <= run.head_steps else "lr"
             tqdm.write(
                 f"distill: {self.task.name} {arm_name}, seed {seed}: the loss must stay finite, got none at "
-                f"step {step} (last finite: {last:.4g}). Lower distill.lr (now {run.settings.lr:g}).",
+                f"step {step} (last finite: {'none' if last is None else f'{last:.4g}'}). "
+                f"Lower distill.{key} (now {getattr(run.settings, key):g}).",
                 file=sys.stderr,
             )
             write_json(what | {"diverged": {"step": step, "last_finite_loss": last}}, folder / RESULT)

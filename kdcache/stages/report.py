@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import kdcache
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import read_manifest
 from kdcache.digests import file_digest
-from kdcache.errors import DataError, ParamsError
+from kdcache.errors import DataError, ParamsError, nearest
 from kdcache.figures import draw_headline, draw_results, draw_shares
 from kdcache.report.charts import arm_styles
 from kdcache.report.cost import live_table, savings
@@ -27,15 +28,29 @@ from kdcache.stages.workspace import Project, place, require, write_json
 READ_BESIDE = ("example_id", "group", "unit", "candidate", "answers")  # of a validation row
 
 
+@dataclass(frozen=True)
+class ReportParams:
+    """Section ``report``.
+
+    Args:
+        comparisons: pairs [arm, over] of a study's plan, tested beside the standing questions and
+            corrected together with them (Holm).
+    """
+
+    comparisons: tuple[tuple[str, ...], ...] = ()
+
+
 def report(project: Project) -> None:
     """Write the page, its tables and numbers, and the figures.
 
     Raises:
+        ParamsError: a comparison of arms that are not there.
         DataError: a task was not distilled yet, or its predictions do not belong together.
         CacheError: its cache is gone.
     """
     recipes, method = _read_arms(project)
-    findings = find([_read_record(project, task) for task in project.tasks], recipes, method)
+    planned = _read_planned(project, recipes)
+    findings = find([_read_record(project, task) for task in project.tasks], recipes, method, planned)
     sections = build_sections(findings, _commands(project), _shared_identities(project))
     made = project.scratch("report", project.tasks)
     shutil.rmtree(made)
@@ -73,6 +88,23 @@ def _read_arms(project: Project) -> tuple[Mapping[str, Recipe | None], str]:
     """As the parameters have them: checking them would import every loss, and ``distill`` has done it."""
     section = project.raw.get("distill") or {}
     return section.get("arms") or {}, section.get("method", "prefix")
+
+
+def _read_planned(project: Project, arms: Mapping[str, Recipe | None]) -> list[tuple[str, str]]:
+    planned = []
+    for k, pair in enumerate(project.section("report", ReportParams).comparisons):
+        where = f"report.comparisons[{k}]"
+        if len(pair) != 2 or pair[0] == pair[1]:
+            raise ParamsError(
+                f"{where}: it must be [arm, over], two arms, got {list(pair)}. Correct it or leave it out."
+            )
+        for name in pair:
+            if name not in arms:
+                raise ParamsError(
+                    f"{where}: it must name arms of distill.arms, got {name!r}. {nearest(name, arms)}"
+                )
+        planned.append((pair[0], pair[1]))
+    return planned
 
 
 def _read_record(project: Project, task: str) -> Record:

@@ -132,11 +132,11 @@ class Run:
         self.steps = self.head_steps + epochs * self.steps_per_epoch
         self.step = 0
         self.history: list[dict[str, float]] = []
-        self.diverged: tuple[int, float] | None = None
+        self.diverged: tuple[int, float | None] | None = None  # step, last finite loss
         self.watch = Watch(len(rows), settings.batch_size)
         self.best = BestEpoch([*student.tuned, *student.head_parameters])
         self.best_head = BestEpoch([*student.head_parameters, *objective.parameters()])
-        self.last_finite = math.nan
+        self.last_finite: float | None = None
         self._losses: list[torch.Tensor] = []
         self._sums: dict[str, torch.Tensor] = {}
         self._plan: list[np.ndarray] = []

@@ -8,7 +8,7 @@ from records import LEVEL, LIFTED, RECIPES, build_record
 from kdcache.report.answer import OVER_CE, RELATION, answer, verdict
 from kdcache.report.findings import find
 from kdcache.report.roles import find_roles
-from kdcache.stats.estimates import Estimate, effect, level, mean_estimate
+from kdcache.stats.estimates import Estimate, effect, holm, level, mean_estimate
 from kdcache.stats.runs import read_runs
 from kdcache.stats.verdicts import gap_closed
 
@@ -98,6 +98,21 @@ def test_roles_come_from_recipes_and_not_from_names(lifted):
     assert find_roles({"x": {}}, "head").head == "x"
 
 
+def test_the_inter_instance_arm_is_paired_with_the_one_that_lacks_nothing_else():
+    more = {"epochs": 3, "inter_class": KL_TERM}
+    arms = {
+        "kl": {"inter_class": KL_TERM, "unlabelled": False},
+        "kl@more": more,
+        "both@more": more | {"inter_instance": {"name": "gram"}},
+    }
+    roles = find_roles(arms, "prefix")
+    assert (roles.kl, roles.relation) == ("kl@more", "both@more")
+    arms["both"] = arms["kl"] | {"inter_instance": {"name": "gram"}}
+    roles = find_roles(dict(reversed(arms.items())), "prefix")
+    assert (roles.kl, roles.relation) in {("kl", "both"), ("kl@more", "both@more")}
+    assert find_roles({name: arms[name] for name in ("kl", "both@more")}, "prefix").kl == "kl"
+
+
 KL_TERM = {"name": "kl"}
 
 
@@ -140,6 +155,25 @@ def test_planning_says_how_many_seeds(lifted):
     text = said(find(lifted, RECIPES, "prefix"))["Planning"]
     assert f"is known to ± {plan.half:.1f} with 3 seeds. " in text
     assert f"{plan.to_know or 'No number of'} seeds" in text
+
+
+def test_planned_comparisons_join_the_family(lifted):
+    standing = find(lifted, RECIPES, "prefix").comparisons
+    planned = [("kl", "head"), ("kl", "ce")]  # the second is a standing question already
+    found = find(lifted, RECIPES, "prefix", planned).comparisons
+    assert [(c.arm, c.over) for c in found] == [*((c.arm, c.over) for c in standing), ("kl", "head")]
+    runs = [read_runs(record.predictions, "accuracy", record.rows) for record in lifted]
+    assert found[-1].mean == mean_estimate([effect(r, "kl", over="head") for r in runs])
+    family = {f"{c.arm} {c.over}": c.mean.p for c in found if c.question != RELATION}
+    assert {f"{c.arm} {c.over}": c.holm for c in found if c.question != RELATION} == holm(family)
+    assert "`kl` over `head`" in said(find(lifted, RECIPES, "prefix", planned))["kl over head"]
+
+
+def test_without_a_head_nothing_is_said_to_work(lifted):
+    records, _ = without(lifted[:1], "head")
+    assert said(find(records, RECIPES, "prefix"))["Not working"] == (
+        "Whether a prompt arm is above `head` on wic is not known: it has no student there."
+    )
 
 
 def test_a_diverged_student_is_named_and_its_partners_still_compared(lifted):

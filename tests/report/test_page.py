@@ -13,7 +13,7 @@ import pytest
 from closure import ROOT, import_closure
 from records import LIFTED, RECIPES, build_record, write_project
 
-from kdcache.errors import DataError
+from kdcache.errors import DataError, ParamsError
 from kdcache.report.cost import live_table, savings
 from kdcache.report.findings import find
 from kdcache.stages.report import report
@@ -224,3 +224,26 @@ def test_a_wheel_ships_every_file_that_is_no_module():
         if path.is_file() and path.suffix not in (".py", ".pyc"):
             name = path.relative_to(ROOT / "kdcache").as_posix()
             assert any(fnmatch(name, pattern) for pattern in patterns), name
+
+
+@pytest.mark.parametrize(
+    ("pair", "text"),
+    [
+        (["kl", "cee"], "it must name arms of distill.arms, got 'cee'. Did you mean ce?"),
+        (["kl"], "it must be [arm, over], two arms, got ['kl']. Correct it or leave it out."),
+        (["kl", "kl"], "it must be [arm, over], two arms, got ['kl', 'kl']. Correct it or leave it out."),
+    ],
+)
+def test_a_comparison_of_no_two_arms_is_refused_before_anything_is_read(tmp_path, monkeypatch, pair, text):
+    write_project(tmp_path / "project", [build_record(LIFTED, rows=300)], RECIPES)
+    monkeypatch.chdir(tmp_path / "project")
+    project = Project.load([f"report.comparisons=[[kl, ce], [{', '.join(pair)}]]"])
+    with pytest.raises(ParamsError, match=re.escape(f"report.comparisons[1]: {text}")):
+        report(project)
+
+
+def test_planned_comparisons_of_params_stand_in_the_page(tmp_path, monkeypatch):
+    write_project(tmp_path / "project", [build_record(LIFTED, rows=300)], RECIPES)
+    monkeypatch.chdir(tmp_path / "project")
+    report(Project.load(["report.comparisons=[[full, kl]]"]))
+    assert ">full over kl<" in (tmp_path / "project/reports/index.html").read_text(encoding="utf-8")

@@ -102,6 +102,9 @@ def test_a_diverged_student_is_named_with_the_last_loss_it_had():
     notes = [line for line in text.splitlines() if line.startswith("**")]
     assert notes == ["**Diverged on wic, left out**: kl, seed 2 (at step 7, last finite loss 12.35)."]
     assert "| kl | 71.0 ± 1.4 | 71.0 ± 1.4 |" in text  # of the seeds that are left
+    diverged["diverged"] = {"step": 1, "last_finite_loss": None}
+    text = results_markdown([task_metrics() | {"diverged": [diverged]}])
+    assert "kl, seed 2 (at step 1, last finite loss none)." in text
 
 
 def test_figure_is_the_same_bytes_and_shows_every_arm(tmp_path: Path):

@@ -41,8 +41,22 @@ def test_a_diverged_student_is_named_and_the_others_are_kept(cached: Path):
     code, _, error = run("distill", "--task", "cb", "--arm", "ce", *huge)
     assert code == 1
     assert error.splitlines()[-1] == (
-        "distill: a student's loss must stay finite, got none among ce-0. Lower distill.lr."
+        "distill: a student's loss must stay finite, got none among ce-0. "
+        "Lower the learning rate that is named above."
     )
+
+
+def test_a_student_that_never_had_a_finite_loss_is_told_of_the_rate_at_work(cached: Path):
+    huge = ("--set", "distill.arms.kl.inter_class.weight=1e308")
+    code, _, error = run("distill", "--task", "cb", "--arm", "ce", "--arm", "kl", *huge)
+    assert code == 0
+    assert "got none at step 1 (last finite: none). Lower distill.head_start_lr (now 0.003)." in error
+    code, _, _ = run("distill", "--task", "cb", "--arm", "kl", *huge)
+    assert code == 1
+    (result,) = (cached / ".kdcache").glob("distill-*/students/kl-0/result.json")
+    assert json.loads(result.read_text(), parse_constant=pytest.fail)["diverged"] == {
+        "step": 1, "last_finite_loss": None,
+    }  # fmt: skip
 
 
 def test_a_prompt_is_transferred_from_another_student(cached: Path):
