@@ -50,13 +50,15 @@ def distill(
     """Train students from the cache into runs/TASK/ARM-SEED/, to explore; `dvc repro` trains the table's."""
     with open_project(set_, debug, task) as project:
         chosen = chosen_tasks(project, task)
+        from kdcache.report.roles import find_roles
         from kdcache.report.summary import results_markdown
         from kdcache.stages.distill import explore
 
         for name in chosen:
             with project.timed("explore", name):
                 summary = explore(project, name, arm or (), seed or ())
-            typer.echo(results_markdown([summary]))
+            section = project.raw["distill"]
+            typer.echo(results_markdown([summary], find_roles(section["arms"], section["method"]).head))
             typer.echo(f"students: {project.paths.runs}/{name}/")
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdcache.report.findings import OVER_CE, RELATION, WANTED, Comparison, Findings, Plan
+from kdcache.report.comparisons import OVER_CE, RELATION, Comparison
+from kdcache.report.findings import WANTED, Findings, Plan
 from kdcache.report.roles import PROMPTLESS, Roles
 from kdcache.stats.estimates import Estimate
 from kdcache.stats.verdicts import Share
@@ -37,9 +38,9 @@ def _effect(found: Comparison) -> str:
     text = f"`{found.arm}` over `{found.over}`: {verdict(found.mean)}, {_over(list(found.by_task))}."
     if found.with_gap:
         text += f" On the tasks with a gap to close: {verdict(found.with_gap)}."
-    return text + (
-        " The primary comparison." if found.holm is None else f" After Holm, p = {found.holm:.2g}."
-    )
+    if found.place == "secondary":
+        return f"{text} After Holm, p = {found.holm:.2g}."
+    return text + (" The primary comparison." if found.place == "primary" else " Not planned, not corrected.")
 
 
 def _unknown(roles: Roles) -> list[Sentence]:
@@ -80,14 +81,20 @@ def _gap(findings: Findings) -> Sentence:
         return Sentence(
             "Gap", f"How much closes is not known: that takes {' and '.join(needed)} among the arms."
         )
+    if findings.gap_tasks is None:
+        return Sentence(
+            "Gap", f"How much closes is not known: `{roles.full}` and `{roles.head}` share no student's seed."
+        )
     if not findings.gap_tasks:
         return Sentence(
             "Gap", f"There is none to close: on no task does `{roles.full}` beat `{roles.head}` by a point."
         )
-    share = findings.shares.get(roles.distilled or "")
-    if share is None:
+    if roles.distilled is None:
         return Sentence("Gap", "How much closes is not known: no distilled arm beside it.")
-    text = _closes(share, str(roles.distilled), str(roles.ce), str(roles.full), findings.gap_tasks)
+    share = findings.shares.get(roles.distilled)
+    text = f"What `{roles.distilled}` closes is not known: it shares no seed with the others."
+    if share:
+        text = _closes(share, roles.distilled, roles.ce, roles.full, findings.gap_tasks)
     others = [
         f"`{arm}` {of_arm}" for arm, of_arm in findings.shares.items()
         if arm != roles.distilled and of_arm.low is not None and of_arm.low > 0
@@ -114,23 +121,26 @@ def _teacher(findings: Findings) -> Sentence:
     for task, of_task in findings.verdicts.items():
         for arm, found in of_task.items():
             by_verdict.setdefault(found.verdict, []).append(f"`{arm}` on {task}")
+    unknown = [task for task, of_task in findings.verdicts.items() if not of_task]
     asked = [
         task for task, of_task in findings.verdicts.items()
         if any(found.verdict != "not asked" for found in of_task.values())
     ]  # fmt: skip
-    if not asked:
-        return Sentence(
-            "Teacher", "On no task is it 5 points above the head: reaching it would mean nothing."
-        )
-    reached = ", ".join(by_verdict.get("reaches", [])) or "no student"
-    undecided, below = (len(by_verdict.get(name, [])) for name in ("open", "below"))
-    text = f"Reached (less than 1 point below, at 5 % risk) by {reached}; "
-    text += f"{undecided} open, {below} below."
-    left_out = [task for task in findings.tasks if task not in asked]
-    return Sentence(
-        "Teacher",
-        text + (f" Not asked, as it is hardly above the head: {', '.join(left_out)}." if left_out else ""),
-    )
+    near = [task for task in findings.tasks if task not in (*asked, *unknown)]
+    said = []
+    if asked:
+        reached = ", ".join(by_verdict.get("reaches", [])) or "no student"
+        undecided, below = (len(by_verdict.get(name, [])) for name in ("open", "below"))
+        said.append(f"Shown to be reached (less than 1 point below, at 5 % risk) by {reached}.")
+        said.append(f"Of the other arms, counted on each task, {undecided} may reach it, {below} do not.")
+    if near and not asked:
+        where = "On no task" if not unknown else f"Not on {', '.join(near)}"
+        said.append(f"{where} is it 5 points above the head: reaching it would mean nothing.")
+    elif near:
+        said.append(f"Not asked, as it is hardly above the head: {', '.join(near)}.")
+    if unknown:
+        said.append(f"Not known, for want of a head to compare with: {', '.join(unknown)}.")
+    return Sentence("Teacher", " ".join(said))
 
 
 def _failures(findings: Findings) -> list[Sentence]:
@@ -158,13 +168,13 @@ def _failures(findings: Findings) -> list[Sentence]:
 def _planning(plan: Plan | None) -> list[Sentence]:
     if plan is None:
         return []
-    text = f"The effect of relations is known to ± {plan.half:.1f} with {plan.seeds} seeds. "
+    text = f"The inter-instance loss's effect is known to ± {plan.half:.2g} points with {plan.seeds} seeds. "
     text += (
         f"For ± {WANTED:g} it takes {plan.to_know} seeds per arm." if plan.to_know
         else f"No number of seeds makes it ± {WANTED:g} on these rows."
     )  # fmt: skip
-    finds = f"{plan.to_find} seeds find" if plan.to_find else "No number finds"
-    text += f" {finds} a true effect of {WANTED:g} in 4 of 5 such studies."
+    detects = f"{plan.to_find} seeds detect" if plan.to_find else "No number detects"
+    text += f" {detects} a true effect of {WANTED:g} with a power of 80 %."
     return [Sentence("Planning", text)]
 
 

@@ -9,10 +9,10 @@ from kdcache.report.summary import Table
 
 FORMULA = (
     "A live teacher reads every example of every step of every student with a teacher's loss: per student "
-    "as many examples as it is trained on (those of the head start not counted). The cache has paid for "
-    "itself after (examples read for the cache) / (examples per student) students; with wall times, after "
-    "(seconds of caching) / (examples per student / rate), where the rate is (examples read for the cache) "
-    "/ (seconds of caching)."
+    "as many examples as it is trained on after the head start, which is not counted, and with it no arm "
+    "that is a head alone. The cache has paid for itself after (examples read for the cache) / (examples "
+    "per student) students; with wall times, after (seconds of caching) / (examples per student / rate), "
+    "where the rate is (examples read for the cache) / (seconds of caching)."
 )
 
 
@@ -51,7 +51,10 @@ def savings(tasks: Sequence[Mapping[str, Any]], recipes: Mapping[str, Recipe | N
     """
     found = []
     for task in tasks:
-        arms = [arm for name, arm in task["arms"].items() if learns_from_teacher(recipes.get(name))]
+        arms = [
+            arm for name, arm in task["arms"].items()
+            if learns_from_teacher(recipes.get(name)) and arm["examples"]  # a head alone has none
+        ]  # fmt: skip
         students = sum(len(arm["validation"][task["metric"]]["seeds"]) for arm in arms)
         cached = task["teacher"]["cost"]["forward_examples"]
         found.append(Saving(task["task"], cached, sum(arm["examples"] for arm in arms), students))

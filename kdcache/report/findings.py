@@ -7,20 +7,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdcache.errors import DataError
+from kdcache.report.comparisons import Comparison, comparable, compare, effects
 from kdcache.report.matrices import Relations, relate
 from kdcache.report.roles import Recipe, Roles, find_roles, learns_from_teacher
 from kdcache.report.summary import not_working
-from kdcache.stats.estimates import Estimate, effect, holm, level, mean_estimate
+from kdcache.stats.estimates import Estimate, level, mean_estimate
 from kdcache.stats.plan import Components, components, half_width, seeds_needed, seeds_to_know
-from kdcache.stats.runs import Runs, read_runs
+from kdcache.stats.runs import CACHED, TEACHERS, Runs, read_runs
 from kdcache.stats.verdicts import Share, Verdict, gap_closed, non_inferiority
 
-CACHED = "teacher_cached"  # whose logits the students follow
-TEACHERS = ("teacher", CACHED)
 LEAST_GAP = 1.0  # points that full tuning must gain over head: below, there is nothing to close
-RELATION = "The inter-instance loss beside the inter-class one"
-OVER_CE = "Distillation over cross-entropy alone"
 WANTED = 0.5  # points to which the relation's effect should be known
 
 
@@ -48,29 +44,6 @@ class Record:
     def name(self) -> str:
         """Of the task."""
         return str(self.metrics["task"])
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One arm over another.
-
-    Args:
-        question: what it answers.
-        arm: the one that should be better.
-        over: the other.
-        by_task: task → effect, where both arms have predictions.
-        mean: over these tasks.
-        with_gap: over those of them that have a gap to close; None where that is not known, or all.
-        holm: p-value within the family of secondary comparisons; None for the primary one.
-    """
-
-    question: str
-    arm: str
-    over: str
-    by_task: dict[str, Estimate]
-    mean: Estimate
-    with_gap: Estimate | None = None
-    holm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +83,7 @@ class Findings:
         verdicts: task → arm → whether it reaches the teacher.
         not_working: task → prompt arms at or below ``head``.
         plan: of the primary comparison.
-        relations: task → matrices of teacher, ``ce`` and the distilled student.
+        relations: task → matrices of teacher, ``ce``, ``kl`` and the distilled student.
     """
 
     records: Sequence[Record]
@@ -159,7 +132,7 @@ def find(
         records: of each task.
         recipes: arm → as ``distill.arms`` has it.
         method: of arms that name none.
-        planned: (arm, over) that are tested beside the standing questions.
+        planned: (arm, over), the primary comparison first; empty takes the standing questions.
 
     Raises:
         DataError: predictions that do not belong together; see ``stats.runs.read_runs``.
@@ -201,27 +174,14 @@ def find(
         shares=_shares(
             runs, roles, [arm for arm in arms if learns_from_teacher(recipes.get(arm))], gap_tasks
         ),
-        comparisons=_comparisons(runs, roles, gap_tasks, planned),
+        comparisons=compare(runs, roles, gap_tasks, planned),
         verdicts=_verdicts(runs, arms, roles.head, teacher),
-        not_working={record.name: below for record in records if (below := not_working(record.metrics))},
+        not_working={
+            record.name: below for record in records if (below := not_working(record.metrics, roles.head))
+        },
         plan=_plan(runs, roles),
         relations={record.name: found for record in records if (found := _relations(record, roles))},
     )
-
-
-def effects(runs: Mapping[str, Runs], arm: str | None, over: str | None) -> dict[str, Estimate]:
-    """task → effect of an arm over another, where both have predictions and share seeds."""
-    if arm is None or over is None:
-        return {}
-    return {task: effect(r, arm, over) for task, r in runs.items() if _comparable(r, arm, over)}
-
-
-def _comparable(runs: Runs, *arms: str | None) -> bool:
-    """Whether all arms are there, with a seed in common: a diverged student may have had the only one."""
-    try:
-        return None not in arms and bool(runs.paired([arm for arm in arms if arm is not None]))
-    except DataError:
-        return False
 
 
 def _with_gap(runs: Mapping[str, Runs], roles: Roles) -> list[str] | None:
@@ -236,39 +196,10 @@ def _shares(
         return {}
     found = {}
     for arm in arms:
-        there = [runs[task] for task in tasks or () if _comparable(runs[task], arm, roles.ce, roles.full)]
+        there = [runs[task] for task in tasks or () if comparable(runs[task], arm, roles.ce, roles.full)]
         if there:
             found[arm] = gap_closed(there, arm, roles.ce, roles.full)
     return found
-
-
-def _comparisons(
-    runs: Mapping[str, Runs],
-    roles: Roles,
-    gap_tasks: Sequence[str] | None,
-    planned: Sequence[tuple[str, str]],
-) -> list[Comparison]:
-    asked: list[tuple[str, str | None, str | None]] = [
-        (RELATION, roles.relation, roles.kl),
-        (OVER_CE, roles.distilled, roles.ce),
-        ("The inter-class loss over cross-entropy alone", roles.kl, roles.ce),
-        ("Logits over features", roles.kl, roles.feature),
-        *((f"{arm} over {over}", arm, over) for arm, over in planned),
-    ]
-    found: dict[tuple[str, str], Comparison] = {}
-    for question, arm, over in asked:
-        by_task = effects(runs, arm, over)
-        if arm and over and by_task and (arm, over) not in found:
-            part = [by_task[task] for task in gap_tasks or () if task in by_task]
-            with_gap = mean_estimate(part) if 0 < len(part) < len(by_task) else None
-            mean = mean_estimate(list(by_task.values()))
-            found[arm, over] = Comparison(question, arm, over, by_task, mean, with_gap)
-    primary = (roles.relation, roles.kl)
-    adjusted = holm({" ".join(key): c.mean.p for key, c in found.items() if key != primary})
-    return [
-        Comparison(**vars(c) | {"holm": adjusted.get(" ".join(key)) if key != primary else None})
-        for key, c in found.items()
-    ]
 
 
 def _verdicts(
@@ -277,7 +208,7 @@ def _verdicts(
     return {
         task: {
             arm: non_inferiority(r, arm, teacher, head)
-            for arm in arms if arm != head and _comparable(r, arm, teacher) and _comparable(r, head, teacher)
+            for arm in arms if arm != head and comparable(r, arm, teacher) and comparable(r, head, teacher)
         }
         for task, r in runs.items() if head is not None
     }  # fmt: skip
@@ -299,7 +230,7 @@ def _plan(runs: Mapping[str, Runs], roles: Roles) -> Plan | None:
 def _relations(record: Record, roles: Roles) -> Relations | None:
     """Of the students with the least seed that is there; students follow the cached teacher."""
     by_arm = dict(list(record.predictions.groupby("arm", sort=False)))
-    wanted = (CACHED, roles.ce, roles.distilled)
+    wanted = (CACHED, roles.ce, roles.kl, roles.distilled)
     found = {arm: by_arm[arm] for arm in wanted if arm is not None and arm in by_arm}
     if len(found) < 2 or CACHED not in found:
         return None

@@ -28,7 +28,8 @@ def numbers(findings: Findings) -> dict[str, Any]:
         "comparisons": [
             {
                 "question": c.question, "arm": c.arm, "over": c.over, "by_task": _each(c.by_task),
-                "mean": _estimate(c.mean), "p": _rounded(c.mean.p), "p_holm": _rounded(c.holm),
+                "mean": _estimate(c.mean), "p": _rounded(c.mean.p),
+                "place": c.place, "p_holm": _rounded(c.holm),
                 "with_gap": _estimate(c.with_gap) if c.with_gap else None,
             }
             for c in findings.comparisons

@@ -37,7 +37,7 @@ def code_spans(text: str) -> Markup:
 
 def page_markdown(sections: Sequence[Section], findings: Findings) -> str:
     """The table of results and the cost first, as the README has them; then the rest of the page in words."""
-    lines = [results_markdown(findings.metrics).rstrip("\n")]
+    lines = [results_markdown(findings.metrics, findings.roles.head).rstrip("\n")]
     for section in sections:
         if section.name in ("cost",) or not (section.sentences or section.tables or section.commands):
             continue

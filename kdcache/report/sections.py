@@ -10,24 +10,26 @@ from kdcache.report import charts, tables
 from kdcache.report.answer import Sentence, answer
 from kdcache.report.charts import Style
 from kdcache.report.cost import FORMULA, saving_table, savings
-from kdcache.report.findings import TEACHERS, Findings
+from kdcache.report.findings import Findings
 from kdcache.report.summary import Table, cost_table
 from kdcache.stats.estimates import Estimate
+from kdcache.stats.runs import TEACHERS
 
 FAR = (-150.0, 250.0)  # where intervals of shares are cut off
 
 ANSWER = (
-    "Points of each task's first metric on validation; in brackets 95 % intervals, which hold for new seeds "
-    "and new examples."
+    "Points of each task's first metric on validation; in brackets 95 % intervals, which hold for new "
+    "seeds of the students and new evaluation examples; training rows, teacher and backbone are taken as "
+    "they are."
 )
 HEADLINE = (
     "Further right is better. A point is a mean over seeds, its line the 95 % interval. Prompts are of use "
     "where they stand right of the head, distillation where it stands right of cross-entropy alone."
 )
-SCORES = "A dagger marks an arm at or below the head: it does not work there."
+SCORES = "A dagger marks an arm whose mean is not above the head's: it does not work there."
 COMPARISONS = (
-    "An interval that holds 0 shows no difference. The primary comparison stands for itself; the p-values of "
-    "the others are corrected together."
+    "An interval that holds 0 leaves open whether there is a difference. The primary comparison stands for "
+    "itself; the p-values of the other planned ones are corrected together."
 )
 TEACHER = (
     "A student reaches its teacher where even the lower bound is less than a point below; it is asked where "
@@ -150,7 +152,7 @@ def _gains(findings: Findings, styles: Mapping[str, Style]) -> Section:
     ]  # fmt: skip
     reading = (
         f"In points of each task's first metric over {findings.roles.ce}, paired by seed and example. Right "
-        "of the dotted line is better; a line that crosses it shows no difference."
+        "of the dotted line is better; a line that crosses it leaves open which is."
     )
     return Section(
         "gains", "Gain over cross-entropy alone", reading, figures=figures,
@@ -233,8 +235,8 @@ def _fidelity(findings: Findings, styles: Mapping[str, Style]) -> Section:
                 charts.fidelity(f"fidelity-{k}", record.name, record.metrics["metric"], arms, styles)
             )
     reading = (
-        "Further right follows the cached teacher more closely, further up is better. Right and not up: the "
-        "student copies what the teacher gets wrong. Small points are seeds."
+        "Further right follows the cached teacher more closely, further up is better. Right and not up: "
+        "fidelity grew, accuracy did not. Small points are seeds."
     )
     if not figures:
         return Section("fidelity", "")

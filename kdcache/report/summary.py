@@ -34,14 +34,15 @@ class Table:
         return ["| " + " | ".join(row) + " |" for row in [cells[0], rule, *cells[1:]]]
 
 
-def results_markdown(tasks: Sequence[Mapping[str, Any]]) -> str:
+def results_markdown(tasks: Sequence[Mapping[str, Any]], head: str | None = None) -> str:
     """Render the results as Markdown: arm × task in percent, then the cost in counts.
 
     Args:
         tasks: the metrics of each task, as distill wrote them.
+        head: the control; None where there is none.
     """
     lines = [
-        "# Results", "", *results_table(tasks).markdown(), "", *_notes(tasks), *_superglue(tasks),
+        "# Results", "", *results_table(tasks).markdown(), "", *_notes(tasks, head), *_superglue(tasks),
         *_diagnostics(tasks), "", "## Cost, in counts", "", *cost_table(tasks).markdown(),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -85,7 +86,7 @@ def _teacher_cell(task: Mapping[str, Any], key: str, metric: str) -> str:
     return cell
 
 
-def _notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+def _notes(tasks: Sequence[Mapping[str, Any]], head: str | None) -> list[str]:
     seeds = sorted({
         seed for task in tasks for arm in task["arms"].values()
         for cell in arm["validation"].values() for seed in cell["seeds"]
@@ -101,22 +102,22 @@ def _notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
             who = f"{student['arm']}, seed {student['seed']}"
             found = f"at step {step}, last finite loss {'none' if last is None else f'{last:.4g}'}"
             notes += ["", f"**Diverged on {task['task']}, left out**: {who} ({found})."]
-        if below := not_working(task):
-            notes += ["", f"**Not working on {task['task']}** (at or below `head`): {', '.join(below)}."]
+        if below := not_working(task, head):
+            notes += ["", f"**Not working on {task['task']}** (at or below `{head}`): {', '.join(below)}."]
     return notes
 
 
-def not_working(task: Mapping[str, Any]) -> list[str]:
-    """Arms at or below the control ``head`` on the task's first metric.
+def not_working(task: Mapping[str, Any], head: str | None) -> list[str]:
+    """Arms at or below the control on the task's first metric.
 
     Args:
         task: its metrics, as distill wrote them.
+        head: the control; None where there is none.
     """
     scores = {arm: task["arms"][arm]["validation"][task["metric"]]["mean"] for arm in task["arm_order"]}
-    heads = [arm for arm in task["arm_order"] if task["arms"][arm]["method"] == "head"]
-    return [
-        arm for arm in task["arm_order"] if arm not in heads and heads and scores[arm] <= scores[heads[0]]
-    ]
+    if head not in scores:
+        return []
+    return [arm for arm in task["arm_order"] if arm != head and scores[arm] <= scores[head]]
 
 
 def _superglue(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -173,6 +174,7 @@ def cost_table(tasks: Sequence[Mapping[str, Any]]) -> Table:
             counts = [arm["trained_parameters"], steps, arm["examples"], 0]
             rows.append([task["task"], f"{name}, all seeds", *map(str, counts)])
     header = [
-        "task", "", "trained parameters", "steps", "examples trained on", "teacher's forward examples",
+        "task", "", "trained parameters", "steps", "examples after the head start",
+        "teacher's forward examples",
     ]  # fmt: skip
     return Table("Cost in counts", header, rows, text_columns=2)

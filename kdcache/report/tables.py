@@ -5,9 +5,10 @@ from typing import Any
 
 import yaml
 
-from kdcache.report.findings import CACHED, Findings
+from kdcache.report.findings import Findings
 from kdcache.report.summary import Table
 from kdcache.stats.estimates import Estimate
+from kdcache.stats.runs import CACHED
 from kdcache.stats.verdicts import Share
 
 
@@ -51,7 +52,7 @@ def comparison_table(findings: Findings) -> Table:
     rows = [
         [
             f"{c.arm} over {c.over}", *(str(c.by_task[t]) if t in c.by_task else "—" for t in findings.tasks),
-            str(c.mean), f"{c.mean.p:.2g}", "primary" if c.holm is None else f"{c.holm:.2g}",
+            str(c.mean), f"{c.mean.p:.2g}", c.place if c.holm is None else f"{c.holm:.2g}",
         ]
         for c in findings.comparisons
     ]  # fmt: skip

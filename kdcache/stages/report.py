@@ -33,8 +33,8 @@ class ReportParams:
     """Section ``report``.
 
     Args:
-        comparisons: pairs [arm, over] of a study's plan, tested beside the standing questions and
-            corrected together with them (Holm).
+        comparisons: pairs [arm, over] of a study's plan. The first is its primary comparison, the
+            others are corrected together (Holm). Empty takes the standing questions.
     """
 
     comparisons: tuple[tuple[str, ...], ...] = ()

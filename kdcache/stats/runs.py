@@ -15,6 +15,9 @@ import pandas as pd
 from kdcache.errors import DataError, nearest
 from kdcache.metrics import METRICS, Columns, group_rows
 
+CACHED = "teacher_cached"  # whose logits the students follow
+TEACHERS = ("teacher", CACHED)  # trained once: each meets every seed of the students
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -111,7 +114,8 @@ class Runs:
         """The tallies of arms over the seeds that they share.
 
         Args:
-            arms: with predictions. An arm with a single seed, as a teacher, meets every seed of the others.
+            arms: with predictions. A teacher meets every seed of the others, a student those that it shares:
+                of one that trained once, as of one whose other seeds diverged, there is only that seed.
 
         Returns:
             arm → one tally per seed, in the order of seeds.
@@ -125,15 +129,16 @@ class Runs:
                 raise DataError(
                     f"stats: arm must be one with predictions, got {arm!r}. {nearest(arm, self.tallies)}"
                 )
-        several = [set(self.tallies[arm]) for arm in arms if len(self.tallies[arm]) > 1]
-        seeds = sorted(set.intersection(*several)) if several else [0]
+        fixed = {arm for arm in arms if arm in TEACHERS and len(self.tallies[arm]) == 1}
+        students = [set(self.tallies[arm]) for arm in arms if arm not in fixed]
+        seeds = sorted(set.intersection(*students)) if students else [0]
         if not seeds:
             raise DataError(
                 f"stats: {' and '.join(arms)} must share seeds, got none in common. "
                 "Train them with the same distill.seeds."
             )
         return {
-            arm: [runs[seed] for seed in seeds] if len(runs) > 1 else list(runs.values()) * len(seeds)
+            arm: list(runs.values()) * len(seeds) if arm in fixed else [runs[seed] for seed in seeds]
             for arm, runs in ((arm, self.tallies[arm]) for arm in arms)
         }
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 from records import LEVEL, LIFTED, RECIPES, build_record
 
-from kdcache.report.answer import OVER_CE, RELATION, answer, verdict
+from kdcache.report.answer import answer, verdict
+from kdcache.report.comparisons import OVER_CE, RELATION
 from kdcache.report.findings import find
 from kdcache.report.roles import find_roles
 from kdcache.stats.estimates import Estimate, effect, holm, level, mean_estimate
@@ -153,20 +154,54 @@ def test_planning_says_how_many_seeds(lifted):
     plan = find(lifted, RECIPES, "prefix").plan
     assert plan.seeds == 3
     text = said(find(lifted, RECIPES, "prefix"))["Planning"]
-    assert f"is known to ± {plan.half:.1f} with 3 seeds. " in text
+    assert f"is known to ± {plan.half:.2g} points with 3 seeds. " in text
     assert f"{plan.to_know or 'No number of'} seeds" in text
 
 
-def test_planned_comparisons_join_the_family(lifted):
+def test_a_plan_has_its_primary_comparison_and_its_own_family(lifted):
     standing = find(lifted, RECIPES, "prefix").comparisons
-    planned = [("kl", "head"), ("kl", "ce")]  # the second is a standing question already
-    found = find(lifted, RECIPES, "prefix", planned).comparisons
-    assert [(c.arm, c.over) for c in found] == [*((c.arm, c.over) for c in standing), ("kl", "head")]
+    assert [c.place for c in standing] == ["primary", "secondary", "secondary", "secondary"]
+    planned = [("kl", "ce"), ("kl", "head"), ("full", "kl")]
+    findings = find(lifted, RECIPES, "prefix", planned)
+    found = {(c.arm, c.over): c for c in findings.comparisons}
+    assert list(found)[:3] == planned
+    assert set(found) == {*planned, *((c.arm, c.over) for c in standing)}
+    places = {pair: c.place for pair, c in found.items()}
+    assert [places[pair] for pair in planned] == ["primary", "secondary", "secondary"]
+    assert {places[pair] for pair in found if pair not in planned} == {"unplanned"}
     runs = [read_runs(record.predictions, "accuracy", record.rows) for record in lifted]
-    assert found[-1].mean == mean_estimate([effect(r, "kl", over="head") for r in runs])
-    family = {f"{c.arm} {c.over}": c.mean.p for c in found if c.question != RELATION}
-    assert {f"{c.arm} {c.over}": c.holm for c in found if c.question != RELATION} == holm(family)
-    assert "`kl` over `head`" in said(find(lifted, RECIPES, "prefix", planned))["kl over head"]
+    of_head = mean_estimate([effect(r, "kl", over="head") for r in runs])
+    of_full = mean_estimate([effect(r, "full", over="kl") for r in runs])
+    assert found["kl", "head"].mean == of_head
+    adjusted = holm({"a": of_head.p, "b": of_full.p})
+    assert (found["kl", "head"].holm, found["full", "kl"].holm) == (adjusted["a"], adjusted["b"])
+    text = said(findings)
+    assert text["The inter-class loss over cross-entropy alone"].endswith("The primary comparison.")
+    assert text["kl over head"].endswith(f"After Holm, p = {adjusted['a']:.2g}.")
+    assert text[RELATION].endswith("Not planned, not corrected.")
+
+
+def test_a_distilled_head_is_no_control(lifted):
+    taught = {"head+kl": {"method": "head", "inter_class": KL_TERM}}
+    record = build_record(LIFTED | {"head+kl": 68}, seed=1)
+    metrics = dict(record.metrics) | {"arm_order": ["head+kl", *RECIPES]}
+    findings = find([dataclasses.replace(record, metrics=metrics)], taught | RECIPES, "prefix")
+    assert findings.not_working == {}
+
+
+def test_arms_without_a_student_are_not_known(lifted):
+    records, _ = without(lifted[:1], "full")
+    assert said(find(records, RECIPES, "prefix"))["Gap"] == (
+        "How much closes is not known: `full` and `head` share no student's seed."
+    )
+    records, _ = without(lifted[:1], "kl+gram")
+    text = said(find(records, RECIPES, "prefix"))["Gap"]
+    unknown = "What `kl+gram` closes is not known: it shares no seed with the others."
+    assert text.startswith(f"{unknown} Other arms above 0: `kl`")
+    records, _ = without(lifted[:1], "head")
+    assert said(find([*records, lifted[1]], RECIPES, "prefix"))["Teacher"].endswith(
+        "Not known, for want of a head to compare with: wic."
+    )
 
 
 def test_without_a_head_nothing_is_said_to_work(lifted):

@@ -202,6 +202,9 @@ def test_break_even_is_the_cost_of_caching_over_that_of_a_student():
     found = savings([record.metrics], RECIPES)  # 3 arms of 3 students, 160 examples per arm and seed
     assert (found[0].cached, found[0].live, found[0].students) == (300, 3 * 3 * 160, 9)
     assert found[0].break_even == pytest.approx(300 / 160)
+    record.metrics["arms"]["head"]["examples"] = 0  # as of every head alone: taught, it takes nothing either
+    taught = RECIPES | {"head": {"method": "head", "inter_class": {"name": "kl"}}}
+    assert savings([record.metrics], taught) == found
     timings = [{"stage": "cache_teacher", "task": "wic", "seconds": 10.0}]
     (row,) = live_table(found, timings).rows  # 30 examples/s, so 160 examples take 5.3 s
     assert row == ["wic", "30", "10.0", "5.3", "+38.0", "1.9"]

@@ -93,7 +93,8 @@ def test_table_shows_each_arm_with_interval_and_cost():
 def test_an_arm_at_or_below_head_is_marked_as_not_working():
     metrics = task_metrics()
     metrics["arms"] = summarise_arms([*RESULTS[:2], result("kl", 0, 0.61)])
-    assert "**Not working on wic** (at or below `head`): kl." in results_markdown([metrics])
+    assert "**Not working on wic** (at or below `head`): kl." in results_markdown([metrics], "head")
+    assert "Not working" not in results_markdown([metrics])
 
 
 def test_a_diverged_student_is_named_with_the_last_loss_it_had():

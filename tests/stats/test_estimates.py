@@ -6,10 +6,11 @@ from scipy import stats
 from simulated import World
 from statsmodels.stats.multitest import multipletests
 
+from kdcache.errors import DataError
 from kdcache.stats.bootstrap import crossed_bootstrap
 from kdcache.stats.contrasts import Table, contrast, covariance
 from kdcache.stats.estimates import Estimate, effect, estimate, holm, level, mean_estimate
-from kdcache.stats.runs import tally_runs
+from kdcache.stats.runs import Runs, tally_runs
 
 
 def test_accuracy_is_a_mean_of_rows_and_its_pseudo_values_are_the_rows():
@@ -104,6 +105,16 @@ def test_single_teacher_meets_every_seed():
     teacher = runs.tallies["teacher"][0][:, 0]
     students = np.stack([sums[:, 0] for sums in runs.tallies["kl"].values()])
     np.testing.assert_allclose(table.pseudo, 100 * (students - teacher), atol=1e-9)
+
+
+def test_a_student_with_one_seed_left_is_paired_with_that_seed_alone():
+    runs = World({"kl": 0.0, "ce": 0.3}, seeds=3).runs(np.random.default_rng(0))
+    left = Runs(runs.metric, runs.tallies | {"kl": {2: runs.tallies["kl"][2]}})
+    assert effect(left, "kl", "ce").seeds == 1
+    assert left.paired(["kl", "ce"])["ce"][0] is runs.tallies["ce"][2]
+    apart = Runs(runs.metric, {"kl": {2: runs.tallies["kl"][2]}, "ce": {0: runs.tallies["ce"][0]}})
+    with pytest.raises(DataError, match="must share seeds, got none in common"):
+        effect(apart, "kl", "ce")
 
 
 def test_covariance_of_contrasts_is_semidefinite_and_has_the_estimates_on_its_diagonal():
