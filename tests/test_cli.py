@@ -294,6 +294,7 @@ def test_cross_fitted_rows_come_from_a_teacher_that_never_saw_them(project):
 def test_params_yaml_of_the_project_is_valid_for_every_stage():
     from kdcache.stages.cache_teacher import CacheTeacherParams
     from kdcache.stages.prepare import PrepareParams
+    from kdcache.stages.report import ReportParams
     from kdcache.stages.student_backbone import StudentBackboneParams
     from kdcache.stages.workspace import Project
     from kdcache.students.arms import DistillParams
@@ -306,6 +307,7 @@ def test_params_yaml_of_the_project_is_valid_for_every_stage():
         "cache_teacher": CacheTeacherParams,
         "student_backbone": StudentBackboneParams,
         "distill": DistillParams,
+        "report": ReportParams,
     }
     for path in (root / "params.yaml", *sorted((root / "studies").glob("*/params.yaml"))):
         project = Project.load(params_file=str(path))

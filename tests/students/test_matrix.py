@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification
 
 from kdcache.batching import encode
 from kdcache.errors import ModelError
-from kdcache.models import load_tokenizer
+from kdcache.models import load_tokenizer, setup
 from kdcache.students import backbone as backbone_module
 from kdcache.students.backbone import Backbone, RowPrompts
 from kdcache.students.export import LOADERS, load_folder, save_student
@@ -276,6 +276,7 @@ def test_lora_adapts_the_encoder_and_trains_the_head(tiny, architecture):
 
 def save_some(backbone: Path, folder: Path) -> None:
     """Untrained students of the methods whose PEFT configs hold sets, into folders of their names."""
+    setup(threads=1)  # another count gives other bits, and tests before this one have set theirs
     encoded = encode(load_tokenizer(backbone), FIRST, SECOND, max_length=32)
     for method in ("prefix", "lora"):
         recipe = Recipe(method, 3, TOKENS, 32, seed=0)
