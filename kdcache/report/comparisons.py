@@ -90,7 +90,8 @@ def compare(
     primary = planned[0] if planned else (roles.relation, roles.kl)
     family = [key for key in found if key != primary and (not planned or key in planned)]
     adjusted = holm({" over ".join(key): found[key].mean.p for key in family})
-    places: dict[Any, Place] = dict.fromkeys(family, "secondary") | {primary: "primary"}
+    places: dict[Any, Place] = {key: "secondary" for key in family}
+    places[primary] = "primary"
     return [
         replace(c, place=places.get(key, "unplanned"), holm=adjusted.get(" over ".join(key)))
         for key, c in found.items()
