@@ -16,7 +16,7 @@ from kdcache.cli import app
 
 COMMANDS = [
     "prepare", "teach", "cache", "shrink", "distill", "predict", "run", "select", "report",
-    "inspect", "verify", "diff", "import", "export", "clean",
+    "compare", "inspect", "verify", "diff", "import", "export", "clean",
 ]  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def test_help_imports_neither_torch_nor_transformers():
 def test_each_command_explains_itself(command):
     code, out, _ = run(command, "--help")
     assert code == 0
-    assert ("--set" in out) == (command != "diff")
+    assert ("--set" in out) == (command not in ("diff", "compare"))
     assert ("--task" in out) == (command not in ("shrink", "diff", "clean"))
 
 

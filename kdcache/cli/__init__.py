@@ -3,6 +3,7 @@
 import typer
 
 from kdcache.cli.caches import clean, diff, export, import_, verify
+from kdcache.cli.compare import compare
 from kdcache.cli.inspect import inspect
 from kdcache.cli.losses import losses
 from kdcache.cli.pipeline import cache, distill, prepare, report, run, teach
@@ -23,7 +24,7 @@ app = typer.Typer(
 )
 for command in (
     prepare, teach, cache, shrink, select, distill, predict, report, run,
-    inspect, verify, diff, import_, export, clean, losses,
+    compare, inspect, verify, diff, import_, export, clean, losses,
 ):  # fmt: skip
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(tasks, name="tasks")
