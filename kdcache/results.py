@@ -27,9 +27,9 @@ def summarise_arms(results: Sequence[Result]) -> dict[str, Any]:
             "method": first["method"],
             "trained_parameters": first["prompt_parameters"] + first["head_parameters"],
             **{key: sum(s[key] for s in students) for key in ("head_steps", "steps", "examples")},
-            "validation": _scores_over_seeds({s["seed"]: s["validation"] for s in students}),
+            "validation": over_seeds({s["seed"]: s["validation"] for s in students}),
             "diagnostics": {
-                split: _scores_over_seeds({s["seed"]: s["diagnostics"][split] for s in students})
+                split: over_seeds({s["seed"]: s["diagnostics"][split] for s in students})
                 for split in first["diagnostics"]
             },
         }
@@ -42,13 +42,13 @@ def mean_curves(results: Sequence[Result]) -> pd.DataFrame:
     return pd.DataFrame(rows).groupby(["arm", "epoch"], sort=False).mean().reset_index()
 
 
-def _scores_over_seeds(by_seed: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
-    """metric → mean, sd, seeds; ``rows`` is no score."""
+def over_seeds(by_seed: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+    """Scores of one student or teacher per seed → metric → mean, sd, seeds; ``rows`` is no score."""
     names = [name for name in next(iter(by_seed.values())) if name != "rows"]
-    return {name: _over_seeds({seed: scores[name] for seed, scores in by_seed.items()}) for name in names}
+    return {name: _spread({seed: scores[name] for seed, scores in by_seed.items()}) for name in names}
 
 
-def _over_seeds(by_seed: Mapping[int, float]) -> dict[str, Any]:
+def _spread(by_seed: Mapping[int, float]) -> dict[str, Any]:
     values = list(by_seed.values())
     return {
         "mean": statistics.fmean(values),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from kdcache.cache.schema import ALL_ROWS_TEACHER, cache_schema
+from kdcache.cache.schema import ALL_ROWS_TEACHER, MEMBER, cache_schema
 from kdcache.errors import CacheMissing, ShapeError
 
 
@@ -22,6 +22,7 @@ class CacheRows:
         features: float array of shape (rows, dim), kept as float16; dim 0 where there are none.
         layers: further columns ``features_<layer>``, each like ``features``.
         logits_plain: like ``logits``, of the teacher on all rows, where ``logits`` come from folds.
+        members: like ``logits``, of each member of an ensemble, whose mean ``logits`` are.
     """
 
     example_id: list[str]
@@ -32,6 +33,7 @@ class CacheRows:
     features: np.ndarray
     layers: dict[str, np.ndarray] = field(default_factory=dict)
     logits_plain: np.ndarray | None = None
+    members: tuple[np.ndarray, ...] = ()
 
     def __len__(self) -> int:
         return len(self.example_id)
@@ -46,7 +48,8 @@ class CacheRows:
     def vectors(self) -> dict[str, np.ndarray]:
         """All columns of vectors, by name."""
         plain = {} if self.logits_plain is None else {"logits_plain": self.logits_plain}
-        return {"logits": self.logits, "features": self.features, **self.layers, **plain}
+        members = {f"{MEMBER}{m}": logits for m, logits in enumerate(self.members)}
+        return {"logits": self.logits, "features": self.features, **self.layers, **plain, **members}
 
     def plain(self) -> "CacheRows":
         """The same rows as the teacher on all rows has them, which saw the training rows: its logits alone.
@@ -63,7 +66,26 @@ class CacheRows:
             )
         return replace(
             self, fold=np.full_like(self.fold, ALL_ROWS_TEACHER), logits=self.logits_plain,
-            features=np.empty((len(self), 0), np.float16), layers={}, logits_plain=None,
+            features=np.empty((len(self), 0), np.float16), layers={}, logits_plain=None, members=(),
+        )  # fmt: skip
+
+    def member(self, m: int) -> "CacheRows":
+        """The same rows as one member of the ensemble has them: its logits alone.
+
+        Args:
+            m: which one, from 0.
+
+        Raises:
+            CacheMissing: the cache holds no such member.
+        """
+        if not 0 <= m < len(self.members):
+            raise CacheMissing(
+                f"cache rows: member must be one of the ensemble's {len(self.members)}, from 0, got {m}. "
+                "Set train_teacher.ensemble, then build teacher and cache anew."
+            )
+        return replace(
+            self, logits=self.members[m], features=np.empty((len(self), 0), np.float16), layers={},
+            logits_plain=None, members=(),
         )  # fmt: skip
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "CacheRows":
@@ -74,6 +96,7 @@ class CacheRows:
             self.label[indices], self.fold[indices], self.logits[indices], self.features[indices],
             {name: values[indices] for name, values in self.layers.items()},
             None if self.logits_plain is None else self.logits_plain[indices],
+            tuple(logits[indices] for logits in self.members),
         )  # fmt: skip
 
     @classmethod
@@ -112,11 +135,13 @@ class CacheRows:
     def from_table(cls, table: pa.Table) -> "CacheRows":
         """Read a table of the cache's schema."""
         vectors = {name: _to_numpy(table[name]) for name in table.column_names[4:]}
+        count = sum(name.startswith(MEMBER) for name in vectors)
+        members = tuple(vectors.pop(f"{MEMBER}{m}") for m in range(count))
         return cls(
             table["example_id"].to_pylist(), table["content_hash"].to_pylist(),
             table["label"].to_numpy(), table["fold"].to_numpy(), vectors.pop("logits"),
             vectors.pop("features", np.empty((len(table), 0), np.float16)),
-            logits_plain=vectors.pop("logits_plain", None), layers=vectors,
+            logits_plain=vectors.pop("logits_plain", None), layers=vectors, members=members,
         )  # fmt: skip
 
 

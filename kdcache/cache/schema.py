@@ -13,6 +13,7 @@ ALL_ROWS_TEACHER = -1
 MEAN_OF_FOLDS = -2
 
 ROW_GROUP_ROWS = 8192
+MEMBER = "logits_member_"  # then the member's number, from 0
 
 # How every file is written; docs/cache-format.md has the table that chose it.
 PARQUET: dict[str, Any] = {
@@ -32,7 +33,7 @@ def cache_schema(num_labels: int, dims: Mapping[str, int]) -> pa.Schema:
     Args:
         num_labels: length of each row's logits.
         dims: column → length of each row's vector: ``features`` and perhaps further
-            ``features_<layer>``, where the teacher shows them; ``logits_plain``.
+            ``features_<layer>``, where the teacher shows them; ``logits_plain``; ``logits_member_<m>``.
     """
     widths = {"logits": num_labels, **{name: dims[name] for name in sorted(dims)}}
     kinds = {name: f"{_KINDS[name.split('_')[0]]}[{width}]" for name, width in widths.items()}
@@ -63,7 +64,7 @@ def parse_columns(columns: list[list[str]]) -> pa.Schema:
     fields = []
     for name, kind in columns:
         vector = re.fullmatch(r"(float32|float16)\[([1-9]\d*)\]", kind)
-        base = re.fullmatch(r"(logits)(?:_plain)?|(features)(?:_\w+)?", name)
+        base = re.fullmatch(r"(logits)(?:_plain|_member_\d+)?|(features)(?:_\w+)?", name)
         if vector and base and vector[1] == _KINDS[base[1] or base[2]]:
             item = pa.field("item", pa.type_for_alias(vector[1]), nullable=False)
             fields.append(pa.field(name, pa.list_(item, int(vector[2])), nullable=False))
@@ -73,4 +74,7 @@ def parse_columns(columns: list[list[str]]) -> pa.Schema:
             raise ValueError(f"column {name} of type {kind}")
     if [field.name for field in fields[:5]] != [*_SCALARS, "logits"]:
         raise ValueError("columns missing")
+    members = {field.name: field.type for field in fields if field.name.startswith(MEMBER)}
+    if members != {f"{MEMBER}{m}": fields[4].type for m in range(len(members))}:
+        raise ValueError(f"columns {', '.join(members)}")
     return pa.schema(fields)

@@ -14,9 +14,11 @@ from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, Manifest, read_manifest
 from kdcache.cache.reader import open_file
 from kdcache.cache.rows import CacheRows
-from kdcache.cache.schema import MEAN_OF_FOLDS
+from kdcache.cache.schema import MEAN_OF_FOLDS, MEMBER
 from kdcache.digests import RowsDigest
 from kdcache.errors import CacheError
+
+ROUNDING = 1e-4  # of a mean of float32 logits
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ def verify_cache(path: Location | Path | str, data: Mapping[str, pa.Table] | Non
     """Check a cache from its bytes to its numbers.
 
     The manifest's own digest; of each file length, sha256, page checksums, schema and ids; that
-    every number is finite and every label and fold a possible one; the digest of the rows; how
-    many rows the logits get right. Beside the data: ids, texts and labels too.
+    every number is finite and every label and fold a possible one; that an ensemble's logits are the
+    mean of its members'; the digest of the rows; how many rows the logits get right. Beside the
+    data: ids, texts and labels too.
 
     Args:
         path: the cache.
@@ -86,6 +89,8 @@ def _check_rows(file: pq.ParquetFile, manifest: Manifest, split: str) -> Iterato
     digest, correct, labelled = RowsDigest(), 0, 0
     not_finite: list[str] = []
     impossible: list[str] = []
+    no_mean: list[str] = []
+    has_members = f"{MEMBER}0" in manifest.schema.names
     for group in range(file.num_row_groups):
         rows = CacheRows.from_table(file.read_row_group(group))
         digest.update(rows.example_id, rows.content_hash, rows.label)
@@ -96,6 +101,9 @@ def _check_rows(file: pq.ParquetFile, manifest: Manifest, split: str) -> Iterato
         possible &= (rows.fold >= MEAN_OF_FOLDS) & (rows.fold < max(1, manifest.num_folds))
         not_finite += [rows.example_id[i] for i in np.flatnonzero(~finite)]
         impossible += [rows.example_id[i] for i in np.flatnonzero(~possible)]
+        if has_members:
+            away = np.abs(np.mean(rows.members, axis=0) - rows.logits)
+            no_mean += [rows.example_id[i] for i in np.flatnonzero((away > ROUNDING).any(axis=1))]
         correct += rows.num_correct
         labelled += int((rows.label >= 0).sum())
 
@@ -109,6 +117,11 @@ def _check_rows(file: pq.ParquetFile, manifest: Manifest, split: str) -> Iterato
         "labels, folds", bool(impossible),
         f"label and fold must be possible ones, got others in {name_some(impossible)}",
     )  # fmt: skip
+    if has_members:
+        yield check(
+            "mean of the ensemble", bool(no_mean),
+            f"logits must be the mean of the members', got others in {name_some(no_mean)}",
+        )  # fmt: skip
     found, wanted = digest.hexdigest(), manifest.data.get(split)
     yield check(
         "digest of the rows", found != wanted, f"the digest of its rows must be {wanted}, got {found}"

@@ -9,11 +9,11 @@ import pandas as pd
 
 from kdcache.report.comparisons import Comparison, comparable, compare, effects
 from kdcache.report.matrices import Relations, relate
-from kdcache.report.roles import Recipe, Roles, find_roles, learns_from_teacher
+from kdcache.report.roles import Recipe, Roles, find_roles, learns_from_member, learns_from_teacher
 from kdcache.report.summary import not_working
 from kdcache.stats.estimates import Estimate, level, mean_estimate
 from kdcache.stats.plan import Components, components, half_width, seeds_needed, seeds_to_know
-from kdcache.stats.runs import CACHED, TEACHERS, Runs, read_runs
+from kdcache.stats.runs import CACHED, MEMBER, TEACHERS, Runs, read_runs
 from kdcache.stats.verdicts import Share, Verdict, gap_closed, non_inferiority
 
 LEAST_GAP = 1.0  # points that full tuning must gain over head: below, there is nothing to close
@@ -72,7 +72,8 @@ class Findings:
         recipes: arm → as the parameters have it.
         roles: which arm plays which part.
         arms: all arms with a student.
-        teacher: the name of the teacher on all rows among the predictions.
+        teacher: the name of the teacher on all rows among the predictions; where students have
+            teachers of their own, of these.
         levels: task → metric → arm or teacher → score.
         mean_levels: arm or teacher → mean over tasks of the first metric, where every task has it.
         gains: arm → task → effect over ``ce``.
@@ -147,8 +148,10 @@ def find(
         for record in records
     }  # fmt: skip
     runs = {record.name: by_metric[record.name][record.metrics["metric"]] for record in records}
+    own = any(learns_from_member(recipes.get(arm)) for arm in arms)
+    wanted = MEMBER if own else TEACHERS[0]
     # without folds the cached teacher is the teacher
-    teacher = TEACHERS[0] if all(TEACHERS[0] in of_task.tallies for of_task in runs.values()) else CACHED
+    teacher = wanted if all(wanted in of_task.tallies for of_task in runs.values()) else CACHED
     levels = {
         task: {
             metric: {arm: level(r, arm) for arm in (*arms, *TEACHERS) if arm in r.tallies}

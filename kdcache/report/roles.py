@@ -6,7 +6,8 @@ from typing import Any
 
 PROMPTLESS = ("head", "full", "lora")  # every other method learns a prompt
 FAMILIES = ("inter_class", "inter_instance", "feature")
-PLAIN = ("label_smoothing", "targets", "ce_weight", "init")  # an arm that sets one is a control or a lever
+PLAIN = ("label_smoothing", "ce_weight", "init")  # an arm that sets one is a control or a lever …
+LEVERS = ("plain", "shuffled_within_class")  # … and so is one with such targets
 
 # As params.yaml writes it.
 Recipe = Mapping[str, Any]
@@ -64,6 +65,7 @@ def find_roles(arms: Mapping[str, Recipe | None], method: str) -> Roles:
             if fits(recipe.get("method") or method)
             and {family for family in FAMILIES if recipe.get(family)} == taught_by
             and not any(key in recipe for key in PLAIN)
+            and recipe.get("targets") not in LEVERS
         ]  # fmt: skip
         return sorted(names, key=lambda name: len(recipes[name]))
 
@@ -88,6 +90,11 @@ def find_roles(arms: Mapping[str, Recipe | None], method: str) -> Roles:
         full=first(set(), lambda name: name == "full"),
         temperature=_temperature(recipes[relation]["inter_instance"]) if relation else 1.0,
     )
+
+
+def learns_from_member(recipe: Recipe | None) -> bool:
+    """Whether each of an arm's students has a teacher of its own."""
+    return (recipe or {}).get("targets") == "member"
 
 
 def learns_from_teacher(recipe: Recipe | None) -> bool:

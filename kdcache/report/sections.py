@@ -13,14 +13,13 @@ from kdcache.report.cost import FORMULA, saving_table, savings
 from kdcache.report.findings import Findings
 from kdcache.report.summary import Table, cost_table
 from kdcache.stats.estimates import Estimate
-from kdcache.stats.runs import TEACHERS
+from kdcache.stats.runs import MEMBER, TEACHERS
 
 FAR = (-150.0, 250.0)  # where intervals of shares are cut off
 
 ANSWER = (
     "Points of each task's first metric on validation; in brackets 95 % intervals, which hold for new "
-    "seeds of the students and new evaluation examples; training rows, teacher and backbone are taken as "
-    "they are."
+    "seeds of {drawn} and new evaluation examples; {taken} are taken as they are."
 )
 HEADLINE = (
     "Further right is better. A point is a mean over seeds, its line the 95 % interval. Prompts are of use "
@@ -76,7 +75,7 @@ def build_sections(
     styles = charts.arm_styles(findings.arms, findings.roles.head)
     styles |= dict.fromkeys(TEACHERS, Style(charts.INK, "D", "-"))
     sections = [
-        Section("answer", "The answer", ANSWER, sentences=answer(findings)),
+        Section("answer", "The answer", _scope(findings), sentences=answer(findings)),
         _headline(findings, styles),
         Section("scores", "Arms and tasks", SCORES, tables=[tables.level_table(findings)]),
         _gains(findings, styles),
@@ -103,6 +102,16 @@ def build_sections(
         ),
     ]  # fmt: skip
     return [s for s in sections if s.sentences or s.figures or s.tables or s.commands]
+
+
+def _scope(findings: Findings) -> str:
+    """What the intervals hold for."""
+    if findings.teacher == MEMBER:
+        return ANSWER.format(
+            drawn="the students, each with a teacher of its own where it learns from one alone,",
+            taken="training rows and backbone",
+        )
+    return ANSWER.format(drawn="the students", taken="training rows, teacher and backbone")
 
 
 def _headline(findings: Findings, styles: Mapping[str, Style]) -> Section:

@@ -64,9 +64,12 @@ def results_table(tasks: Sequence[Mapping[str, Any]]) -> Table:
     rows = [["majority class", *(f"{100 * task['majority'][m]:.1f}" for task, m in columns)]]
     for arm in _arm_names(tasks):
         cells = [task["arms"].get(arm, {}).get("validation", {}).get(metric) for task, metric in columns]
-        rows.append([arm, *(f"{100 * c['mean']:.1f} ± {100 * c['sd']:.1f}" if c else "—" for c in cells)])
+        rows.append([arm, *map(_over_seeds, cells)])
     for key, name in _teachers(tasks):
         rows.append([name, *(_teacher_cell(task, key, metric) for task, metric in columns)])
+    if any("members" in task["teacher"] for task in tasks):
+        found = [task["teacher"].get("members", {}).get(metric) for task, metric in columns]
+        rows.append(["one teacher of the ensemble", *(_over_seeds(cell) for cell in found)])
     return Table("Percent on validation, mean ± standard deviation over seeds", ["", *header], rows)
 
 
@@ -75,6 +78,10 @@ def _teachers(tasks: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     if any(task["teacher"]["folds"] for task in tasks):
         names.append(("cached", "teacher as cached (mean of folds)"))
     return names
+
+
+def _over_seeds(cell: Mapping[str, float] | None) -> str:
+    return f"{100 * cell['mean']:.1f} ± {100 * cell['sd']:.1f}" if cell else "—"
 
 
 def _teacher_cell(task: Mapping[str, Any], key: str, metric: str) -> str:
@@ -159,13 +166,27 @@ def _diagnostics(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["", "## Diagnostics, scored with the models above", "", *table.markdown()]
 
 
+def _teachers_of(teacher: Mapping[str, Any]) -> str:
+    """How many there are, and of what.
+
+    >>> _teachers_of({"folds": 2})
+    '3 teachers (all rows, 2 folds)'
+    >>> _teachers_of({"folds": 0, "members": {"accuracy": {"seeds": {"0": 0.9, "1": 0.8}}}})
+    '2 teachers (2 seeds)'
+    """
+    scores = next(iter(teacher.get("members", {}).values()), {"seeds": [0]})
+    seeds, folds = len(scores["seeds"]), teacher["folds"]
+    made_of = [f"all rows, {folds} folds"] if folds else []
+    made_of += [f"{seeds} seeds"] if seeds > 1 else []
+    return f"{seeds * (1 + folds)} teachers ({'; '.join(made_of)})" if made_of else "teacher"
+
+
 def cost_table(tasks: Sequence[Mapping[str, Any]]) -> Table:
     """What teachers and students cost, in counts, which no machine changes."""
     rows = []
     for task in tasks:
         spent = task["teacher"]["cost"]
-        teachers = 1 + task["teacher"]["folds"]
-        what = "teacher" if teachers == 1 else f"{teachers} teachers (all rows, {teachers - 1} folds)"
+        what = _teachers_of(task["teacher"])
         counts = [spent[key] for key in ("training_steps", "training_examples", "forward_examples")]
         rows.append([task["task"], what, "all", *map(str, counts)])
         for name in task["arm_order"]:

@@ -8,13 +8,17 @@ import yaml
 from kdcache.report.findings import Findings
 from kdcache.report.summary import Table
 from kdcache.stats.estimates import Estimate
-from kdcache.stats.runs import CACHED
+from kdcache.stats.runs import CACHED, MEMBER
 from kdcache.stats.verdicts import Share
 
 
 def teacher_name(findings: Findings, arm: str) -> str:
     """A teacher as tables call it; arms keep their names."""
-    return "teacher as cached" if arm == CACHED != findings.teacher else "teacher" if arm == CACHED else arm
+    names = {
+        MEMBER: "teacher, one of its seed" if findings.teacher == MEMBER else "teacher, one of the ensemble",
+        CACHED: "teacher" if findings.teacher == CACHED else "teacher as cached",
+    }
+    return names.get(arm, arm)
 
 
 def score(level: Estimate) -> str:

@@ -85,11 +85,13 @@ def _gather_predictions(grid: Grid, results: Sequence[Mapping[str, Any]], made: 
         tables.append(_marked(table, result["arm"], result["seed"]))
     rows = grid.splits["validation"]
     plain = rows.targets.logits_plain
-    teachers = {"teacher_cached": rows.targets.logits} | ({} if plain is None else {"teacher": plain})
-    for name, logits in teachers.items():
+    teachers = [("teacher_cached", 0, rows.targets.logits)]
+    teachers += [] if plain is None else [("teacher", 0, plain)]
+    teachers += [("teacher_member", m, logits) for m, logits in enumerate(rows.targets.members)]
+    for name, seed, logits in teachers:
         table = rows.table.select(["example_id", "label", "group"])
         table = table.append_column("logits", pa.array(list(logits), pa.list_(pa.float32())))
-        tables.append(_marked(table, name, 0))
+        tables.append(_marked(table, name, seed))
     pq.write_table(pa.concat_tables(tables), path, write_page_checksum=True)
 
 

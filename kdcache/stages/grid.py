@@ -19,11 +19,11 @@ from kdcache.errors import ModelError, ParamsError
 from kdcache.losses import check_terms
 from kdcache.metrics import compute_metrics, majority_metrics
 from kdcache.models import WEIGHTS, setup
-from kdcache.results import summarise_arms
+from kdcache.results import over_seeds, summarise_arms
 from kdcache.stages.lineup import Lineup
 from kdcache.stages.targets import load_splits
 from kdcache.stages.workspace import Project, require, require_task, require_tune, write_json
-from kdcache.students.arms import DistillParams
+from kdcache.students.arms import Arm, DistillParams
 from kdcache.students.backbone import Backbone
 from kdcache.students.export import save_student
 from kdcache.students.run import Run
@@ -83,6 +83,8 @@ class Grid:
             arm = self.params.arm(name)
             if arm.targets == "plain":
                 self.splits["train"].targets.plain()  # refuses where there are none
+            if arm.targets == "member":
+                self._check_members(name, arm, seeds)
             if arm.feature and not self.splits["train"].targets.features.shape[1]:
                 raise ParamsError(
                     f"distill.arms.{name}.feature: the cache must hold features, got logits alone. "
@@ -100,6 +102,20 @@ class Grid:
                     bar.set_postfix_str(", ".join(f"{arm}-{seed}" for arm, seed in some))
                     self._train_pass(shared, some, folders, bar)
         return [json.loads((folders[name] / RESULT).read_text(encoding="utf-8")) for name in names]
+
+    def _check_members(self, name: str, arm: Arm, seeds: Sequence[int]) -> None:
+        members = len(self.splits["train"].targets.members)
+        if arm.feature:
+            raise ParamsError(
+                f"distill.arms.{name}.targets: it must not be member with a loss on features, of which the "
+                "cache keeps the ensemble's mean alone, got member. Remove one of the two."
+            )
+        if max(seeds) >= members:
+            raise ParamsError(
+                f"distill.arms.{name}.targets: with member, seeds must be below the ensemble's {members} "
+                f"members, a teacher for each, got {max(seeds)}. Raise train_teacher.ensemble, or take "
+                "fewer seeds."
+            )
 
     def _train_pass(
         self, shared: Lineup, names: Sequence[tuple[str, int]], folders: Mapping[Any, Path], bar: Any
@@ -215,6 +231,10 @@ class Grid:
         validation = self.splits["validation"]
         names, columns = self.task.metrics, metric_columns(validation.table, self.task)
         finished = [result for result in results if "diverged" not in result]
+        members = {
+            m: compute_metrics(names, validation.labels, logits, columns)
+            for m, logits in enumerate(validation.targets.members)
+        }
         return {
             "task": self.task.name,
             "metric": self.task.metrics[0],
@@ -227,7 +247,8 @@ class Grid:
                 "cached": self.manifest.metrics.get("validation", {}),
                 "diagnostics": {split: self.manifest.all_rows_teacher[split] for split in self.diagnostics},
                 "cost": self.manifest.cost,
-            },
+            }
+            | ({"members": over_seeds(members)} if members else {}),
             "arm_order": list(dict.fromkeys(result["arm"] for result in finished)),
             "arms": summarise_arms(finished),
             "diverged": [result for result in results if "diverged" in result],

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from kdcache.batching import Padded
+from kdcache.cache.rows import CacheRows
 from kdcache.losses import Objective
 from kdcache.stages.targets import SplitWithTargets
 from kdcache.students.arms import Arm, DistillParams
@@ -55,10 +56,9 @@ class Lineup:
         self.padded = Padded.of(self.rows.encoded, backbone.device)
         self.states = cls_states(backbone, self.rows.encoded, self.padded)
 
-    @cached_property
-    def plain_logits(self) -> torch.Tensor:
-        """Of the teacher on all rows, for ``rows``."""
-        logits = [part.targets.plain().logits for part in self.parts]
+    def _logits(self, of: Callable[[CacheRows], CacheRows]) -> torch.Tensor:
+        """Other logits than the cached ones, for ``rows``."""
+        logits = [of(part.targets).logits for part in self.parts]
         return torch.from_numpy(np.concatenate(logits)).to(self.backbone.device)
 
     def passes(self, names: Sequence[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
@@ -91,7 +91,9 @@ class Lineup:
         if arm.targets == "shuffled_within_class":
             rows = rows.shuffled_within_class(seed)
         if arm.targets == "plain":
-            rows = replace(rows, teacher_logits=self.plain_logits[: len(rows)])
+            rows = replace(rows, teacher_logits=self._logits(CacheRows.plain)[: len(rows)])
+        if arm.targets == "member":
+            rows = replace(rows, teacher_logits=self._logits(lambda said: said.member(seed))[: len(rows)])
         assert arm.lr is not None
         assert arm.epochs is not None
         settings = Settings(

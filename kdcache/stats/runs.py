@@ -16,7 +16,8 @@ from kdcache.errors import DataError, nearest
 from kdcache.metrics import METRICS, Columns, group_rows
 
 CACHED = "teacher_cached"  # whose logits the students follow
-TEACHERS = ("teacher", CACHED)  # trained once: each meets every seed of the students
+MEMBER = "teacher_member"  # of an ensemble, the one with the student's seed
+TEACHERS = ("teacher", MEMBER, CACHED)  # one that was trained once meets every seed of the students
 
 
 @dataclass(frozen=True)

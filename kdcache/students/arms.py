@@ -29,8 +29,10 @@ class Arm:
         inter_instance: a loss on the relations between the instances of a batch.
         feature: a loss on pooled features.
         targets: ``cached``; ``plain``, where these are cross-fitted: the logits of the teacher on
-            all rows, which saw the training rows; or ``shuffled_within_class``, the control that
-            gives each row the cached targets of another row of its label.
+            all rows, which saw the training rows; ``member``, where these are an ensemble's: the
+            student of seed s learns from member s alone, so that what is said of the seeds holds
+            for new teachers too; or ``shuffled_within_class``, the control that gives each row the
+            cached targets of another row of its label.
         unlabelled: whether to learn from the split ``unlabelled`` too, where ``distill.unlabelled``
             says so and a teacher's term can.
     """
@@ -45,7 +47,7 @@ class Arm:
     inter_class: Term | None = None
     inter_instance: Term | None = None
     feature: Term | None = None
-    targets: Literal["cached", "plain", "shuffled_within_class"] = "cached"
+    targets: Literal["cached", "plain", "member", "shuffled_within_class"] = "cached"
     unlabelled: bool = True
 
     @property
@@ -76,6 +78,7 @@ class Arm:
         notes = {
             "cached": "",
             "plain": ", plain targets",
+            "member": ", the teacher of its own seed",
             "shuffled_within_class": ", targets shuffled within the class",
         }
         alone = "" if self.unlabelled else ", labelled rows alone"

@@ -16,10 +16,10 @@ from kdcache.cache.diff import diff_caches
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import load_cache
 from kdcache.cache.rows import CacheRows
-from kdcache.cache.schema import PARQUET
+from kdcache.cache.schema import PARQUET, cache_schema, describe_columns, parse_columns
 from kdcache.cache.verify import verify_cache
 from kdcache.digests import RowsDigest, file_digest
-from kdcache.errors import CacheCorrupt, CacheError
+from kdcache.errors import CacheCorrupt, CacheError, CacheMissing
 
 
 def problems(path: Path, data=None) -> list[str]:
@@ -217,3 +217,43 @@ def test_diff_says_what_made_them_and_how_far_the_logits_moved(tmp_path: Path):
     same = diff_caches(tmp_path / "a" / "wic", tmp_path / "a" / "wic")
     assert same.fields == {}
     assert same.splits["train"].max_abs == 0
+
+
+def ensemble(count: int = 10, members: int = 3) -> CacheRows:
+    """Rows whose logits are a mean, as those of an ensemble are."""
+    said = np.random.default_rng(1).normal(size=(members, count, 2)).astype(np.float32)
+    return replace(rows(count), logits=said.mean(axis=0), members=tuple(said))
+
+
+def test_an_ensembles_logits_are_the_mean_of_its_members(tmp_path: Path):
+    whole = ensemble(members=11)  # of two digits: numbers, not names, order the members
+    write(tmp_path / "wic", tmp_path, whole)
+    assert "train.parquet: mean of the ensemble" in [c.what for c in verify_cache(tmp_path / "wic")]
+    assert not problems(tmp_path / "wic")
+    found = load_cache(tmp_path / "wic", "train").rows
+    assert all((ours == theirs).all() for ours, theirs in zip(found.members, whole.members, strict=True))
+    assert (found.take([3, 1]).member(10).logits == whole.members[10][[3, 1]]).all()
+
+    moved = whole.members[2].copy()
+    moved[4, 1] += 0.01
+    write(tmp_path / "off", tmp_path, replace(whole, members=(*whole.members[:2], moved, *whole.members[3:])))
+    assert problems(tmp_path / "off") == [
+        "train.parquet: logits must be the mean of the members', got others in train-4. "
+        "Run: kdcache cache --task wic"
+    ]
+
+
+def test_a_member_that_is_not_there_is_named():
+    with pytest.raises(CacheMissing) as error:
+        ensemble().member(3)
+    assert str(error.value) == (
+        "cache rows: member must be one of the ensemble's 3, from 0, got 3. "
+        "Set train_teacher.ensemble, then build teacher and cache anew."
+    )
+
+
+@pytest.mark.parametrize("names", [["logits_member_1"], ["logits_member_0", "logits_member_2"]])
+def test_members_with_a_hole_are_no_schema(names: list[str]):
+    columns = [*describe_columns(cache_schema(2, {})), *([name, "float32[2]"] for name in names)]
+    with pytest.raises(ValueError, match="columns logits_member_"):
+        parse_columns(columns)

@@ -37,7 +37,8 @@ def build_record(
     """A task with two classes whose arms are this good.
 
     Args:
-        truth: arm → accuracy in percent; ``teacher`` among them.
+        truth: arm → accuracy in percent; ``teacher`` among them, and perhaps ``teacher_member``, one
+            per seed.
         task: its name.
         seeds: of each student.
         rows: to validate on.
@@ -60,7 +61,7 @@ def build_record(
             frames.append(frame.assign(logits=list(logits), arm=arm, seed=k))
             agreed[arm, k] = logits.argmax(1)
     for arm in truth:
-        if arm not in single:
+        if not arm.startswith("teacher"):
             scores = [float((agreed[arm, k] == labels).mean()) for k in range(seeds)]
             faithful = [float((agreed[arm, k] == agreed["teacher_cached", 0]).mean()) for k in range(seeds)]
             results += [_result(arm, k, scores[k], faithful[k]) for k in range(seeds)]

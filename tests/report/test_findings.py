@@ -9,6 +9,8 @@ from kdcache.report.answer import answer, verdict
 from kdcache.report.comparisons import OVER_CE, RELATION
 from kdcache.report.findings import find
 from kdcache.report.roles import find_roles
+from kdcache.report.sections import build_sections
+from kdcache.report.tables import level_table
 from kdcache.stats.estimates import Estimate, effect, holm, level, mean_estimate
 from kdcache.stats.runs import read_runs
 from kdcache.stats.verdicts import gap_closed
@@ -227,3 +229,37 @@ def test_a_task_without_a_gap_is_left_out_of_shares(lifted):
     over_ce = next(c for c in findings.comparisons if c.question == OVER_CE)
     assert list(over_ce.by_task) == ["wic", "cb", "rte"]
     assert over_ce.with_gap == mean_estimate([over_ce.by_task["wic"], over_ce.by_task["cb"]])
+
+
+def test_students_with_teachers_of_their_own_are_compared_with_these():
+    own = {**RECIPES["kl"], "targets": "member"}
+    recipes = {
+        "head": RECIPES["head"], "ce": {}, "ensemble": RECIPES["kl"], "kl": own,
+        "kl+gram": {**own, "inter_instance": {"name": "gram"}},
+    }  # fmt: skip
+    truth = {
+        "head": 60,
+        "ce": 66,
+        "ensemble": 74,
+        "kl": 76,
+        "kl+gram": 76,
+        "teacher": 85,
+        "teacher_member": 76,
+    }
+    record = build_record(truth, rows=3000)
+    findings = find([record], recipes, "prefix")
+    assert (findings.roles.kl, findings.roles.relation) == ("kl", "kl+gram")  # member targets are no lever
+    assert findings.teacher == "teacher_member"
+    runs = read_runs(record.predictions, "accuracy", record.rows)
+    verdict = findings.verdicts["wic"]["kl"]
+    assert verdict.difference == effect(runs, "kl", "teacher_member")
+    assert verdict.difference.seeds == 3
+    assert "teacher, one of its seed" in [row[0] for row in level_table(findings).rows]
+    scope = build_sections(findings, [], {})[0].reading
+    assert (
+        "new seeds of the students, each with a teacher of its own where it learns from one alone," in scope
+    )
+    # Without such an arm the teacher on all rows is the one to reach, and the intervals take it as it is.
+    others = find([record], {arm: r for arm, r in recipes.items() if not r.get("targets")}, "prefix")
+    assert others.teacher == "teacher"
+    assert "teacher and backbone are taken as they are" in build_sections(others, [], {})[0].reading

@@ -11,7 +11,7 @@ import pytest
 from kdcache.figures import _shares_by_arm, draw_results, draw_shares
 from kdcache.metrics import SUPERGLUE_METRICS, accuracy_interval, compute_metrics, majority_metrics
 from kdcache.report.summary import results_markdown
-from kdcache.results import mean_curves, summarise_arms
+from kdcache.results import mean_curves, over_seeds, summarise_arms
 
 
 def result(arm: str, seed: int, accuracy: float) -> dict[str, Any]:
@@ -161,3 +161,12 @@ def test_interval_holds_the_truth_about_95_times_in_100():
     draws = np.random.default_rng(0).binomial(200, 0.7, size=2000)
     held = [low <= 0.7 <= high for low, high in (accuracy_interval(k / 200, 200) for k in draws)]
     assert 0.93 < np.mean(held) < 0.97
+
+
+def test_an_ensembles_members_have_a_row_and_are_counted():
+    metrics = task_metrics()
+    metrics["teacher"] |= {"folds": 0, "members": over_seeds({0: {"accuracy": 0.7}, 1: {"accuracy": 0.8}})}
+    text = results_markdown([metrics])
+    assert "| one teacher of the ensemble | 75.0 ± 7.1 |" in text
+    assert "| wic | 2 teachers (2 seeds) | all | 3 | 90 | 300 |" in text
+    assert "one teacher of the ensemble" not in results_markdown([task_metrics()])

@@ -165,11 +165,22 @@ def test_ensemble_speaks_as_the_mean_of_teachers_trained_alone(project):
         else:
             wanted = (means[1] + means[2]) / 2
         assert np.abs(rows.logits - wanted).max() < 1e-5
+        assert len(rows.members) == 2
+        for m in (0, 1):
+            own = [logits_of(parts[m], split) for parts in members]
+            crossed = np.where((rows.fold == 0)[:, None], own[1], own[2])
+            wanted = crossed if split == "train" else (own[1] + own[2]) / 2
+            assert np.abs(rows.member(m).logits - wanted).max() < 1e-5
+        assert np.abs(rows.members[0] - rows.members[1]).max() > 1e-3
+    assert load_cache(CACHE, "train").rows.plain().members == ()
     run("verify", "--task", "cb", "--teacher-rows", "24")
     assert digests[2][1] in run("inspect", "--task", "cb").replace("\n", "")
     manifest = load_cache(CACHE, "train").manifest
     assert manifest.num_folds == 2
     assert manifest.cost["forward_examples"] == 2 * (24 * 2 + 8 * 3 + 32 * 3)
+
+    columns = [name for name, _ in manifest.columns][4:]
+    assert columns == ["logits", "features", "logits_member_0", "logits_member_1", "logits_plain"]
 
     # Each member is the teacher of its own seed, trained alone on the same folds.
     alone = json.loads((TEACHER / "cost.json").read_text())
