@@ -4,15 +4,18 @@ Numbers only; ``reading`` says what they mean. A split is *held out* where no te
 rows that it speaks of: every split but train, and train where its logits are cross-fitted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.special import log_softmax
 
+from kdcache.agreement import Agreement, Seeds, compare_folds, compare_seeds
 from kdcache.cache.location import Location
-from kdcache.cache.manifest import EXTERNAL, Manifest, read_manifest
+from kdcache.cache.manifest import EXTERNAL, read_manifest
 from kdcache.cache.reader import load_cache
+from kdcache.cache.rows import CacheRows
 from kdcache.calibration import Bin, Temperature, chance_ece, ece, fit_temperature, reliability
 from kdcache.errors import ShapeError
 from kdcache.metrics import accuracy_interval
@@ -94,26 +97,6 @@ class SplitAnalysis:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """The teacher on all rows beside the fold teachers, on one split.
-
-    A cache keeps one set of logits per row, so that row by row their agreement cannot be known.
-    Their accuracies bound it: ``low`` are right together at least, 1 − ``high`` differ at least.
-
-    Args:
-        all_rows, crossed: accuracies.
-        low, high: bounds of the share of rows with equal predictions.
-        rows: labelled rows.
-    """
-
-    all_rows: float
-    crossed: float
-    low: float
-    high: float
-    rows: int
-
-
-@dataclass(frozen=True)
 class CacheAnalysis:
     """A whole cache.
 
@@ -124,6 +107,7 @@ class CacheAnalysis:
         temperatures: split → temperature, of tune and of cross-fitted train: validation chooses nothing.
         folds: fold → accuracy of its teacher on its held-out part of train.
         agreement: split → teacher on all rows against fold teachers; empty without folds.
+        seeds: split → members of the ensemble; empty where there is one teacher.
     """
 
     labels: tuple[str, ...]
@@ -132,6 +116,7 @@ class CacheAnalysis:
     temperatures: dict[str, Temperature]
     folds: dict[int, Share]
     agreement: dict[str, Agreement]
+    seeds: dict[str, Seeds]
 
 
 def analyse_cache(path: Location | Path | str) -> CacheAnalysis:
@@ -149,8 +134,14 @@ def analyse_cache(path: Location | Path | str) -> CacheAnalysis:
     splits: dict[str, SplitAnalysis] = {}
     temperatures: dict[str, Temperature] = {}
     folds: dict[int, Share] = {}
+    agreement: dict[str, Agreement] = {}
+    seeds: dict[str, Seeds] = {}
     for split in manifest.splits:
-        ids, labels, fold, logits = _read_columns(location, split)
+        ids, (labels, fold, logits, plain, members) = _read_columns(location, split)
+        if plain.shape[1]:
+            agreement[split] = compare_folds(labels, logits.argmax(axis=1), plain[:, 0])
+        if members.shape[1]:
+            seeds[split] = compare_seeds(labels, logits.argmax(axis=1), members)
         held_out = split != "train" or bool((fold >= 0).all()) or (None if external else False)
         splits[split] = analyse_split(ids, labels, logits, held_out)
         if held_out and split in ("train", "tune") and (found := fit_temperature(labels, logits)):
@@ -161,7 +152,7 @@ def analyse_cache(path: Location | Path | str) -> CacheAnalysis:
     return CacheAnalysis(
         tuple(manifest.identity["labels"]), external, splits,
         dict(sorted(temperatures.items(), reverse=True)),  # tune before train
-        folds, _agreement(manifest),
+        folds, agreement, seeds,
     )  # fmt: skip
 
 
@@ -260,27 +251,26 @@ def _analyse_labels(
     )
 
 
-def _agreement(manifest: Manifest) -> dict[str, Agreement]:
-    found = {}
-    for split, ours in manifest.metrics.items():
-        whole = manifest.all_rows_teacher.get(split, {})
-        if manifest.num_folds and "accuracy" in ours and "accuracy" in whole:
-            a, b = whole["accuracy"], ours["accuracy"]
-            found[split] = Agreement(a, b, max(0.0, a + b - 1), 1 - abs(a - b), int(ours["rows"]))
-    return found
-
-
 def _share(right: np.ndarray) -> Share:
     value = float(right.mean())
     return Share(value, *accuracy_interval(value, len(right)), len(right))
 
 
-def _read_columns(location: Location, split: str) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, labels, folds and logits of a split; its features are never all in memory."""
+def _read_columns(location: Location, split: str) -> tuple[list[str], list[np.ndarray]]:
+    """Ids, labels, folds, logits; classes that the teacher on all rows and the ensemble's members predict.
+
+    The last two have no column where there is no such teacher. Features are never all in memory.
+    """
     ids: list[str] = []
     columns = []
     for rows in load_cache(location, split).stream():
         ids += rows.example_id
-        columns.append((rows.label, rows.fold, rows.logits))
-    label, fold, logits = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    return ids, label, fold, logits
+        plain = [] if rows.logits_plain is None else [rows.logits_plain]
+        predicted = _classes(rows, plain), _classes(rows, rows.members)
+        columns.append((rows.label, rows.fold, rows.logits, *predicted))
+    return ids, [np.concatenate(parts) for parts in zip(*columns, strict=True)]
+
+
+def _classes(rows: CacheRows, logits: Sequence[np.ndarray]) -> np.ndarray:
+    """Predicted classes, of shape (rows, teachers)."""
+    return np.array([said.argmax(axis=1) for said in logits], np.int64).reshape(len(logits), len(rows)).T

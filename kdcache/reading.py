@@ -122,7 +122,7 @@ def _lost_classes(analysis: CacheAnalysis) -> str | None:
 def _fold_cost(analysis: CacheAnalysis) -> str | None:
     """Folds that leave their teachers too few rows."""
     found = analysis.agreement.get("tune")
-    if found is None:
+    if found is None or found.all_rows is None or found.crossed is None:
         return None
     a, b = found.all_rows, found.crossed
     error = math.sqrt((a * (1 - a) + b * (1 - b)) / found.rows)

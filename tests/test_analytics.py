@@ -33,21 +33,25 @@ def analyse(
 ) -> CacheAnalysis:
     """Write a cache and analyse it; with folds, row i of train is of fold i mod k.
 
-    ``all_rows``: split → accuracy of the teacher on all rows.
+    ``all_rows``: split → accuracy of the teacher on all rows; it is wrong on the last rows.
     """
     rows, metrics = {}, {}
     for split, (labels, logits) in splits.items():
         crossed = np.arange(len(labels)) % num_folds if split == "train" and num_folds else None
         fold: Any = crossed if crossed is not None else -2 if num_folds else -1
         rows[split] = rows_of(split, labels, logits, fold)
+        if num_folds:
+            share = (all_rows or {}).get(split)
+            wrong = np.arange(len(labels)) >= round((share or 0) * len(labels))
+            said = np.where(wrong, (labels + 1) % logits.shape[1], labels)
+            plain = logits if share is None else np.eye(logits.shape[1])[said]
+            rows[split] = replace(rows[split], logits_plain=plain.astype(np.float32))
         metrics[split] = compute_metrics(["accuracy"], labels, logits)
     metrics = {split: scores for split, scores in metrics.items() if scores}
     names = [f"class{k}" for k in range(next(iter(splits.values()))[1].shape[1])]
     identity = {"task": "t", "kind": kind, "labels": names, "folds_sha256": ["x"] * num_folds}
-    whole = {split: scores | {"accuracy": (all_rows or {}).get(split, scores["accuracy"])}
-             for split, scores in metrics.items()}  # fmt: skip
     cache = tmp_path / "cache"
-    write_cache(cache, tmp_path / "s" / "x", rows, identity=identity, metrics=metrics, all_rows_teacher=whole)
+    write_cache(cache, tmp_path / "s" / "x", rows, identity=identity, metrics=metrics)
     return analyse_cache(cache)
 
 
@@ -153,15 +157,32 @@ def test_order_of_rows_changes_no_number():
     assert {m.example_id for m in a.labels.mistakes} == {m.example_id for m in b.labels.mistakes}
 
 
-def test_bounds_of_the_agreement_hold_and_are_reached(tmp_path):
+def test_teachers_that_differ_are_counted_row_by_row(tmp_path):
     labels = np.zeros(100, int)
-    logits = np.where(np.arange(100)[:, None] < 70, [[1.0, 0]], [[0, 1.0]])  # 70 % right
+    logits = np.where(np.arange(100)[:, None] < 70, [[1.0, 0]], [[0, 1.0]])  # right on the first 70
     found = analyse(tmp_path, 2, {"train": 0.9}, train=(labels, logits)).agreement["train"]
-    assert (found.all_rows, found.crossed, found.rows) == (0.9, 0.7, 100)
-    whole = [np.roll(np.arange(100) < 90, shift) for shift in range(100)]  # right on 90 %, anywhere
-    agreed = [float((right == (np.arange(100) < 70)).mean()) for right in whole]
-    assert (min(agreed), max(agreed)) == pytest.approx((found.low, found.high))
+    assert (found.all_rows, found.crossed, found.same, found.rows) == (0.9, 0.7, 0.8, 100)
     assert analyse(tmp_path / "plain", train=(labels, logits)).agreement == {}
+
+
+def test_members_of_an_ensemble_are_compared_two_by_two(tmp_path):
+    labels, logits = classes(300, 3, 3.0)
+    members = tuple(
+        (logits + np.random.default_rng(m).normal(size=logits.shape)).astype(np.float32) for m in range(3)
+    )
+    rows = rows_of("train", labels, np.mean(members, axis=0))
+    identity = {"task": "t", "labels": ["a", "b", "c"], "folds_sha256": []}
+    splits = {"train": replace(rows, members=members)}
+    write_cache(tmp_path / "c", tmp_path / "s" / "x", splits, identity=identity)
+    found = analyse_cache(tmp_path / "c").seeds["train"]
+    said = [one.argmax(1) for one in members]
+    assert found.members == pytest.approx([(one == labels).mean() for one in said])
+    assert found.mean == pytest.approx((rows.logits.argmax(1) == labels).mean())
+    pairs = [(said[a] == said[b]).mean() for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert found.same == pytest.approx(np.mean(pairs))
+    assert found.unanimous == pytest.approx(((said[0] == said[1]) & (said[0] == said[2])).mean())
+    assert found.unanimous < found.same < 1
+    assert analyse(tmp_path / "one", train=(labels, logits)).seeds == {}
 
 
 def test_folds_are_told_apart(tmp_path):

@@ -125,14 +125,15 @@ def _show_analysis(analysis: "CacheAnalysis") -> None:
         each = ", ".join(f"{fold}: {_percent(share)}" for fold, share in analysis.folds.items())
         lines.append(f"fold teachers, each on its held-out rows, %: {each}")
     if analysis.agreement:
-        bounds = (
-            f"{100 * both.low:.0f} … {100 * both.high:.0f} % of {split}"
-            for split, both in analysis.agreement.items()
-        )
-        lines.append(
-            "the teacher on all rows and the fold teachers agree, as their accuracies bound it, on "
-            f"{', '.join(bounds)}; on which rows the cache does not know"
-        )
+        shares = (f"{100 * both.same:.1f} % of {split}" for split, both in analysis.agreement.items())
+        lines.append(f"the teacher on all rows and the fold teachers predict the same on {', '.join(shares)}")
+    for split, seeds in analysis.seeds.items():
+        line = f"{split}: teachers of other seeds predict the same on {100 * seeds.same:.1f} %, two by two, "
+        line += f"all of them on {100 * seeds.unanimous:.1f} %"
+        if seeds.mean is not None:
+            each = ", ".join(f"{100 * value:.1f}" for value in seeds.members)
+            line += f"; right are {each} %, their mean {100 * seeds.mean:.1f} %"
+        lines.append(line)
     for line in lines:
         console.print(f"  {line}", markup=False, soft_wrap=True)
 
