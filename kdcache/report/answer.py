@@ -9,6 +9,8 @@ from kdcache.report.roles import PROMPTLESS, Roles
 from kdcache.stats.estimates import Estimate
 from kdcache.stats.verdicts import Share
 
+RISK = 0.05
+
 
 @dataclass(frozen=True)
 class Sentence:
@@ -25,7 +27,7 @@ class Sentence:
 
 def answer(findings: Findings) -> list[Sentence]:
     """Say what was found, what was not, and what could not be asked."""
-    effects = {c.question: Sentence(c.question, _effect(c)) for c in findings.comparisons}
+    effects = {c.question: Sentence(c.question, sentence(c)) for c in findings.comparisons}
     first = [effects.pop(OVER_CE)] if OVER_CE in effects else _unknown(findings.roles)
     second = [effects.pop(RELATION)] if RELATION in effects else _no_relation(findings.roles)
     return [
@@ -34,8 +36,12 @@ def answer(findings: Findings) -> list[Sentence]:
     ]  # fmt: skip
 
 
-def _effect(found: Comparison) -> str:
-    text = f"`{found.arm}` over `{found.over}`: {verdict(found.mean)}, {_over(list(found.by_task))}."
+def sentence(found: Comparison) -> str:
+    """What a comparison says, and how far it was planned."""
+    said = verdict(found.mean)
+    if found.holm is not None and found.mean.p < RISK <= found.holm:
+        said = f"{found.mean} points, alone distinguishable from 0, among the planned comparisons not"
+    text = f"`{found.arm}` over `{found.over}`: {said}, {_over(list(found.by_task))}."
     if found.with_gap:
         text += f" On the tasks with a gap to close: {verdict(found.with_gap)}."
     if found.place == "secondary":

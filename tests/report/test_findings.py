@@ -6,7 +6,8 @@ import pytest
 from records import LEVEL, LIFTED, RECIPES, build_record
 
 from kdcache.report.answer import answer, verdict
-from kdcache.report.comparisons import OVER_CE, RELATION
+from kdcache.report.answer import sentence as of_comparison
+from kdcache.report.comparisons import OVER_CE, RELATION, Comparison
 from kdcache.report.findings import find
 from kdcache.report.roles import find_roles
 from kdcache.report.sections import build_sections
@@ -181,6 +182,18 @@ def test_a_plan_has_its_primary_comparison_and_its_own_family(lifted):
     assert text["The inter-class loss over cross-entropy alone"].endswith("The primary comparison.")
     assert text["kl over head"].endswith(f"After Holm, p = {adjusted['a']:.2g}.")
     assert text[RELATION].endswith("Not planned, not corrected.")
+
+
+def test_what_holm_takes_back_is_not_called_better():
+    mean = Estimate(1.5, 0.05, 0.1, df_seeds=4, df_groups=2999, seeds=5, groups=3000)
+    assert mean.low > 0
+    pair = Comparison("kl over ce", "kl", "ce", {"subj": mean, "clinc150": mean}, mean, holm=0.071)
+    said = of_comparison(pair)
+    assert said == (
+        f"`kl` over `ce`: {mean} points, alone distinguishable from 0, among the planned comparisons not, "
+        "mean over 2 tasks. After Holm, p = 0.071."
+    )
+    assert "points, better, mean over 2 tasks." in of_comparison(dataclasses.replace(pair, holm=0.049))
 
 
 def test_a_distilled_head_is_no_control(lifted):
