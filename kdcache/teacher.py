@@ -51,7 +51,7 @@ class TrainTeacherParams:
         num_virtual_tokens: of ``prefix``, length of the prompt, in tokens.
         lora_rank, lora_alpha: of ``lora``, see ``adapters.add_lora``.
         ensemble: n ≥ 2 trains n teachers, of seeds seed … seed + n − 1, in place of each; the cache
-            holds the mean of their logits.
+            holds the mean of their logits, and those of each member.
 
     Raises:
         ParamsError: a key that the method lacks, or one of another method.

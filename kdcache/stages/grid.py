@@ -105,6 +105,11 @@ class Grid:
 
     def _check_members(self, name: str, arm: Arm, seeds: Sequence[int]) -> None:
         members = len(self.splits["train"].targets.members)
+        if not any(arm.terms.values()):
+            raise ParamsError(
+                f"distill.arms.{name}.targets: with member, the arm must have a teacher's term, got none. "
+                "Add inter_class, or remove targets."
+            )
         if arm.feature:
             raise ParamsError(
                 f"distill.arms.{name}.targets: it must not be member with a loss on features, of which the "
@@ -155,9 +160,10 @@ class Grid:
             tqdm.write(f"{self.task.name} {arm_name}, seed {seed}: {sentence}", file=sys.stderr)
         logits = self._logits(student, "validation")
         result = what | {
-            "validation": self._score(logits, "validation"),
+            "validation": self._score(logits, "validation", arm_name, seed),
             "diagnostics": {
-                split: self._score(self._logits(student, split), split) for split in self.diagnostics
+                split: self._score(self._logits(student, split), split, arm_name, seed)
+                for split in self.diagnostics
             },
             "history": history,
             "epoch": history[-1]["epoch"] if run.best.epoch is None else run.best.epoch,
@@ -189,21 +195,23 @@ class Grid:
     def _logits(self, student: Student, split: str) -> np.ndarray:
         return predict(student, self.splits[split].encoded)[0]
 
-    def _score(self, logits: np.ndarray, split: str) -> dict[str, float]:
-        """Task metrics, and the share of rows where student and teacher agree."""
+    def _score(self, logits: np.ndarray, split: str, arm_name: str, seed: int) -> dict[str, float]:
+        """Task metrics, and the share of rows where the student agrees with what taught it."""
         rows = self.splits[split]
-        agreement = float(np.mean(logits.argmax(1) == rows.targets.logits.argmax(1)))
+        taught = rows.taught(self.params.arm(arm_name), seed)
+        agreement = float(np.mean(logits.argmax(1) == taught.logits.argmax(1)))
         names, columns = self.task.metrics_of(split), metric_columns(rows.table, self.task)
         return compute_metrics(names, rows.labels, logits, columns) | {"agreement": agreement}
 
-    def score_on_tune(self, logits: np.ndarray) -> dict[str, float]:
+    def score_on_tune(self, logits: np.ndarray, arm_name: str, seed: int) -> dict[str, float]:
         """The same after an epoch, as ``tune_…``."""
-        scores = self._score(logits, "tune")
+        scores = self._score(logits, "tune", arm_name, seed)
         return {f"tune_{name}": score for name, score in scores.items() if name != "rows"}
 
     def _card(self, result: Mapping[str, Any]) -> dict[str, str]:
         scores = result["validation"]
         arm, seed = result["arm"], result["seed"]
+        member = f", member {seed}" if self.params.arms[arm].targets == "member" else ""
         return {
             "task": self.task.name,
             "labels": ", ".join(self.task.labels),
@@ -215,7 +223,7 @@ class Grid:
             f"validation ({scores.get('rows', 0)} rows)": ", ".join(
                 f"{k} {v:.4f}" for k, v in scores.items() if k != "rows"
             ),
-            "teacher": self.manifest.teacher_digest,
+            "teacher": self.manifest.teacher_digest + member,
             "cache": self.manifest.digest,
             "command": f"`kdcache distill --task {self.task.name} --arm {arm} --seed {seed}`",
         }

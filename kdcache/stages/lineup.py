@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from kdcache.batching import Padded
-from kdcache.cache.rows import CacheRows
 from kdcache.losses import Objective
 from kdcache.stages.targets import SplitWithTargets
 from kdcache.students.arms import Arm, DistillParams
@@ -32,7 +31,7 @@ class Lineup:
         folder: the backbone's.
         backbone: loaded from it.
         splits: rows with targets.
-        score: of logits of the split ``tune``, where there is one.
+        score: (logits of the split ``tune``, arm, seed) → scores, where there is that split.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class Lineup:
         folder: Path,
         backbone: Backbone,
         splits: Mapping[str, SplitWithTargets],
-        score: Callable[[np.ndarray], dict[str, float]],
+        score: Callable[[np.ndarray, str, int], dict[str, float]],
     ) -> None:
         self.params, self.task, self.folder, self.backbone = params, task, folder, backbone
         self.score = score
@@ -53,13 +52,17 @@ class Lineup:
             self.parts.append(splits["unlabelled"])
         self.rows = train.training_rows(*self.parts[1:]).to(backbone.device)
         self.labelled = self.rows.first(len(train.encoded)) if len(self.parts) > 1 else self.rows
+        self._shared_logits: dict[tuple[str, int | None], torch.Tensor] = {}
         self.padded = Padded.of(self.rows.encoded, backbone.device)
         self.states = cls_states(backbone, self.rows.encoded, self.padded)
 
-    def _logits(self, of: Callable[[CacheRows], CacheRows]) -> torch.Tensor:
-        """Other logits than the cached ones, for ``rows``."""
-        logits = [of(part.targets).logits for part in self.parts]
-        return torch.from_numpy(np.concatenate(logits)).to(self.backbone.device)
+    def _teacher_logits(self, arm: Arm, seed: int) -> torch.Tensor:
+        """Of what teaches a student, for ``rows``; students of one teacher share them."""
+        key = arm.targets, seed if arm.targets == "member" else None
+        if key not in self._shared_logits:
+            logits = np.concatenate([part.taught(arm, seed).logits for part in self.parts])
+            self._shared_logits[key] = torch.from_numpy(logits).to(self.backbone.device)
+        return self._shared_logits[key]
 
     def passes(self, names: Sequence[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
         """Cut students into those that train together: prompts of one place and length; references alone."""
@@ -90,10 +93,8 @@ class Lineup:
         rows: TrainingRows = self.rows if arm.uses_unlabelled else self.labelled
         if arm.targets == "shuffled_within_class":
             rows = rows.shuffled_within_class(seed)
-        if arm.targets == "plain":
-            rows = replace(rows, teacher_logits=self._logits(CacheRows.plain)[: len(rows)])
-        if arm.targets == "member":
-            rows = replace(rows, teacher_logits=self._logits(lambda said: said.member(seed))[: len(rows)])
+        if arm.targets in ("plain", "member"):
+            rows = replace(rows, teacher_logits=self._teacher_logits(arm, seed)[: len(rows)])
         assert arm.lr is not None
         assert arm.epochs is not None
         settings = Settings(
@@ -101,19 +102,24 @@ class Lineup:
             params.batch_size, params.weight_decay, params.warmup_fraction,
         )  # fmt: skip
         best_by = f"tune_{self.task.metrics[0]}" if params.select == "tune" else None
-        scores = (self._score, self._score_head) if self.tune else None
+        scores = None
+        if self.tune:
+            scores = (
+                lambda trained: self.score(self._tune_logits(trained), arm_name, seed),
+                lambda trained: self.score(self._tune_logits_of_head(trained), arm_name, seed),
+            )
         return Run(student, objective, rows, settings, seed, scores, best_by)
 
-    def _score(self, student: Student) -> dict[str, float]:
+    def _tune_logits(self, student: Student) -> np.ndarray:
         assert self.tune is not None
-        return self.score(predict(student, self.tune)[0])
+        return predict(student, self.tune)[0]
 
     @torch.no_grad()
-    def _score_head(self, student: Student) -> dict[str, float]:
+    def _tune_logits_of_head(self, student: Student) -> np.ndarray:
         """Of the head on states that no prompt has changed: what its phase is about, and no forward pass."""
         assert self.tune is not None
         logits, _ = student.head(self.tune_states.flatten(0, 1))
-        return self.score(self.tune.by_row(logits).cpu().numpy())
+        return self.tune.by_row(logits).cpu().numpy()
 
     @cached_property
     def tune_states(self) -> torch.Tensor:

@@ -17,6 +17,7 @@ from kdcache.cache.reader import load_cache
 from kdcache.cache.rows import CacheRows
 from kdcache.models import load_tokenizer
 from kdcache.stages.workspace import IDENTITY, Project
+from kdcache.students.arms import Arm
 from kdcache.students.run import TrainingRows
 from kdcache.tasks.schema import Task
 from kdcache.tasks.splits import existing_splits, read_split, sequences, table_digest
@@ -34,6 +35,16 @@ class SplitWithTargets:
     def labels(self) -> np.ndarray:
         """int64 of shape (rows,), −1 = unlabelled."""
         return self.table["label"].to_numpy()
+
+    def taught(self, arm: Arm, seed: int) -> CacheRows:
+        """The teacher's rows as one student has them: what it follows, and what its fidelity is to.
+
+        Raises:
+            CacheMissing: the arm wants other logits than the cache holds.
+        """
+        if arm.targets == "plain":
+            return self.targets.plain()
+        return self.targets.member(seed) if arm.targets == "member" else self.targets
 
     def take(self, rows: np.ndarray) -> "SplitWithTargets":
         """Some of the rows, in the given order."""

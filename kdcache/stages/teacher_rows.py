@@ -103,7 +103,7 @@ class Teacher:
                 mine = [folds[rows] == k for k in range(self.num_folds)] if split == "train" else None
                 members = [_mean(said) if mine is None else _picked(said, mine) for said in by_member]
             logits, features = _mean(members).values()
-            plain = _mean(whole)["logits"]
+            plain = _mean(whole)["logits"] if crossed else logits
             scored.append((logits, plain))
             chunk = table.slice(rows.start, rows.stop - rows.start)
             yield CacheRows(
@@ -114,33 +114,34 @@ class Teacher:
             )  # fmt: skip
 
     def recompute(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """Logits of some rows, computed now as they were for the cache.
+        """Each member's logits of some rows, computed now as they were for the cache.
 
         Args:
             split: name of the split.
             rows: positions in the prepared split.
 
         Returns:
-            float32 array of shape (len(rows), num_labels).
+            float32 array of shape (members, len(rows), num_labels); one member where there is no ensemble.
         """
         folds = self.folds(split)[rows]
-        logits = np.empty((len(rows), self.task.num_labels), np.float32)
+        logits = np.empty((len(self.members), len(rows), self.task.num_labels), np.float32)
         for fold in np.unique(folds):
             mine = np.flatnonzero(folds == fold)
             teachers = range(self.num_folds) if fold == MEAN_OF_FOLDS else [int(fold)]
-            logits[mine] = np.mean([self.logits(split, k, rows[mine]) for k in teachers], axis=0)
+            logits[:, mine] = np.mean([self.logits(split, k, rows[mine]) for k in teachers], axis=0)
         return logits
 
     def logits(self, split: str, fold: int, rows: np.ndarray, dtype: Dtype | None = None) -> np.ndarray:
-        """Logits of some rows by one fold's teacher, or the one on all rows, computed now."""
-        said = [self._extract(split, fold, member, rows, dtype)["logits"] for member in self.members]
-        return np.mean(said, axis=0)
+        """The same by one fold's teacher, or the one on all rows."""
+        return np.stack(
+            [self._extract(split, fold, member, rows, dtype)["logits"] for member in self.members]
+        )
 
     def drift(self, split: str) -> dict[str, float]:
         """How far ``dtype`` moves the logits of some rows from their float32 values."""
         rows = np.random.default_rng(0).permutation(len(self.tables[split]))[:DRIFT_ROWS]
-        ours = self.logits(split, ALL_ROWS_TEACHER, rows)
-        exact = self.logits(split, ALL_ROWS_TEACHER, rows, dtype="float32")
+        ours = self.logits(split, ALL_ROWS_TEACHER, rows).mean(axis=0)
+        exact = self.logits(split, ALL_ROWS_TEACHER, rows, dtype="float32").mean(axis=0)
         moved = np.abs(ours - exact)
         return {
             "rows": len(rows),

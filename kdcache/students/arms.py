@@ -78,7 +78,7 @@ class Arm:
         notes = {
             "cached": "",
             "plain": ", plain targets",
-            "member": ", the teacher of its own seed",
+            "member": ", each student by one member of the ensemble",
             "shuffled_within_class": ", targets shuffled within the class",
         }
         alone = "" if self.unlabelled else ", labelled rows alone"

@@ -1,14 +1,16 @@
 """Student and teacher drawn together: with ``targets: member`` each seed has a teacher of its own."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import fails
+from conftest import fails, run
 
 from kdcache.cache.reader import load_cache
+from kdcache.cache.writer import write_cache
 from kdcache.stages.distill import distill
 from kdcache.stages.grid import Grid
 from kdcache.stages.lineup import Lineup
@@ -47,6 +49,47 @@ def test_predictions_and_metrics_hold_every_teacher(cached_project):
     assert accuracy["mean"] == pytest.approx(np.mean(right))
 
 
+def test_fidelity_is_to_the_member_that_taught(cached_project):
+    cached_project(train_teacher=ENSEMBLE, distill={"arms": ARMS})
+    assert run("distill", "--task", "cb", "--arm", "own", "--arm", "mean")[0] == 0
+    cached = load_cache(Path("cache/cb"), "validation")
+    for arm, seed in (("own", 0), ("own", 1), ("mean", 1)):
+        folder = Path(f"runs/cb/{arm}-{seed}")
+        rows = pd.read_parquet(folder / "validation.parquet")
+        taught = cached.align(rows["example_id"].tolist())
+        said = taught.members[seed] if arm == "own" else taught.logits
+        same = np.array(rows["logits"].tolist()).argmax(1) == said.argmax(1)
+        assert json.loads((folder / "result.json").read_text())["validation"]["agreement"] == same.mean()
+    card = Path("runs/cb/own-1/README.md").read_text()
+    assert ", member 1" in card
+    assert "member" not in Path("runs/cb/mean-1/README.md").read_text()
+
+
+def test_members_teach_rows_without_labels_too(cached_project):
+    cached_project(
+        train_teacher=ENSEMBLE, prepare={"max_rows": {"train": 16, "unlabelled": 8}}, distill={"arms": ARMS}
+    )
+    grid = Grid(Project.load(), "cb")
+    shared = Lineup(grid.params, grid.task, grid.folder, grid.backbone, grid.splits, grid.score_on_tune)
+    learnt = shared.start("own", 1).rows.teacher_logits.numpy()
+    parts = [grid.splits[split].targets.members[1] for split in ("train", "unlabelled")]
+    assert (learnt == np.concatenate(parts)).all()
+
+
+def test_swapped_members_do_not_pass_for_each_other(cached_project):
+    cached_project(train_teacher=ENSEMBLE)
+    assert run("verify", "--task", "cb", "--teacher-rows", "24")[0] == 0
+    cached = {split: load_cache(Path("cache/cb"), split) for split in ("train", "tune", "validation")}
+    manifest = cached["train"].manifest
+    swapped = {split: replace(of.rows, members=of.rows.members[::-1]) for split, of in cached.items()}
+    facts = {"identity": manifest.identity, "tolerance": manifest.tolerance, "metrics": manifest.metrics}
+    write_cache(Path("cache/cb"), Path(".kdcache/x"), swapped, **facts)
+    assert run("verify", "--task", "cb", "--teacher-rows", "0")[0] == 0  # the mean does not tell
+    code, _, error = run("verify", "--task", "cb", "--teacher-rows", "24")
+    assert code == 1
+    assert error.count("the teacher must give its logits again within 0.0001") == 3  # splits
+
+
 def test_what_no_member_can_teach_is_refused(cached_project):
     cached_project(train_teacher=ENSEMBLE, distill={"arms": ARMS})
     assert fails("distill", "--task", "cb", "--arm", "own", "--seed", "2") == (
@@ -57,6 +100,11 @@ def test_what_no_member_can_teach_is_refused(cached_project):
     assert fails("distill", "--task", "cb", "--arm", "own", "--set", feature) == (
         "distill.arms.own.targets: it must not be member with a loss on features, of which the cache keeps "
         "the ensemble's mean alone, got member. Remove one of the two."
+    )
+    alone = "distill.arms.own={targets: member}"
+    assert fails("distill", "--task", "cb", "--arm", "own", "--set", alone) == (
+        "distill.arms.own.targets: with member, the arm must have a teacher's term, got none. "
+        "Add inter_class, or remove targets."
     )
     assert not Path("runs").exists()
 
