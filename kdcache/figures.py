@@ -52,7 +52,7 @@ def _draw_task(panel: Any, task: Mapping[str, Any]) -> None:
     metric = task["metric"]
     arms = [(name, task["arms"][name]) for name in task["arm_order"]]
     teacher = task["teacher"]["all_rows"]
-    name = "teacher"
+    name = "ensemble" if "members" in task["teacher"] else "teacher"
     if metric == "accuracy":
         low, high = accuracy_interval(teacher[metric], teacher["rows"])
         panel.axhspan(100 * low, 100 * high, color=GREY, alpha=0.15, linewidth=0)

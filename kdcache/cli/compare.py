@@ -53,7 +53,8 @@ def compare(
             effects[name] = effect(runs, sides[0].arm, other)
         if len(effects) > 1:
             effects["mean"] = mean_estimate(list(effects.values()))
-        table = Table(title=f"{sides[0]} over {sides[1]}, points of {metric}", title_justify="left")
+        title = f"{sides[0]} over {sides[1]}, points of {metric}; p as for one planned comparison"
+        table = Table(title=title, title_justify="left")
         table.add_column("task")
         for header in ("effect [95 %]", "at least", "p", "seeds", "groups of rows"):
             table.add_column(header, justify="right")

@@ -132,7 +132,7 @@ def _show_analysis(analysis: "CacheAnalysis") -> None:
         line += f"all of them on {100 * seeds.unanimous:.1f} %"
         if seeds.mean is not None:
             each = ", ".join(f"{100 * value:.1f}" for value in seeds.members)
-            line += f"; right are {each} %, their mean {100 * seeds.mean:.1f} %"
+            line += f"; right are {each} %, the ensemble {100 * seeds.mean:.1f} %"
         lines.append(line)
     for line in lines:
         console.print(f"  {line}", markup=False, soft_wrap=True)

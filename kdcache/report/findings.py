@@ -13,7 +13,7 @@ from kdcache.report.roles import Recipe, Roles, find_roles, learns_from_member, 
 from kdcache.report.summary import not_working
 from kdcache.stats.estimates import Estimate, level, mean_estimate
 from kdcache.stats.plan import Components, components, half_width, seeds_needed, seeds_to_know
-from kdcache.stats.runs import CACHED, MEMBER, TEACHERS, Runs, read_runs
+from kdcache.stats.runs import ALL_ROWS, CACHED, MEMBER, TEACHERS, Runs, read_runs
 from kdcache.stats.verdicts import Share, Verdict, gap_closed, non_inferiority
 
 LEAST_GAP = 1.0  # points that full tuning must gain over head: below, there is nothing to close
@@ -72,8 +72,8 @@ class Findings:
         recipes: arm → as the parameters have it.
         roles: which arm plays which part.
         arms: all arms with a student.
-        teacher: the name of the teacher on all rows among the predictions; where students have
-            teachers of their own, of these.
+        teacher: the name of the teacher on all rows among the predictions; where each student has a
+            member of an ensemble for a teacher, of these.
         levels: task → metric → arm or teacher → score.
         mean_levels: arm or teacher → mean over tasks of the first metric, where every task has it.
         gains: arm → task → effect over ``ce``.
@@ -149,7 +149,8 @@ def find(
     }  # fmt: skip
     runs = {record.name: by_metric[record.name][record.metrics["metric"]] for record in records}
     own = any(learns_from_member(recipes.get(arm)) for arm in arms)
-    wanted = MEMBER if own else TEACHERS[0]
+    crossed = any(record.metrics["teacher"]["folds"] for record in records)
+    wanted = MEMBER if own and not crossed else ALL_ROWS  # with folds a member is a mean of them
     # without folds the cached teacher is the teacher
     teacher = wanted if all(wanted in of_task.tallies for of_task in runs.values()) else CACHED
     levels = {
@@ -183,7 +184,7 @@ def find(
             record.name: below for record in records if (below := not_working(record.metrics, roles.head))
         },
         plan=_plan(runs, roles),
-        relations={record.name: found for record in records if (found := _relations(record, roles))},
+        relations={record.name: found for record in records if (found := _relations(record, roles, teacher))},
     )
 
 
@@ -230,16 +231,18 @@ def _plan(runs: Mapping[str, Runs], roles: Roles) -> Plan | None:
     return Plan(mean.seeds, half_width(mean), seeds_to_know(pilots, WANTED), seeds_needed(pilots, WANTED))
 
 
-def _relations(record: Record, roles: Roles) -> Relations | None:
-    """Of the students with the least seed that is there; students follow the cached teacher."""
+def _relations(record: Record, roles: Roles, teacher: str) -> Relations | None:
+    """Of the students with the least seed that is there, and of what teaches them."""
+    taught_by = MEMBER if teacher == MEMBER else CACHED
     by_arm = dict(list(record.predictions.groupby("arm", sort=False)))
-    wanted = (CACHED, roles.ce, roles.kl, roles.distilled)
+    wanted = (taught_by, roles.ce, roles.kl, roles.distilled)
     found = {arm: by_arm[arm] for arm in wanted if arm is not None and arm in by_arm}
-    if len(found) < 2 or CACHED not in found:
+    if len(found) < 2 or taught_by not in found:
         return None
     runs = {arm: rows[rows["seed"] == rows["seed"].min()] for arm, rows in found.items()}
-    ids = runs[CACHED]["example_id"]
+    ids = runs[taught_by]["example_id"]
     logits = {
         arm: np.array(rows.set_index("example_id").loc[ids, "logits"].tolist()) for arm, rows in runs.items()
     }
-    return relate(runs[CACHED]["label"].to_numpy(), logits, record.labels, roles.temperature)
+    labels = runs[taught_by]["label"].to_numpy()
+    return relate(labels, logits, record.labels, roles.temperature)

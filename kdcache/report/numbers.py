@@ -34,6 +34,7 @@ def numbers(findings: Findings) -> dict[str, Any]:
             }
             for c in findings.comparisons
         ],
+        "verdicts_over": findings.teacher,
         "verdicts": {
             task: {arm: _verdict(found) for arm, found in of_task.items()}
             for task, of_task in findings.verdicts.items()

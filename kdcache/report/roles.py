@@ -6,8 +6,9 @@ from typing import Any
 
 PROMPTLESS = ("head", "full", "lora")  # every other method learns a prompt
 FAMILIES = ("inter_class", "inter_instance", "feature")
-PLAIN = ("label_smoothing", "ce_weight", "init")  # an arm that sets one is a control or a lever …
-LEVERS = ("plain", "shuffled_within_class")  # … and so is one with such targets
+# An arm that sets such a key, or has such targets, is a control or a lever, and plays no part.
+CONTROL_KEYS = ("label_smoothing", "ce_weight", "init")
+CONTROL_TARGETS = ("plain", "shuffled_within_class")
 
 # As params.yaml writes it.
 Recipe = Mapping[str, Any]
@@ -64,8 +65,8 @@ def find_roles(arms: Mapping[str, Recipe | None], method: str) -> Roles:
             name for name, recipe in recipes.items()
             if fits(recipe.get("method") or method)
             and {family for family in FAMILIES if recipe.get(family)} == taught_by
-            and not any(key in recipe for key in PLAIN)
-            and recipe.get("targets") not in LEVERS
+            and not any(key in recipe for key in CONTROL_KEYS)
+            and recipe.get("targets") not in CONTROL_TARGETS
         ]  # fmt: skip
         return sorted(names, key=lambda name: len(recipes[name]))
 
@@ -93,7 +94,7 @@ def find_roles(arms: Mapping[str, Recipe | None], method: str) -> Roles:
 
 
 def learns_from_member(recipe: Recipe | None) -> bool:
-    """Whether each of an arm's students has a teacher of its own."""
+    """Whether each of an arm's students has a member of the ensemble for its teacher."""
     return (recipe or {}).get("targets") == "member"
 
 

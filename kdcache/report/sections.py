@@ -11,6 +11,7 @@ from kdcache.report.answer import Sentence, answer
 from kdcache.report.charts import Style
 from kdcache.report.cost import FORMULA, saving_table, savings
 from kdcache.report.findings import Findings
+from kdcache.report.roles import learns_from_member, learns_from_teacher
 from kdcache.report.summary import Table, cost_table
 from kdcache.stats.estimates import Estimate
 from kdcache.stats.runs import MEMBER, TEACHERS
@@ -31,9 +32,10 @@ COMPARISONS = (
     "itself; the p-values of the other planned ones are corrected together."
 )
 TEACHER = (
-    "A student reaches its teacher where even the lower bound is less than a point below; it is asked where "
-    "the teacher beats the head by 5 points."
+    "A student reaches {teacher} where even the lower bound is less than a point below, at 5 % risk for "
+    "each cell; it is asked where the teacher beats the head by 5 points."
 )
+OF_ITS_SEED = "a single teacher, of the ensemble the one that has its seed,"
 AGAIN = "Commands from the project's root, and what the numbers were made from."
 
 
@@ -85,7 +87,8 @@ def build_sections(
             tables=[tables.comparison_table(findings)] if findings.comparisons else [],
         ),
         Section(
-            "teacher", "Reaching the teacher", TEACHER,
+            "teacher", "Reaching the teacher",
+            TEACHER.format(teacher=OF_ITS_SEED if findings.teacher == MEMBER else "its teacher"),
             tables=[tables.verdict_table(findings)] if any(findings.verdicts.values()) else [],
         ),
         _curves(findings, styles),
@@ -106,12 +109,14 @@ def build_sections(
 
 def _scope(findings: Findings) -> str:
     """What the intervals hold for."""
-    if findings.teacher == MEMBER:
-        return ANSWER.format(
-            drawn="the students, each with a teacher of its own where it learns from one alone,",
-            taken="training rows and backbone",
-        )
-    return ANSWER.format(drawn="the students", taken="training rows, teacher and backbone")
+    if findings.teacher != MEMBER:
+        return ANSWER.format(drawn="the students", taken="training rows, teacher and backbone")
+    taught = {arm for arm in findings.arms if learns_from_teacher(findings.recipes.get(arm))}
+    by_all = [arm for arm in taught if not learns_from_member(findings.recipes.get(arm))]
+    return ANSWER.format(
+        drawn="the students and of their teachers, one for each,",
+        taken="training rows and backbone" + (", and the ensemble where it teaches," if by_all else ""),
+    )
 
 
 def _headline(findings: Findings, styles: Mapping[str, Style]) -> Section:
@@ -244,8 +249,8 @@ def _fidelity(findings: Findings, styles: Mapping[str, Style]) -> Section:
                 charts.fidelity(f"fidelity-{k}", record.name, record.metrics["metric"], arms, styles)
             )
     reading = (
-        "Further right follows the cached teacher more closely, further up is better. Right and not up: "
-        "fidelity grew, accuracy did not. Small points are seeds."
+        "Further right follows more closely what teaches an arm (the cached logits, where nothing does), "
+        "further up is better. Right and not up: fidelity grew, accuracy did not. Small points are seeds."
     )
     if not figures:
         return Section("fidelity", "")

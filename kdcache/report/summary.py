@@ -67,17 +67,24 @@ def results_table(tasks: Sequence[Mapping[str, Any]]) -> Table:
         rows.append([arm, *map(_over_seeds, cells)])
     for key, name in _teachers(tasks):
         rows.append([name, *(_teacher_cell(task, key, metric) for task, metric in columns)])
-    if any("members" in task["teacher"] for task in tasks):
+    if _are_ensembles(tasks):
         found = [task["teacher"].get("members", {}).get(metric) for task, metric in columns]
-        rows.append(["one teacher of the ensemble", *(_over_seeds(cell) for cell in found)])
+        crossed = any(task["teacher"]["folds"] for task in tasks)
+        name = "one teacher" + (" (mean of folds)" if crossed else "")
+        rows.append([name, *(_over_seeds(cell) for cell in found)])
     return Table("Percent on validation, mean ± standard deviation over seeds", ["", *header], rows)
 
 
 def _teachers(tasks: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    names = [("all_rows", "teacher")]
+    what = "ensemble" if _are_ensembles(tasks) else "teacher"
+    names = [("all_rows", what)]
     if any(task["teacher"]["folds"] for task in tasks):
-        names.append(("cached", "teacher as cached (mean of folds)"))
+        names.append(("cached", f"{what} as cached (mean of folds)"))
     return names
+
+
+def _are_ensembles(tasks: Sequence[Mapping[str, Any]]) -> bool:
+    return any("members" in task["teacher"] for task in tasks)
 
 
 def _over_seeds(cell: Mapping[str, float] | None) -> str:
@@ -99,9 +106,10 @@ def _notes(tasks: Sequence[Mapping[str, Any]], head: str | None) -> list[str]:
         for cell in arm["validation"].values() for seed in cell["seeds"]
     }, key=int)  # fmt: skip
     rows = ", ".join(f"{task['task']} {task['rows']['validation']}" for task in tasks)
+    one, what = (", one teacher", "ensemble") if _are_ensembles(tasks) else ("", "teachers")
     notes = [
-        f"Percent on the validation split ({rows} rows); students: mean ± standard deviation over "
-        f"seeds {', '.join(seeds)}; teachers: Wilson's 95 % interval over rows."
+        f"Percent on the validation split ({rows} rows); students{one}: mean ± standard deviation over "
+        f"seeds {', '.join(seeds)}; {what}: Wilson's 95 % interval over rows."
     ]
     for task in tasks:
         for student in task.get("diverged", ()):

@@ -8,15 +8,18 @@ import yaml
 from kdcache.report.findings import Findings
 from kdcache.report.summary import Table
 from kdcache.stats.estimates import Estimate
-from kdcache.stats.runs import CACHED, MEMBER
+from kdcache.stats.runs import ALL_ROWS, CACHED, MEMBER
 from kdcache.stats.verdicts import Share
 
 
 def teacher_name(findings: Findings, arm: str) -> str:
     """A teacher as tables call it; arms keep their names."""
+    scores = (score for metrics in findings.levels.values() for score in metrics.values())
+    all_of_them = "ensemble" if any(MEMBER in of_metric for of_metric in scores) else "teacher"
     names = {
-        MEMBER: "teacher, one of its seed" if findings.teacher == MEMBER else "teacher, one of the ensemble",
-        CACHED: "teacher" if findings.teacher == CACHED else "teacher as cached",
+        ALL_ROWS: all_of_them,
+        MEMBER: "one teacher",
+        CACHED: all_of_them + (" as cached" if findings.teacher == ALL_ROWS else ""),
     }
     return names.get(arm, arm)
 
@@ -112,7 +115,7 @@ def relation_table(findings: Findings) -> Table:
 
 
 def fidelity_table(findings: Findings) -> Table:
-    """Agreement with the cached teacher on validation, percent of rows."""
+    """Agreement with what teaches each arm, on validation, percent of rows."""
     rows = []
     for arm in findings.arms:
         cells = [

@@ -101,5 +101,10 @@ def read_across(arm: Side, over: Side, task: str, metric: str) -> tuple[Runs, st
             f"{task}: {arm} and {over} must have the same labels, got {differing} rows with others. "
             "Compare predictions of the same prepared data."
         )
-    groups = ours[["example_id", "group"]].drop_duplicates("example_id")
+    groups, other = (side[["example_id", "group"]].drop_duplicates("example_id") for side in (ours, theirs))
+    if differing := len(groups.merge(other, on="example_id")) - len(groups.merge(other)):
+        raise DataError(
+            f"{task}: {arm} and {over} must have the same groups of rows, got {differing} rows in others. "
+            "Compare predictions of the same prepared data."
+        )
     return read_runs(pd.concat([ours, theirs], ignore_index=True), metric, groups), name

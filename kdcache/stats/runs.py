@@ -15,9 +15,10 @@ import pandas as pd
 from kdcache.errors import DataError, nearest
 from kdcache.metrics import METRICS, Columns, group_rows
 
-CACHED = "teacher_cached"  # whose logits the students follow
-MEMBER = "teacher_member"  # of an ensemble, the one with the student's seed
-TEACHERS = ("teacher", MEMBER, CACHED)  # one that was trained once meets every seed of the students
+ALL_ROWS = "teacher"  # on all training rows, where there are folds beside it
+MEMBER = "teacher_member"  # of an ensemble; its number stands where students have their seed
+CACHED = "teacher_cached"  # whose logits students follow
+TEACHERS = (ALL_ROWS, MEMBER, CACHED)  # one that was trained once meets every seed of the students
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,9 @@ class Runs:
         """The tallies of arms over the seeds that they share.
 
         Args:
-            arms: with predictions. A teacher meets every seed of the others, a student those that it shares:
-                of one that trained once, as of one whose other seeds diverged, there is only that seed.
+            arms: with predictions. A single teacher meets every seed of the others; a student, and a member
+                of an ensemble, those that it shares: of a student that trained once, as of one whose other
+                seeds diverged, there is only that seed.
 
         Returns:
             arm → one tally per seed, in the order of seeds.

@@ -103,3 +103,12 @@ def test_what_cannot_be_compared_is_told_in_one_line(studies):
     assert fails("compare", "kl", "predictions:kl") == (
         "compare: there must be two arms, got kl twice. Name another one."
     )
+
+
+def test_other_groups_of_rows_are_refused(studies):
+    rows = studies["two", "rte"].assign(group=lambda f: f["example_id"])
+    rows.to_parquet("two/rte.parquet")
+    assert fails("compare", "two:kl", "one:ce", "--task", "rte") == (
+        f"rte: two:kl and one:ce must have the same groups of rows, got {ROWS} rows in others. "
+        "Compare predictions of the same prepared data."
+    )

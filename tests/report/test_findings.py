@@ -247,19 +247,20 @@ def test_a_task_without_a_gap_is_left_out_of_shares(lifted):
 def test_students_with_teachers_of_their_own_are_compared_with_these():
     own = {**RECIPES["kl"], "targets": "member"}
     recipes = {
-        "head": RECIPES["head"], "ce": {}, "ensemble": RECIPES["kl"], "kl": own,
+        "head": RECIPES["head"], "ce": {}, "kl@mean": RECIPES["kl"], "kl": own,
         "kl+gram": {**own, "inter_instance": {"name": "gram"}},
     }  # fmt: skip
     truth = {
         "head": 60,
         "ce": 66,
-        "ensemble": 74,
+        "kl@mean": 74,
         "kl": 76,
         "kl+gram": 76,
         "teacher": 85,
         "teacher_member": 76,
     }
     record = build_record(truth, rows=3000)
+    record.metrics["teacher"]["folds"] = 0
     findings = find([record], recipes, "prefix")
     assert (findings.roles.kl, findings.roles.relation) == ("kl", "kl+gram")  # member targets are no lever
     assert findings.teacher == "teacher_member"
@@ -267,11 +268,16 @@ def test_students_with_teachers_of_their_own_are_compared_with_these():
     verdict = findings.verdicts["wic"]["kl"]
     assert verdict.difference == effect(runs, "kl", "teacher_member")
     assert verdict.difference.seeds == 3
-    assert "teacher, one of its seed" in [row[0] for row in level_table(findings).rows]
-    scope = build_sections(findings, [], {})[0].reading
-    assert (
-        "new seeds of the students, each with a teacher of its own where it learns from one alone," in scope
-    )
+    assert {"one teacher", "ensemble"} <= {row[0] for row in level_table(findings).rows}
+    sections = {section.name: section.reading for section in build_sections(findings, [], {})}
+    assert "new seeds of the students and of their teachers, one for each, and new" in sections["answer"]
+    assert "backbone, and the ensemble where it teaches, are taken as they are" in sections["answer"]
+    assert "A student reaches a single teacher, of the ensemble the one" in sections["teacher"]
+    assert next(iter(findings.relations["wic"].matrices)) == "teacher_member"
+    # With folds a member is a mean of them, and no teacher that anyone would deploy.
+    crossed = dict(record.metrics["teacher"], folds=2)
+    folded = dataclasses.replace(record, metrics={**record.metrics, "teacher": crossed})
+    assert find([folded], recipes, "prefix").teacher == "teacher"
     # Without such an arm the teacher on all rows is the one to reach, and the intervals take it as it is.
     others = find([record], {arm: r for arm, r in recipes.items() if not r.get("targets")}, "prefix")
     assert others.teacher == "teacher"

@@ -167,6 +167,8 @@ def test_an_ensembles_members_have_a_row_and_are_counted():
     metrics = task_metrics()
     metrics["teacher"] |= {"folds": 0, "members": over_seeds({0: {"accuracy": 0.7}, 1: {"accuracy": 0.8}})}
     text = results_markdown([metrics])
-    assert "| one teacher of the ensemble | 75.0 ± 7.1 |" in text
+    assert "| one teacher | 75.0 ± 7.1 |" in text
+    assert "| ensemble | 80.0 [71.1, 86.7] |" in text
+    assert "students, one teacher: mean ± standard deviation over seeds 0, 1; ensemble: Wilson's" in text
     assert "| wic | 2 teachers (2 seeds) | all | 3 | 90 | 300 |" in text
-    assert "one teacher of the ensemble" not in results_markdown([task_metrics()])
+    assert "one teacher" not in results_markdown([task_metrics()])

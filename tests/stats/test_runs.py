@@ -132,3 +132,20 @@ def test_arms_meet_over_the_seeds_they_share():
     message = "stats: arm must be one with predictions, got 'cee'. Did you mean ce?"
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         runs.paired(["cee"])
+
+
+def test_a_member_meets_the_student_of_its_number_alone():
+    """Two rows of label 0; each run's tally tells which run it is. Seeds come in any order."""
+    said = [np.eye(2)[[a, b]] for a, b in ((0, 0), (0, 1), (1, 1))]  # right on 2, 1 and 0 rows
+    arms = {
+        "kl": {2: said[2], 0: said[0], 1: said[1]},
+        "teacher_member": {1: said[1], 2: said[0], 0: said[2]},
+    }
+    runs = tally_runs("accuracy", np.zeros(2, int), arms)
+    paired = runs.paired(["kl", "teacher_member"])
+    assert [tally[:, 0].sum() for tally in paired["kl"]] == [2, 1, 0]
+    assert [tally[:, 0].sum() for tally in paired["teacher_member"]] == [0, 1, 2]
+    arms["teacher_member"] = {1: said[1], 2: said[0]}  # fewer members than students
+    paired = tally_runs("accuracy", np.zeros(2, int), arms).paired(["kl", "teacher_member"])
+    assert [tally[:, 0].sum() for tally in paired["kl"]] == [1, 0]
+    assert [tally[:, 0].sum() for tally in paired["teacher_member"]] == [1, 2]
