@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -26,6 +27,39 @@ LINES = [
 def test_each_command_line_parses(line):
     result = CliRunner().invoke(app, [*shlex.split(line)[1:], "--help"])
     assert result.exit_code == 0, result.output
+
+
+# With its interval: "+ 2.2 [1.1, 3.2]", "74 % [46, 108]".
+NUMBER = re.compile(r"([+−]?) ?(\d+(?:\.\d)?)( %| points)? \[(−?[\d.]+), (−?[\d.]+)\]")
+# Of two arms that the report does not compare; computed with kdcache.stats on the study's predictions.
+BESIDE_REPORTS = {("0.2", "−0.3", "0.8")}  # studies/powered: kl+gram@more over kl@more
+
+
+def reported(value: object) -> Iterator[tuple[str, str, str]]:
+    """Every estimate and share in a report's numbers, as docs write them."""
+    if isinstance(value, dict):
+        ends = value.get("low"), value.get("high")
+        for name, digits in (("points", 1), ("percent", 0)):
+            if None not in (middle := value.get(name), *ends):
+                yield tuple(f"{number:.{digits}f}".replace("-", "−") for number in (middle, *ends))
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from reported(part)
+
+
+@pytest.mark.parametrize("path", [DOCS / "results.md", DOCS.parent / "README.md"], ids=lambda path: path.name)
+def test_each_interval_that_is_quoted_stands_in_a_report(path):
+    """The first lines of results.md, and README.md: what most people read, and nobody recomputes."""
+    text = path.read_text(encoding="utf-8")
+    if path.name == "results.md":
+        text = text.split("\n## ", 1)[0]
+    text = re.sub(r"<!-- results -->.*<!-- /results -->", "", text, flags=re.DOTALL)  # see test_readme
+    quoted = {
+        (sign.replace("+", "") + middle, low, high) for sign, middle, _, low, high in NUMBER.findall(text)
+    }
+    reports = sorted(DOCS.parent.glob("studies/*/reports/results.json"))
+    known = {number for report in reports for number in reported(json.loads(report.read_text()))}
+    assert quoted
+    assert quoted - known - BESIDE_REPORTS == set()
 
 
 def test_specification_stays_short():

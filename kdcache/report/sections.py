@@ -132,7 +132,8 @@ def headline(
 ) -> list[tuple[str, list[charts.Row], list[Style]]]:
     """Title, rows and styles of each panel: the mean over tasks, then each task."""
     roles = findings.roles
-    wanted = (roles.head, roles.ce, roles.kl, roles.distilled, roles.full, findings.teacher)
+    planned = [arm for c in findings.comparisons if c.place != "unplanned" for arm in (c.over, c.arm)]
+    wanted = (roles.head, roles.ce, roles.kl, roles.distilled, *planned, roles.full, findings.teacher)
     names = list(dict.fromkeys(arm for arm in wanted if arm))
     levels = {
         record.name: findings.levels[record.name][record.metrics["metric"]] for record in findings.records

@@ -10,7 +10,7 @@ from kdcache.report.answer import sentence as of_comparison
 from kdcache.report.comparisons import OVER_CE, RELATION, Comparison
 from kdcache.report.findings import find
 from kdcache.report.roles import find_roles
-from kdcache.report.sections import build_sections
+from kdcache.report.sections import build_sections, headline
 from kdcache.report.tables import level_table
 from kdcache.stats.estimates import Estimate, effect, holm, level, mean_estimate
 from kdcache.stats.runs import read_runs
@@ -182,6 +182,18 @@ def test_a_plan_has_its_primary_comparison_and_its_own_family(lifted):
     assert text["The inter-class loss over cross-entropy alone"].endswith("The primary comparison.")
     assert text["kl over head"].endswith(f"After Holm, p = {adjusted['a']:.2g}.")
     assert text[RELATION].endswith("Not planned, not corrected.")
+
+
+def test_headline_figure_has_every_planned_arm(lifted):
+    def drawn(planned):
+        findings = find(lifted, RECIPES, "prefix", planned)
+        (_, rows, _), *_ = headline(findings, {})
+        return [label for label, *_ in rows]
+
+    standing = ["head", "ce", "kl", "kl+gram", "feature", "full", "teacher"]
+    assert drawn([]) == standing
+    assert drawn([("kl+gram", "kl")]) == [arm for arm in standing if arm != "feature"]
+    assert "feature" in drawn([("kl+gram", "kl"), ("feature", "ce")])
 
 
 def test_what_holm_takes_back_is_not_called_better():
