@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import fails, run
@@ -12,6 +13,7 @@ from kdcache.batching import encode
 from kdcache.cache.manifest import read_manifest
 from kdcache.extract import extract
 from kdcache.models import load_tokenizer
+from kdcache.stages.grid import Grid
 from kdcache.stages.lineup import Lineup
 from kdcache.teacher import TrainTeacherParams, fine_tune
 
@@ -21,11 +23,17 @@ def test_student_of_the_best_epoch_is_the_one_saved(cached_project, monkeypatch)
     scores = iter([0.5, 0.6, 0.9, 0.9])  # head start and three epochs; the earlier of equal ones wins
     seen: list[dict[str, torch.Tensor]] = []
 
-    def scripted(_lineup, student):
-        seen.append({k: v.clone() for k, v in student.state_dict().items()})
-        return {"tune_accuracy": next(scores)}
+    whole, score = np.empty(0), Grid.score_on_tune
 
-    monkeypatch.setattr(Lineup, "_score", scripted)
+    def watched(_lineup, student):
+        seen.append({k: v.clone() for k, v in student.state_dict().items()})
+        return whole
+
+    def scripted(grid, logits, arm, seed):
+        return {"tune_accuracy": next(scores)} if logits is whole else score(grid, logits, arm, seed)
+
+    monkeypatch.setattr(Lineup, "_tune_logits", watched)
+    monkeypatch.setattr(Grid, "score_on_tune", scripted)
     arguments = ("distill", "--task", "cb", "--arm", "kl", "--set", "distill.select=tune")
     assert run(*arguments)[0] == 0
     saved = folder / "runs" / "cb" / "kl-0"
