@@ -76,6 +76,7 @@ def _recompute(
         ids = [table["example_id"][int(row)].as_py() for row in rows]
         cached = load_cache(Location.parse(project.paths.cache, task.name), split).align(ids)
         said = teacher.recompute(split, rows)
+        # not strict: one teacher, and an ensemble's cache without these columns, has no members
         pairs = [(said.mean(axis=0), cached.logits), *zip(said, cached.members, strict=False)]
         if cached.logits_plain is not None:
             plain = teacher.logits(split, ALL_ROWS_TEACHER, rows).mean(axis=0)

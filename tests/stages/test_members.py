@@ -65,6 +65,22 @@ def test_fidelity_is_to_the_member_that_taught(cached_project):
     assert "member" not in Path("runs/cb/mean-1/README.md").read_text()
 
 
+def test_fidelity_is_computed_from_what_teaches_the_arm(cached_project):
+    """On logits that agree with exactly one of the teachers everywhere."""
+    arms = {"plain": {**KL, "targets": "plain"}, "own": ARMS["own"], "mean": KL}
+    cached_project(train_teacher={"ensemble": 2, "folds": 2}, distill={"arms": arms})
+    grid = Grid(Project.load(), "cb")
+    split = grid.splits["tune"]
+    rows = np.arange(len(split.labels))
+    said = np.eye(3, dtype=np.float32)[np.stack([0 * rows, 0 * rows + 1, 0 * rows + 2, rows % 3])]
+    targets = replace(split.targets, logits=said[0], logits_plain=said[1], members=(said[2], said[3]))
+    grid.splits["tune"] = replace(split, targets=targets)
+    for logits, arm, seed in ((0, "mean", 0), (1, "plain", 0), (2, "own", 0), (3, "own", 1)):
+        assert grid.score_on_tune(said[logits], arm, seed)["tune_agreement"] == 1
+        others = [grid.score_on_tune(said[k], arm, seed)["tune_agreement"] for k in range(4) if k != logits]
+        assert max(others) < 1
+
+
 def test_members_teach_rows_without_labels_too(cached_project):
     cached_project(
         train_teacher=ENSEMBLE, prepare={"max_rows": {"train": 16, "unlabelled": 8}}, distill={"arms": ARMS}
