@@ -43,7 +43,7 @@ class StudentBackboneParams:
             tasks.
         column: where the text stands in files that have columns (.csv, .tsv, .jsonl, .parquet);
             files of any other ending hold one text per line.
-        epochs: passes over the text.
+        epochs: passes over the text; 0 leaves the cut raw.
         lr: peak learning rate of AdamW.
         batch_size: rows per step.
         max_length: in tokens.
@@ -56,7 +56,7 @@ class StudentBackboneParams:
     model: str
     num_layers: Count | Literal["all"]
     text: tuple[str, ...]
-    epochs: Count
+    epochs: NonNegativeInt
     lr: PositiveFloat
     batch_size: Count
     max_length: Annotated[int, Range(8)]

@@ -20,12 +20,32 @@ def definition(file: str, stage: str) -> dict:
     return entry.get("do", entry)
 
 
-@pytest.mark.parametrize("file", ["dvc.yaml", *(f"studies/{name}/dvc.yaml" for name in STUDIES)])
-@pytest.mark.parametrize("stage", STAGES)
+def stages_of(file: str) -> list[str]:
+    return list(yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))["stages"])
+
+
+FILES = ["dvc.yaml", *(f"studies/{name}/dvc.yaml" for name in STUDIES)]
+
+
+@pytest.mark.parametrize(("file", "stage"), [(file, stage) for file in FILES for stage in stages_of(file)])
 def test_each_stage_lists_exactly_its_import_closure(file, stage):
     deps = {dep for dep in definition(file, stage)["deps"] if dep.endswith(".py")}
     assert deps == import_closure(ROOT / "pipeline" / f"{stage}.py")
     assert "constraints.txt" in definition(file, stage)["deps"]
+
+
+def test_a_study_takes_from_another_what_it_does_not_make():
+    """From the first of its own stages on it has all, and params.yaml their sections alone."""
+    assert stages_of("dvc.yaml") == STAGES
+    for name in STUDIES:
+        made = stages_of(f"studies/{name}/dvc.yaml")
+        assert made == STAGES[-len(made) :]
+        params = yaml.safe_load((ROOT / "studies" / name / "params.yaml").read_text(encoding="utf-8"))
+        assert set(params) == {"tasks", "threads", "paths", *made}
+        own = {"data": "prepare", "teacher": "train_teacher", "cache": "cache_teacher",
+               "backbone": "student_backbone"}  # fmt: skip
+        for path, stage in own.items():
+            assert params["paths"][path].startswith(f"studies/{name}/") == (stage in made), (name, path)
 
 
 def test_stage_script_module_and_section_share_one_name():

@@ -85,10 +85,10 @@ def compare(probes: dict[str, Probe], scores: dict[str, dict[str, float]]) -> di
 
     Args:
         probes: by task.
-        scores: ``full``, ``raw`` and ``healed`` → task → accuracy.
+        scores: ``full``, ``raw`` and, where there was healing, ``healed`` → task → accuracy.
 
     Returns:
-        Task → those accuracies, ``majority``, ``kept`` (healed ÷ full) and the numbers of rows.
+        Task → those accuracies, ``majority``, ``kept`` (the last ÷ full) and the numbers of rows.
     """
     if probes:
         columns = ("majority", *scores, "kept")
@@ -98,7 +98,7 @@ def compare(probes: dict[str, Probe], scores: dict[str, dict[str, float]]) -> di
         row: dict[str, Any] = {"majority": probe.majority()} | {
             which: scores[which][name] for which in scores
         }
-        row["kept"] = round(row["healed"] / row["full"], 4)
+        row["kept"] = round(scores[list(scores)[-1]][name] / row["full"], 4)
         print(f"{name:24}" + "".join(f"{value:10.1%}" for value in row.values()), flush=True)
         compared[name] = row | {"train_rows": len(probe.labels), "tune_rows": len(probe.tune_labels)}
     return compared

@@ -80,8 +80,9 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
     if healing:
         model = cut(full, keep)
         look(model, "raw")
-        losses = heal(model, full, keep, encoded, params, device, scratch)
-        look(model, "healed")
+        if params.epochs:
+            losses = heal(model, full, keep, encoded, params, device, scratch)
+            look(model, "healed")
     refuse_blind(list(seen.values())[-1], f"layers {', '.join(map(str, keep))} of {params.model}")
     record = _settings(params) | {
         "layers": keep,

@@ -12,6 +12,7 @@ from encoders import TEXTS, build
 from transformers import AutoModel
 
 from kdcache.heal import StudentBackboneParams
+from kdcache.models import resolve
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -40,6 +41,25 @@ def test_stage_reports_what_the_cut_keeps(project):
     first = bytes_of(folder / "models/backbone")
     assert run("shrink")[0] == 0
     assert bytes_of(folder / "models/backbone") == first
+
+
+def test_no_epochs_leave_the_cut_raw(project):
+    """The stress test of a study: layers as the full model has them, and `kept` is of these."""
+    folder = project(student_backbone={"epochs": 0})
+    assert run("prepare")[0] == 0
+    code, out, _ = run("shrink")
+    assert code == 0
+    assert "healing" not in out
+    record = json.loads((folder / "models/backbone/shrink.json").read_text())
+    assert record["held_out_loss"] == []
+    assert list(record["cls_variation"]) == ["full", "raw"]
+    for row in record["probes"].values():
+        assert row["kept"] == pytest.approx(row["raw"] / row["full"], abs=1e-4)
+    model = yaml.safe_load(Path("params.yaml").read_text())["student_backbone"]["model"]
+    full = AutoModel.from_pretrained(resolve(model)).state_dict()
+    cut = AutoModel.from_pretrained(folder / "models/backbone").state_dict()
+    assert len(cut) < len(full)
+    assert all(torch.equal(value, full[name]) for name, value in cut.items())  # layer 0 keeps its number
 
 
 def test_interrupted_shrink_goes_on_and_equals_an_uninterrupted_one(project, monkeypatch):
