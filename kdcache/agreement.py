@@ -1,5 +1,6 @@
 """Do a cache's teachers agree, row by row: the folds' with the one on all rows, those of other seeds?"""
 
+import math
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -14,12 +15,26 @@ class Agreement:
         all_rows, crossed: accuracies over the labelled rows; None where there are none.
         same: share of all rows with equal predictions.
         rows: labelled rows.
+        one_right: share of these on which one of the two is right and the other is not.
     """
 
     all_rows: float | None
     crossed: float | None
     same: float
     rows: int
+    one_right: float
+
+    @property
+    def lost(self) -> tuple[float, float]:
+        """By how much ``crossed`` stands below ``all_rows``, and its standard error over the same rows.
+
+        >>> Agreement(all_rows=0.75, crossed=0.5, same=0.75, rows=100, one_right=0.25).lost
+        (0.25, 0.04330127018922193)
+        """
+        if self.all_rows is None or self.crossed is None:
+            return 0.0, 0.0
+        lost = self.all_rows - self.crossed
+        return lost, math.sqrt(max(self.one_right - lost**2, 0.0) / self.rows)
 
 
 @dataclass(frozen=True)
@@ -47,10 +62,13 @@ def compare_folds(labels: np.ndarray, crossed: np.ndarray, all_rows: np.ndarray)
         crossed, all_rows: predicted classes, int arrays of shape (rows,).
 
     >>> compare_folds(np.array([0, 1, -1]), np.array([0, 0, 1]), np.array([0, 1, 1]))
-    Agreement(all_rows=1.0, crossed=0.5, same=0.6666666666666666, rows=2)
+    Agreement(all_rows=1.0, crossed=0.5, same=0.6666666666666666, rows=2, one_right=0.5)
     """
     same = float((crossed == all_rows).mean())
-    return Agreement(_right(labels, all_rows), _right(labels, crossed), same, int((labels >= 0).sum()))
+    labelled = labels >= 0
+    differ = (crossed == labels) != (all_rows == labels)
+    one_right = float(differ[labelled].mean()) if labelled.any() else 0.0
+    return Agreement(_right(labels, all_rows), _right(labels, crossed), same, int(labelled.sum()), one_right)
 
 
 def compare_seeds(labels: np.ndarray, mean: np.ndarray, members: np.ndarray) -> Seeds:

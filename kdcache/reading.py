@@ -124,13 +124,13 @@ def _fold_cost(analysis: CacheAnalysis) -> str | None:
     found = analysis.agreement.get("tune")
     if found is None or found.all_rows is None or found.crossed is None:
         return None
-    a, b = found.all_rows, found.crossed
-    error = math.sqrt((a * (1 - a) + b * (1 - b)) / found.rows)
-    if a - b < max(FOLD_COST, STANDARD_ERRORS * error):
+    lost, error = found.lost
+    if lost < max(FOLD_COST, STANDARD_ERRORS * error):
         return None
     return (
-        f"The {len(analysis.folds)} fold teachers together reach {_percent(b)} on tune, the teacher on all "
-        f"rows {_percent(a)}: more folds (train_teacher.folds) leave each of them more rows."
+        f"The {len(analysis.folds)} fold teachers together reach {_percent(found.crossed)} on tune, "
+        f"the teacher on all rows {_percent(found.all_rows)}: "
+        "more folds (train_teacher.folds) leave each of them more rows."
     )
 
 

@@ -161,7 +161,16 @@ def test_teachers_that_differ_are_counted_row_by_row(tmp_path):
     labels = np.zeros(100, int)
     logits = np.where(np.arange(100)[:, None] < 70, [[1.0, 0]], [[0, 1.0]])  # right on the first 70
     found = analyse(tmp_path, 2, {"train": 0.9}, train=(labels, logits)).agreement["train"]
-    assert (found.all_rows, found.crossed, found.same, found.rows) == (0.9, 0.7, 0.8, 100)
+    assert (found.all_rows, found.crossed, found.same, found.rows, found.one_right) == (
+        0.9,
+        0.7,
+        0.8,
+        100,
+        0.2,
+    )
+    lost, error = found.lost  # 20 rows are right for the teacher on all of them alone
+    differences = np.repeat([1.0, 0.0], [20, 80])
+    assert (lost, error) == pytest.approx((differences.mean(), differences.std() / 10))
     assert analyse(tmp_path / "plain", train=(labels, logits)).agreement == {}
 
 

@@ -138,7 +138,8 @@ def _teacher(findings: Findings) -> Sentence:
         reached = ", ".join(by_verdict.get("reaches", [])) or "no student"
         undecided, below = (len(by_verdict.get(name, [])) for name in ("open", "below"))
         said.append(f"Shown to be reached (less than 1 point below, at 5 % risk) by {reached}.")
-        said.append(f"Of the other arms, counted on each task, {undecided} may reach it, {below} do not.")
+        fail = "does" if below == 1 else "do"
+        said.append(f"Of the other arms, counted on each task, {undecided} may reach it, {below} {fail} not.")
     if near and not asked:
         where = "On no task" if not unknown else f"Not on {', '.join(near)}"
         said.append(f"{where} is it 5 points above the head: reaching it would mean nothing.")
@@ -174,7 +175,7 @@ def _failures(findings: Findings) -> list[Sentence]:
 def _planning(plan: Plan | None) -> list[Sentence]:
     if plan is None:
         return []
-    text = f"The inter-instance loss's effect is known to ± {plan.half:.2g} points with {plan.seeds} seeds. "
+    text = f"`{plan.arm}` over `{plan.over}` is known to ± {plan.half:.2g} points with {plan.seeds} seeds. "
     text += (
         f"For ± {WANTED:g} it takes {plan.to_know} seeds per arm." if plan.to_know
         else f"No number of seeds makes it ± {WANTED:g} on these rows."

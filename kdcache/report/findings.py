@@ -51,12 +51,15 @@ class Plan:
     """What it takes to know the primary effect.
 
     Args:
+        arm, over: the arms that it is of.
         seeds: of each arm now, on the task with fewest.
         half: of the interval now, in points.
         to_know: seeds per arm for an interval of ± ``WANTED``; None where no number will do.
         to_find: seeds per arm that find a true effect of ``WANTED`` with a power of 80 %.
     """
 
+    arm: str
+    over: str
     seeds: int
     half: float
     to_know: int | None
@@ -84,7 +87,7 @@ class Findings:
         verdicts: task → arm → whether it reaches the teacher.
         not_working: task → prompt arms at or below ``head``.
         plan: of the primary comparison.
-        relations: task → matrices of teacher, ``ce``, ``kl`` and the distilled student.
+        relations: task → matrices of teacher, ``ce``, ``kl`` and the relation's (or the distilled) student.
     """
 
     records: Sequence[Record]
@@ -138,7 +141,7 @@ def find(
     Raises:
         DataError: predictions that do not belong together; see ``stats.runs.read_runs``.
     """
-    roles = find_roles(recipes, method)
+    roles = find_roles(recipes, method, planned)
     arms = list(dict.fromkeys(arm for record in records for arm in record.metrics["arm_order"]))
     by_metric = {
         record.name: {
@@ -183,7 +186,7 @@ def find(
         not_working={
             record.name: below for record in records if (below := not_working(record.metrics, roles.head))
         },
-        plan=_plan(runs, roles),
+        plan=_plan(runs, *(planned[0] if planned else (roles.relation, roles.kl))),
         relations={record.name: found for record in records if (found := _relations(record, roles, teacher))},
     )
 
@@ -218,24 +221,28 @@ def _verdicts(
     }  # fmt: skip
 
 
-def _plan(runs: Mapping[str, Runs], roles: Roles) -> Plan | None:
+def _plan(runs: Mapping[str, Runs], arm: str | None, over: str | None) -> Plan | None:
+    if arm is None or over is None:
+        return None
     pilots: list[Components] = []
-    now = effects(runs, roles.relation, roles.kl)
+    now = effects(runs, arm, over)
     for task, of_task in now.items():
-        if roles.relation is None or roles.kl is None or of_task.seeds < 2:
+        if of_task.seeds < 2:
             return None
-        pilots.append(components(runs[task], roles.relation, roles.kl))
+        pilots.append(components(runs[task], arm, over))
     if not pilots:
         return None
     mean = mean_estimate(list(now.values()))
-    return Plan(mean.seeds, half_width(mean), seeds_to_know(pilots, WANTED), seeds_needed(pilots, WANTED))
+    return Plan(
+        arm, over, mean.seeds, half_width(mean), seeds_to_know(pilots, WANTED), seeds_needed(pilots, WANTED)
+    )
 
 
 def _relations(record: Record, roles: Roles, teacher: str) -> Relations | None:
     """Of the students with the least seed that is there, and of what teaches them."""
     taught_by = MEMBER if teacher == MEMBER else CACHED
     by_arm = dict(list(record.predictions.groupby("arm", sort=False)))
-    wanted = (taught_by, roles.ce, roles.kl, roles.distilled)
+    wanted = (taught_by, roles.ce, roles.kl, roles.relation or roles.distilled)
     found = {arm: by_arm[arm] for arm in wanted if arm is not None and arm in by_arm}
     if len(found) < 2 or taught_by not in found:
         return None

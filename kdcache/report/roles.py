@@ -1,6 +1,6 @@
 """Which arm plays which part in the question, decided by what teaches it and never by its name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ class Roles:
         feature: a prompt and a loss on features alone.
         full: every weight trained, labels alone: where the gap ends.
         temperature: at which the relation's loss sees probabilities.
+        planned: the arm with a teacher that a study's plan compares with ``ce``.
     """
 
     head: str | None = None
@@ -35,14 +36,17 @@ class Roles:
     feature: str | None = None
     full: str | None = None
     temperature: float = 1.0
+    planned: str | None = None
 
     @property
     def distilled(self) -> str | None:
-        """The arm that stands for distillation: with both losses, or else with the one there is."""
-        return self.relation or self.kl or self.feature
+        """The arm that stands for distillation: as planned, or with both losses, or with what there is."""
+        return self.planned or self.relation or self.kl or self.feature
 
 
-def find_roles(arms: Mapping[str, Recipe | None], method: str) -> Roles:
+def find_roles(
+    arms: Mapping[str, Recipe | None], method: str, planned: Sequence[tuple[str, str]] = ()
+) -> Roles:
     """Cast the arms. Of several that fit, the one that sets least; of these the first.
 
     The inter-class and the inter-instance arm are a pair that differs in nothing else, where there is
@@ -51,6 +55,7 @@ def find_roles(arms: Mapping[str, Recipe | None], method: str) -> Roles:
     Args:
         arms: name → recipe, as ``distill.arms`` of params.yaml.
         method: of arms that name none.
+        planned: (arm, over) of a study's plan.
 
     >>> arms = {"CE": {}, "A": {"inter_class": {"name": "kl"}}, "S": {"label_smoothing": 0.1}}
     >>> arms["H"] = {"method": "head"}
@@ -82,14 +87,17 @@ def find_roles(arms: Mapping[str, Recipe | None], method: str) -> Roles:
     alone, beside = fitting({"inter_class"}, prompt), fitting({"inter_class", "inter_instance"}, prompt)
     pairs = [(kl, both) for both in beside for kl in alone if without_relation(both) == recipes[kl]]
     kl, relation = pairs[0] if pairs else (next(iter(alone), None), next(iter(beside), None))
+    ce = first(set(), prompt)
+    over_ce = (arm for arm, over in planned if over == ce and learns_from_teacher(recipes.get(arm)))
     return Roles(
         head=first(set(), lambda name: name == "head"),
-        ce=first(set(), prompt),
+        ce=ce,
         kl=kl,
         relation=relation,
         feature=first({"feature"}, prompt),
         full=first(set(), lambda name: name == "full"),
         temperature=_temperature(recipes[relation]["inter_instance"]) if relation else 1.0,
+        planned=next(over_ce, None),
     )
 
 

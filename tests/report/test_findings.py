@@ -157,7 +157,7 @@ def test_planning_says_how_many_seeds(lifted):
     plan = find(lifted, RECIPES, "prefix").plan
     assert plan.seeds == 3
     text = said(find(lifted, RECIPES, "prefix"))["Planning"]
-    assert f"is known to ± {plan.half:.2g} points with 3 seeds. " in text
+    assert f"`kl+gram` over `kl` is known to ± {plan.half:.2g} points with 3 seeds. " in text
     assert f"{plan.to_know or 'No number of'} seeds" in text
 
 
@@ -168,7 +168,7 @@ def test_a_plan_has_its_primary_comparison_and_its_own_family(lifted):
     findings = find(lifted, RECIPES, "prefix", planned)
     found = {(c.arm, c.over): c for c in findings.comparisons}
     assert list(found)[:3] == planned
-    assert set(found) == {*planned, *((c.arm, c.over) for c in standing)}
+    assert set(found) == {*planned, *((c.arm, c.over) for c in standing if c.question != OVER_CE)}
     places = {pair: c.place for pair, c in found.items()}
     assert [places[pair] for pair in planned] == ["primary", "secondary", "secondary"]
     assert {places[pair] for pair in found if pair not in planned} == {"unplanned"}
@@ -179,7 +179,11 @@ def test_a_plan_has_its_primary_comparison_and_its_own_family(lifted):
     adjusted = holm({"a": of_head.p, "b": of_full.p})
     assert (found["kl", "head"].holm, found["full", "kl"].holm) == (adjusted["a"], adjusted["b"])
     text = said(findings)
-    assert text["The inter-class loss over cross-entropy alone"].endswith("The primary comparison.")
+    assert text[OVER_CE].startswith("`kl` over `ce`")  # what a plan compares with ce stands for distillation
+    assert text[OVER_CE].endswith("The primary comparison.")
+    assert text["Gap"].startswith("`kl` closes")
+    assert text["Planning"].startswith("`kl` over `ce` is known to ±")
+    assert "kl+gram" in findings.relations["wic"].matrices
     assert text["kl over head"].endswith(f"After Holm, p = {adjusted['a']:.2g}.")
     assert text[RELATION].endswith("Not planned, not corrected.")
 
