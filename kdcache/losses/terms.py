@@ -122,8 +122,8 @@ def check_terms(
             )
         if batch_size is not None and batch_size < loss.min_rows:
             raise ParamsError(
-                f"distill.batch_size: it must be at least {loss.min_rows} for {term.name} "
-                f"({key}), got {batch_size}. Raise it."
+                f"{where}.batch_size: it must be at least {loss.min_rows} for {term.name}, "
+                f"got {batch_size}. Raise it, or distill.batch_size."
             )
         if on_logits and family == "inter_instance" and num_choices > 1 and not loss.ignores_slots:
             warnings.append(

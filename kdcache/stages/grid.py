@@ -58,7 +58,7 @@ class Grid:
         for name, arm in self.params.arms.items():
             for warning in check_terms(
                 arm.terms, arm.ce_weight, f"distill.arms.{name}",
-                self.task.num_labels, self.task.num_choices, self.params.batch_size,
+                self.task.num_labels, self.task.num_choices, self.params.arm(name).batch_size,
             ):  # fmt: skip
                 print(warning, file=sys.stderr)
         self.device = setup(project.threads)

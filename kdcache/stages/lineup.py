@@ -65,13 +65,13 @@ class Lineup:
         return self._shared_logits[key]
 
     def passes(self, names: Sequence[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
-        """Cut students into those that train together: prompts of one place and length; references alone."""
+        """Cut students into those that train together: like prompts and batches; references alone."""
         kinds: dict[Any, list[tuple[str, int]]] = {}
         for name in names:
             arm = self.params.arm(name[0])
             kind: Any = name if arm.method in REFERENCES else None
             if arm.method in PROMPTS:
-                kind = PROMPTS[arm.method][1], arm.num_virtual_tokens
+                kind = PROMPTS[arm.method][1], arm.num_virtual_tokens, arm.batch_size
             kinds.setdefault(kind, []).append(name)
         for same in kinds.values():
             size = self.params.students_per_pass
@@ -97,9 +97,11 @@ class Lineup:
             rows = replace(rows, teacher_logits=self._teacher_logits(arm, seed)[: len(rows)])
         assert arm.lr is not None
         assert arm.epochs is not None
+        assert arm.head_start_epochs is not None
+        assert arm.batch_size is not None
         settings = Settings(
-            arm.lr, arm.epochs, params.head_start_lr, params.head_start_epochs, params.head_lr,
-            params.batch_size, params.weight_decay, params.warmup_fraction,
+            arm.lr, arm.epochs, params.head_start_lr, arm.head_start_epochs, params.head_lr,
+            arm.batch_size, params.weight_decay, params.warmup_fraction,
         )  # fmt: skip
         best_by = f"tune_{self.task.metrics[0]}" if params.select == "tune" else None
         scores = None

@@ -20,6 +20,8 @@ class Arm:
         method: None takes ``distill.method``.
         lr: None takes ``distill.lr``; the references ``lora`` and ``full`` want one of their own.
         epochs: None takes ``distill.epochs``.
+        head_start_epochs: None takes ``distill.head_start_epochs``.
+        batch_size: None takes ``distill.batch_size``.
         num_virtual_tokens: None takes ``distill.num_virtual_tokens``.
         init: None takes ``distill.init``.
         ce_weight: weight of cross-entropy with the labels; a number or a ramp.
@@ -40,6 +42,8 @@ class Arm:
     method: Method | None = None
     lr: PositiveFloat | None = None
     epochs: Count | None = None
+    head_start_epochs: Count | None = None
+    batch_size: Count | None = None
     num_virtual_tokens: Count | None = None
     init: str | None = None
     ce_weight: NonNegativeFloat | Ramp = 1.0
@@ -150,7 +154,7 @@ class DistillParams:
         if name not in self.arms:
             raise ParamsError(f"distill.arms: it must hold the arm, got {name!r}. {nearest(name, self.arms)}")
         arm = self.arms[name]
-        own = ("method", "lr", "epochs", "num_virtual_tokens", "init")
+        own = ("method", "lr", "epochs", "head_start_epochs", "batch_size", "num_virtual_tokens", "init")
         arm = replace(arm, **{key: getattr(self, key) for key in own if getattr(arm, key) is None})
         if arm.init not in STARTS and not str(arm.init).startswith("student:"):
             raise ParamsError(

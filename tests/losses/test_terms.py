@@ -39,7 +39,7 @@ REFUSED = {
     ),
     "a tiny batch": (
         {"inter_instance": Term("dist_intra")}, {"batch_size": 2},
-        "distill.batch_size: it must be at least 3 for dist_intra (arm.inter_instance), got 2. Raise it.",
+        "arm.batch_size: it must be at least 3 for dist_intra, got 2. Raise it, or distill.batch_size.",
     ),
     "a scope of no known kind": (
         {"inter_instance": Term("gram", scope="queue")}, {},

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from conftest import fails, run
 
 
@@ -29,6 +31,28 @@ def test_students_of_one_pass_are_those_of_many(cached: Path):
             < 1e-3
         )
     assert alone["ce"] != alone["kl+gram"]
+
+
+def test_an_arm_has_a_batch_size_and_a_head_start_of_its_own(cached: Path):
+    """One pass, three students: each takes the steps of its own settings, and is as it would be alone."""
+    own = {"ce": (4, 2), "kl": (8, 3)}  # arm → batch_size, head_start_epochs
+    values = {f"distill.arms.{arm}.batch_size": size for arm, (size, _) in own.items()}
+    values |= {f"distill.arms.{arm}.head_start_epochs": epochs for arm, (_, epochs) in own.items()}
+    settings = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    arms = ["distill", "--task", "cb", "--arm", "ce", "--arm", "kl", "--arm", "kl+gram"]
+    assert run(*arms, *settings)[0] == 0
+    section = yaml.safe_load((cached / "params.yaml").read_text())["distill"]
+    shared = section["batch_size"], section["head_start_epochs"]
+    rows = pq.read_metadata(cached / "data" / "cb" / "train.parquet").num_rows
+    for arm in ("ce", "kl", "kl+gram"):
+        result = json.loads((cached / "runs" / "cb" / f"{arm}-0" / "result.json").read_text())
+        size, epochs = own.get(arm, shared)
+        assert result["head_steps"] == epochs * -(-rows // size)
+        assert result["steps"] == section["epochs"] * -(-rows // size)
+    alone = {arm: logits(cached, f"{arm}-0") for arm in own}
+    assert run(*arms, *settings, "--set", "distill.students_per_pass=3")[0] == 0
+    for arm, wanted in alone.items():
+        assert np.allclose(logits(cached, f"{arm}-0"), wanted, atol=1e-3)
 
 
 def test_a_diverged_student_is_named_and_the_others_are_kept(cached: Path):
