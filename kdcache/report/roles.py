@@ -49,8 +49,8 @@ def find_roles(
 ) -> Roles:
     """Cast the arms. Of several that fit, the one that sets least; of these the first.
 
-    The inter-class and the inter-instance arm are a pair that differs in nothing else, where there is
-    one: an arm that also sees more rows would say nothing of the loss.
+    The inter-class and the inter-instance arm are the pair that the plan compares, else one that differs in
+    nothing else, where there is one: an arm that also sees more rows would say nothing of the loss.
 
     Args:
         arms: name → recipe, as ``distill.arms`` of params.yaml.
@@ -85,7 +85,8 @@ def find_roles(
         return {key: value for key, value in recipes[name].items() if key != "inter_instance"}
 
     alone, beside = fitting({"inter_class"}, prompt), fitting({"inter_class", "inter_instance"}, prompt)
-    pairs = [(kl, both) for both in beside for kl in alone if without_relation(both) == recipes[kl]]
+    pairs = [(kl, both) for both, kl in planned if both in beside and kl in alone]
+    pairs += [(kl, both) for both in beside for kl in alone if without_relation(both) == recipes[kl]]
     kl, relation = pairs[0] if pairs else (next(iter(alone), None), next(iter(beside), None))
     ce = first(set(), prompt)
     over_ce = (arm for arm, over in planned if over == ce and learns_from_teacher(recipes.get(arm)))

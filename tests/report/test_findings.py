@@ -117,6 +117,18 @@ def test_the_inter_instance_arm_is_paired_with_the_one_that_lacks_nothing_else()
     assert find_roles({name: arms[name] for name in ("kl", "both@more")}, "prefix").kl == "kl"
 
 
+def test_the_relations_pair_is_the_one_that_the_plan_compares():
+    """Each at a rate of its own: no arm differs from the relation's in nothing else."""
+    arms = {
+        "other": {"inter_class": KL_TERM},
+        "kl": {"inter_class": KL_TERM, "targets": "member"},
+        "both": {"inter_class": KL_TERM, "inter_instance": {"name": "gram"}, "targets": "member", "lr": 0.03},
+    }
+    assert find_roles(arms, "prefix").kl == "other"
+    roles = find_roles(arms, "prefix", [("both", "kl")])
+    assert (roles.relation, roles.kl) == ("both", "kl")
+
+
 KL_TERM = {"name": "kl"}
 
 
