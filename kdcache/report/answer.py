@@ -32,7 +32,7 @@ def answer(findings: Findings) -> list[Sentence]:
     second = [effects.pop(RELATION)] if RELATION in effects else _no_relation(findings.roles)
     return [
         *first, _gap(findings), *second, *effects.values(), _teacher(findings), *_failures(findings),
-        *_planning(findings.plan), *_cautions(findings),
+        *_still_rising(findings), *_planning(findings.plan), *_cautions(findings),
     ]  # fmt: skip
 
 
@@ -170,6 +170,25 @@ def _failures(findings: Findings) -> list[Sentence]:
             who = f"`{student['arm']}`, seed {student['seed']}, on {record.name}"
             found.append(Sentence("Diverged", f"{who} at step {student['diverged']['step']}; left out."))
     return found
+
+
+def _still_rising(findings: Findings) -> list[Sentence]:
+    """Arms whose mean score on tune is highest after their last epoch: perhaps not done learning."""
+    rises: dict[str, list[str]] = {}
+    for record in findings.records:
+        score = f"tune_{record.metrics['metric']}"
+        if score not in record.curves:
+            continue
+        for arm, curve in record.curves.sort_values("epoch").groupby("arm", sort=False)[score]:
+            if len(curve) > 2 and curve.iloc[-1] > (before := curve.iloc[:-1].max()):
+                rises.setdefault(str(arm), []).append(f"{record.name} +{100 * (curve.iloc[-1] - before):.1f}")
+    if not rises:
+        return []
+    arms = ", ".join(f"`{arm}` ({', '.join(rises[arm])})" for arm in findings.arms if arm in rises)
+    text = f"Best on tune after the last epoch (points over the best before): {arms}. More may lift them."
+    if (ce := findings.roles.ce) in rises:
+        text += f" A gain over `{ce}` may then be one of steps, not of the teacher."
+    return [Sentence("Still rising", text)]
 
 
 def _planning(plan: Plan | None) -> list[Sentence]:

@@ -310,3 +310,15 @@ def test_students_with_teachers_of_their_own_are_compared_with_these():
     others = find([record], {arm: r for arm, r in recipes.items() if not r.get("targets")}, "prefix")
     assert others.teacher == "teacher"
     assert "teacher and backbone are taken as they are" in build_sections(others, [], {})[0].reading
+
+
+def test_an_arm_that_is_best_after_its_last_epoch_is_named(lifted):
+    assert "Still rising" not in said(find(lifted, RECIPES, "prefix"))
+    curves = lifted[0].curves.copy()
+    for arm, scores in {"ce": (0.5, 0.6, 0.7), "kl": (0.5, 0.7, 0.6), "kl+gram": (0.5, 0.7, 0.7)}.items():
+        curves.loc[curves["arm"] == arm, "tune_accuracy"] = scores
+    rising = [dataclasses.replace(lifted[0], curves=curves), lifted[1]]
+    text = said(find(rising, RECIPES, "prefix"))["Still rising"]
+    assert "`ce` (wic +10.0)." in text
+    assert "kl" not in text
+    assert text.endswith("A gain over `ce` may then be one of steps, not of the teacher.")
