@@ -34,7 +34,7 @@ def test_students_of_one_pass_are_those_of_many(cached: Path):
 
 
 def test_an_arm_has_a_batch_size_and_a_head_start_of_its_own(cached: Path):
-    """One pass, three students: each takes the steps of its own settings, and is as it would be alone."""
+    """Each takes the steps of its own settings; in passes of three, other batches stay apart."""
     own = {"ce": (4, 2), "kl": (8, 3)}  # arm → batch_size, head_start_epochs
     values = {f"distill.arms.{arm}.batch_size": size for arm, (size, _) in own.items()}
     values |= {f"distill.arms.{arm}.head_start_epochs": epochs for arm, (_, epochs) in own.items()}
