@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from kdcache.cli import app
 
 DOCS = Path(__file__).parent.parent / "docs"
+STUDIES = DOCS.parent / "studies"
 LINES = [
     line
     for path in sorted(DOCS.glob("*.md"))
@@ -55,11 +57,19 @@ def test_each_interval_that_is_quoted_stands_in_a_report(path):
     quoted = {
         (sign.replace("+", "") + middle, low, high) for sign, middle, _, low, high in NUMBER.findall(text)
     }
-    studies = DOCS.parent / "studies"  # comparisons.json: by kdcache.stats, where a study has no report
-    reports = sorted([*studies.glob("*/reports/results.json"), *studies.glob("*/comparisons.json")])
+    # comparisons.json: by kdcache.stats, where a study has no report
+    reports = sorted([*STUDIES.glob("*/reports/results.json"), *STUDIES.glob("*/comparisons.json")])
     known = {number for report in reports for number in reported(json.loads(report.read_text()))}
     assert quoted
     assert quoted - known == set()
+
+
+def test_overview_is_drawn_from_the_studies_as_they_are(tmp_path):
+    overview = runpy.run_path(str(STUDIES / "overview.py"))
+    overview["draw_overview"](tmp_path / "overview.svg")
+    assert (tmp_path / "overview.svg").read_bytes() == (STUDIES / "overview.svg").read_bytes()
+    with pytest.raises(SystemExit, match="rates must compare kl with feature_mse on subj"):
+        overview["read_effect"]("rates", "subj", ("kl", "feature_mse"))
 
 
 def test_specification_stays_short():
