@@ -67,7 +67,13 @@ def test_each_interval_that_is_quoted_stands_in_a_report(path):
 def test_overview_is_drawn_from_the_studies_as_they_are(tmp_path):
     overview = runpy.run_path(str(STUDIES / "overview.py"))
     overview["draw_overview"](tmp_path / "overview.svg")
-    assert (tmp_path / "overview.svg").read_bytes() == (STUDIES / "overview.svg").read_bytes()
+    # Text is drawn as paths, each after a comment that says it; positions may differ on another CPU.
+    drawn, kept = (
+        re.findall("<!-- (.*) -->", (folder / "overview.svg").read_text(encoding="utf-8"))
+        for folder in (tmp_path, STUDIES)
+    )
+    assert "clinc150, 1500 labels" in kept and "+3.1" in kept
+    assert drawn == kept
     with pytest.raises(SystemExit, match="rates must compare kl with feature_mse on subj"):
         overview["read_effect"]("rates", "subj", ("kl", "feature_mse"))
 
