@@ -13,12 +13,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from kdcache.batching import Padded, encode
-from kdcache.models import load_tokenizer, setup
-from kdcache.students.backbone import Backbone
+from kdcache.data.splits import read_split, sequences
+from kdcache.data.task import read_task
+from kdcache.encoder.batching import Padded, encode
+from kdcache.encoder.load import load_tokenizer, setup
+from kdcache.students.frozen import Backbone
 from kdcache.students.train import cls_states
-from kdcache.tasks.schema import read_task
-from kdcache.tasks.splits import read_split, sequences
 
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # C
 MAX_LENGTH = 128

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-from kdcache.batching import encode, fixed_plan
-from kdcache.extract import extract
-from kdcache.models import load_classifier, load_tokenizer, resolve, save_model, setup
-from kdcache.tasks.find import find_source
-from kdcache.tasks.official import read_official
+from kdcache.data.find import find_source
+from kdcache.data.official import read_official
+from kdcache.encoder.batching import encode, fixed_plan
+from kdcache.encoder.forward import extract
+from kdcache.encoder.load import load_classifier, load_tokenizer, resolve, save_model, setup
 
 BATCH_SIZE, MAX_LENGTH, ROUNDS, NUM_LABELS = 32, 256, 2, 2
 ROWS = {"rte": 512, "wic": 2048}

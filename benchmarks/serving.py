@@ -25,13 +25,13 @@ import torch
 from peft import PeftModel
 
 import kdcache
-from kdcache.batching import encode
-from kdcache.models import load_classifier, load_tokenizer, setup
-from kdcache.students.backbone import Backbone
+from kdcache.data.splits import read_split
+from kdcache.data.task import Task, read_task
+from kdcache.encoder.batching import encode
+from kdcache.encoder.load import load_classifier, load_tokenizer, setup
 from kdcache.students.export import save_student
+from kdcache.students.frozen import Backbone
 from kdcache.students.student import Recipe, build_student
-from kdcache.tasks.schema import Task, read_task
-from kdcache.tasks.splits import read_split
 
 TASKS, WINDOW, NUM_WINDOWS, ROUNDS, MAX_LENGTH, TOKENS = 8, 32, 4, 9, 128, 16
 

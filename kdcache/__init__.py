@@ -8,7 +8,7 @@ from typing import Any
 
 _PUBLIC = {
     "KdcacheError": "errors",
-    "read_task": "tasks.schema",
+    "read_task": "data.task",
     "load_cache": "cache.reader",
     **dict.fromkeys(
         (
@@ -21,11 +21,11 @@ _PUBLIC = {
     "CacheWriter": "cache.writer",
     "verify_cache": "cache.verify",
     "diff_caches": "cache.diff",
-    "analyse_cache": "analytics",
-    "join": "loops",
-    "KDCollator": "loops",
-    "load_student": "students.serve",
-    "StudentPool": "students.serve",
+    "analyse_cache": "analysis.analyse",
+    "join": "cache.trainer",
+    "KDCollator": "cache.trainer",
+    "load_student": "serve.pool",
+    "StudentPool": "serve.pool",
 }  # fmt: skip
 
 __all__ = sorted(_PUBLIC)

@@ -1,7 +1,7 @@
 """DVC stage prepare: source → data/<task>/. Usage: python pipeline/prepare.py TASK"""
 
-from kdcache.stages.prepare import prepare
-from kdcache.stages.workspace import run_stage
+from kdcache.data.prepare import prepare
+from kdcache.project import run_stage
 
 if __name__ == "__main__":
     run_stage(prepare, per_task=True)

@@ -1,7 +1,7 @@
 """DVC stage student_backbone: some of a model's layers, healed → models/backbone/. No arguments."""
 
-from kdcache.stages.student_backbone import student_backbone
-from kdcache.stages.workspace import run_stage
+from kdcache.backbone.student_backbone import student_backbone
+from kdcache.project import run_stage
 
 if __name__ == "__main__":
     run_stage(student_backbone, per_task=False)

@@ -9,9 +9,8 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
-from matplotlib import pyplot
-
 from kdcache.figures import COLOURS, GREY
+from matplotlib import pyplot
 
 STUDIES = Path(__file__).parent
 TITLES = (

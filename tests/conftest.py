@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from kdcache.cli import app
+from kdcache.data.official import SAMPLE
 from kdcache.params import read_params
-from kdcache.tasks.official import SAMPLE
 
 ROOT = Path(__file__).parent.parent
 

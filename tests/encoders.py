@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from conftest import build_tiny_model
 
-from kdcache.batching import Encoded, encode
-from kdcache.heal import StudentBackboneParams
-from kdcache.models import load_tokenizer
+from kdcache.backbone.heal import StudentBackboneParams
+from kdcache.encoder.batching import Encoded, encode
+from kdcache.encoder.load import load_tokenizer
 
 CPU = torch.device("cpu")
 TEXTS = [

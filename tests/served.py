@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdcache.batching import encode
-from kdcache.models import load_tokenizer
-from kdcache.students.backbone import Backbone
+from kdcache.data.task import Task
+from kdcache.encoder.batching import encode
+from kdcache.encoder.load import load_tokenizer
 from kdcache.students.export import save_student
+from kdcache.students.frozen import Backbone
 from kdcache.students.student import Recipe, build_student
-from kdcache.tasks.schema import Task
 
 WIC = Task("wic", ("false", "true"), "wic/1", ("accuracy",))
 CB = Task("cb", ("entailment", "contradiction", "neutral"), "cb/1", ("accuracy",), truncate="first")

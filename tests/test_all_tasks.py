@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from smoke import dvc, make_project
 
-from kdcache.tasks.superglue import SUPERGLUE
+from kdcache.data.superglue import SUPERGLUE
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data" / "superglue"
 

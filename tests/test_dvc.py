@@ -58,7 +58,7 @@ def test_stage_script_module_and_section_share_one_name():
 
 def test_data_flows_one_way():
     closures = {stage: import_closure(ROOT / "pipeline" / f"{stage}.py") for stage in STAGES}
-    assert "kdcache/teacher.py" not in closures["distill"]
+    assert "kdcache/teacher/train.py" not in closures["distill"]
     assert not any(
         "kdcache/losses/" in path for path in closures["train_teacher"] | closures["cache_teacher"]
     )
@@ -66,7 +66,7 @@ def test_data_flows_one_way():
         "kdcache/students/" in path for path in closures["train_teacher"] | closures["cache_teacher"]
     )
     assert not any("kdcache/cache/" in path for path in closures["train_teacher"])
-    sources = {"kdcache/tasks/find.py", "kdcache/tasks/source.py", "kdcache/tasks/superglue.py"}
+    sources = {"kdcache/data/find.py", "kdcache/data/source.py", "kdcache/data/superglue.py"}
     assert [stage for stage in STAGES if closures[stage] & sources] == ["prepare"]
     assert not any("kdcache/cli/" in path for closure in closures.values() for path in closure)
 

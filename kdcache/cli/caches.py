@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, console, open_project
-from kdcache.stages.workspace import errors_in_one_line
+from kdcache.project import errors_in_one_line
 
 if TYPE_CHECKING:
     from kdcache.cache.diff import SplitDiff
@@ -40,7 +40,7 @@ def verify(
     else:
         with open_project(set_, debug, task) as project:
             chosen = chosen_tasks(project, task)
-            from kdcache.stages.verify_cache import verify as stage
+            from kdcache.teacher.verify_cache import verify as stage
 
             sound = all([_show_checks(name, stage(project, name, teacher_rows)) for name in chosen])
     if not sound:
@@ -68,7 +68,7 @@ def diff(
 def clean(set_: Overrides = None, debug: Debug = False) -> None:
     """Empty the scratch folder: what interrupted runs left to go on from."""
     with open_project(set_, debug) as project:
-        from kdcache.stages.clean import clean as stage
+        from kdcache.scratch import clean as stage
 
         typer.echo(f"{project.paths.scratch}: freed {stage(project) / 1e6:.1f} MB")
 
@@ -87,7 +87,7 @@ def import_(
     """Make a cache of any teacher's logits, probabilities or log-probabilities: file + data → cache/TASK/."""
     with open_project(set_, debug) as project:
         from kdcache.cache.location import Location
-        from kdcache.stages.import_cache import import_cache as stage
+        from kdcache.teacher.external import import_cache as stage
 
         manifest = stage(project, task, file, missing_mass, id_column)
         show_cache(Location.parse(project.paths.cache, task), manifest)
@@ -102,7 +102,7 @@ def export(
 ) -> None:
     """Write a cache's ids, labels and logits as a file that others, and import, read."""
     with open_project(set_, debug) as project:
-        from kdcache.stages.import_cache import export_cache as stage
+        from kdcache.teacher.external import export_cache as stage
 
         typer.echo(f"{file}: {stage(project, task, split or [], file)} rows")
 

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from kdcache.cli.options import Debug, console
 from kdcache.errors import DataError, ParamsError, nearest
-from kdcache.stages.workspace import errors_in_one_line
+from kdcache.project import errors_in_one_line
 
 
 def compare(

@@ -11,11 +11,11 @@ from rich.table import Table
 from kdcache.cli.caches import Where, show_cache
 from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, console, open_project
 from kdcache.errors import ParamsError
-from kdcache.stages.workspace import errors_in_one_line
+from kdcache.project import errors_in_one_line
 
 if TYPE_CHECKING:
-    from kdcache.analytics import CacheAnalysis, LabelAnalysis, Share
-    from kdcache.stages.workspace import Project
+    from kdcache.analysis.analyse import CacheAnalysis, LabelAnalysis, Share
+    from kdcache.project import Project
 
 # split → example id → what the teacher read.
 Texts = dict[str, dict[str, list[str]]]
@@ -51,10 +51,10 @@ def inspect(
             )
         if figure and figure.suffix != ".svg":
             raise ParamsError(f"--figure: the file must end in .svg, got {figure}. Call it FILE.svg.")
-        from kdcache.analytics import analyse_cache
+        from kdcache.analysis.analyse import analyse_cache
+        from kdcache.analysis.words import read_analysis
         from kdcache.cache.location import Location
         from kdcache.cache.manifest import read_manifest
-        from kdcache.reading import read_analysis
 
         project = None
         if cache:
@@ -70,7 +70,7 @@ def inspect(
             manifest, analysis = read_manifest(location), analyse_cache(location)
             read = _read_texts(project, location.name, analysis, texts) if project and texts else {}
             if figure:
-                from kdcache.figures import draw_cache
+                from kdcache.report.figures import draw_cache
 
                 figure.parent.mkdir(parents=True, exist_ok=True)
                 draw_cache(analysis, figure)
@@ -86,7 +86,7 @@ def inspect(
 
 
 def _read_texts(project: "Project", task: str, analysis: "CacheAnalysis", count: int) -> Texts:
-    from kdcache.stages.inspect_cache import read_texts
+    from kdcache.analysis.texts import read_texts
 
     texts = {}
     for split, found in analysis.splits.items():

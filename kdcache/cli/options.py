@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from kdcache.errors import ParamsError
-from kdcache.stages.workspace import Project, errors_in_one_line, require, require_task
+from kdcache.project import Project, errors_in_one_line, require, require_task
 
 console = Console(highlight=False)
 

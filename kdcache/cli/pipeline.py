@@ -10,6 +10,12 @@ from rich.table import Table
 from kdcache.cli.inspect import inspect
 from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, console, open_project
 
+MODULES = {
+    "prepare": "kdcache.data.prepare",
+    "train_teacher": "kdcache.teacher.train_teacher",
+    "cache_teacher": "kdcache.teacher.cache_teacher",
+}
+
 
 def prepare(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
     """Read and check the source, cut the tune split: source → data/TASK/."""
@@ -30,7 +36,7 @@ def _run_stage(name: str, task: list[str] | None, set_: list[str] | None, debug:
     """Run a stage on the tasks asked for; module and function have its name."""
     with open_project(set_, debug, task) as project:
         chosen = chosen_tasks(project, task)
-        stage = getattr(importlib.import_module(f"kdcache.stages.{name}"), name)
+        stage = getattr(importlib.import_module(MODULES[name]), name)
         for one in chosen:
             with project.timed(name, one):
                 stage(project, one)
@@ -52,7 +58,7 @@ def distill(
         chosen = chosen_tasks(project, task)
         from kdcache.report.roles import find_roles
         from kdcache.report.summary import results_markdown
-        from kdcache.stages.distill import explore
+        from kdcache.students.distill import explore
 
         for name in chosen:
             with project.timed("explore", name):
@@ -90,8 +96,8 @@ def report(
 ) -> None:
     """Write reports/ from what all students did, index.html above all, and print the results."""
     with open_project(set_, debug, task) as project:
-        from kdcache.stages.report import read_live_costs, read_timings
-        from kdcache.stages.report import report as stage
+        from kdcache.report.report import read_live_costs, read_timings
+        from kdcache.report.report import report as stage
 
         if task:
             project = project.only(chosen_tasks(project, task))

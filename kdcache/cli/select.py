@@ -8,7 +8,7 @@ from rich.table import Table
 
 from kdcache.cli.options import Debug, Overrides, chosen_tasks, console, open_project
 from kdcache.errors import ParamsError
-from kdcache.stages.workspace import Project
+from kdcache.project import Project
 
 
 def select(
@@ -34,8 +34,8 @@ def select(
             value: replace(Project.load([*(set_ or ()), f"{key}={value}"]), tasks=project.tasks)
             for value in values.split(",")
         }
-        from kdcache.stages.select import compare
-        from kdcache.stages.select import select as stage
+        from kdcache.students.select import compare
+        from kdcache.students.select import select as stage
 
         scores = stage(tried, name, arm, folds)
         ranked = compare(scores)

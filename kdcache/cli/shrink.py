@@ -62,7 +62,7 @@ def shrink(
                 raise ParamsError(f"--out: {out} must be new or a model's folder, got something else there.")
             project = replace(project, paths=replace(project.paths, backbone=str(out)))
         probes = chosen_tasks(project, probe) if probe else None
-        from kdcache.stages.student_backbone import student_backbone as stage
+        from kdcache.backbone.student_backbone import student_backbone as stage
 
         with project.timed("shrink" if out else "student_backbone"):
             stage(project, probes)

@@ -8,7 +8,7 @@ import typer
 
 from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, open_project
 from kdcache.errors import ParamsError
-from kdcache.stages.workspace import errors_in_one_line
+from kdcache.project import errors_in_one_line
 
 
 class Format(StrEnum):
@@ -76,7 +76,7 @@ def predict(
             raise ParamsError(f"--student: the task must be one, got {', '.join(chosen)}. Add: --task TASK")
         if zip_ and form is not Format.superglue:
             raise ParamsError(f"--zip: the format must be superglue, got {form}. Add: --format superglue")
-        from kdcache.stages import predict as stage
+        from kdcache.serve import prepared as stage
 
         for name in chosen:
             folder = students[0] if students else stage.student_folder(project, name, arm or "")
@@ -93,6 +93,6 @@ def _serve(students: list[Path], source: str, output: Path | None, form: Format 
         raise ParamsError("--input: a student must be named, got none. Add: --student FOLDER")
     if form is Format.superglue:
         raise ParamsError("--format superglue: it must go with --split, got --input. Use csv or jsonl.")
-    from kdcache.stages.serve import serve
+    from kdcache.serve.files import serve
 
     serve(students, source, output, form and form.value, chunk)

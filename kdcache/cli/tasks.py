@@ -11,9 +11,9 @@ from kdcache.cli.options import Debug, Overrides, console, open_project
 from kdcache.errors import ModelError
 
 if TYPE_CHECKING:
-    from kdcache.batching import Encoded
-    from kdcache.stages.workspace import Project
-    from kdcache.tasks.schema import Example, Task
+    from kdcache.data.task import Example, Task
+    from kdcache.encoder.batching import Encoded
+    from kdcache.project import Project
 
 BAR = 40  # characters of the longest bar
 LABELS_SHOWN = 12
@@ -29,9 +29,9 @@ def tasks(context: typer.Context, set_: Overrides = None, debug: Debug = False) 
     if context.invoked_subcommand:
         return
     with open_project(set_, debug) as project:
-        from kdcache.tasks.find import own_tasks
-        from kdcache.tasks.superglue import SUPERGLUE
-        from kdcache.tasks.taskfile import read_task_file
+        from kdcache.data.find import own_tasks
+        from kdcache.data.superglue import SUPERGLUE
+        from kdcache.data.taskfile import read_task_file
 
         table = Table("task", "metrics", "labels")
         table.add_column("source", overflow="fold")
@@ -54,8 +54,8 @@ def check(
     """Read all rows of a task; show examples, labels and lengths, and say what is wrong."""
     with open_project(set_, debug, [task]) as project:
         name = Path(task).stem  # any task: it need not be one of params.yaml's
-        from kdcache.stages.prepare import PrepareParams, read_source
-        from kdcache.tasks.check import find_problems, label_counts, length_histogram, shown_examples
+        from kdcache.data.check import find_problems, label_counts, length_histogram, shown_examples
+        from kdcache.data.prepare import PrepareParams, read_source
 
         found, splits = read_source(project, project.section("prepare", PrepareParams), name)
         typer.echo(f"{name}: " + ", ".join(f"{split} {len(rows)} rows" for split, rows in splits.items()))
@@ -73,10 +73,10 @@ def check(
 
 def _encode(project: "Project", task: "Task", rows: Sequence["Example"]) -> "tuple[Encoded | None, int]":
     """Rows as the teacher will read them, uncut; None where its model is not there."""
-    from kdcache.batching import encode
-    from kdcache.models import load_tokenizer, resolve
-    from kdcache.tasks.splits import build_table, sequences
-    from kdcache.teacher import TrainTeacherParams
+    from kdcache.data.splits import build_table, sequences
+    from kdcache.encoder.batching import encode
+    from kdcache.encoder.load import load_tokenizer, resolve
+    from kdcache.teacher.train import TrainTeacherParams
 
     params = project.section("train_teacher", TrainTeacherParams)
     try:

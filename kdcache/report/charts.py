@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdcache.figures import GREY, draw_intervals
+from kdcache.report.figures import GREY, draw_intervals
 from kdcache.report.matrices import Relations
 
 WIDTH = 340  # px; with a phone's margins it fits into 390

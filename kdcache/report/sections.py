@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from kdcache.figures import GREY
 from kdcache.report import charts, tables
 from kdcache.report.answer import Sentence, answer
 from kdcache.report.charts import Style
 from kdcache.report.cost import FORMULA, saving_table, savings
+from kdcache.report.figures import GREY
 from kdcache.report.findings import Findings
 from kdcache.report.roles import learns_from_member, learns_from_teacher
 from kdcache.report.summary import Table, cost_table

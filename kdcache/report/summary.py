@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcache.metrics import SUPERGLUE_METRICS, accuracy_interval, superglue_score
+from kdcache.data.metrics import SUPERGLUE_METRICS, accuracy_interval, superglue_score
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from kdcache.data.metrics import METRICS, Columns, group_rows
 from kdcache.errors import DataError, nearest
-from kdcache.metrics import METRICS, Columns, group_rows
 
 ALL_ROWS = "teacher"  # on all training rows, where there are folds beside it
 MEMBER = "teacher_member"  # of an ensemble; its number stands where students have their seed

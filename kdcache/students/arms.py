@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from kdcache.errors import ParamsError, nearest
 from kdcache.losses.terms import Ramp, Term, describe
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
-from kdcache.students.backbone import Dtype
+from kdcache.students.frozen import Dtype
 from kdcache.students.prompts import STARTS
 
 Method = Literal["head", "prefix", "prompt", "p_tuning", "lora", "full"]

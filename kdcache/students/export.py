@@ -23,17 +23,17 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from kdcache.adapters import WEIGHTS, save_adapter
-from kdcache.batching import Encoded
+from kdcache.data.task import Task
 from kdcache.digests import file_digest
+from kdcache.encoder.adapters import WEIGHTS, save_adapter
+from kdcache.encoder.batching import Encoded
+from kdcache.encoder.load import WEIGHTS as BACKBONE_WEIGHTS
+from kdcache.encoder.load import load_classifier
 from kdcache.errors import ModelError
-from kdcache.models import WEIGHTS as BACKBONE_WEIGHTS
-from kdcache.models import load_classifier
 from kdcache.params import build
-from kdcache.students.backbone import Backbone, head_names, take_apart
+from kdcache.students.frozen import Backbone, head_names, take_apart
 from kdcache.students.prompts import PROMPTS, Prompt
 from kdcache.students.student import Head, Student, predict
-from kdcache.tasks.schema import Task
 
 ABOUT = "student.json"
 RELOAD_ROWS = 8

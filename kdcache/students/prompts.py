@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdcache.adapters import INIT_ROWS, keys_and_values
-from kdcache.batching import Encoded
+from kdcache.encoder.adapters import INIT_ROWS, keys_and_values
+from kdcache.encoder.batching import Encoded
 from kdcache.errors import ModelError
-from kdcache.students.backbone import Backbone, Place
+from kdcache.students.frozen import Backbone, Place
 
 Start = Literal["separators", "words"]
 STARTS = ("separators", "words")

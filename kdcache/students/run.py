@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdcache.batching import Encoded, num_batches, training_plan
+from kdcache.encoder.batching import Encoded, num_batches, training_plan
 from kdcache.losses.objective import Objective, Targets
 from kdcache.students.best import BestEpoch
 from kdcache.students.student import Student

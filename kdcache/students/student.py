@@ -10,9 +10,9 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from kdcache.batching import Encoded, Padded, fixed_plan
-from kdcache.models import last_linear, load_classifier
-from kdcache.students.backbone import Backbone, RowPrompts, head_names, take_apart
+from kdcache.encoder.batching import Encoded, Padded, fixed_plan
+from kdcache.encoder.load import last_linear, load_classifier
+from kdcache.students.frozen import Backbone, RowPrompts, head_names, take_apart
 from kdcache.students.prompts import PROMPTS, Prompt, Start, build_prompt
 
 # Methods with weights of their own, trained one at a time; PROMPTS and ``head`` share a frozen backbone.

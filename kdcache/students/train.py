@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdcache.batching import Encoded, Padded, fixed_plan
-from kdcache.students.backbone import Backbone
+from kdcache.encoder.batching import Encoded, Padded, fixed_plan
+from kdcache.students.frozen import Backbone
 from kdcache.students.run import Run
 from kdcache.students.student import forward
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import fails, run
 from scipy.special import log_softmax
 
-from kdcache.tasks.superglue import SUPERGLUE
+from kdcache.data.superglue import SUPERGLUE
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "superglue"
 

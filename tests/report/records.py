@@ -15,7 +15,7 @@ from kdcache.cache.manifest import MANIFEST, Manifest
 from kdcache.cache.schema import cache_schema, describe_columns
 from kdcache.params import read_params
 from kdcache.report.findings import Record
-from kdcache.results import mean_curves, summarise_arms
+from kdcache.students.results import mean_curves, summarise_arms
 
 KL = {"name": "kl", "temperature": 2.0}
 RECIPES: dict[str, Any] = {

@@ -14,10 +14,10 @@ from closure import ROOT, import_closure
 from records import LIFTED, RECIPES, build_record, write_project
 
 from kdcache.errors import DataError, ParamsError
+from kdcache.project import Project
 from kdcache.report.cost import live_table, savings
 from kdcache.report.findings import find
-from kdcache.stages.report import report
-from kdcache.stages.workspace import Project
+from kdcache.report.report import report
 
 NASTY = '<script>alert("$x$")</script>&|'
 ARMS = RECIPES | {NASTY: {"inter_class": {"name": "kl"}, "lr": 1.0}}

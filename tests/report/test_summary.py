@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdcache.figures import _shares_by_arm, draw_results, draw_shares
-from kdcache.metrics import SUPERGLUE_METRICS, accuracy_interval, compute_metrics, majority_metrics
+from kdcache.data.metrics import SUPERGLUE_METRICS, accuracy_interval, compute_metrics, majority_metrics
+from kdcache.report.figures import _shares_by_arm, draw_results, draw_shares
 from kdcache.report.summary import results_markdown
-from kdcache.results import mean_curves, over_seeds, summarise_arms
+from kdcache.students.results import mean_curves, over_seeds, summarise_arms
 
 
 def result(arm: str, seed: int, accuracy: float) -> dict[str, Any]:

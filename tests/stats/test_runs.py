@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kdcache.data.metrics import METRICS, compute_metrics
 from kdcache.errors import DataError
-from kdcache.metrics import METRICS, compute_metrics
 from kdcache.stats.runs import TALLIES, read_runs, tally_runs
 
 WORDS = ["red house", "house", "blue"]

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from kdcache.batching import Padded, encode
+from kdcache.encoder.batching import Padded, encode
+from kdcache.encoder.load import load_tokenizer
 from kdcache.losses import Objective, Term
-from kdcache.models import load_tokenizer
-from kdcache.students.backbone import Backbone
+from kdcache.students.frozen import Backbone
 from kdcache.students.run import Run, Settings, TrainingRows
 from kdcache.students.student import Recipe, build_student
 from kdcache.students.train import cls_states, train_students

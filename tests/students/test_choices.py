@@ -7,17 +7,17 @@ import pytest
 import torch
 from engine import build_run, fit
 
-from kdcache.batching import Encoded, Padded, encode
-from kdcache.extract import extract
+from kdcache.data.task import Task
+from kdcache.encoder.batching import Encoded, Padded, encode
+from kdcache.encoder.forward import extract
+from kdcache.encoder.load import load_tokenizer
 from kdcache.losses import Term
-from kdcache.models import load_tokenizer
-from kdcache.students.backbone import Backbone
 from kdcache.students.export import save_student
+from kdcache.students.frozen import Backbone
 from kdcache.students.run import TrainingRows
 from kdcache.students.student import METHODS, Student, predict
 from kdcache.students.train import cls_states
-from kdcache.tasks.schema import Task
-from kdcache.teacher import TrainTeacherParams, fine_tune
+from kdcache.teacher.train import TrainTeacherParams, fine_tune
 
 CPU = torch.device("cpu")
 WORDS = ("bank", "bat", "crane", "match", "seal", "river")

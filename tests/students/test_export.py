@@ -10,12 +10,12 @@ import pytest
 import torch
 from engine import TEXTS, build_rows, build_run, fit
 
+from kdcache.data.task import Task
 from kdcache.errors import ModelError
-from kdcache.students.backbone import Backbone
 from kdcache.students.export import LOADERS, load_folder, save_student
+from kdcache.students.frozen import Backbone
 from kdcache.students.run import TrainingRows
 from kdcache.students.student import METHODS, predict
-from kdcache.tasks.schema import Task
 
 TASK = Task("t", ("a", "b", "c"), "t/1", ("accuracy",))
 CARD = {"task": "t", "arm": "ce", "seed": "0"}

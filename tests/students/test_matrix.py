@@ -19,16 +19,16 @@ from engine import build_run, fit
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoModelForSequenceClassification
 
-from kdcache.batching import encode
+from kdcache.data.task import Task
+from kdcache.encoder.batching import encode
+from kdcache.encoder.load import load_tokenizer, setup
 from kdcache.errors import ModelError
-from kdcache.models import load_tokenizer, setup
-from kdcache.students import backbone as backbone_module
-from kdcache.students.backbone import Backbone, RowPrompts
+from kdcache.students import frozen as backbone_module
 from kdcache.students.export import LOADERS, load_folder, save_student
+from kdcache.students.frozen import Backbone, RowPrompts
 from kdcache.students.prompts import PROMPTS, build_prompt
 from kdcache.students.run import TrainingRows
 from kdcache.students.student import METHODS, Recipe, build_student, predict
-from kdcache.tasks.schema import Task
 
 FIRST = ["the bank of the river", "a bat", "a crane on a tree", "seal", "the match", "bank", "river", "bat"]
 SECOND = ["bank", "", "the crane", "a seal the match the bank", "", "bat", "", "tree"]

@@ -10,11 +10,11 @@ from engine import TEXTS, build_rows, build_run
 from peft import PrefixTuningConfig, get_peft_model
 from transformers import DistilBertConfig, DistilBertModel
 
-from kdcache.batching import Padded, encode
+from kdcache.encoder.batching import Padded, encode
+from kdcache.encoder.forward import extract
+from kdcache.encoder.load import load_classifier, load_tokenizer, resolve
 from kdcache.errors import ModelError
-from kdcache.extract import extract
-from kdcache.models import load_classifier, load_tokenizer, resolve
-from kdcache.students.backbone import Backbone, RowPrompts
+from kdcache.students.frozen import Backbone, RowPrompts
 from kdcache.students.prompts import PROMPTS
 from kdcache.students.run import TrainingRows
 from kdcache.students.student import Recipe, build_student, forward, predict

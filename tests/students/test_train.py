@@ -9,11 +9,11 @@ import pytest
 import torch
 from engine import KL_GRAM, TEXTS, build_rows, build_run, fit, gap, values
 
-from kdcache.batching import num_batches, training_plan
+from kdcache.encoder.batching import num_batches, training_plan
 from kdcache.losses import Term
 from kdcache.students import run as run_module
 from kdcache.students import train as train_module
-from kdcache.students.backbone import Backbone
+from kdcache.students.frozen import Backbone
 from kdcache.students.run import TrainingRows
 from kdcache.students.student import METHODS, forward, predict
 from kdcache.students.train import Checkpoint

@@ -1,0 +1,1 @@
+"""What a cache holds, before any student is trained."""

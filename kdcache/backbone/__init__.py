@@ -1,0 +1,1 @@
+"""The frozen encoder that students share: cutting, healing, probing."""

@@ -1,0 +1,260 @@
+"""Heal a cut encoder on unlabelled text.
+
+A raw cut can be blind: its [CLS] state hardly depends on the input, because no layer after
+it is left to fill it, and no prompt can cure that. Healing regresses the full encoder's
+last hidden states; the cut then ends where the full encoder does.
+"""
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from kdcache.encoder.batching import Encoded, fixed_plan, iterate, num_batches, training_plan
+from kdcache.errors import ParamsError, TrainingDiverged
+from kdcache.params import Count, NonNegativeInt, PositiveFloat, Range
+
+HELD_OUT_FRACTION = 0.05
+WARMUP_FRACTION = 0.1
+CHECKPOINT_STEPS = 100
+
+
+@dataclass(frozen=True)
+class StudentBackboneParams:
+    """Section ``student_backbone``.
+
+    Args:
+        model: model reference (see ``kdcache.encoder.load``).
+        num_layers: how many of its layers to keep and heal; ``all`` skips both.
+        layers: which: ``spread`` evenly from the first to the last, or the ``first``, or their
+            numbers, from 0.
+        states: what healing regresses: the ``last`` states, or ``all``, also those after each kept
+            layer on the full model's after the same layer.
+        text: files of unlabelled text; an empty list takes the training texts of the project's
+            tasks.
+        column: where the text stands in files that have columns (.csv, .tsv, .jsonl, .parquet);
+            files of any other ending hold one text per line.
+        epochs: passes over the text; 0 leaves the cut raw.
+        lr: peak learning rate of AdamW.
+        batch_size: rows per step.
+        max_length: in tokens.
+        position_shift: heal under positions shifted by up to this many, in tokens; at least
+            the number of virtual tokens that students will use. Without effect on a model that
+            has no table of positions.
+        seed: of hold-out, order and shifts.
+    """
+
+    model: str
+    num_layers: Count | Literal["all"]
+    text: tuple[str, ...]
+    epochs: NonNegativeInt
+    lr: PositiveFloat
+    batch_size: Count
+    max_length: Annotated[int, Range(8)]
+    position_shift: NonNegativeInt
+    seed: NonNegativeInt
+    layers: Literal["first", "spread"] | tuple[NonNegativeInt, ...] = "spread"
+    states: Literal["last", "all"] = "last"
+    column: str = "text"
+
+
+def heal(
+    student: PreTrainedModel,
+    full: PreTrainedModel,
+    keep: Sequence[int],
+    encoded: Encoded,
+    params: StudentBackboneParams,
+    device: torch.device,
+    scratch: Path | None = None,
+    report: Callable[[str], None] = print,
+) -> list[float]:
+    """Train a cut encoder to reproduce the full encoder's hidden states.
+
+    loss = mean over states of
+    [mean over tokens and dims of (Hs − Ht)² + mean over dims of (Hs[CLS] − Ht[CLS])²]
+
+    Interrupted, the next run goes on from the last checkpoint, to the same bits.
+
+    Args:
+        student: the cut encoder; trained in place, its embeddings stay frozen.
+        full: the full encoder.
+        keep: which of its layers the student has.
+        encoded: unlabelled rows; a twentieth is held out to watch the loss.
+        params: the settings. Every second batch starts at a position drawn from 0 …
+            ``position_shift``, since a prompt shifts all positions by its length, and an encoder
+            that knows [CLS] by position 0 alone then loses it.
+        device: where to compute.
+        scratch: folder of the checkpoint, written every ``CHECKPOINT_STEPS``; None writes none.
+        report: where the held-out loss of each epoch goes.
+
+    Returns:
+        The held-out loss after each epoch.
+
+    Raises:
+        ParamsError: shifted positions would run out.
+        TrainingDiverged: the loss became NaN or infinite.
+    """
+    first_position = shiftable_from(student, params)
+    student.to(device).eval()  # type: ignore[arg-type]  # no dropout: regression wants the exact states
+    full.to(device).eval()  # type: ignore[arg-type]
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad = "embeddings" not in name
+    trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    held_out, kept = _hold_out(encoded, params.seed)
+    per_epoch = num_batches(len(kept), params.batch_size)
+    optimizer = torch.optim.AdamW(trained.values(), lr=params.lr)
+    regressed = keep if params.states == "all" else keep[-1:]
+
+    def loss_of(batch: dict[str, torch.Tensor], shift: int) -> torch.Tensor:
+        return _state_loss(student, full, regressed, batch, shift, first_position)
+
+    checkpoint = _Checkpoint(scratch, trained, optimizer)
+    step, losses = checkpoint.load()
+    with tqdm(total=params.epochs * len(kept), desc="healing", unit="row") as bar:
+        for epoch in range(params.epochs):
+            plan = training_plan(kept.lengths, params.batch_size, params.seed, epoch)
+            draw = np.random.default_rng([params.seed, 1, epoch])
+            shifts = draw.integers(params.position_shift + 1, size=len(plan)) * (np.arange(len(plan)) % 2)
+            done = min(max(step - epoch * per_epoch, 0), len(plan))
+            bar.update(sum(map(len, plan[:done])))
+            for shift, (indices, batch) in zip(
+                shifts[done:], iterate(plan[done:], kept, device), strict=True
+            ):
+                for group in optimizer.param_groups:
+                    group["lr"] = params.lr * _warm_up_and_decay(step, params.epochs * per_epoch)
+                optimizer.zero_grad()
+                loss_of(batch, int(shift)).backward()
+                nn.utils.clip_grad_norm_(trained.values(), 1.0)
+                optimizer.step()
+                step += 1
+                bar.update(len(indices))
+                if step % CHECKPOINT_STEPS == 0:
+                    checkpoint.save(step, losses)
+            if len(losses) > epoch:
+                continue
+            losses.append(_held_out_loss(loss_of, held_out, params.batch_size, device))
+            if not math.isfinite(losses[-1]):
+                raise TrainingDiverged(
+                    f"student_backbone: the held-out loss must stay finite, got {losses[-1]} in epoch "
+                    f"{epoch + 1}. Lower student_backbone.lr (now {params.lr:g})."
+                )
+            report(f"healing: epoch {epoch + 1}, held-out loss {losses[-1]:.4f}")
+    student.requires_grad_(True)
+    return losses
+
+
+def shiftable_from(model: PreTrainedModel, params: StudentBackboneParams) -> int | None:
+    """Find the number of an encoder's first position, where it has a table of positions.
+
+    Returns:
+        0, or what RoBERTa-like encoders start at; None where positions are relative or rotary, or
+        cannot be given.
+
+    Raises:
+        ParamsError: the last shifted position would lie past the table.
+    """
+    table = next(
+        (module for name, module in model.named_modules()
+         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)), None
+    )  # fmt: skip
+    if table is None or "position_ids" not in inspect.signature(model.forward).parameters:
+        return None
+    first = 0 if table.padding_idx is None else table.padding_idx + 1
+    room = table.num_embeddings - first
+    if params.max_length + params.position_shift > room:
+        raise ParamsError(
+            f"student_backbone: max_length + position_shift must be at most the model's {room} positions, "
+            f"got {params.max_length} + {params.position_shift}. Lower one of them."
+        )
+    return first
+
+
+class _Checkpoint:
+    """Trained weights, optimizer state, step and losses in one file, written in one go."""
+
+    def __init__(
+        self, folder: Path | None, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.path = folder / "healing.pt" if folder else None
+        self.trained, self.optimizer = trained, optimizer
+
+    def save(self, step: int, losses: list[float]) -> None:
+        if self.path is None:
+            return
+        state = {
+            "weights": {name: p.detach() for name, p in self.trained.items()},
+            "optimizer": self.optimizer.state_dict(), "step": step, "losses": losses,
+        }  # fmt: skip
+        half_written = self.path.with_suffix(".part")
+        torch.save(state, half_written)
+        os.replace(half_written, self.path)
+
+    def load(self) -> tuple[int, list[float]]:
+        if self.path is None or not self.path.is_file():
+            return 0, []
+        state = torch.load(self.path, weights_only=True)
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(state["weights"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return state["step"], state["losses"]
+
+
+def _hold_out(encoded: Encoded, seed: int) -> tuple[Encoded, Encoded]:
+    order = np.random.default_rng(seed).permutation(len(encoded))
+    count = math.ceil(HELD_OUT_FRACTION * len(encoded))
+    return encoded.take(order[:count]), encoded.take(order[count:])
+
+
+def _state_loss(
+    student: nn.Module,
+    full: nn.Module,
+    regressed: Sequence[int],
+    batch: dict[str, torch.Tensor],
+    shift: int,
+    first_position: int | None,
+) -> torch.Tensor:
+    shifted = batch
+    if shift and first_position is not None:
+        start, tokens = first_position + shift, batch["input_ids"].shape[1]
+        positions = torch.arange(start, start + tokens, device=batch["input_ids"].device)
+        shifted = {**batch, "position_ids": positions[None]}
+    between = len(regressed) > 1
+    got = student(**shifted, output_hidden_states=between)
+    with torch.no_grad():
+        wanted = full(**batch, output_hidden_states=between)
+    pairs = [(got.last_hidden_state, wanted.last_hidden_state)]
+    pairs += [(got.hidden_states[i + 1], wanted.hidden_states[k + 1]) for i, k in enumerate(regressed[:-1])]
+    real = batch["attention_mask"].float()
+    losses = []
+    for ours, theirs in pairs:
+        error = (ours - theirs).square().mean(dim=-1)
+        losses.append((error * real).sum() / real.sum() + error[:, 0].mean())
+    return torch.stack(losses).mean()
+
+
+@torch.no_grad()
+def _held_out_loss(
+    loss_of: Callable[[dict[str, torch.Tensor], int], torch.Tensor],
+    held_out: Encoded,
+    batch_size: int,
+    device: torch.device,
+) -> float:
+    total = 0.0
+    for indices, batch in iterate(fixed_plan(held_out.lengths, batch_size), held_out, device):
+        total += len(indices) * float(loss_of(batch, 0))
+    return total / len(held_out)
+
+
+def _warm_up_and_decay(step: int, steps: int) -> float:
+    warm_up = max(1, round(WARMUP_FRACTION * steps))
+    return min((step + 1) / warm_up, max(0.0, (steps - step) / max(1, steps - warm_up)))

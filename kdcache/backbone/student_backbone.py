@@ -1,0 +1,155 @@
+"""A model, or some of its layers healed → models/backbone/, the one folder all students share."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from kdcache.backbone.cut import choose_layers, cut, load_encoder
+from kdcache.backbone.heal import StudentBackboneParams, heal, shiftable_from
+from kdcache.backbone.probe import cls_states, refuse_blind, variation
+from kdcache.backbone.probes import compare, read_probes
+from kdcache.data.rows import FORMATS, Layout, read_rows
+from kdcache.data.splits import existing_splits, read_split, sequences
+from kdcache.data.task import read_task
+from kdcache.digests import file_digest, value_digest
+from kdcache.encoder.batching import encode
+from kdcache.encoder.load import load_tokenizer, resolve, save_model, setup
+from kdcache.errors import DataError, ModelError
+from kdcache.project import Project, place, write_json
+
+RECORD = "shrink.json"  # in the backbone's folder: how it was made, and what it keeps
+ROWS_LOOKED_AT = 512
+
+Texts = dict[str, list[tuple[str, str]]]  # source → (text, second text or "")
+
+
+def student_backbone(project: Project, probe: Sequence[str] | None = None) -> None:
+    """Make the backbone that every student's prompts are trained on, and say what it keeps.
+
+    Args:
+        project: the project.
+        probe: tasks to probe on; None takes those of the project that are prepared.
+
+    Raises:
+        ParamsError: more layers than there are, or positions run out.
+        ModelError: the reference does not resolve, cannot be cut, or the result is blind.
+        DataError: a text file is missing or empty, or a task is not prepared.
+        TrainingDiverged: healing's loss became NaN or infinite.
+    """
+    params = project.section("student_backbone", StudentBackboneParams)
+    base = resolve(params.model)
+    texts = _read_files(params) if params.text else _task_texts(project)
+    device = setup(project.threads)
+    tokenizer = load_tokenizer(base)
+    rows = dict.fromkeys(row for source in texts.values() for row in source)  # a set that keeps its order
+    encoded = encode(tokenizer, [text for text, _ in rows], [pair for _, pair in rows], params.max_length)
+    if encoded.sequences[0]["input_ids"][0] != tokenizer.cls_token_id:
+        raise ModelError(
+            f"student_backbone.model: its tokenizer must put [CLS] first, got another token from "
+            f"{params.model}. Use a BERT-like encoder."
+        )
+    looked_at = encoded.take(range(min(len(encoded), ROWS_LOOKED_AT)))
+    full = load_encoder(base)
+    have = full.config.num_hidden_layers
+    keep, probes = tuple(range(have)), {}
+    if healing := isinstance(params.num_layers, int):
+        keep = choose_layers(params.layers, params.num_layers, have)
+        shiftable_from(full, params)  # refuse before anything slow starts
+        probes = read_probes(project, probe, tokenizer, params.max_length)
+    described = {name: {"rows": len(rows), "sha256": value_digest(rows)} for name, rows in texts.items()}
+    scratch = project.scratch("backbone", asdict(params), project.threads, _digest(base), described)
+    seen: dict[str, float] = {}
+    scores: dict[str, dict[str, float]] = {}
+
+    def look(model: PreTrainedModel, which: str) -> None:
+        seen[which] = variation(cls_states(model, looked_at, params.batch_size, device))
+        layers = ", ".join(map(str, range(have) if model is full else keep))
+        print(
+            f"{which}, layers {layers}: [CLS] varies over inputs by {seen[which]:.2%} of its size", flush=True
+        )
+        bar = tqdm(probes.items(), desc=f"probing {which}", unit="task", leave=False)
+        scores[which] = {name: probe.accuracy(model, device) for name, probe in bar}
+
+    look(full, "full")
+    model, losses = full, []
+    if healing:
+        model = cut(full, keep)
+        look(model, "raw")
+        if params.epochs:
+            losses = heal(model, full, keep, encoded, params, device, scratch)
+            look(model, "healed")
+    refuse_blind(list(seen.values())[-1], f"layers {', '.join(map(str, keep))} of {params.model}")
+    record = _settings(params) | {
+        "layers": keep,
+        "of_layers": have,
+        "text": described,
+        "rows": len(encoded),
+        "held_out_loss": [round(loss, 6) for loss in losses],
+        "cls_variation": {which: round(value, 4) for which, value in seen.items()},
+        "probes": compare(probes, scores),
+    }
+
+    made, target = scratch / "made", Path(project.paths.backbone)
+    model.to("cpu")  # type: ignore[arg-type]
+    save_model(model, tokenizer, made)
+    write_json(record, made / RECORD)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if made.stat().st_dev != target.parent.stat().st_dev:  # another disk: nothing moves there in one go
+        made = Path(shutil.move(made, target.with_name(f".{target.name}.part")))
+    place(made, target)
+    shutil.rmtree(scratch)
+
+
+def _task_texts(project: Project) -> Texts:
+    """All texts that students train on, by task."""
+    texts: Texts = {}
+    for name in project.tasks:
+        folder = Path(project.paths.data) / name
+        task = read_task(folder, name)
+        texts[name] = [
+            row
+            for split in existing_splits(folder, task) if split in ("train", "tune", "unlabelled")
+            for row in zip(*sequences(read_split(folder, split, task), task), strict=True)
+        ]  # fmt: skip
+    return texts
+
+
+def _read_files(params: StudentBackboneParams) -> Texts:
+    texts: Texts = {}
+    for name in params.text:
+        path = Path(name)
+        if not path.is_file():
+            raise DataError(f"student_backbone.text: {name} must be a text file, got no such file.")
+        layout = Layout() if path.suffix in FORMATS else Layout(pattern=f"{{{params.column}}}")
+        rows = read_rows(path, layout, (params.column,))
+        for where, values in rows:
+            if not isinstance(values[params.column], str):
+                raise DataError(
+                    f"{where}: {params.column} must be text, got {values[params.column]!r}. "
+                    "Remove the row or set student_backbone.column."
+                )
+        found = [(row.values[params.column], "") for row in rows if row.values[params.column].strip()]
+        if not found:
+            raise DataError(f"student_backbone.text: {name} must hold text, got none.")
+        texts[path.name if path.is_absolute() else path.as_posix()] = found
+    return texts
+
+
+def _settings(params: StudentBackboneParams) -> dict[str, Any]:
+    """What of the parameters does not stand elsewhere in the record, and no path of this machine."""
+    model = Path(params.model)
+    kept = {
+        key: value for key, value in asdict(params).items() if key not in ("num_layers", "text", "column")
+    }
+    return kept | {"model": model.name if model.is_absolute() else params.model}
+
+
+def _digest(folder: Path) -> str:
+    """sha256 of a model folder's weights, whatever files they lie in."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    return value_digest([[path.name, file_digest(path)] for path in files])

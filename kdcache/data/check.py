@@ -1,0 +1,134 @@
+"""A look at a task before any training: what its rows are, and what is wrong with them, in words."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from kdcache.data.task import Example, Task
+
+Splits = Mapping[str, Sequence[Example]]
+
+FEW_ROWS = 10  # of a label in train: below, neither folds nor a tune split hold it reliably
+SKEWED = 0.8  # share of the largest class above which accuracy says little
+BIN_EDGES = (8, 16, 32, 64, 128, 256, 512)  # of the histogram, in tokens
+
+
+def label_counts(task: Task, splits: Splits) -> dict[str, dict[str, int]]:
+    """Label → split → rows, the largest in train first; labelled splits only."""
+    counts = {split: Counter(e.label for e in rows if e.label >= 0) for split, rows in splits.items()}
+    labelled = [split for split, count in counts.items() if count]
+    order = sorted(range(task.num_labels), key=lambda index: -counts["train"][index])
+    return {task.labels[index]: {split: counts[split][index] for split in labelled} for index in order}
+
+
+def length_histogram(lengths: Sequence[int]) -> dict[str, int]:
+    """Range of lengths → rows, without empty ranges at either end.
+
+    Args:
+        lengths: per row, in tokens.
+
+    >>> length_histogram([5, 20, 20, 70])
+    {'1-8': 1, '9-16': 0, '17-32': 2, '33-64': 0, '65-128': 1}
+    """
+    edges = (0, *BIN_EDGES)
+    names = [f"{low + 1}-{high}" for low, high in pairwise(edges)]
+    names.append(f"{BIN_EDGES[-1] + 1} and more")
+    counts = np.bincount(np.searchsorted(BIN_EDGES, lengths), minlength=len(names))
+    first, last = np.flatnonzero(counts)[[0, -1]]
+    return {names[i]: int(counts[i]) for i in range(first, last + 1)}
+
+
+def shown_examples(rows: Sequence[Example], count: int = 3) -> list[Example]:
+    """The first rows, of as many labels as can be."""
+    firsts = {row.label: row for row in reversed(rows)}
+    chosen = sorted(firsts.values(), key=rows.index)[:count]
+    rest = (row for row in rows if row not in chosen)
+    return chosen + [row for row, _ in zip(rest, range(count - len(chosen)), strict=False)]
+
+
+def find_problems(
+    task: Task, splits: Splits, lengths: Sequence[int] | None = None, max_length: int | None = None
+) -> list[str]:
+    """Say what is wrong with a task's rows, one sentence each; nothing here stops a run.
+
+    Args:
+        task: the task.
+        splits: its examples.
+        lengths: of the rows of train, in tokens; None skips what needs them.
+        max_length: of the teacher's inputs, in tokens.
+    """
+    train, validation = splits["train"], splits["validation"]
+    found = [*_class_problems(task, splits), *_duplicate_problems(train)]
+    for split, rows in splits.items():
+        if split not in ("train", "unlabelled"):
+            texts = {_read(row) for row in train}
+            shared = sum(_read(row) in texts for row in rows)
+            if shared:
+                found.append(
+                    f"{shared} of {len(rows)} rows of {split} ({shared / len(rows):.1%}) have the text of a "
+                    "training row: their scores measure memory."
+                )
+    error = (0.25 / len(validation)) ** 0.5
+    if error > 0.02:
+        found.append(
+            f"validation has {len(validation)} rows: the standard error of an accuracy is up to "
+            f"{100 * error:.1f} points, so smaller differences will not show."
+        )
+    if lengths is not None and max_length is not None:
+        cut = sum(length > max_length for length in lengths)
+        if cut:
+            found.append(
+                f"{cut} of {len(lengths)} training rows ({cut / len(lengths):.1%}) are longer than "
+                f"train_teacher.max_length = {max_length} tokens and lose their end."
+            )
+    return found
+
+
+def _class_problems(task: Task, splits: Splits) -> list[str]:
+    counts = label_counts(task, splits)
+    train = {label: by_split.get("train", 0) for label, by_split in counts.items()}
+    none = [label for label, rows in train.items() if rows == 0]
+    few = [label for label, rows in train.items() if 0 < rows < FEW_ROWS]
+    found = []
+    if none:
+        found.append(f"No training row has the label {_list(none)}: it cannot be learnt.")
+    if few:
+        found.append(f"Fewer than {FEW_ROWS} training rows have the label {_list(few)}.")
+    share = max(train.values()) / max(1, sum(train.values()))
+    if share > SKEWED and task.metrics[0] == "accuracy":
+        found.append(
+            f"{share:.0%} of the training rows have the label {next(iter(train))!r}: accuracy says little. "
+            'Set metrics = ["macro_f1"].'
+        )
+    absent = [label for label, rows in counts.items() if rows.get("validation", 0) == 0]
+    if absent:
+        found.append(f"No validation row has the label {_list(absent)}: nothing measures it.")
+    return found
+
+
+def _duplicate_problems(train: Sequence[Example]) -> list[str]:
+    labels: dict[tuple[str, ...], set[int]] = {}
+    for row in train:
+        labels.setdefault(_read(row), set()).add(row.label)
+    again = len(train) - len(labels)
+    torn = sum(len(different) > 1 for different in labels.values())
+    found = []
+    if again:
+        found.append(
+            f"{again} of {len(train)} training rows ({again / len(train):.1%}) repeat another's text."
+        )
+    if torn:
+        found.append(f"Texts of train whose rows have different labels: {torn}.")
+    return found
+
+
+def _read(row: Example) -> tuple[str, ...]:
+    """All that the model reads of a row."""
+    return (row.text, row.text_pair, *row.choices)
+
+
+def _list(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
+    return ", ".join(map(repr, labels[:5])) + more

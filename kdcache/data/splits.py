@@ -1,0 +1,196 @@
+"""Prepared splits: one Parquet file per task × split, and how kdcache cuts its own splits."""
+
+import hashlib
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdcache.data.task import Example, Task
+from kdcache.digests import RowsDigest, value_digest
+from kdcache.errors import DataError
+
+SPLITS = ("train", "tune", "validation", "test", "unlabelled")
+
+# What some metrics read beside the labels; see ``schema.Example``.
+METRIC_COLUMNS = {"unit": pa.string(), "candidate": pa.string(), "answers": pa.list_(pa.string())}
+
+
+def split_schema(task: Task) -> pa.Schema:
+    """The columns of a task's splits; no column is nullable.
+
+    >>> split_schema(Task("t", ("no", "yes"), "t/1", ("accuracy",))).names
+    ['example_id', 'label', 'content_hash', 'group', 'text', 'text_pair']
+    """
+    second = {"choices": pa.list_(pa.string())} if task.num_choices > 1 else {"text_pair": pa.string()}
+    columns = {
+        "example_id": pa.string(),
+        "label": pa.int64(),
+        "content_hash": pa.string(),
+        "group": pa.string(),
+        "text": pa.string(),
+        **second,
+        **{name: METRIC_COLUMNS[name] for name in task.columns},
+    }
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+def content_hash(template: str, text: str, *others: str) -> str:
+    """Hash what the model reads: 32 hexadecimal digits.
+
+    >>> content_hash("wic/1", "a", "b")
+    '78b877fee897c0eb8ddb5124fd7db124'
+    """
+    return value_digest([template, text, *others])[:32]
+
+
+def build_table(examples: Sequence[Example], task: Task) -> pa.Table:
+    """Turn examples into a table of the task's schema, in the given order."""
+    schema = split_schema(task)
+    columns = {
+        name: [getattr(example, name) for example in examples]
+        for name in schema.names
+        if name != "content_hash"
+    }
+    columns["content_hash"] = [
+        content_hash(task.template, e.text, *(e.choices or (e.text_pair,))) for e in examples
+    ]
+    if "unit" in columns:
+        columns["unit"] = [example.unit or example.example_id for example in examples]
+    return pa.table(columns, schema=schema)
+
+
+def sequences(table: pa.Table, task: Task) -> tuple[list[str], list[str]]:
+    """The first and the second sequences of a table's rows; ``num_choices`` of each per row."""
+    texts = table["text"].to_pylist()
+    if task.num_choices == 1:
+        return texts, table["text_pair"].to_pylist()
+    choices = table["choices"].to_pylist()
+    return [text for text in texts for _ in range(task.num_choices)], [c for row in choices for c in row]
+
+
+def metric_columns(table: pa.Table, task: Task) -> dict[str, list[Any]]:
+    """What the task's metrics read beside labels and logits."""
+    return {name: table[name].to_pylist() for name in task.columns}
+
+
+def write_split(table: pa.Table, path: Path) -> None:
+    """Write one split; the same rows give the same bytes."""
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+
+
+def read_split(folder: Path, split: str, task: Task) -> pa.Table:
+    """Read one prepared split.
+
+    Args:
+        folder: the task's data folder.
+        split: one of ``SPLITS`` or the task's diagnostics.
+        task: whose.
+
+    Raises:
+        DataError: the split was never prepared, or the file is of another schema.
+    """
+    path = folder / f"{split}.parquet"
+    if not path.is_file():
+        raise DataError(
+            f"{path}: the prepared split must exist, got nothing there. "
+            f"Run: kdcache prepare --task {task.name}"
+        )
+    table = pq.read_table(path, page_checksum_verification=True)
+    if table.schema != split_schema(task):
+        raise DataError(
+            f"{path}: the columns must be {', '.join(split_schema(task).names)}, got "
+            f"{', '.join(table.schema.names)}. Run: kdcache prepare --task {task.name}"
+        )
+    return table
+
+
+def existing_splits(folder: Path, task: Task) -> list[str]:
+    """Names of the prepared splits in a task's data folder, in canonical order."""
+    return [split for split in (*SPLITS, *task.diagnostics) if (folder / f"{split}.parquet").is_file()]
+
+
+def table_digest(table: pa.Table) -> str:
+    """``RowsDigest`` of a table that has the three columns."""
+    digest = RowsDigest()
+    digest.update(*(table[name].to_pylist() for name in ("example_id", "content_hash", "label")))
+    return digest.hexdigest()
+
+
+def assign_folds(labels: Sequence[int], groups: Sequence[str], num_folds: int, seed: int) -> np.ndarray:
+    """Deal rows into folds: stratified by label, a group never in two folds.
+
+    Args:
+        labels: class index per row.
+        groups: group id per row.
+        num_folds: ≥ 2.
+        seed: of the shuffle.
+
+    Returns:
+        int8 array of shape (rows,), values 0 … num_folds − 1.
+
+    Raises:
+        DataError: fewer groups than folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # slow import, rarely needed
+
+    if len(set(groups)) < num_folds:
+        raise DataError(
+            f"folds: there must be at least as many groups as folds ({num_folds}), "
+            f"got {len(set(groups))}. Lower the number of folds or raise prepare.max_rows."
+        )
+    if max(Counter(labels).values()) < num_folds:
+        labels = [0] * len(labels)  # no class is in every fold anyway, and scikit-learn refuses to try
+    splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+    folds = np.full(len(labels), -1, dtype=np.int8)
+    with warnings.catch_warnings():
+        # A class rarer than the folds (CB's neutral under a small max_rows) is dealt as far as it goes.
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        for fold, (_, held_out) in enumerate(splitter.split(labels, labels, groups)):
+            folds[held_out] = fold
+    return folds
+
+
+def hold_out(labels: Sequence[int], groups: Sequence[str], fraction: float, seed: int) -> np.ndarray:
+    """Choose a share of the rows: stratified by label, a group never on both sides.
+
+    Args:
+        labels: class index per row.
+        groups: group id per row.
+        fraction: the share, 0 < … ≤ 0.5; 3/20 takes 3 of 20 folds.
+        seed: of the choice.
+
+    Returns:
+        bool array of shape (rows,).
+
+    Raises:
+        DataError: fewer groups than it takes folds.
+    """
+    share = Fraction(fraction).limit_denominator(max(20, round(1 / fraction)))
+    return assign_folds(labels, groups, share.denominator, seed) < share.numerator
+
+
+def keep_rows(examples: Sequence[Example], max_rows: int | None, seed: int) -> list[Example]:
+    """Keep a pseudo-random subset that depends on ids only, in the given order.
+
+    Units stay whole: one that does not fit into what is left is passed over.
+    """
+    if max_rows is None or len(examples) <= max_rows:
+        return list(examples)
+    sizes = Counter(example.unit or example.example_id for example in examples)
+
+    def draw(unit: str) -> str:
+        return hashlib.sha256(f"{seed}/{unit}".encode()).hexdigest()
+
+    kept, left = set(), max_rows
+    for unit in sorted(sizes, key=draw):
+        if sizes[unit] <= left:
+            kept.add(unit)
+            left -= sizes[unit]
+    return [example for example in examples if (example.unit or example.example_id) in kept]

@@ -1,0 +1,1 @@
+"""Pretrained encoders, a teacher's or a student's: loading, batching, forward passes, adapters."""

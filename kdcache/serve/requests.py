@@ -1,0 +1,260 @@
+"""A student that reads text, and mixed batches: rows for several students in one forward pass.
+
+What a prompt-tuned student adds to its backbone is a few vectors and a head, so that rows for
+the students of many tasks fit into one batch: each row carries its own student's prompt through
+the shared layers.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from kdcache.data.task import Task
+from kdcache.encoder.batching import Encoded, encode, fixed_plan
+from kdcache.errors import DataError, ParamsError, shorten
+from kdcache.students.export import About
+from kdcache.students.frozen import DEEP
+from kdcache.students.student import Student, forward
+
+BATCH_SIZE = 32  # sequences per forward pass
+
+Second = str | Sequence[str] | None
+
+
+class Prediction(NamedTuple):
+    """The likeliest label of a row, and the probability of each label."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+class LoadedStudent:
+    """A student that reads text; made by ``load_student``.
+
+    Args:
+        student: on its device.
+        about: what its folder says of it.
+        tokenizer: its backbone's.
+    """
+
+    def __init__(self, student: Student, about: About, tokenizer: Any) -> None:
+        self.student = student
+        self.about = about
+        self.tokenizer = tokenizer
+
+    @property
+    def task(self) -> Task:
+        """What it was trained on."""
+        return self.about.task
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes; position = class index."""
+        return self.task.labels
+
+    def predict(
+        self, texts: Sequence[str], pairs: Sequence[Second] | None = None, batch_size: int = BATCH_SIZE
+    ) -> list[Prediction]:
+        """Label rows of text.
+
+        Args:
+            texts: first sequences, rendered as the task's template does: the column ``text`` of
+                prepared data.
+            pairs: second sequences, "" or None where there is none; in a task of choices, the
+                choices of each row.
+            batch_size: sequences per forward pass.
+
+        Returns:
+            One per row, in order.
+
+        Raises:
+            DataError: a row is not as the task wants it; names it.
+        """
+        return predict(self._requests(texts, pairs), batch_size)
+
+    def logits(
+        self, texts: Sequence[str], pairs: Sequence[Second] | None = None, batch_size: int = BATCH_SIZE
+    ) -> np.ndarray:
+        """The same rows' logits.
+
+        Returns:
+            float32 array of shape (rows, num_labels).
+
+        Raises:
+            DataError: as ``predict``.
+        """
+        found = compute_logits(self._requests(texts, pairs), batch_size)
+        return np.stack(found) if found else np.empty((0, self.task.num_labels), dtype=np.float32)
+
+    def request(self, text: Any, second: Any, where: str) -> "Request":
+        """Check one row.
+
+        Args:
+            text: the first sequence.
+            second: the second one, or the choices.
+            where: the row's place, for messages.
+
+        Raises:
+            DataError: it is not as the task wants it.
+        """
+        _check_text(text, "text", where)
+        if self.task.num_choices == 1:
+            if not isinstance(second, str | None):
+                raise DataError(f"{where}: text_pair must be text, got {shorten(second)}.")
+            _check_unicode(second or "", "text_pair", where)
+            return Request(self, text, (second or "",), where)
+        if not isinstance(second, list | tuple) or len(second) != self.task.num_choices:
+            raise DataError(
+                f"{where}: choices must be {self.task.num_choices} texts in {self.task.name}, got "
+                f"{shorten(second)}."
+            )
+        for choice in second:
+            _check_text(choice, "a choice", where)
+        return Request(self, text, tuple(second), where)
+
+    def _requests(self, texts: Sequence[str], pairs: Sequence[Second] | None) -> list["Request"]:
+        if isinstance(texts, str) or isinstance(pairs, str):
+            raise DataError(
+                f"predict: texts and pairs must be lists, got the text {shorten(texts)}. Put it in a list."
+            )
+        pairs = [None] * len(texts) if pairs is None else pairs
+        if len(pairs) != len(texts):
+            raise DataError(f"predict: pairs must be as many as texts, {len(texts)}, got {len(pairs)}.")
+        rows = zip(texts, pairs, strict=True)
+        return [self.request(*row, f"row {number}") for number, row in enumerate(rows, start=1)]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked row for one student.
+
+    Args:
+        student: whose.
+        text: the first sequence.
+        seconds: the second one ("" for none), or one per choice.
+        where: the row's place, for messages.
+    """
+
+    student: LoadedStudent
+    text: str
+    seconds: tuple[str, ...]
+    where: str
+
+
+def predict(requests: Sequence[Request], batch_size: int = BATCH_SIZE) -> list[Prediction]:
+    """Label requests to students of one backbone, or to a single student; in order."""
+    return [
+        _prediction(request.student.labels, logits)
+        for request, logits in zip(requests, compute_logits(requests, batch_size), strict=True)
+    ]
+
+
+@torch.inference_mode()
+def compute_logits(requests: Sequence[Request], batch_size: int = BATCH_SIZE) -> list[np.ndarray]:
+    """Run requests to students of one backbone: sorted by length, padded, put back in order.
+
+    Returns:
+        One array of shape (num_labels,) per request.
+    """
+    if not requests:
+        return []
+    students = list(dict.fromkeys(request.student for request in requests))
+    numbers = {student: number for number, student in enumerate(students)}
+    tokenised = _tokenise(requests)
+    of = np.array([numbers[r.student] for r, own in zip(requests, tokenised, strict=True) for _ in own])
+    sequences = [sequence for own in tokenised for sequence in own]
+    lengths = np.array([len(sequence["input_ids"]) for sequence in sequences])
+    encoded = Encoded(students[0].tokenizer, sequences, lengths, np.zeros(len(sequences), dtype=bool))
+    device = students[0].student.backbone.device
+    found: list[np.ndarray] = [np.empty(0)] * len(sequences)
+    for members in _passes([student.student for student in students], of):
+        for part in fixed_plan(lengths[members], batch_size):
+            rows = members[part]
+            rows = rows[np.argsort(of[rows], kind="stable")]  # each student's rows stand together
+            here, counts = np.unique(of[rows], return_counts=True)
+            batch = encoded.batch(rows, device)
+            outputs = forward([students[k].student for k in here], batch, counts.tolist())
+            values = [row for logits, _ in outputs for row in logits.cpu().numpy()]
+            for row, value in zip(rows, values, strict=True):
+                found[row] = value
+    each = iter(found)
+    return [np.concatenate([next(each) for _ in own]) for own in tokenised]
+
+
+def _passes(students: Sequence[Student], of: np.ndarray) -> Iterator[np.ndarray]:
+    """The sequences that can share forward passes, given each one's student."""
+    kinds: list[Hashable]
+    if students[0].backbone.config.model_type in DEEP:
+        places = [None if s.prompt is None else s.prompt.place for s in students]
+        some = next(filter(None, places), None)
+        kinds = [place or some for place in places]
+    else:  # input prompts alone, and what pads a shorter one would count as distance
+        kinds = [0 if s.prompt is None else len(s.prompt()) for s in students]
+    for kind in dict.fromkeys(kinds):
+        yield np.flatnonzero(np.array([other == kind for other in kinds])[of])
+
+
+def _tokenise(requests: Sequence[Request]) -> list[list[dict[str, list[int]]]]:
+    """The sequences of each request, as its student was trained to read them."""
+    by_student: dict[LoadedStudent, list[int]] = {}
+    for number, request in enumerate(requests):
+        by_student.setdefault(request.student, []).append(number)
+    found: list[list[dict[str, list[int]]]] = [[] for _ in requests]
+    for student, numbers in by_student.items():
+        some = [requests[number] for number in numbers]
+        try:
+            encoded = _encode(student, some)
+        except ParamsError:
+            for request in some:
+                _refuse_long(student, request)
+            raise
+        n = encoded.num_choices
+        for k, number in enumerate(numbers):
+            found[number] = encoded.sequences[k * n : (k + 1) * n]
+    return found
+
+
+def _encode(student: LoadedStudent, requests: Sequence[Request]) -> Encoded:
+    task = student.task
+    texts = [request.text for request in requests for _ in request.seconds]
+    seconds = [second for request in requests for second in request.seconds]
+    return encode(
+        student.tokenizer, texts, seconds, student.about.max_length, task.truncate, task.num_choices
+    )
+
+
+def _refuse_long(student: LoadedStudent, request: Request) -> None:
+    try:
+        _encode(student, [request])
+    except ParamsError:
+        first = student.task.truncate == "first"
+        kept, value = ("text_pair", request.seconds[0]) if first else ("text", request.text)
+        raise DataError(
+            f"{request.where}: {kept} must leave room in the {student.about.max_length} tokens that students "
+            f"of {student.task.name} read, got {shorten(value)}. Shorten it."
+        ) from None
+
+
+def _prediction(labels: Sequence[str], logits: np.ndarray) -> Prediction:
+    exponentials = np.exp(logits - logits.max())
+    probabilities = (exponentials / exponentials.sum()).tolist()
+    return Prediction(labels[int(logits.argmax())], dict(zip(labels, probabilities, strict=True)))
+
+
+def _check_text(value: Any, name: str, where: str) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: {name} must be text, and not empty, got {shorten(value)}.")
+    _check_unicode(value, name, where)
+
+
+def _check_unicode(value: str, name: str, where: str) -> None:
+    """JSON can spell half a character, which no tokenizer reads."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: {name} must be Unicode text, got half a character, {value[error.start]!a}."
+        ) from None

@@ -1,0 +1,82 @@
+"""data + cache → a student's score under each value of a parameter, on k folds of train; writes nothing.
+
+For tasks too small for a tune split to tell two values apart. Neither ``tune`` nor
+``validation`` is looked at.
+"""
+
+import contextlib
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from kdcache.data.splits import assign_folds
+from kdcache.project import Project
+from kdcache.students.grid import Grid
+
+
+def select(
+    projects: Mapping[str, Project], task_name: str, arm: str, num_folds: int
+) -> dict[str, list[float]]:
+    """Train one student per value and fold, on the other folds, and score it on its fold.
+
+    The cached targets of a row may come from a teacher that saw other rows of its fold, so
+    the scores serve to choose among values, not to report.
+
+    Args:
+        projects: value → the project with that value.
+        task_name: the task.
+        arm: the arm.
+        num_folds: ≥ 2.
+
+    Returns:
+        value → first metric of each fold. All values share folds and seed, so that scores of
+        one fold are paired.
+
+    Raises:
+        As ``distill``.
+    """
+    scores: dict[str, list[float]] = {}
+    for value, project in projects.items():
+        grid = Grid(project, task_name)
+        grid.params.arm(arm)
+        grid.params = replace(grid.params, log_with=())  # a fold is no run of its own
+        train, seed = grid.splits["train"], grid.params.seeds[0]
+        folds = assign_folds(train.labels.tolist(), train.table["group"].to_pylist(), num_folds, seed)
+        others = {split: part for split, part in grid.splits.items() if split == "unlabelled"}
+        made = grid.scratch / f"{num_folds}-folds"
+        scores[value] = []
+        for fold in range(num_folds):
+            print(f"{task_name} {arm}, {value}: fold {fold + 1} of {num_folds}", flush=True)
+            grid.splits = {
+                **others,
+                "train": train.take(np.flatnonzero(folds != fold)),
+                "validation": train.take(np.flatnonzero(folds == fold)),
+            }
+            (result,) = grid.train([arm], [seed], made / str(fold))
+            scores[value].append(result["validation"][grid.task.metrics[0]])
+        shutil.rmtree(made)
+        with contextlib.suppress(OSError):  # not empty: a `kdcache distill` was interrupted there
+            grid.scratch.rmdir()
+    return scores
+
+
+def compare(scores: Mapping[str, Sequence[float]]) -> list[tuple[str, float, float | None]]:
+    """Rank values: (value, mean, gap to the best in its standard errors), the best first.
+
+    The gap is the mean of the folds' differences, over their standard deviation divided by
+    √folds; None for the best. Below 2, the folds do not tell the two apart.
+
+    >>> compare({"low": [0.5, 0.5], "high": [1.0, 0.75]})
+    [('high', 0.875, None), ('low', 0.5, 3.0)]
+    """
+    best = max(scores, key=lambda value: statistics.fmean(scores[value]))
+    ranked = []
+    for value in sorted(scores, key=lambda value: -statistics.fmean(scores[value])):
+        gaps = [b - v for b, v in zip(scores[best], scores[value], strict=True)]
+        error = statistics.stdev(gaps) / len(gaps) ** 0.5
+        gap = statistics.fmean(gaps) / error if error else float("inf") if any(gaps) else 0.0
+        ranked.append((value, statistics.fmean(scores[value]), None if value == best else gap))
+    return ranked

@@ -1,0 +1,120 @@
+"""A file of someone else's outputs + data → cache/<task>/, and the cache back to such a file."""
+
+from pathlib import Path
+
+import numpy as np
+
+from kdcache.cache.exchange import FLOOR, MissingMass, Outputs, read_outputs, to_logits, write_outputs
+from kdcache.cache.ids import name_some
+from kdcache.cache.location import Location
+from kdcache.cache.manifest import EXTERNAL, Manifest, read_manifest
+from kdcache.cache.reader import load_cache
+from kdcache.cache.rows import CacheRows
+from kdcache.cache.schema import ALL_ROWS_TEACHER
+from kdcache.cache.writer import CacheWriter
+from kdcache.data.metrics import compute_metrics
+from kdcache.data.splits import existing_splits, metric_columns, read_split
+from kdcache.data.task import read_task
+from kdcache.digests import file_digest
+from kdcache.errors import DataError
+from kdcache.project import Project, require_task
+
+
+def import_cache(
+    project: Project, task_name: str, path: Path, missing_mass: MissingMass = "refuse",
+    id_column: str = "example_id",
+) -> Manifest:  # fmt: skip
+    """Make a verified cache of a teacher that kdcache did not run.
+
+    Rows are joined to the prepared data by id, whatever split they are in. Splits of which the
+    file holds no row are left out; one that it holds in part is refused.
+
+    Args:
+        project: the project.
+        task_name: the task.
+        path: see ``cache.exchange``.
+        missing_mass: see ``cache.exchange.to_logits``.
+        id_column: the column that holds the ids.
+
+    Returns:
+        The manifest; its identity is of kind ``external`` and names the file by its digest.
+
+    Raises:
+        DataError: no prepared data, or a file that does not fit it.
+        CacheError: the cache cannot be written.
+    """
+    require_task(project, task_name)
+    data = Path(project.paths.data) / task_name
+    task = read_task(data, task_name)
+    tables = {split: read_split(data, split, task) for split in existing_splits(data, task)}
+    outputs = read_outputs(path, task.labels, id_column)
+    logits = to_logits(outputs, missing_mass, str(path))
+    row_of = {example_id: row for row, example_id in enumerate(outputs.example_id)}
+    known = {i for table in tables.values() for i in table["example_id"].to_pylist()}
+    if unknown := [i for i in outputs.example_id if i not in known]:
+        raise DataError(
+            f"{path}: every id must be one of data/{task_name}, got unknown {name_some(unknown)}."
+        )
+
+    identity = {
+        "kind": EXTERNAL, "task": task.name, "template": task.template, "labels": list(task.labels),
+        "num_labels": task.num_labels, "source": path.name, "source_sha256": file_digest(path),
+        "given": outputs.kind, "missing_mass": missing_mass, "floor": FLOOR,
+    }  # fmt: skip
+    metrics = {}
+    scratch = project.scratch("import", identity)
+    with CacheWriter(Location.parse(project.paths.cache, task_name), scratch) as writer:
+        for split, table in tables.items():
+            ids, hashes = table["example_id"].to_pylist(), table["content_hash"].to_pylist()
+            if split != "train" and not any(i in row_of for i in ids):
+                continue
+            _require_rows(path, split, ids, hashes, outputs, row_of)
+            rows, labels = [row_of[i] for i in ids], table["label"].to_numpy()
+            folds = np.full(len(ids), ALL_ROWS_TEACHER, np.int8)
+            writer.write(split, [CacheRows(ids, hashes, labels, folds, logits[rows], outputs.features[rows])])
+            metrics[split] = compute_metrics(
+                task.metrics_of(split), labels, logits[rows], metric_columns(table, task)
+            )
+        metrics = {split: scores for split, scores in metrics.items() if scores}
+        cost = dict.fromkeys(("training_steps", "training_examples", "forward_examples"), 0)
+        return writer.finish(identity, metrics=metrics, all_rows_teacher=metrics, cost=cost)
+
+
+def export_cache(project: Project, task_name: str, splits: list[str], path: Path) -> int:
+    """Write cached rows as a file that ``import_cache`` reads.
+
+    Args:
+        project: the project.
+        task_name: the task.
+        splits: which; empty takes all.
+        path: a .csv, .jsonl, .parquet or .npz file.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        CacheError: no such cache or split.
+        DataError: another ending.
+    """
+    require_task(project, task_name)
+    location = Location.parse(project.paths.cache, task_name)
+    chosen = splits or read_manifest(location).splits
+    rows = CacheRows.joined([load_cache(location, split).rows for split in chosen])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_outputs(rows, path)
+    return len(rows)
+
+
+def _require_rows(
+    path: Path, split: str, ids: list[str], hashes: list[str], outputs: Outputs, row_of: dict[str, int]
+) -> None:
+    missing = [i for i in ids if i not in row_of]
+    if missing:
+        raise DataError(f"{path}: every row of {split} must be in it, got none for {name_some(missing)}.")
+    if outputs.content_hash is not None:
+        theirs = outputs.content_hash
+        changed = [i for i, ours in zip(ids, hashes, strict=True) if theirs[row_of[i]] != ours]
+        if changed:
+            raise DataError(
+                f"{path}: the text must be that of data/, got another content_hash for {name_some(changed)}."
+            )

@@ -1,0 +1,208 @@
+"""Fine-tune the teacher, whole or through a PEFT adapter, with the transformers Trainer."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from kdcache.encoder.adapters import add_lora, add_prefix, check_positions
+from kdcache.encoder.batching import Encoded
+from kdcache.encoder.load import load_classifier
+from kdcache.errors import ParamsError, TrainingDiverged
+from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
+
+CHECKPOINT_STEPS = 200  # with optimizer state: three times the size of what is trained
+
+Method = Literal["full", "prefix", "lora"]
+KEYS_OF: dict[Method, tuple[str, ...]] = {
+    "full": (),
+    "prefix": ("num_virtual_tokens",),
+    "lora": ("lora_rank", "lora_alpha"),
+}
+
+
+@dataclass(frozen=True)
+class TrainTeacherParams:
+    """Section ``train_teacher``.
+
+    Args:
+        model: model reference (see ``kdcache.encoder.load``).
+        epochs: passes over the training rows.
+        lr: peak learning rate of AdamW, after a linear warm-up.
+        batch_size: rows per step.
+        max_length: in tokens; longer pairs lose the end of their longer part.
+        weight_decay: of AdamW.
+        warmup_fraction: share of the steps that warm up, 0 … 0.9.
+        folds: k ≥ 2 trains k teachers more, each on the other folds, so that a training row's
+            cached logits come from a teacher that never saw it; 0 trains the one teacher.
+        select: ``last`` epoch, or the one with the best first metric on ``tune``.
+        seed: of head, dropout and order.
+        method: what is trained: ``full``, all weights; ``prefix``, prompts, pooler and head, the rest
+            frozen; ``lora``, low-rank updates of every linear layer, merged into plain weights at the end.
+        num_virtual_tokens: of ``prefix``, length of the prompt, in tokens.
+        lora_rank, lora_alpha: of ``lora``, see ``adapters.add_lora``.
+        ensemble: n ≥ 2 trains n teachers, of seeds seed … seed + n − 1, in place of each; the cache
+            holds the mean of their logits, and those of each member.
+
+    Raises:
+        ParamsError: a key that the method lacks, or one of another method.
+    """
+
+    model: str
+    epochs: Count
+    lr: PositiveFloat
+    batch_size: Count
+    max_length: Annotated[int, Range(8)]
+    weight_decay: NonNegativeFloat
+    warmup_fraction: Annotated[float, Range(0, 0.9)]
+    folds: NonNegativeInt
+    select: Literal["last", "tune"]
+    seed: NonNegativeInt
+    method: Method = "full"
+    num_virtual_tokens: Count | None = None
+    lora_rank: Count | None = None
+    lora_alpha: Count | None = None
+    ensemble: Count = 1
+
+    def __post_init__(self) -> None:
+        problems = []
+        for method, keys in KEYS_OF.items():
+            for key in keys:
+                value = getattr(self, key)
+                if method == self.method and value is None:
+                    problems.append(f"train_teacher.{key}: it must be set with method {method}, got nothing.")
+                if method != self.method and value is not None:
+                    problems.append(
+                        f"train_teacher.{key}: it must be null with method {self.method}, got {value}. "
+                        f"Remove it, or set train_teacher.method to {method}."
+                    )
+        if problems:
+            raise ParamsError("\n".join(problems))
+
+
+class _KeepBest(TrainerCallback):
+    """What is trained, of the epoch with the highest score, on disk, so that an interrupted run keeps it.
+
+    Scores at the last step of an epoch, before the trainer writes a checkpoint there: what a
+    checkpoint has behind it has been scored.
+    """
+
+    def __init__(self, score: Callable[[nn.Module], float], steps_per_epoch: int, folder: Path) -> None:
+        self.score, self.steps_per_epoch = score, steps_per_epoch
+        self.weights, self.note = folder / "best.safetensors", folder / "best.json"
+
+    def on_step_end(self, args: object, state: TrainerState, control: object, **given: Any) -> None:
+        if state.global_step % self.steps_per_epoch == 0:
+            score = self.score(given["model"])
+            if not self.note.is_file() or score > json.loads(self.note.read_text())["score"]:
+                self.weights.parent.mkdir(parents=True, exist_ok=True)
+                trained = {name: p for name, p in given["model"].named_parameters() if p.requires_grad}
+                save_file(trained, self.weights)
+                self.note.write_text(json.dumps({"score": score, "step": state.global_step}))
+
+    def restore(self, model: nn.Module) -> None:
+        model.load_state_dict(load_file(self.weights), strict=False)  # what is frozen never moved
+
+
+def fine_tune(
+    folder: Path,
+    encoded: Encoded,
+    labels: list[int],
+    indices: list[int],
+    num_labels: int,
+    params: TrainTeacherParams,
+    scratch: Path,
+    score: Callable[[nn.Module], float] | None = None,
+) -> tuple[PreTrainedModel | PeftModel, dict[str, int]]:
+    """Fine-tune a model on some rows; keep the last epoch, or the one that scores best.
+
+    Args:
+        folder: the pretrained model.
+        encoded: tokenised rows.
+        labels: class index per row; rows with −1 must not be among ``indices``.
+        indices: the rows to train on.
+        num_labels: outputs of the head, per sequence; 1 where the classes are the sequences.
+        params: the settings.
+        scratch: checkpoints, every ``CHECKPOINT_STEPS``; an interrupted run goes on from the last.
+        score: of a model after each epoch, higher is better; None keeps the last.
+
+    Returns:
+        The model in eval mode on the CPU, a PEFT model for method ``prefix``, and its cost: steps,
+        examples.
+
+    Raises:
+        ModelError: the method does not work on this architecture, or positions run out.
+        TrainingDiverged: the loss became NaN or infinite.
+    """
+    model = _build(folder, encoded.take(indices), num_labels, params)
+    steps = params.epochs * math.ceil(len(indices) / params.batch_size)
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        num_train_epochs=params.epochs,
+        learning_rate=params.lr,
+        per_device_train_batch_size=params.batch_size,
+        weight_decay=params.weight_decay,
+        warmup_steps=params.warmup_fraction,
+        lr_scheduler_type="linear",
+        save_strategy="steps",
+        save_steps=CHECKPOINT_STEPS,
+        save_total_limit=1,
+        logging_strategy="epoch",
+        logging_nan_inf_filter=False,
+        seed=params.seed,
+        data_seed=params.seed,
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+    def collate(rows: list[int]) -> dict[str, torch.Tensor]:
+        return {**encoded.batch(rows), "labels": torch.tensor([labels[row] for row in rows])}
+
+    def choice_loss(outputs: Any, labels: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(encoded.by_row(outputs.logits), labels)
+
+    best = None if score is None else _KeepBest(score, steps // params.epochs, scratch)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=indices,
+        callbacks=[best] if best else None,
+        data_collator=collate,
+        compute_loss_func=choice_loss if encoded.num_choices > 1 else None,
+    )
+    result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(scratch)))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if not all(map(math.isfinite, [*losses, result.training_loss])):
+        raise TrainingDiverged(
+            f"train_teacher: the loss must stay finite, got {losses[-1]} after "
+            f"{trainer.state.global_step} steps. Lower train_teacher.lr (now {params.lr:g})."
+        )
+    if best:
+        best.restore(model)
+    model.eval().to("cpu")
+    if params.method == "lora":
+        model = model.merge_and_unload()  # type: ignore[operator]
+    return model, {"steps": steps, "examples": params.epochs * len(indices)}
+
+
+def _build(
+    folder: Path, encoded: Encoded, num_labels: int, params: TrainTeacherParams
+) -> PreTrainedModel | PeftModel:
+    """The untrained model; only what ``params.method`` trains requires a gradient."""
+    model = load_classifier(folder, num_labels, params.seed)
+    if params.num_virtual_tokens:
+        check_positions(model, params.num_virtual_tokens, params.max_length, folder, "train_teacher")
+        return add_prefix(model, params.num_virtual_tokens, encoded, params.seed, "train_teacher")
+    if params.lora_rank and params.lora_alpha:
+        return add_lora(model, params.lora_rank, params.lora_alpha)
+    return model

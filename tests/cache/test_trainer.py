@@ -1,0 +1,86 @@
+"""In other people's loops: each row gets its own target, and a dropped target is an error."""
+
+import re
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import run
+from datasets import Dataset
+
+import kdcache
+from kdcache.cache.rows import CacheRows
+from kdcache.cache.writer import write_cache
+from kdcache.encoder.load import load_tokenizer
+from kdcache.errors import CacheStale, DataError
+
+ROOT = Path(__file__).parent.parent.parent
+datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def cache(tmp_path: Path):
+    rows = CacheRows(
+        ["a", "b", "c"], ["ha", "hb", "hc"], np.array([0, 1, -1]), np.full(3, -1, np.int8),
+        np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.1]], np.float32), np.eye(3, 4),
+    )  # fmt: skip
+    write_cache(tmp_path / "wic", tmp_path / "s" / "key", {"train": rows}, identity={"task": "wic"})
+    return kdcache.load_cache(tmp_path / "wic", split="train")
+
+
+def test_join_is_by_id_in_any_order_after_any_filter(cache):
+    dataset = Dataset.from_dict({"example_id": ["c", "a", "b"], "label": [0, 0, 1]})
+    dataset = kdcache.join(
+        dataset.shuffle(seed=1).filter(lambda row: row["label"] == 0), cache, features=True
+    )
+    wanted = {"a": [1.0, 2.0], "c": [5.0, np.float32(6.1)]}
+    assert {row["example_id"]: row["teacher_logits"] for row in dataset} == wanted
+    assert {row["example_id"]: row["teacher_features"].index(1) for row in dataset} == {"a": 0, "c": 2}
+
+
+def test_join_refuses_what_does_not_belong(cache):
+    with pytest.raises(DataError) as error:
+        kdcache.join(Dataset.from_dict({"id": ["a"]}), cache)
+    assert str(error.value) == (
+        "join: the dataset must have the ids in a column 'example_id', got columns id. "
+        "Name it with id_column."
+    )
+    assert kdcache.join(Dataset.from_dict({"id": ["b"]}), cache, "id")[0]["teacher_logits"] == [3.0, 4.0]
+    with pytest.raises(CacheStale, match="got unknown z"):
+        kdcache.join(Dataset.from_dict({"example_id": ["z"]}), cache)
+    with pytest.raises(CacheStale, match="got another text for b"):
+        kdcache.join(Dataset.from_dict({"example_id": ["a", "b"], "content_hash": ["ha", "x"]}), cache)
+
+
+def test_collator_pads_inputs_stacks_targets_and_leaves_the_rest_out(tiny_model: Path):
+    tokenizer = load_tokenizer(tiny_model)
+    rows = [
+        {**tokenizer(text), "label": k, "example_id": "a", "text": text, "teacher_logits": [k, 0.5]}
+        for k, text in enumerate(["the bank", "a bat"])
+    ]
+    batch = kdcache.KDCollator(tokenizer)(rows)
+    assert set(batch) == {"input_ids", "token_type_ids", "attention_mask", "labels", "teacher_logits"}
+    assert batch["labels"].tolist() == [0, 1]
+    assert batch["teacher_logits"].dtype == torch.float32
+    assert batch["teacher_logits"].tolist() == [[0.0, 0.5], [1.0, 0.5]]
+    del rows[0]["teacher_logits"]
+    with pytest.raises(
+        DataError, match=r"got input_ids, .*set remove_unused_columns=False in TrainingArguments"
+    ):
+        kdcache.KDCollator(tokenizer)(rows)
+
+
+# the Trainer asks for pinned memory on machines without an accelerator too
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+def test_the_example_in_the_docs_runs_and_its_trap_is_an_error(project, monkeypatch, capsys):
+    folder = project(train_teacher={"folds": 0})
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "hf")
+    for command in (["prepare"], ["teach", "--task", "wic"], ["cache", "--task", "wic"], ["shrink"]):
+        assert run(*command)[0] == 0
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "trainer.md").read_text(), flags=re.DOTALL)[0]
+    exec(compile(code, "docs/trainer.md", "exec"), {})
+    assert 0 < float(capsys.readouterr().out.splitlines()[-1]) < 5
+    with pytest.raises(DataError, match="KDCollator: each row must hold teacher_logits, got "):
+        exec(code.replace("remove_unused_columns=False", "remove_unused_columns=True"), {})

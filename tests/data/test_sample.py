@@ -1,0 +1,83 @@
+"""The shipped corpus is what its README says."""
+
+import json
+from collections import Counter
+
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from kdcache.data.find import find_source
+from kdcache.data.official import SAMPLE, read_official
+
+
+def raw_rows(folder: str, split: str) -> list[dict]:
+    text = (SAMPLE / folder / f"{split}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("name", ["wic", "cb"])
+def test_bag_of_words_stays_near_the_majority_class(name):
+    splits = read_official(SAMPLE, find_source(name))
+    texts = {split: [f"{row.text} {row.text_pair}" for row in rows] for split, rows in splits.items()}
+    labels = {split: [row.label for row in rows] for split, rows in splits.items()}
+    words = CountVectorizer(binary=True).fit(texts["train"])
+    model = LogisticRegression(max_iter=1000).fit(words.transform(texts["train"]), labels["train"])
+    accuracy = model.score(words.transform(texts["validation"]), labels["validation"])
+    majority = max(Counter(labels["validation"]).values()) / len(labels["validation"])
+    assert abs(accuracy - majority) <= 0.05
+
+
+def test_bag_of_words_of_premise_and_choice_stays_near_a_coin():
+    splits = read_official(SAMPLE, find_source("copa"))
+    texts, right = {}, {}
+    for split, rows in splits.items():
+        texts[split] = [f"{row.text} {choice}" for row in rows for choice in row.choices]
+        right[split] = [row.label == k for row in rows for k in (0, 1)]
+    words = CountVectorizer(binary=True).fit(texts["train"])
+    model = LogisticRegression(max_iter=1000).fit(words.transform(texts["train"]), right["train"])
+    margins = model.decision_function(words.transform(texts["validation"])).reshape(-1, 2)
+    accuracy = (margins.argmax(axis=1) == [row.label for row in splits["validation"]]).mean()
+    assert abs(accuracy - 0.5) <= 0.05
+
+
+def test_copa_is_balanced_and_its_files_share_no_sentence():
+    rows = {split: raw_rows("COPA", split) for split in ("train", "val")}
+    assert {split: len(part) for split, part in rows.items()} == {"train": 160, "val": 100}
+    for part in rows.values():
+        assert len(set(Counter((row["question"], row["label"]) for row in part).values())) == 1
+        right = Counter(row[f"choice{row['label'] + 1}"] for row in part)
+        wrong = Counter(row[f"choice{2 - row['label']}"] for row in part)
+        assert right == wrong  # every choice stands once as the right and once as the wrong one
+        assert set(right.values()) == {1}
+    premises = [row["premise"] for part in rows.values() for row in part]
+    assert len(set(premises)) == len(premises)
+    choices = {split: {row["choice1"] for row in part} for split, part in rows.items()}
+    assert not choices["train"] & choices["val"]
+
+
+def test_wic_has_its_words_senses_and_sentences():
+    rows = {split: raw_rows("WiC", split) for split in ("train", "val")}
+    words = {split: {row["word"] for row in part} for split, part in rows.items()}
+    assert len(words["train"] | words["val"]) == 64
+    assert not words["train"] & words["val"]
+    sentences = {row[f"sentence{i}"] for part in rows.values() for row in part for i in (1, 2)}
+    assert len(sentences) == 64 * 2 * 4
+    for part in rows.values():  # every sentence is in as many true as false pairs
+        balance = Counter()
+        for row in part:
+            for i in (1, 2):
+                balance[row[f"sentence{i}"]] += 1 if row["label"] else -1
+        assert set(balance.values()) == {0}
+
+
+def test_cb_is_large_and_balanced_over_each_premise():
+    rows = {split: raw_rows("CB", split) for split in ("train", "val")}
+    assert sum(map(len, rows.values())) >= 300
+    premises = {split: {row["premise"] for row in part} for split, part in rows.items()}
+    assert not premises["train"] & premises["val"]
+    for part in rows.values():
+        labels: dict[str, list[str]] = {}
+        for row in part:
+            labels.setdefault(row["premise"], []).append(row["label"])
+        assert all(sorted(v) == ["contradiction", "entailment", "neutral"] for v in labels.values())

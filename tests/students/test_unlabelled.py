@@ -1,0 +1,111 @@
+"""Rows without a label teach students through the teacher, and nobody else."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from powered import write_powered
+from typer.testing import CliRunner
+
+from kdcache.cache.manifest import read_manifest
+from kdcache.cli import app
+from kdcache.project import Project
+from kdcache.students.distill import Grid
+
+OWN = ("--set", "paths.tasks=own", "--set", "tasks=[mine]")
+TASK_FILE = """
+splits = {train = "train.jsonl", validation = "test.jsonl", unlabelled = "val.jsonl"}
+text = "text"
+label = "intent"
+"""
+
+
+def run(*arguments: str) -> None:
+    result = CliRunner().invoke(app, [*arguments, *OWN], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.fixture
+def cached(project) -> Path:
+    """A project whose task has 48 training and 24 unlabelled rows, up to the cache and the backbone."""
+    folder = project(distill={"seeds": [0], "epochs": 2})
+    write_powered(folder)
+    (folder / "clinc150").rename(folder / "own")
+    (folder / "own" / "mine.toml").write_text(TASK_FILE)
+    run("run", "--set", "prepare.max_rows=null")
+    run("shrink")
+    return folder
+
+
+def result(folder: Path, arm: str) -> dict:
+    return json.loads((folder / "runs" / "mine" / f"{arm}-0" / "result.json").read_text())
+
+
+def weights(folder: Path, arm: str) -> bytes:
+    return (folder / "runs" / "mine" / f"{arm}-0" / "adapter_model.safetensors").read_bytes()
+
+
+def test_unlabelled_rows_teach_by_distillation_alone(cached):
+    train, more = (pq.read_table(cached / "data" / "mine" / f"{s}.parquet") for s in ("train", "unlabelled"))
+    assert (train.num_rows, more.num_rows) == (36, 24)
+    assert set(more["label"].to_pylist()) == {-1}
+    cost = json.loads((cached / "models" / "teacher" / "mine" / "cost.json").read_text())
+    assert cost["examples"] == 36 + 36  # one teacher on all labelled rows, two on half each
+
+    manifest = read_manifest(cached / "cache" / "mine")
+    assert manifest.files["unlabelled.parquet"]["rows"] == 24
+    assert set(manifest.metrics) == {"train", "tune", "validation"}
+
+    arms = ("--arm", "ce", "--arm", "kl")
+    run("distill", *arms)
+    assert (result(cached, "ce")["examples"], result(cached, "kl")["examples"]) == (2 * 36, 2 * 60)
+    ce, kl = weights(cached, "ce"), weights(cached, "kl")
+    run("distill", *arms, "--set", "distill.unlabelled=false")
+    assert result(cached, "kl")["examples"] == 2 * 36
+    assert weights(cached, "ce") == ce
+    alone = weights(cached, "kl")
+    assert alone != kl
+    run("distill", "--arm", "kl", "--set", "distill.arms.kl.unlabelled=false")
+    assert weights(cached, "kl") == alone
+
+
+def test_rows_that_train_leaves_over_lose_their_labels(project):
+    folder = project(prepare={"tune_fraction": 0.25})
+    write_powered(folder)
+    (folder / "clinc150").rename(folder / "own")
+    (folder / "own" / "mine.toml").write_text(TASK_FILE.replace(', unlabelled = "val.jsonl"', ""))
+
+    def rows(max_rows: str) -> dict[str, dict[str, int]]:
+        run("prepare", "--set", f"prepare.max_rows={max_rows}")
+        tables = {path.stem: pq.read_table(path) for path in (folder / "data" / "mine").glob("*.parquet")}
+        return {
+            split: dict(zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True))
+            for split, table in tables.items()
+        }
+
+    few, scarce = rows("{train: 24}"), rows("{train: 24, unlabelled: 16}")
+    assert {split: scarce[split] for split in few} == few
+    more = scarce["unlabelled"]
+    assert (len(more), set(more.values())) == (16, {-1})
+    assert not more.keys() & {*few["train"], *few["tune"]}
+    arguments = ("prepare", "--set", "prepare.max_rows={train: 4711, unlabelled: 16}", *OWN)
+    refused = CliRunner().invoke(app, arguments)
+    assert (refused.exit_code, refused.stderr.strip()) == (
+        1,
+        "prepare.max_rows.unlabelled: prepare.max_rows.train must leave rows over for it, got none of 48. "
+        "Lower prepare.max_rows.train, or name a file of unlabelled rows.",
+    )
+
+
+def test_joined_rows_keep_their_own_targets(cached, monkeypatch):
+    monkeypatch.chdir(cached)
+    splits = Grid(Project.load([*OWN[1::2]]), "mine").splits
+    train, more = splits["train"], splits["unlabelled"]
+    joined = train.training_rows(more)
+    assert joined.labels.tolist() == [*train.labels.tolist(), *[-1] * 24]
+    for i in (0, 35, 36, 59):
+        part, row = (train, i) if i < 36 else (more, i - 36)
+        assert joined.teacher_logits[i].tolist() == part.targets.logits[row].tolist()
+        assert joined.encoded.take([i]).sequences == part.encoded.take([row]).sequences
+        assert joined.encoded.lengths[i] == part.encoded.lengths[row]

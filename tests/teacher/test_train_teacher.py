@@ -1,0 +1,253 @@
+"""Teachers of every method and ensembles, from rows to the cache; plain beside cross-fitted logits."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from kdcache.cache.reader import load_cache
+from kdcache.cache.rows import CacheRows
+from kdcache.cache.writer import write_cache
+from kdcache.cli import app
+from kdcache.digests import file_digest, value_digest
+from kdcache.encoder.adapters import load_teacher
+from kdcache.encoder.batching import encode
+from kdcache.encoder.forward import extract
+from kdcache.encoder.load import load_tokenizer
+from kdcache.errors import CacheMissing
+from kdcache.teacher import train as teacher_module
+
+CACHE, TEACHER = Path("cache/cb"), Path("models/teacher/cb")
+PREFIX = {"method": "prefix", "num_virtual_tokens": 4}
+LORA = {"method": "lora", "lora_rank": 4, "lora_alpha": 8}
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def fails(*arguments: str, code: int = 1) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.stderr.strip().splitlines()[-1]
+
+
+def chain(*commands: str) -> None:
+    for command in commands:
+        run(command, "--task", "cb")
+
+
+def logits_of(folder: Path, split: str) -> np.ndarray:
+    """What a model of the teacher says of the prepared rows, apart from the stage."""
+    rows = pq.read_table(f"data/cb/{split}.parquet").to_pydict()
+    encoded = encode(load_tokenizer(TEACHER), rows["text"], rows["text_pair"], 64)
+    return extract(load_teacher(folder, 3), encoded, 3, 8, torch.device("cpu"))[0]
+
+
+def identity() -> dict:
+    return json.loads((TEACHER / "identity.json").read_text())
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("keys", [PREFIX, LORA, {"ensemble": 2}], ids=["prefix", "lora", "ensemble"])
+def test_interrupted_teacher_goes_on_and_equals_an_uninterrupted_one(project, monkeypatch, keys):
+    monkeypatch.setattr(teacher_module, "CHECKPOINT_STEPS", 2)
+    folder = project("interrupted", train_teacher={"epochs": 3, "folds": 0, "batch_size": 8, **keys})
+    run("prepare", "--task", "cb")
+    shutil.copytree(folder, folder.parent / "whole")
+    step, ran = transformers.Trainer.training_step, []
+
+    def stop_at_step_five(self, *args, **kwargs):
+        if self.state.global_step == 5 and self.args.seed == keys.get("ensemble", 1) - 1:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", stop_at_step_five)
+    assert fails("teach", "--task", "cb", code=130).startswith("Interrupted: finished work is kept")
+    assert not (folder / "models").exists()
+
+    def count(self, *args, **kwargs):
+        ran.append(self.args.seed)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", count)
+    run("teach", "--task", "cb")
+    assert len(ran) == 5  # of nine steps the checkpoint held four; a finished member is not trained again
+    monkeypatch.chdir(folder.parent / "whole")
+    run("teach", "--task", "cb")
+    one, other = (content(folder.parent / name / TEACHER) for name in ("interrupted", "whole"))
+    assert one == other
+
+
+def test_prefix_teacher_is_an_adapter_that_the_cache_is_made_of(project):
+    folder = project(train_teacher={**PREFIX, "lr": 1e-2})
+    chain("prepare", "teach")
+    assert {path.name for path in TEACHER.glob("*.*")} == {
+        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "identity.json", "cost.json", "folds.parquet",
+    }  # fmt: skip
+    names = ("adapter_model.safetensors", "fold-1/adapter_model.safetensors")
+    base = file_digest(Path("tiny/model.safetensors"))
+    whole, fold = (value_digest([file_digest(TEACHER / name), base]) for name in names)
+    assert identity()["weights_sha256"] == whole
+    assert identity()["folds_sha256"][1] == fold
+    assert identity()["method"] == "prefix"
+    chain("cache")
+    run("verify", "--task", "cb")
+    rows = load_cache(CACHE, "train")
+    rows = rows.align(pq.read_table("data/cb/train.parquet")["example_id"].to_pylist())
+    for k in (0, 1):
+        mine = rows.fold == k
+        assert np.abs(logits_of(TEACHER / f"fold-{k}", "train") - rows.logits)[mine].max() < 1e-5
+
+    # Another base under the same adapter is another teacher.
+    path = folder / "tiny" / "model.safetensors"
+    weights = load_file(path)
+    weights["embeddings.word_embeddings.weight"][5] += 1
+    save_file(weights, path, {"format": "pt"})
+    moved = value_digest([file_digest(TEACHER / names[0]), file_digest(path)])
+    assert fails("cache", "--task", "cb") == (
+        f"{TEACHER}: weights_sha256 must be '{whole}' as in identity.json, got '{moved}'. "
+        "Run: kdcache teach --task cb"
+    )
+
+
+def test_lora_teacher_is_a_plain_folder(project):
+    project(train_teacher={**LORA, "folds": 0})
+    chain("prepare", "teach", "cache")
+    assert {path.name for path in TEACHER.iterdir()} == {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "identity.json", "cost.json", "folds.parquet",
+    }  # fmt: skip
+    assert identity()["weights_sha256"] == file_digest(TEACHER / "model.safetensors")
+    run("verify", "--task", "cb")
+
+
+def test_weights_that_are_not_the_identitys_are_refused(project):
+    project(train_teacher={"folds": 2})
+    chain("prepare", "teach")
+    shutil.copy(TEACHER / "model.safetensors", TEACHER / "fold-1" / "model.safetensors")
+    assert fails("cache", "--task", "cb").startswith(f"{TEACHER}: folds_sha256 must be [")
+    assert not CACHE.exists()
+
+
+def test_ensemble_speaks_as_the_mean_of_teachers_trained_alone(project):
+    folder = project("ensemble", train_teacher={"ensemble": 2, "seed": 3, "batch_size": 4})
+    chain("prepare", "teach", "cache")
+    found = identity()
+    members = [[TEACHER, TEACHER / "member-1"]]
+    members += [[TEACHER / f"fold-{k}", TEACHER / f"fold-{k}" / "member-1"] for k in (0, 1)]
+    digests = [[file_digest(part / "model.safetensors") for part in parts] for parts in members]
+    assert len({digest for pair in digests for digest in pair}) == 6
+    assert found["members_sha256"] == digests
+    assert [found["weights_sha256"], *found["folds_sha256"]] == [value_digest(pair) for pair in digests]
+
+    for split in ("train", "validation"):
+        ids = pq.read_table(f"data/cb/{split}.parquet")["example_id"].to_pylist()
+        rows = load_cache(CACHE, split).align(ids)
+        means = [np.mean([logits_of(part, split) for part in parts], axis=0) for parts in members]
+        assert np.abs(rows.logits_plain - means[0]).max() < 1e-5
+        if split == "train":
+            wanted = np.where((rows.fold == 0)[:, None], means[1], means[2])
+        else:
+            wanted = (means[1] + means[2]) / 2
+        assert np.abs(rows.logits - wanted).max() < 1e-5
+        assert len(rows.members) == 2
+        for m in (0, 1):
+            own = [logits_of(parts[m], split) for parts in members]
+            crossed = np.where((rows.fold == 0)[:, None], own[1], own[2])
+            wanted = crossed if split == "train" else (own[1] + own[2]) / 2
+            assert np.abs(rows.member(m).logits - wanted).max() < 1e-5
+        assert np.abs(rows.members[0] - rows.members[1]).max() > 1e-3
+    assert load_cache(CACHE, "train").rows.plain().members == ()
+    run("verify", "--task", "cb", "--teacher-rows", "24")
+    assert digests[2][1] in run("inspect", "--task", "cb").replace("\n", "")
+    manifest = load_cache(CACHE, "train").manifest
+    assert manifest.num_folds == 2
+    assert manifest.cost["forward_examples"] == 2 * (24 * 2 + 8 * 3 + 32 * 3)
+
+    columns = [name for name, _ in manifest.columns][4:]
+    assert columns == ["logits", "features", "logits_member_0", "logits_member_1", "logits_plain"]
+
+    # Each member is the teacher of its own seed, trained alone on the same folds.
+    alone = json.loads((TEACHER / "cost.json").read_text())
+    project("alone", train_teacher={"folds": 0, "seed": 4, "batch_size": 4})
+    shutil.copytree(folder / "data", "data")
+    chain("teach")
+    assert identity()["weights_sha256"] == digests[0][1]
+    assert json.loads((TEACHER / "cost.json").read_text())["steps"] * 2 < alone["steps"]
+
+
+def test_mean_of_logits_is_the_mean_of_log_probabilities(project):
+    """Up to a constant per row, which no softmax sees: there is nothing to choose between the two."""
+    logits = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    one, other = logits.mean(0), logits.log_softmax(-1).mean(0)
+    for temperature in (0.5, 1.0, 4.0):
+        assert torch.allclose((one / temperature).softmax(-1), (other / temperature).softmax(-1), atol=1e-12)
+
+
+def test_plain_logits_are_those_of_the_teacher_on_all_rows(project):
+    project()
+    chain("prepare", "teach", "cache")
+    for split in ("train", "tune", "validation"):
+        ids = pq.read_table(f"data/cb/{split}.parquet")["example_id"].to_pylist()
+        rows = load_cache(CACHE, split).align(ids)
+        plain = rows.plain()
+        assert np.abs(plain.logits - logits_of(TEACHER, split)).max() < 1e-5
+        assert np.abs(plain.logits - rows.logits).max() > 1e-4
+        assert set(plain.fold.tolist()) == {-1}
+        assert plain.features.shape == (len(rows), 0)  # a term on features would not be plain
+        assert (plain.example_id, plain.label.tolist()) == (rows.example_id, rows.label.tolist())
+    found = load_cache(CACHE, "train").manifest
+    assert found.columns[-1] == ["logits_plain", "float32[3]"]
+    labels = load_cache(CACHE, "train").rows.label
+    accuracy = (load_cache(CACHE, "train").rows.plain().logits.argmax(1) == labels).mean()
+    assert accuracy == pytest.approx(found.all_rows_teacher["train"]["accuracy"])
+
+    shutil.copytree(CACHE, "before/cb")
+    run("export", "all.npz", "--task", "cb")
+    run("export", "all.jsonl", "--task", "cb")
+    for file in ("all.jsonl", "all.npz"):
+        run("import", file, "--task", "cb")
+        assert load_cache(CACHE, "train").rows.logits_plain is None
+        run("verify", "--task", "cb")
+    assert "columns.logits_plain: float32[3] → —" in run("diff", "before/cb", "cache/cb")
+
+
+def test_one_teacher_is_plain_already(project):
+    project(train_teacher={"folds": 0})
+    chain("prepare", "teach", "cache")
+    rows = load_cache(CACHE, "train").rows
+    assert rows.logits_plain is None
+    assert rows.plain() is rows
+    assert [name for name, _ in load_cache(CACHE, "train").manifest.columns][4:] == ["logits", "features"]
+
+
+def test_cache_without_plain_logits_says_so(tmp_path: Path):
+    rows = CacheRows(
+        ["a", "b"], ["ha", "hb"], np.array([0, 1]), np.array([0, 1], np.int8),
+        np.eye(2, dtype=np.float32), np.eye(2, 4),
+    )  # fmt: skip
+    write_cache(tmp_path / "wic", tmp_path / "s" / "k", {"train": rows}, identity={"task": "wic"})
+    with pytest.raises(CacheMissing) as error:
+        load_cache(tmp_path / "wic", "train").rows.plain()
+    assert str(error.value) == (
+        "cache rows: logits_plain must be in a cache of cross-fitted logits, got none. "
+        "Build the cache anew with kdcache cache."
+    )
+    both = replace(rows, logits_plain=rows.logits * 2)
+    joined = CacheRows.joined([both.take([1]), both.take([0])])
+    assert joined.plain().logits.tolist() == [[0, 2], [2, 0]]
