@@ -21,8 +21,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from kdcache.backbone.cut import choose_layers, cut, load_encoder
 from kdcache.backbone.heal import StudentBackboneParams, heal
 from kdcache.backbone.probe import cls_states, probe_accuracy, variation
-from kdcache.data.own import read_own
+from kdcache.data.examples import read_examples
 from kdcache.data.splits import hold_out
+from kdcache.data.taskfile import read_task_file
 from kdcache.encoder.batching import Encoded, encode, join
 from kdcache.encoder.load import load_tokenizer, resolve, setup
 
@@ -84,7 +85,7 @@ class Rows(NamedTuple):
 
 def read(task: str, folder: Path, tokenizer: object) -> Rows:
     """Read a task, cut its tune split as ``prepare`` does, tokenise."""
-    _, splits = read_own(TASK_FILES / f"{task}.toml", folder)
+    _, splits = read_examples(task, read_task_file(TASK_FILES / f"{task}.toml"), folder)
     train = splits["train"]
     if "tune" in splits:
         tune = splits["tune"]

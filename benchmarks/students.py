@@ -34,8 +34,9 @@ from peft import PrefixTuningConfig, TaskType, get_peft_model
 from torch.nn import functional
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
-from kdcache.data.find import find_source
-from kdcache.data.official import SAMPLE, read_official
+from kdcache.data.examples import read_examples
+from kdcache.data.superglue import SAMPLE, SUPERGLUE
+from kdcache.data.taskfile import read_task_file
 from kdcache.encoder.batching import Encoded, Padded, encode, training_plan
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer, resolve, save_model, setup
@@ -82,7 +83,8 @@ class Case:
 
     def read(self) -> tuple[Encoded, torch.Tensor]:
         """Tokenised rows and their labels."""
-        examples = read_official(self.data, find_source(self.task))["train"][: self.rows]
+        _, splits = read_examples(self.task, read_task_file(SUPERGLUE[self.task]), self.data)
+        examples = splits["train"][: self.rows]
         texts, pairs = [e.text for e in examples], [e.text_pair for e in examples]
         tokenizer = load_tokenizer(self.models / "student")
         return encode(tokenizer, texts, pairs, MAX_LENGTH), torch.tensor([e.label for e in examples])

@@ -14,10 +14,17 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from kdcache.cli import app
-from kdcache.data.official import SAMPLE
+from kdcache.data.superglue import SAMPLE, SUPERGLUE
+from kdcache.data.task import Task
+from kdcache.data.taskfile import read_task_file
 from kdcache.params import read_params
 
 ROOT = Path(__file__).parent.parent
+
+
+def superglue_task(name: str) -> Task:
+    """A task of SuperGLUE, without its rows."""
+    return read_task_file(SUPERGLUE[name]).task(name)
 
 
 def sample_words() -> list[str]:
@@ -98,7 +105,7 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     """params.yaml as shipped, made tiny: 32 rows, 1 epoch, 2 folds, one thread."""
     params = read_params(ROOT / "params.yaml")
     params["threads"] = 1
-    params["prepare"] |= {"max_rows": 32, "tune_fraction": 0.25}
+    params["prepare"] |= {"path": str(SAMPLE), "max_rows": 32, "tune_fraction": 0.25}
     params["train_teacher"] |= {"model": model, "epochs": 1, "folds": 2, "max_length": 64, "lr": 1e-3}
     params["student_backbone"] |= {
         "model": model, "num_layers": 1, "epochs": 1, "max_length": 64, "position_shift": 4,

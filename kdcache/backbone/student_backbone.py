@@ -13,7 +13,8 @@ from kdcache.backbone.cut import choose_layers, cut, load_encoder
 from kdcache.backbone.heal import StudentBackboneParams, heal, shiftable_from
 from kdcache.backbone.probe import cls_states, refuse_blind, variation
 from kdcache.backbone.probes import compare, read_probes
-from kdcache.data.rows import FORMATS, Layout, read_rows
+from kdcache.data.formats import FORMATS, Layout
+from kdcache.data.readers import read_rows
 from kdcache.data.splits import existing_splits, read_split, sequences
 from kdcache.data.task import read_task
 from kdcache.digests import file_digest, value_digest
@@ -126,7 +127,7 @@ def _read_files(params: StudentBackboneParams) -> Texts:
         if not path.is_file():
             raise DataError(f"student_backbone.text: {name} must be a text file, got no such file.")
         layout = Layout() if path.suffix in FORMATS else Layout(pattern=f"{{{params.column}}}")
-        rows = read_rows(path, layout, (params.column,))
+        rows = list(read_rows(path, layout, (params.column,)))
         for where, values in rows:
             if not isinstance(values[params.column], str):
                 raise DataError(

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcache.data.metrics import SUPERGLUE_METRICS, accuracy_interval, superglue_score
+from kdcache.data.metrics import accuracy_interval
+from kdcache.data.superglue import SUPERGLUE
+from kdcache.data.superglue.score import superglue_score
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def not_working(task: Mapping[str, Any], head: str | None) -> list[str]:
 
 def _superglue(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
     """The benchmark's one number, where all of its tasks are there."""
-    if not set(SUPERGLUE_METRICS) <= {task["task"] for task in tasks}:
+    if not set(SUPERGLUE) <= {task["task"] for task in tasks}:
         return []
     scores = {"teacher": superglue_score({task["task"]: task["teacher"]["all_rows"] for task in tasks})}
     for arm in _arm_names(tasks):

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import torch
 from tqdm import tqdm
 
-from kdcache.data.rows import Row
-from kdcache.data.stream import Kind, stream_rows
+from kdcache.data.formats import Row
+from kdcache.data.readers import Kind, stream_rows
 from kdcache.errors import DataError, ParamsError, shorten
 from kdcache.serve.pool import StudentPool, load_student
 from kdcache.serve.requests import LoadedStudent, Prediction, Request, predict

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdcache.data.metrics import SUPERGLUE_METRICS, accuracy_interval, compute_metrics, majority_metrics
+from kdcache.data.metrics import accuracy_interval, compute_metrics, majority_metrics
+from kdcache.data.superglue.score import superglue_metrics
 from kdcache.report.figures import _shares_by_arm, draw_results, draw_shares
 from kdcache.report.summary import results_markdown
 from kdcache.students.results import mean_curves, over_seeds, summarise_arms
@@ -64,7 +65,7 @@ def test_diagnostics_have_a_table_of_their_own():
 
 def test_superglue_score_is_shown_when_all_eight_tasks_are_there():
     tasks = []
-    for name, metrics in SUPERGLUE_METRICS.items():
+    for name, metrics in superglue_metrics().items():
         scores = {metric: 0.5 + 0.1 * i for i, metric in enumerate(metrics)}
         arm = {"validation": {k: {"mean": v, "sd": 0.0, "seeds": {"0": v}} for k, v in scores.items()}}
         whole = task_metrics() | {"task": name, "metric": metrics[0], "majority": scores, "arm_order": ["kl"]}

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import fails, run
+from conftest import fails, run, superglue_task
 
 from kdcache.data.superglue import SUPERGLUE
+from kdcache.data.superglue.score import submission_names
 from kdcache.data.task import Task
 from kdcache.errors import ParamsError
 from kdcache.serve.submissions import SUBMISSION_NAMES, submission_name, superglue_text, zip_bytes
@@ -35,7 +36,7 @@ def lines(text: str) -> list:
     ],
 )
 def test_labels_are_spelt_as_the_benchmark_does(name, expected):
-    task = SUPERGLUE[name].task
+    task = superglue_task(name)
     logits = np.eye(task.num_labels)[[1, 0]]
     text = superglue_text(task, "test", ["test-7", "test-3"], logits, {})
     assert lines(text) == [{"idx": 7, "label": expected[0]}, {"idx": 3, "label": expected[1]}]
@@ -44,7 +45,7 @@ def test_labels_are_spelt_as_the_benchmark_does(name, expected):
 def test_multirc_is_nested_by_passage_and_question():
     ids = ["test-5-0-0", "test-5-0-1", "test-5-1-2", "test-6-2-3"]
     logits = np.eye(2)[[1, 0, 0, 1]]
-    text = superglue_text(SUPERGLUE["multirc"].task, "test", ids, logits, {})
+    text = superglue_text(superglue_task("multirc"), "test", ids, logits, {})
     assert lines(text) == [
         {"idx": 5, "passage": {"questions": [
             {"idx": 0, "answers": [{"idx": 0, "label": 1}, {"idx": 1, "label": 0}]},
@@ -58,14 +59,12 @@ def test_record_names_the_chosen_candidate_of_each_query():
     ids = ["test-4-90-0", "test-4-90-1", "test-4-91-0"]
     columns = {"unit": ["test-4-90"] * 2 + ["test-4-91"], "candidate": ["Åse", "Oslo", "Riga"]}
     logits = np.array([[0.0, 1.0], [0.0, 3.0], [5.0, 0.0]])
-    text = superglue_text(SUPERGLUE["record"].task, "test", ids, logits, columns)
+    text = superglue_text(superglue_task("record"), "test", ids, logits, columns)
     assert lines(text) == [{"idx": 90, "label": "Oslo"}, {"idx": 91, "label": "Riga"}]
 
 
 def test_every_task_and_diagnostic_has_a_submission_file():
-    splits = {split for source in SUPERGLUE.values() for split in source.task.diagnostics}
-    assert set(SUBMISSION_NAMES) == set(SUPERGLUE) | splits
-    assert {SUBMISSION_NAMES[name] for name in SUPERGLUE} == {s.folder for s in SUPERGLUE.values()}
+    assert submission_names() == SUBMISSION_NAMES
     with pytest.raises(ParamsError, match=r"one of SuperGLUE's, got 'mine'. Use --format csv or jsonl."):
         submission_name("mine", "test")
 
@@ -79,7 +78,7 @@ def test_zip_is_the_same_bytes_whatever_the_order():
 
 def official_idx(name: str, split: str) -> list:
     """What the benchmark's server looks for, read straight from the official file."""
-    path = FIXTURES / SUPERGLUE[name].folder / {"validation": "val.jsonl", "test": "test.jsonl"}[split]
+    path = FIXTURES / SUBMISSION_NAMES[name] / {"validation": "val.jsonl", "test": "test.jsonl"}[split]
     rows = lines(path.read_text(encoding="utf-8"))
     return (
         [q["idx"] for row in rows for q in row["qas"]] if name == "record" else [row["idx"] for row in rows]
@@ -120,7 +119,7 @@ def test_each_task_runs_from_rows_to_a_submission_file(student, name):
     ]
     code, out, _ = run(*arguments, "--format", "superglue", *(["--zip"] if split == "test" else []))
     assert code == 0
-    path = folder / "runs" / "predictions" / f"{SUPERGLUE[name].folder}.jsonl"
+    path = folder / "runs" / "predictions" / f"{SUBMISSION_NAMES[name]}.jsonl"
     assert [line["idx"] for line in lines(path.read_text(encoding="utf-8"))] == official_idx(name, split)
     if name == "rte":
         assert "superglue.zip without BoolQ.jsonl, CB.jsonl, " in out
@@ -136,7 +135,7 @@ def test_each_task_runs_from_rows_to_a_submission_file(student, name):
     assert run(*arguments, "--format", "jsonl")[0] == 0
     predictions = folder / "runs" / "predictions"
     rows = list(csv.DictReader((predictions / f"{name}-{split}.csv").read_text().splitlines()))
-    labels = SUPERGLUE[name].task.labels
+    labels = superglue_task(name).labels
     for row in rows:
         probabilities = {label: float(row[label]) for label in labels}
         assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)

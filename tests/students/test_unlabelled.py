@@ -93,7 +93,7 @@ def test_rows_that_train_leaves_over_lose_their_labels(project):
     refused = CliRunner().invoke(app, arguments)
     assert (refused.exit_code, refused.stderr.strip()) == (
         1,
-        "prepare.max_rows.unlabelled: prepare.max_rows.train must leave rows over for it, got none of 48. "
+        "prepare.max_rows.unlabelled: prepare.max_rows.train leaves none of 48 rows over for it. "
         "Lower prepare.max_rows.train, or name a file of unlabelled rows.",
     )
 
