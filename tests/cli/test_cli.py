@@ -109,20 +109,7 @@ def test_missing_upstream_names_the_command(project):
             "distill.arms.kl.inter_class.name: it must be a loss of that family, got 'kll'. Did you mean kl?",
         ),
         (
-            ["prepare", "--task", "wic", "--set", "prepare.source=superglue"],
-            "prepare.path: it must be kdcache/sample with prepare.source sample and your own folder with "
-            "superglue or hub, got kdcache/sample with superglue. Set both.",
-        ),
-        (
-            [
-                "prepare",
-                "--task",
-                "wic",
-                "--set",
-                "prepare.source=superglue",
-                "--set",
-                "prepare.path=nowhere",
-            ],
+            ["prepare", "--task", "wic", "--set", "prepare.path=nowhere"],
             "prepare.path: it must be a folder in the official SuperGLUE layout, got nowhere "
             "(no such folder). Set prepare.path to where the data lies.",
         ),

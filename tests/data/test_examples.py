@@ -1,4 +1,4 @@
-"""Task file and rows → task and examples: as meant, and every defect of a row in one line."""
+"""From a task file and rows to a task and examples, and every defect of a row in one line."""
 
 import json
 from collections import Counter

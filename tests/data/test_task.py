@@ -18,11 +18,11 @@ def test_task_round_trips_to_the_same_bytes(name, tmp_path):
 
 
 def test_missing_or_foreign_task_names_the_command(tmp_path):
-    with pytest.raises(DataError, match=r"task.json: the prepared task must exist, .* --task wic$"):
+    with pytest.raises(DataError, match=r"task.json: .* not prepared. Run: .* --task wic$"):
         read_task(tmp_path, "wic")
     for text in ("{", "[]", '{"name": "wic"}'):
         (tmp_path / "task.json").write_text(text)
-        with pytest.raises(DataError, match=r"it must be a task as prepare writes it, .* --task wic$"):
+        with pytest.raises(DataError, match=r"not a task of this version of kdcache. .* --task wic$"):
             read_task(tmp_path, "wic")
 
 
