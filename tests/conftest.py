@@ -145,6 +145,7 @@ def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
         folder = tmp_path / name
         folder.mkdir()
         shutil.copytree(tiny_model, folder / "tiny")
+        shutil.copytree(SAMPLE, folder / "sample")
         params = tiny_params("tiny", **sections)
         (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         monkeypatch.chdir(folder)

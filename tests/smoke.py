@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from conftest import ROOT, build_tiny_model, tiny_params
 
-COPIED = ("dvc.yaml", ".dvcignore", "constraints.txt", "pipeline", "kdcache", "tasks")
+COPIED = ("dvc.yaml", ".dvcignore", "constraints.txt", "pipeline", "kdcache", "sample", "tasks")
 
 
 def make_project(folder: Path, **sections: Any) -> Path:
@@ -24,7 +24,8 @@ def make_project(folder: Path, **sections: Any) -> Path:
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            left_out = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, folder / name, symlinks=True, ignore=left_out)
         else:
             shutil.copy(source, folder / name)
     (folder / ".dvc").mkdir()
