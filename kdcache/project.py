@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import kdcache
 from kdcache.digests import value_digest
-from kdcache.errors import KdcacheError, ParamsError, nearest
+from kdcache.errors import KdcacheError, ParamsError, missing_extra, nearest
 from kdcache.params import Count, build, read_params
 
 T = TypeVar("T")
@@ -167,6 +167,11 @@ def errors_in_one_line(debug: bool = False) -> Iterator[None]:
             file=sys.stderr,
         )
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        if debug or not (message := missing_extra(error)):
+            raise
+        print(message, file=sys.stderr)
+        sys.exit(1)
     except KdcacheError as error:
         if debug:
             raise
