@@ -21,7 +21,7 @@ from typing import Any
 
 EXTRAS = {  # a package that only some commands need → the extra of kdcache that installs it
     "dvc": "pipeline", "sklearn": "pipeline", "scipy": "pipeline", "pandas": "pipeline",
-    "matplotlib": "report", "jinja2": "report",
+    "matplotlib": "report", "jinja2": "report", "markupsafe": "report",
     "datasets": "hub",
 }  # fmt: skip
 

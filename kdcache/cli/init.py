@@ -92,8 +92,8 @@ def _inside_git(folder: Path) -> bool:
 def _draft(path: Path, folder: Path) -> tuple[str, Files, list[str]]:
     """A task's name, its files, and what to show of them."""
     from kdcache.data.draft import read_table, split_unlabelled, task_file_text, task_name
-    from kdcache.data.find import SUPERGLUE
     from kdcache.data.guess import guess_columns
+    from kdcache.data.superglue import SUPERGLUE
 
     name = task_name(path)
     if name in SUPERGLUE:
@@ -104,9 +104,9 @@ def _draft(path: Path, folder: Path) -> tuple[str, Files, list[str]]:
     unlabelled = len(rows) - sum(guess.labels.values())
     if unlabelled:
         splits["unlabelled"] = f"{name}-unlabelled{path.suffix}"
-        contents = split_unlabelled(path, rows, guess.label, layout)
+        contents = list(split_unlabelled(path, rows, guess.label, layout))
     else:
-        contents = (path.read_bytes(),)
+        contents = [path.read_bytes()]
     files = {f"tasks/{splits[split]}": content for split, content in zip(splits, contents, strict=True)}
     here = folder / "tasks" / splits["train"]
     if not unlabelled and here.exists() and here.samefile(path):

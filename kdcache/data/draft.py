@@ -44,7 +44,7 @@ def read_table(path: Path) -> tuple[list[Values], Layout]:
         layout = Layout(delimiter=None if delimiter == "," else delimiter)
     if kind == "parquet":
         columns = _parquet_columns(path)
-    rows = [row.values for row in read_rows(path, layout, columns)]
+    rows: list[Values] = [row.values for row in read_rows(path, layout, columns)]
     if kind in ("csv", "tsv"):
         _require_header(path, rows)
     return rows, layout

@@ -18,7 +18,7 @@ GROUP_NAMES = (
     "conversation_id", "session_id", "thread_id", "patient_id",
 )  # fmt: skip
 MIN_GROUPS = 20  # fewer cannot be cut into train, tune and validation
-LONG_WORDS = 3  # words of an average second text; dates and addresses have fewer
+SECOND_WORDS = 4  # of a second text, on average; names, dates and addresses have fewer
 
 Values = Mapping[str, Any]
 
@@ -28,8 +28,8 @@ class Guess:
     """What the columns of a table seem to be.
 
     Args:
-        text: the column with the longest text, or the first of two that are about as long.
-        text_pair: the second one, where there is one.
+        text: the column with the longest text on average; of two texts, the one that comes first.
+        text_pair: the other one.
         label: the column of the label.
         labels: how many rows each label has, the most frequent first.
         id: a column of unique ids.
@@ -71,9 +71,9 @@ def guess_columns(path: Path, rows: Sequence[Values]) -> Guess:
         raise DataError(
             f"{path}: no column besides the label {label!r} holds text. Add one with the text to classify."
         )
-    longest = sorted(lengths, key=lambda name: -lengths[name])[:2]
-    if len(longest) == 2 and not _is_second_text(rest[longest[1]], lengths[longest[0]]):
-        longest.pop()
+    first = max(lengths, key=lengths.__getitem__)
+    others = [name for name in lengths if name != first and _mean_words(rest[name]) >= SECOND_WORDS]
+    longest = {first, *sorted(others, key=lengths.__getitem__)[-1:]}
     texts = [name for name in names if name in longest]  # in the order of the file
     used = {label, id_, group, *texts}
     return Guess(
@@ -165,9 +165,8 @@ def _mean_length(values: Sequence[str | None]) -> float:
     return sum(len(value or "") for value in values) / len(values)
 
 
-def _is_second_text(values: Sequence[str | None], longest: float) -> bool:
-    words = sum(len((value or "").split()) for value in values) / len(values)
-    return words >= LONG_WORDS and _mean_length(values) >= longest / 4
+def _mean_words(values: Sequence[str | None]) -> float:
+    return sum(len((value or "").split()) for value in values) / len(values)
 
 
 def is_number(text: str) -> bool:
