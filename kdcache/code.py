@@ -130,8 +130,8 @@ def _refuse_other_format(path: Path) -> None:
         found = "none"
     if found != FORMAT:
         raise ParamsError(
-            f"{path}: Another version of kdcache wrote this file (format {found}, this version writes {FORMAT}). "
-            "Remove it, or use that version."
+            f"{path}: Another version of kdcache wrote this file: its format is {found}, this version writes "
+            f"{FORMAT}. Remove it, or use that version."
         )
 
 
