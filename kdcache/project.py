@@ -1,4 +1,4 @@
-"""What all stages share: the project's parameters and paths, scratch, and moving into place."""
+"""The project: its parameters and paths, its scratch folder, and how outputs move into place."""
 
 import argparse
 import contextlib
@@ -67,13 +67,16 @@ class Project:
     task_files: tuple[Path, ...] = ()
 
     @classmethod
-    def load(cls, overrides: Iterable[str] = (), params_file: str = "params.yaml") -> "Project":
+    def load(cls, overrides: Iterable[str] = ()) -> "Project":
         """Read params.yaml in the current folder.
+
+        Args:
+            overrides: strings such as ``distill.lr=1e-3``.
 
         Raises:
             ParamsError: see ``params.read_params`` and ``params.build``.
         """
-        raw = read_params(params_file, overrides)
+        raw = read_params(overrides=overrides)
         top = build(_TopLevel, {k: raw[k] for k in ("tasks", "threads", "paths") if k in raw}, "params")
         return cls(raw, top.tasks, top.threads, top.paths)
 
@@ -156,23 +159,19 @@ def clean(project: Project) -> int:
 
 
 def run_stage(stage: Callable[..., None], per_task: bool) -> None:
-    """The door of the scripts in pipeline/: errors in one line, wall time into timings/.
-
-    Arguments of the script: the task, where the stage runs per task, and ``--params FILE`` for
-    a study, which has a params.yaml of its own.
+    """Run a stage as a script of pipeline/ does: errors in one line, wall time into timings/.
 
     Args:
         stage: ``stage(project, task)`` or ``stage(project)``.
-        per_task: which of the two.
+        per_task: whether the script takes a task as its argument.
     """
     parser = argparse.ArgumentParser(description=(stage.__doc__ or "").splitlines()[0])
     if per_task:
         parser.add_argument("task", help="name of the task")
-    parser.add_argument("--params", default="params.yaml", help="the parameters file")
     arguments = parser.parse_args()
     tasks = [arguments.task] if per_task else []
     with errors_in_one_line():
-        project = Project.load(params_file=arguments.params)
+        project = Project.load()
         with project.timed(stage.__name__, *tasks):
             stage(project, *tasks)
 

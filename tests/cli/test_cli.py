@@ -290,7 +290,7 @@ def test_cross_fitted_rows_come_from_a_teacher_that_never_saw_them(project):
     assert set(validation.rows.fold.tolist()) == {-2}
 
 
-def test_params_yaml_of_the_project_is_valid_for_every_stage():
+def test_params_yaml_of_the_project_is_valid_for_every_stage(monkeypatch):
     from kdcache.backbone.student_backbone import StudentBackboneParams
     from kdcache.data.prepare import PrepareParams
     from kdcache.project import Project
@@ -309,7 +309,8 @@ def test_params_yaml_of_the_project_is_valid_for_every_stage():
         "report": ReportParams,
     }
     for path in (root / "params.yaml", *sorted((root / "studies").glob("*/params.yaml"))):
-        project = Project.load(params_file=str(path))
+        monkeypatch.chdir(path.parent)
+        project = Project.load()
         for name in project.raw.keys() - {"tasks", "threads", "paths"}:
             project.section(name, sections[name])
 
