@@ -1,4 +1,4 @@
-"""A logistic regression on frozen states, read at [CLS] and as the mean over tokens: the control anyone can run.
+"""The control anyone can run: logistic regression on frozen states, at [CLS] and as the mean over tokens.
 
 Usage: python benchmarks/control.py MODEL DATA TASK [TASK …]
 

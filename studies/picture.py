@@ -17,17 +17,19 @@ TITLES = (
     "kl+gram\nover kl",
 )
 MEAN = "mean"
-# label, file, task or the mean over tasks, then per panel: arm, over
+KL, FULL, GRAM = ("kl", "ce"), ("full", "ce"), ("kl+gram", "kl")  # arm, over
+SHORT = ("kl", "ce@2")
+# label, file, task or the mean over tasks, then a pair of arms per panel
 ROWS = (
-    ("clinc150, six layers", "equal_steps/results.json", "clinc150", ("kl", "ce"), ("full@20", "ce"), None),
-    ("subj, six layers", "new_rows/results.json", "subj", ("kl", "ce"), ("full", "ce"), ("kl+gram", "kl")),
-    ("ag_news, six layers", "new_rows/results.json", "ag_news", ("kl", "ce"), ("full", "ce"), ("kl+gram", "kl")),
-    ("banking77, three layers", "banking77/results.json", "banking77", ("kl", "ce"), ("full", "ce"), ("kl+gram", "kl")),
-    ("clinc150, three layers, ce of 6 epochs", "three_layers/results.json", "clinc150", ("kl", "ce"), ("full", "ce"), ("kl+gram", "kl")),
-    ("SuperGLUE, four tasks, three layers", "superglue/results.json", MEAN, ("kl", "ce"), None, ("kl+gram", "kl")),
-    ("subj, six layers, 32 labels", "archive/labels_32.json", "subj", ("kl", "ce@2"), None, ("kl+gram", "kl")),
-    ("ag_news, six layers, 32 labels", "archive/labels_32.json", "ag_news", ("kl", "ce@2"), None, ("kl+gram", "kl")),
-)  # fmt: skip
+    ("clinc150, six layers", "equal_steps/results.json", "clinc150", KL, ("full@20", "ce"), None),
+    ("subj, six layers", "new_rows/results.json", "subj", KL, FULL, GRAM),
+    ("ag_news, six layers", "new_rows/results.json", "ag_news", KL, FULL, GRAM),
+    ("banking77, three layers", "banking77/results.json", "banking77", KL, FULL, GRAM),
+    ("clinc150, three layers, ce of 6 epochs", "three_layers/results.json", "clinc150", KL, FULL, GRAM),
+    ("SuperGLUE, four tasks, three layers", "superglue/results.json", MEAN, KL, None, GRAM),
+    ("subj, six layers, 32 labels", "archive/labels_32.json", "subj", SHORT, None, GRAM),
+    ("ag_news, six layers, 32 labels", "archive/labels_32.json", "ag_news", SHORT, None, GRAM),
+)
 
 
 def read_effect(file: str, task: str, arm: str, over: str) -> dict[str, float]:
@@ -46,7 +48,7 @@ def draw_effect(panel: Any, y: int, effect: dict[str, float]) -> None:
     colour = "0.6" if effect["low"] <= 0 <= effect["high"] else "0.1"
     panel.plot([effect["low"], effect["high"]], [y, y], color=colour, linewidth=1.5)
     panel.plot([effect["points"]], [y], "o", color=colour, markersize=5)
-    text = f"{effect['points']:+.1f}".replace("-", "−")
+    text = f"{round(effect['points'], 1) or 0:+.1f}".replace("-", "−")
     panel.text(1.02, y, text, transform=panel.get_yaxis_transform(), va="center", fontsize=8, color=colour)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,18 +97,19 @@ def test_results_say_what_made_them_and_agree_with_themselves(path):
 
 
 # "+3.1 (95% CI 1.8 to 4.5)", "−0.2 points (95% CI −0.6 to 0.2)"
-QUOTED = re.compile(r"([−+]?)(\d+\.\d)(?: points)? \(95% CI (−?\d+\.\d) to (−?\d+\.\d)\)")
+QUOTED = re.compile(r"[+]?(−?\d+\.\d)(?: points)? \(95% CI (−?\d+\.\d) to (−?\d+\.\d)\)")
 
 
-def intervals(value: object) -> Iterator[tuple[str, str, str]]:
+def shown(number: float) -> str:
+    return f"{round(number, 1) or 0:.1f}".replace("-", "−")
+
+
+def intervals(value: object) -> Iterator[tuple[str, ...]]:
     """Every estimate with an interval in a JSON file, as docs write it."""
     if isinstance(value, dict):
         numbers = [value.get(key) for key in ("points", "low", "high")]
         if None not in numbers:
-            points, low, high = (
-                f"{number:.1f}".replace("-", "−").replace("−0.0", "0.0") for number in numbers
-            )
-            yield points, low, high
+            yield tuple(shown(number) for number in numbers)
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from intervals(part)
 
@@ -115,30 +117,60 @@ def intervals(value: object) -> Iterator[tuple[str, str, str]]:
 @pytest.mark.parametrize("name", ["README.md", "docs/results.md", "docs/log.md"])
 def test_each_interval_that_is_quoted_was_found(name):
     text = " ".join((ROOT / name).read_text(encoding="utf-8").split())  # an interval may span two lines
-    quoted = {
-        (
-            f"{sign.replace('+', '')}{points}".replace("−0.0", "0.0"),
-            low.replace("−0.0", "0.0"),
-            high.replace("−0.0", "0.0"),
-        )
-        for sign, points, low, high in QUOTED.findall(text)
-    }
+    quoted = set(QUOTED.findall(text))
     known = {
         interval
         for path in [*RESULTS, ROOT / "reports" / "results.json"]
         for interval in intervals(json.loads(path.read_text(encoding="utf-8")))
     }
     assert quoted - known == set()
-    assert len(quoted) == len({*QUOTED.findall(text)})
+    assert "95% CI" not in QUOTED.sub("", text)  # none is written in a form that is not checked
     if name == "docs/results.md":
         assert len(quoted) > 10
-        assert "95% CI" not in QUOTED.sub("", text)  # none is written in a form that this test does not read
+
+
+def test_table_of_results_shows_the_results():
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| \[(\w+)\]\(\.\./studies/\w+/results\.json\) \| (.*) \|$", text, flags=re.MULTILINE
+    )
+    assert {study for study, _ in rows} == {study.name for study in STUDIES}
+    for study, row in rows:
+        results = json.loads((ROOT / "studies" / study / "results.json").read_text(encoding="utf-8"))
+        name, _, steps, *scores, effect = row.split(" | ")
+        task = results["tasks"][name]
+        metric, arms = task["metric"], task["arms"]
+        assert steps == f"{arms['ce']['steps']}, {arms['kl']['steps']}"
+        wanted = [arms[a][metric]["mean"] if a in arms else None
+                  for a in ("head", "ce", "kl", "kl+gram", results["roles"]["upper"])]  # fmt: skip
+        teacher = task.get("teacher", {})
+        single = teacher["single"][metric]["mean"] if "single" in teacher else None
+        wanted.append(single or teacher.get("all_rows", {}).get(metric))
+        assert scores == ["–" if value is None else shown(value) for value in wanted]
+        (found,) = (c["tasks"][name] for c in results["comparisons"]
+                    if (c["arm"], c["over"]) == ("kl", "ce") and name in c["tasks"])  # fmt: skip
+        assert QUOTED.findall(effect) == list(intervals(found))
+
+
+def test_picture_of_results_is_drawn_from_the_results(tmp_path):
+    picture = runpy.run_path(str(ROOT / "studies" / "picture.py"))
+    picture["draw"](tmp_path / "results.svg")
+    # Positions may differ on another CPU, words and numbers may not.
+    drawn, kept = (
+        re.findall(r"<text[^>]*>([^<]+)</text>", path.read_text(encoding="utf-8"))
+        for path in (tmp_path / "results.svg", ROOT / "docs" / "results.svg")
+    )
+    assert "+3.1" in kept
+    assert drawn == kept
+    assert (ROOT / "docs" / "results.svg").stat().st_size < 60_000
+    with pytest.raises(SystemExit, match="kl with feature_mse on subj"):
+        picture["read_effect"]("new_rows/results.json", "subj", "kl", "feature_mse")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_six_tasks_run_from_their_task_files_in_a_study(tmp_path: Path):
-    """As a study lies in this repository: a folder below the project, its pipeline and tasks symbolic links."""
+    """A study is a folder below the project; its pipeline and tasks are symbolic links."""
     project = make_project(tmp_path / "project")
     write_powered(tmp_path / "rows")
     study = project / "studies" / "six"
@@ -154,7 +186,9 @@ def test_six_tasks_run_from_their_task_files_in_a_study(tmp_path: Path):
     tasks = sorted(path.stem for path in (study / "tasks").glob("*.toml"))
     params = {
         **tiny, "tasks": tasks, "paths": source["paths"], "report": source["report"],
-        "prepare": {**source["prepare"], "path": "../../../rows", "max_rows": {"train": 32}, "tune_fraction": 0.25},
+        "prepare": {
+            **source["prepare"], "path": "../../../rows", "max_rows": {"train": 32}, "tune_fraction": 0.25,
+        },
         "train_teacher": {**tiny["train_teacher"], "folds": 0, "ensemble": 2},
         "distill": {**tiny["distill"], "arms": source["distill"]["arms"], "seeds": [0]},
     }  # fmt: skip
