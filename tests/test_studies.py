@@ -40,8 +40,9 @@ def name_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("folder", [ROOT, *STUDIES], ids=lambda path: path.name)
-def test_parameters_are_valid_in_every_section(folder):
-    project = Project.load(params_file=str(folder / "params.yaml"))
+def test_parameters_are_valid_in_every_section(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    project = Project.load()
     assert project.raw.keys() == {"tasks", "threads", "paths", *SECTIONS}
     for name, params in SECTIONS.items():
         project.section(name, params)
