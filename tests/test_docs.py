@@ -3,9 +3,7 @@
 import hashlib
 import json
 import re
-import runpy
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,10 +13,9 @@ from typer.testing import CliRunner
 from kdcache.cli import app
 
 DOCS = Path(__file__).parent.parent / "docs"
-STUDIES = DOCS.parent / "studies"
 LINES = [
     line
-    for path in sorted(DOCS.glob("*.md"))
+    for path in sorted(DOCS.rglob("*.md"))
     for block in re.findall(r"```sh\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     for line in block.splitlines()
     if line.startswith("kdcache ")
@@ -29,53 +26,6 @@ LINES = [
 def test_each_command_line_parses(line):
     result = CliRunner().invoke(app, [*shlex.split(line)[1:], "--help"])
     assert result.exit_code == 0, result.output
-
-
-# With its interval: "+ 2.2 [1.1, 3.2]", "74 % [46, 108]".
-NUMBER = re.compile(r"([+−]?) ?(\d+(?:\.\d)?)( %| points)? \[(−?[\d.]+), (−?[\d.]+)\]")
-
-
-def reported(value: object) -> Iterator[tuple[str, str, str]]:
-    """Every estimate and share in a report's numbers, as docs write them."""
-    if isinstance(value, dict):
-        ends = value.get("low"), value.get("high")
-        for name, digits in (("points", 1), ("percent", 0)):
-            if None not in (middle := value.get(name), *ends):
-                yield tuple(f"{number:.{digits}f}".replace("-", "−") for number in (middle, *ends))
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from reported(part)
-
-
-@pytest.mark.parametrize("path", [DOCS / "results.md", DOCS.parent / "README.md"], ids=lambda path: path.name)
-def test_each_interval_that_is_quoted_stands_in_a_report(path):
-    """The first lines of results.md, and README.md: what most people read, and nobody recomputes."""
-    text = path.read_text(encoding="utf-8")
-    if path.name == "results.md":
-        text = text.split("\n## ", 1)[0]
-    text = re.sub(r"<!-- results -->.*<!-- /results -->", "", text, flags=re.DOTALL)  # see test_readme
-    text = " ".join(text.split())  # an interval may go over the end of a line
-    quoted = {
-        (sign.replace("+", "") + middle, low, high) for sign, middle, _, low, high in NUMBER.findall(text)
-    }
-    # comparisons.json: by kdcache.stats, where a study has no report
-    reports = sorted([*STUDIES.glob("*/reports/results.json"), *STUDIES.glob("*/comparisons.json")])
-    known = {number for report in reports for number in reported(json.loads(report.read_text()))}
-    assert quoted
-    assert quoted - known == set()
-
-
-def test_overview_is_drawn_from_the_studies_as_they_are(tmp_path):
-    overview = runpy.run_path(str(STUDIES / "overview.py"))
-    overview["draw_overview"](tmp_path / "overview.svg")
-    # Text is drawn as paths, each after a comment that says it; positions may differ on another CPU.
-    drawn, kept = (
-        re.findall("<!-- (.*) -->", (folder / "overview.svg").read_text(encoding="utf-8"))
-        for folder in (tmp_path, STUDIES)
-    )
-    assert "clinc150, 1500 labels" in kept
-    assert drawn == kept
-    with pytest.raises(SystemExit, match="rates must compare kl with feature_mse on subj"):
-        overview["read_effect"]("rates", "subj", ("kl", "feature_mse"))
 
 
 def test_specification_stays_short():

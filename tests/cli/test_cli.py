@@ -290,31 +290,6 @@ def test_cross_fitted_rows_come_from_a_teacher_that_never_saw_them(project):
     assert set(validation.rows.fold.tolist()) == {-2}
 
 
-def test_params_yaml_of_the_project_is_valid_for_every_stage(monkeypatch):
-    from kdcache.backbone.student_backbone import StudentBackboneParams
-    from kdcache.data.prepare import PrepareParams
-    from kdcache.project import Project
-    from kdcache.report.report import ReportParams
-    from kdcache.students.arms import DistillParams
-    from kdcache.teacher.cache_teacher import CacheTeacherParams
-    from kdcache.teacher.train import TrainTeacherParams
-
-    root = Path(__file__).parent.parent.parent
-    sections = {
-        "prepare": PrepareParams,
-        "train_teacher": TrainTeacherParams,
-        "cache_teacher": CacheTeacherParams,
-        "student_backbone": StudentBackboneParams,
-        "distill": DistillParams,
-        "report": ReportParams,
-    }
-    for path in (root / "params.yaml", *sorted((root / "studies").glob("*/params.yaml"))):
-        monkeypatch.chdir(path.parent)
-        project = Project.load()
-        for name in project.raw.keys() - {"tasks", "threads", "paths"}:
-            project.section(name, sections[name])
-
-
 def test_passes_of_other_students_do_not_share_a_checkpoint(cached_project, monkeypatch):
     """Interrupted with two students, then asked for three in one pass: nothing of the first is mistaken."""
     from kdcache.students import train
