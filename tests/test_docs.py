@@ -1,4 +1,4 @@
-"""The documentation is true: its commands parse, its tables are complete, and the format needs no other text."""
+"""The documentation is true: commands parse, tables are complete, and the format needs no other text."""
 
 import dataclasses
 import hashlib
