@@ -79,8 +79,9 @@ def test_the_example_in_the_docs_runs_and_its_trap_is_an_error(project, monkeypa
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "hf")
     for command in (["prepare"], ["teach", "--task", "wic"], ["cache", "--task", "wic"], ["shrink"]):
         assert run(*command)[0] == 0
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "trainer.md").read_text(), flags=re.DOTALL)[0]
-    exec(compile(code, "docs/trainer.md", "exec"), {})
+    page = (ROOT / "docs" / "reference" / "trainer.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0]
+    exec(compile(code, "docs/reference/trainer.md", "exec"), {})
     assert 0 < float(capsys.readouterr().out.splitlines()[-1]) < 5
     with pytest.raises(DataError, match="KDCollator: each row must hold teacher_logits, got "):
         exec(code.replace("remove_unused_columns=False", "remove_unused_columns=True"), {})
