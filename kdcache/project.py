@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -13,9 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import kdcache
+import filelock
+
+from kdcache.code import code_digest
 from kdcache.digests import value_digest
-from kdcache.errors import KdcacheError, ParamsError, nearest
+from kdcache.errors import CacheError, KdcacheError, ParamsError, nearest
 from kdcache.params import Count, build, read_params
 
 T = TypeVar("T")
@@ -84,10 +85,16 @@ class Project:
         """Return section ``name`` as its dataclass, every bad key reported at once."""
         return build(cls, self.raw.get(name, {}), name)
 
-    def scratch(self, stage: str, *made_of: Any) -> Path:
-        """A resumable folder, keyed by all that decides its content, kdcache's source included."""
-        key = value_digest([*made_of, source_digest()])
-        folder = Path(self.paths.scratch) / f"{stage}-{key[:16]}"
+    def scratch(self, module: str, *made_of: Any) -> Path:
+        """Make a resumable folder, keyed by all that decides its content.
+
+        Args:
+            module: ``__name__`` of the caller; the code that it reaches is part of the key, so that
+                scratch never outlives the code that wrote it.
+            made_of: everything else that decides the content, of plain JSON types.
+        """
+        key = value_digest([*made_of, code_digest(module)])
+        folder = Path(self.paths.scratch) / f"{module.rpartition('.')[2]}-{key[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -101,15 +108,6 @@ class Project:
         folder.mkdir(parents=True, exist_ok=True)
         entry = {"stage": stage, "task": task, "seconds": seconds, "threads": self.threads}
         (folder / f"{stage}-{task}.json").write_text(json.dumps(entry) + "\n")
-
-
-def source_digest() -> str:
-    """sha256 over kdcache's own source, so that scratch never outlives the code that wrote it."""
-    digest = hashlib.sha256()
-    root = Path(kdcache.__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def place(made: Path, target: Path) -> None:
@@ -129,6 +127,32 @@ def write_json(value: Any, path: Path) -> None:
     """Write JSON with sorted keys and a final newline: the same value, the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def clean(project: Project) -> int:
+    """Remove everything in the scratch folder but the locks.
+
+    Returns:
+        How many bytes were freed.
+
+    Raises:
+        CacheError: a cache is being written right now; nothing is removed.
+    """
+    root = Path(project.paths.scratch)
+    with contextlib.ExitStack() as held:
+        for path in sorted(root.glob("*.lock")):
+            try:
+                held.enter_context(filelock.FileLock(path).acquire(timeout=0))
+            except filelock.Timeout:
+                raise CacheError(
+                    f"{root}: no cache may be in the making, got {path.stem} at work. Wait for it to end."
+                ) from None
+        freed = 0
+        for path in sorted(root.glob("*")):
+            if path.is_dir():
+                freed += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+                shutil.rmtree(path)
+    return freed
 
 
 def run_stage(stage: Callable[..., None], per_task: bool) -> None:

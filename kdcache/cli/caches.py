@@ -68,7 +68,7 @@ def diff(
 def clean(set_: Overrides = None, debug: Debug = False) -> None:
     """Empty the scratch folder: what interrupted runs left to go on from."""
     with open_project(set_, debug) as project:
-        from kdcache.scratch import clean as stage
+        from kdcache.project import clean as stage
 
         typer.echo(f"{project.paths.scratch}: freed {stage(project) / 1e6:.1f} MB")
 

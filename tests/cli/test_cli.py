@@ -51,7 +51,7 @@ def test_whole_chain_by_hand(project):
     assert sorted(p.name for p in (folder / "runs" / "cb").iterdir()) == ["head-3", "kl+gram-3"]
     card = (folder / "runs" / "cb" / "kl+gram-3" / "README.md").read_text()
     assert "1 · ce + 1 · kl (T = 2) + 1 · gram (T = 1)" in card
-    assert not list((folder / ".kdcache").glob("distill-*"))
+    assert not list((folder / ".kdcache").glob("grid-*"))
 
     code, out, _ = run("inspect", "--task", "cb")
     assert code == 0
