@@ -18,6 +18,7 @@ from kdcache.data.official import SAMPLE
 from kdcache.params import read_params
 
 ROOT = Path(__file__).parent.parent
+torch.set_num_threads(1)  # on models this small, a second thread only waits
 
 
 def sample_words() -> list[str]:
