@@ -1,4 +1,4 @@
-"""Where a cache may lie: any folder, another disk, memory, an S3-compatible store."""
+"""Places of a cache: any folder, another disk, memory, an S3-compatible store."""
 
 import os
 import shutil
@@ -60,7 +60,7 @@ def test_upload_that_stops_half_way_leaves_no_cache(memory: str, tmp_path: Path,
         copy(source, target, **options)
 
     monkeypatch.setattr(pafs, "copy_files", stop_before)
-    with pytest.raises(CacheError, match=r"must fit where it is written, got: connection lost. Finished"):
+    with pytest.raises(CacheError, match=r"must fit where it is written, got: connection lost. Fix that"):
         write(memory, tmp_path, rows(seed=2))
     with pytest.raises(CacheMissing):
         load_cache(memory, "train")

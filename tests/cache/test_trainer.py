@@ -1,4 +1,4 @@
-"""In other people's loops: each row gets its own target, and a dropped target is an error."""
+"""Your own training loop: each row gets its own target, and a dropped target is an error."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ def cache(tmp_path: Path):
         ["a", "b", "c"], ["ha", "hb", "hc"], np.array([0, 1, -1]), np.full(3, -1, np.int8),
         np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.1]], np.float32), np.eye(3, 4),
     )  # fmt: skip
-    write_cache(tmp_path / "wic", tmp_path / "s" / "key", {"train": rows}, identity={"task": "wic"})
+    write_cache(tmp_path / "wic", tmp_path / "s" / "key", {"train": rows}, identity={"task": "wic", "labels": ["false", "true"]})
     return kdcache.load_cache(tmp_path / "wic", split="train")
 
 
