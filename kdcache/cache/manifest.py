@@ -254,4 +254,3 @@ def read_identity_of(teacher: Path) -> dict[str, Any] | None:
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
-

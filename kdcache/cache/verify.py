@@ -105,9 +105,7 @@ def _check_rows(file: pq.ParquetFile, manifest: Manifest, split: str) -> Iterato
         return Check(f"{name}: {what}", f"{name}: {problem}. {manifest.rebuild}" if wrong else "")
 
     yield check("finite", bool(not_finite), f"every number must be finite, not so in {name_some(not_finite)}")
-    yield check(
-        "labels, folds", bool(impossible), f"label or fold is impossible in {name_some(impossible)}"
-    )
+    yield check("labels, folds", bool(impossible), f"label or fold is impossible in {name_some(impossible)}")
     if has_members:
         yield check(
             "mean of the ensemble", bool(not_mean),

@@ -40,9 +40,9 @@ def verify(
     else:
         with open_project(set_, debug, task) as project:
             chosen = chosen_tasks(project, task)
-            from kdcache.teacher.verify_cache import verify as stage
+            from kdcache.teacher.verify_task import verify_task
 
-            sound = all([_show_checks(name, stage(project, name, teacher_rows)) for name in chosen])
+            sound = all([_show_checks(name, verify_task(project, name, teacher_rows)) for name in chosen])
     if not sound:
         raise typer.Exit(1)
 

@@ -26,7 +26,12 @@ def cache(tmp_path: Path):
         ["a", "b", "c"], ["ha", "hb", "hc"], np.array([0, 1, -1]), np.full(3, -1, np.int8),
         np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.1]], np.float32), np.eye(3, 4),
     )  # fmt: skip
-    write_cache(tmp_path / "wic", tmp_path / "s" / "key", {"train": rows}, identity={"task": "wic", "labels": ["false", "true"]})
+    write_cache(
+        tmp_path / "wic",
+        tmp_path / "s" / "key",
+        {"train": rows},
+        identity={"task": "wic", "labels": ["false", "true"]},
+    )
     return kdcache.load_cache(tmp_path / "wic", split="train")
 
 

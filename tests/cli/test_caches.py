@@ -20,7 +20,7 @@ from kdcache.cache import writer
 from kdcache.cache.reader import load_cache
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheCorrupt, CacheMissing
-from kdcache.teacher import rows as teacher_rows
+from kdcache.teacher import extraction
 
 CACHE = Path("cache/cb")
 
@@ -44,7 +44,7 @@ def test_interrupted_extraction_goes_on_and_equals_an_uninterrupted_one(taught, 
     whole = content()
     shutil.rmtree(CACHE)
     ran: list[int] = []
-    extract = teacher_rows.extract
+    extract = extraction.extract
 
     def stop_at_the_seventh(model, encoded, *arguments):
         if len(ran) == 6:
@@ -52,7 +52,7 @@ def test_interrupted_extraction_goes_on_and_equals_an_uninterrupted_one(taught, 
         ran.append(len(encoded))
         return extract(model, encoded, *arguments)
 
-    monkeypatch.setattr(teacher_rows, "extract", stop_at_the_seventh)
+    monkeypatch.setattr(extraction, "extract", stop_at_the_seventh)
     assert run("cache", "--task", "cb")[0] == 130
     assert not CACHE.exists()
     first = sum(ran)
