@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import log_softmax
 
 from kdcache.cache.schema import ALL_ROWS, MEMBER, cache_schema
 from kdcache.errors import CacheMissing, ShapeError
@@ -167,7 +166,8 @@ def compute_uncertainty(logits: np.ndarray) -> Uncertainty:
     ([0.693, 0.191], [0.0, 3.0])
     """
     logits = np.asarray(logits, np.float64)
-    log_p = log_softmax(logits, axis=1)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     ranked = np.partition(logits, -2, axis=1)
     return Uncertainty(log_p, -(np.exp(log_p) * log_p).sum(axis=1), ranked[:, -1] - ranked[:, -2])
 

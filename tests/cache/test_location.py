@@ -94,6 +94,15 @@ def test_unknown_scheme_is_one_line():
     )
 
 
+def test_a_file_uri_is_the_local_folder_with_blanks_and_umlauts(tmp_path: Path):
+    folder = tmp_path / "ein Käse?"
+    write(folder / "wic", tmp_path)
+    place = Location.parse(f"file://{tmp_path}/ein Käse", "wic")
+    assert place.folder == tmp_path / "ein Käse" / "wic"
+    assert Location.parse(folder, "wic").folder == folder / "wic"
+    assert len(load_cache(Location.parse(folder, "wic"), "train")) == 10
+
+
 def test_the_task_goes_before_the_options_of_a_uri():
     place = Location.parse("s3://bucket/cache?region=eu-west-1", "wic")
     assert (place.uri, place.path, place.name) == (

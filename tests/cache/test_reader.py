@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from builders import IDENTITY, rows, write
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from kdcache.cache import reader
@@ -81,7 +81,7 @@ def check_every_example_gets_its_own_row(read, folder: Path) -> None:
     wanted = rows()
     split = load_cache(folder, "train")
 
-    @settings(max_examples=200, deadline=None, database=None)
+    @settings(max_examples=100, deadline=None, database=None, phases=[Phase.generate])
     @given(orders)
     def own_row(parts):
         for part in parts:

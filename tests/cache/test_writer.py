@@ -32,8 +32,8 @@ def test_same_rows_give_the_same_bytes_however_they_are_cut(tmp_path: Path, monk
         ).read_bytes()
 
 
-def test_killed_at_any_moment_the_next_run_ends_in_the_same_bytes(tmp_path: Path):
-    kills = 32
+@pytest.mark.parametrize(("kills", "spread"), [(5, 1), pytest.param(32, 10, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_the_next_run_ends_in_the_same_bytes(tmp_path: Path, kills: int, spread: int):
     script = Path(__file__).parent / "kill.py"
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path), str(kills)], capture_output=True, text=True, check=False
@@ -41,7 +41,7 @@ def test_killed_at_any_moment_the_next_run_ends_in_the_same_bytes(tmp_path: Path
     assert done.returncode == 0, done.stderr
     killed = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(killed) == kills
-    assert sum(0 < k["parts"] < k["of"] for k in killed) >= 10, killed  # and they were spread over the build
+    assert sum(0 < k["parts"] < k["of"] for k in killed) >= spread, killed  # some in the middle of the build
 
 
 def arrays(part: slice) -> dict[str, np.ndarray]:

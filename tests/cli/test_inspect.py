@@ -41,7 +41,7 @@ def test_own_cross_fitted_cache_is_read(project):
     assert code == 0
     for shown in (
         "The cached logits", "Accuracy by class, % (rows)", "entailment", "accuracy of each fold's teacher",
-        "the fold teachers and the teacher on all rows predict the same on ", "train, the 2 most confident of ",
+        "the fold teachers and the teacher on all rows predict the same", "train, the 2 most confident of ",
     ):  # fmt: skip
         assert shown in out
     assert Path("look/cb.svg").read_bytes().startswith(b"<?xml")
