@@ -21,10 +21,8 @@ from kdcache.params import Count, build, read_params
 
 T = TypeVar("T")
 
-# Files in a teacher's folder, beside what save_pretrained writes.
-IDENTITY = "identity.json"  # what made the cache; see cache/manifest.py
-COST = "cost.json"  # steps and examples of its training
-FOLDS = "folds.parquet"  # example_id → fold
+# The file in a teacher's folder that identifies it. Its fields are copied into the cache's manifest.
+IDENTITY = "identity.json"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Tiny models built from a config, never downloaded, a project folder around them, and its commands."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -116,6 +117,12 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
+def write_params(folder: Path, **sections: dict[str, Any]) -> None:
+    """Write the params.yaml of a tiny project."""
+    text = yaml.safe_dump(tiny_params("tiny", **sections), sort_keys=False)
+    (folder / "params.yaml").write_text(text)
+
+
 def run(*arguments: str) -> tuple[int, str, str]:
     """Run ``kdcache`` in this process; return its exit code, stdout and stderr."""
     result = CliRunner().invoke(app, list(arguments))
@@ -147,8 +154,48 @@ def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
         folder.mkdir()
         shutil.copytree(tiny_model, folder / "tiny")
         shutil.copytree(SAMPLE, folder / "sample")
-        params = tiny_params("tiny", **sections)
-        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        write_params(folder, **sections)
+        monkeypatch.chdir(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def build_once(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Callable[..., Path]:
+    """Build a tiny project up to some command, once per session and parameters; nobody may change it."""
+    built: dict[str, Path] = {}
+
+    def build(commands: tuple[str, ...], **sections: dict[str, Any]) -> Path:
+        key = json.dumps([commands, sections], sort_keys=True)
+        if key not in built:
+            folder = tmp_path_factory.mktemp("built") / "project"
+            if commands:
+                shutil.copytree(build(commands[:-1], **sections), folder)
+                with contextlib.chdir(folder):
+                    assert run(*commands[-1].split())[0] == 0
+            else:
+                folder.mkdir()
+                shutil.copytree(tiny_model, folder / "tiny")
+                shutil.copytree(SAMPLE, folder / "sample")
+                write_params(folder, **sections)
+            built[key] = folder
+        return built[key]
+
+    return build
+
+
+@pytest.fixture
+def built_project(
+    build_once: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Copy a project of ``build_once`` and go there; keyword arguments change sections."""
+
+    def make(*commands: str, name: str = "project", **sections: dict[str, Any]) -> Path:
+        folder = tmp_path / name
+        early = {key: value for key, value in sections.items() if key not in ("distill", "report")}
+        shutil.copytree(build_once(commands, **early), folder)
+        write_params(folder, **sections)
         monkeypatch.chdir(folder)
         return folder
 
@@ -156,14 +203,12 @@ def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def cached_project(project: Callable[..., Path]) -> Callable[..., Path]:
+def cached_project(built_project: Callable[..., Path]) -> Callable[..., Path]:
     """Make a tiny project as ``project`` does, up to the backbone and the cache of one task."""
 
     def make(task: str = "cb", name: str = "project", **sections: dict[str, Any]) -> Path:
-        folder = project(name, **sections)
-        for command in (["prepare"], ["shrink"], ["teach", "--task", task], ["cache", "--task", task]):
-            assert run(*command)[0] == 0
-        return folder
+        commands = ("prepare", f"teach --task {task}", f"cache --task {task}", "shrink")
+        return built_project(*commands, name=name, **sections)
 
     return make
 
