@@ -35,7 +35,7 @@ from torch.nn import functional
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
 from kdcache.data.examples import read_examples
-from kdcache.data.superglue import SAMPLE, SUPERGLUE
+from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.taskfile import read_task_file
 from kdcache.encoder.batching import Encoded, Padded, encode, training_plan
 from kdcache.encoder.forward import extract
@@ -337,7 +337,7 @@ def report(case: Case, seen: dict[str, list[Any]], peaks: dict[str, float], leng
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=SAMPLE, help="SuperGLUE in the official layout")
+    parser.add_argument("--data", type=Path, default=Path("sample"), help="SuperGLUE in the official layout")
     parser.add_argument("--task", default="wic")
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=16)

@@ -1,5 +1,6 @@
 """Tiny models built from a config, never downloaded, a project folder around them, and its commands."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -14,12 +15,14 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from kdcache.cli import app
-from kdcache.data.superglue import SAMPLE, SUPERGLUE
+from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.task import Task
 from kdcache.data.taskfile import read_task_file
 from kdcache.params import read_params
 
 ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "sample"
+torch.set_num_threads(1)  # on models this small, a second thread only waits
 
 
 def superglue_task(name: str) -> Task:
@@ -105,7 +108,7 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     """params.yaml as shipped, made tiny: 32 rows, 1 epoch, 2 folds, one thread."""
     params = read_params(ROOT / "params.yaml")
     params["threads"] = 1
-    params["prepare"] |= {"path": str(SAMPLE), "max_rows": 32, "tune_fraction": 0.25}
+    params["prepare"] |= {"max_rows": 32, "tune_fraction": 0.25}
     params["train_teacher"] |= {"model": model, "epochs": 1, "folds": 2, "max_length": 64, "lr": 1e-3}
     params["student_backbone"] |= {
         "model": model, "num_layers": 1, "epochs": 1, "max_length": 64, "position_shift": 4,
@@ -120,6 +123,12 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     for name, values in sections.items():
         params[name] = {**params[name], **values}
     return params
+
+
+def write_params(folder: Path, **sections: dict[str, Any]) -> None:
+    """Write the params.yaml of a tiny project."""
+    text = yaml.safe_dump(tiny_params("tiny", **sections), sort_keys=False)
+    (folder / "params.yaml").write_text(text)
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -152,8 +161,49 @@ def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
         folder = tmp_path / name
         folder.mkdir()
         shutil.copytree(tiny_model, folder / "tiny")
-        params = tiny_params("tiny", **sections)
-        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        shutil.copytree(SAMPLE, folder / "sample")
+        write_params(folder, **sections)
+        monkeypatch.chdir(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def build_once(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Callable[..., Path]:
+    """Build a tiny project up to some command, once per session and parameters; nobody may change it."""
+    built: dict[str, Path] = {}
+
+    def build(commands: tuple[str, ...], **sections: dict[str, Any]) -> Path:
+        key = json.dumps([commands, sections], sort_keys=True)
+        if key not in built:
+            folder = tmp_path_factory.mktemp("built") / "project"
+            if commands:
+                shutil.copytree(build(commands[:-1], **sections), folder)
+                with contextlib.chdir(folder):
+                    assert run(*commands[-1].split())[0] == 0
+            else:
+                folder.mkdir()
+                shutil.copytree(tiny_model, folder / "tiny")
+                shutil.copytree(SAMPLE, folder / "sample")
+                write_params(folder, **sections)
+            built[key] = folder
+        return built[key]
+
+    return build
+
+
+@pytest.fixture
+def built_project(
+    build_once: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Copy a project of ``build_once`` and go there; keyword arguments change sections."""
+
+    def make(*commands: str, name: str = "project", **sections: dict[str, Any]) -> Path:
+        folder = tmp_path / name
+        early = {key: value for key, value in sections.items() if key not in ("distill", "report")}
+        shutil.copytree(build_once(commands, **early), folder)
+        write_params(folder, **sections)
         monkeypatch.chdir(folder)
         return folder
 
@@ -161,14 +211,12 @@ def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def cached_project(project: Callable[..., Path]) -> Callable[..., Path]:
+def cached_project(built_project: Callable[..., Path]) -> Callable[..., Path]:
     """Make a tiny project as ``project`` does, up to the backbone and the cache of one task."""
 
     def make(task: str = "cb", name: str = "project", **sections: dict[str, Any]) -> Path:
-        folder = project(name, **sections)
-        for command in (["prepare"], ["shrink"], ["teach", "--task", task], ["cache", "--task", task]):
-            assert run(*command)[0] == 0
-        return folder
+        commands = ("prepare", f"teach --task {task}", f"cache --task {task}", "shrink")
+        return built_project(*commands, name=name, **sections)
 
     return make
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdcache.data.formats import PLACE, Row, check_columns
 from kdcache.data.readers import hub_rows, read_rows
-from kdcache.data.schema import Span, TaskFile, places, spell
+from kdcache.data.schema import Span, TaskFile, places, spell_label
 from kdcache.data.splits import hold_out
 from kdcache.data.superglue.expand import EXPANDERS, Expander
 from kdcache.data.task import Example, Task
@@ -102,8 +102,8 @@ def _inferred_labels(file: TaskFile, train: Iterable[Row]) -> dict[str, str]:
     found: dict[str, str] = {}
     for row in train:
         value = row.values.get(file.label)
-        label = spell(value)
-        if not label.strip():
+        label = spell_label(value)
+        if not label:
             raise DataError(
                 f"{row.where}: {file.label} must be a label (text, a whole number, true or false), "
                 f"got {shorten(value)}. Label the row, or move it into the split unlabelled."
@@ -212,7 +212,7 @@ def _fill(template: str, values: Mapping[str, str]) -> str:
 
 def _label(file: TaskFile, split: str, row: Row, indices: Mapping[str, int]) -> int:
     value = row.values.get(file.label)
-    label = spell(value)
+    label = spell_label(value)
     if label in indices:
         return indices[label]
     if not _needs_label(split) and value in (None, -1):

@@ -154,8 +154,8 @@ class TaskFile:
     def spelt_labels(self) -> dict[str, str]:
         """Label as the files spell it → name, in index order; empty if they are those of train."""
         if isinstance(self.labels, dict):
-            return {spell(label): name for label, name in self.labels.items()}  # YAML's 0 is a number
-        return {spell(label): spell(label) for label in self.labels or ()}
+            return {spell_label(label): name for label, name in self.labels.items()}  # YAML's 0 is a number
+        return {spell_label(label): spell_label(label) for label in self.labels or ()}
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -220,8 +220,12 @@ def places(template: str) -> list[str]:
     return PLACE.findall(template) or [template]
 
 
-def spell(value: Any) -> str:
-    """Spell a label as text, "" if it is none: 1 is "1", True is "true"."""
+def spell_label(value: Any) -> str:
+    """Spell a label as text, "" if the row has none.
+
+    >>> spell_label(True), spell_label(3), spell_label(None), spell_label(0.5)
+    ('true', '3', '', '')
+    """
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value) if isinstance(value, (str, int)) else ""
+    return str(value) if isinstance(value, (str, int)) and str(value).strip() else ""

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdcache.data.task import Example, Task
+from kdcache.data.task import Example, Task, read_task
 from kdcache.digests import RowsDigest, value_digest
 from kdcache.errors import DataError
 
@@ -192,3 +192,22 @@ def keep_rows(examples: Sequence[Example], max_rows: int | None, seed: int) -> l
             kept.add(unit)
             left -= sizes[unit]
     return [example for example in examples if (example.unit or example.example_id) in kept]
+
+
+def read_tables(data: Path | str, task_name: str) -> tuple[Task, dict[str, pa.Table]]:
+    """Read a task and all of its prepared splits.
+
+    Args:
+        data: the folder of all tasks' data.
+        task_name: the task's folder in it.
+
+    Returns:
+        The task, and split → rows in canonical order of the splits.
+
+    Raises:
+        DataError: nothing was prepared, or a file has other columns.
+    """
+    folder = Path(data) / task_name
+    task = read_task(folder, task_name)
+    splits = existing_splits(folder, task) or ["train"]
+    return task, {split: read_split(folder, split, task) for split in splits}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.data.metrics import COLUMNS_READ, METRICS
-from kdcache.data.schema import TaskFile, places, spell
+from kdcache.data.schema import TaskFile, places, spell_label
 from kdcache.data.splits import SPLITS
 from kdcache.data.superglue import SUPERGLUE
 from kdcache.errors import ParamsError, nearest
@@ -81,7 +81,9 @@ def _parse(path: Path) -> Any:
 
 def _problems(file: TaskFile, where: str) -> Iterator[str]:
     """What no single key shows: keys that do not fit each other."""
-    names = [*file.labels.values()] if isinstance(file.labels, dict) else [*map(spell, file.labels or ())]
+    names = (
+        [*file.labels.values()] if isinstance(file.labels, dict) else [*map(spell_label, file.labels or ())]
+    )
     if file.labels is not None and (len(names) < 2 or len(set(names)) < len(names)):
         yield f"{where}.labels: they must be at least 2 different ones, got {', '.join(names)}."
     if (file.splits.validation is None) == (file.holdout is None):

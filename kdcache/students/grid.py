@@ -68,7 +68,7 @@ class Grid:
         if self.params.select == "tune":
             require_tune(self.splits, "distill.select", task_name)
         self.scratch = project.scratch(
-            "distill", task_name, asdict(replace(self.params, log_with=())), project.threads,
+            __name__, task_name, asdict(replace(self.params, log_with=())), project.threads,
             project.paths.backbone, file_digest(self.folder / WEIGHTS), self.manifest.digest,
         )  # fmt: skip
 
@@ -82,7 +82,7 @@ class Grid:
         for name in arms:
             arm = self.params.arm(name)
             if arm.targets == "plain":
-                self.splits["train"].targets.plain()  # refuses where there are none
+                self.splits["train"].targets.all_rows_teacher()  # refuses where there are none
             if arm.targets == "member":
                 self._check_members(name, arm, seeds)
             if arm.feature and not self.splits["train"].targets.features.shape[1]:

@@ -43,7 +43,7 @@ class SplitWithTargets:
             CacheMissing: the arm wants other logits than the cache holds.
         """
         if arm.targets == "plain":
-            return self.targets.plain()
+            return self.targets.all_rows_teacher()
         return self.targets.member(seed) if arm.targets == "member" else self.targets
 
     def take(self, rows: np.ndarray) -> "SplitWithTargets":

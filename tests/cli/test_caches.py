@@ -20,7 +20,7 @@ from kdcache.cache import writer
 from kdcache.cache.reader import load_cache
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheCorrupt, CacheMissing
-from kdcache.teacher import rows as teacher_rows
+from kdcache.teacher import extraction
 
 CACHE = Path("cache/cb")
 
@@ -44,7 +44,7 @@ def test_interrupted_extraction_goes_on_and_equals_an_uninterrupted_one(taught, 
     whole = content()
     shutil.rmtree(CACHE)
     ran: list[int] = []
-    extract = teacher_rows.extract
+    extract = extraction.extract
 
     def stop_at_the_seventh(model, encoded, *arguments):
         if len(ran) == 6:
@@ -52,7 +52,7 @@ def test_interrupted_extraction_goes_on_and_equals_an_uninterrupted_one(taught, 
         ran.append(len(encoded))
         return extract(model, encoded, *arguments)
 
-    monkeypatch.setattr(teacher_rows, "extract", stop_at_the_seventh)
+    monkeypatch.setattr(extraction, "extract", stop_at_the_seventh)
     assert run("cache", "--task", "cb")[0] == 130
     assert not CACHE.exists()
     first = sum(ran)
@@ -61,7 +61,7 @@ def test_interrupted_extraction_goes_on_and_equals_an_uninterrupted_one(taught, 
     assert content() == whole
     cost = json.loads(whole["manifest.json"])["cost"]["forward_examples"]
     assert first + sum(ran) == cost == 24 * 2 + 8 * 3 + 32 * 3  # no row twice: one pass on all, k on the rest
-    assert not list(Path(".kdcache").glob("cache-*/parts"))
+    assert not list(Path(".kdcache").glob("cache_teacher-*/parts"))
 
 
 def test_bfloat16_says_how_far_it_moved_the_logits(taught):
@@ -151,7 +151,7 @@ def test_three_commands_from_a_csv_of_probabilities_to_a_student(project):
     assert code == 0
     assert run("distill", "--task", "cb", "--arm", "kl+gram", "--seed", "0")[0] == 0
 
-    assert "100.0 %" in out
+    assert "100.0%" in out
     assert Path("runs/cb/kl+gram-0/adapter_model.safetensors").is_file()
     cached = load_cache(CACHE, "train")
     assert cached.manifest.identity["kind"] == "external"
@@ -178,17 +178,17 @@ def test_import_refuses_a_file_that_does_not_fit_the_data(project):
     first = outside_teacher(path).read_text().splitlines()
     path.write_text("\n".join([*first, "nobody,0.1,0.1,0.8"]) + "\n")
     assert fails("import", "p.csv", "--task", "cb") == (
-        "p.csv: every id must be one of data/cb, got unknown nobody."
+        "p.csv: every id must be in data/cb, got unknown nobody."
     )
     path.write_text("\n".join(line for line in first if not line.startswith("tune-1,")) + "\n")
     lacking = pq.read_table("data/cb/tune.parquet")["example_id"].to_pylist()[0]
     path.write_text("\n".join(line for line in first if not line.startswith(f"{lacking},")) + "\n")
     assert fails("import", "p.csv", "--task", "cb") == (
-        f"p.csv: every row of tune must be in it, got none for {lacking}."
+        f"p.csv: every row of tune must be in the file, got none for {lacking}."
     )
     path.write_text("\n".join(line if k else line + ",content_hash" for k, line in enumerate(first)))
     path.write_text(path.read_text().replace("\n", ",x\n").replace("content_hash,x", "content_hash") + ",x\n")
-    assert "the text must be that of data/, got another content_hash for " in fails(
+    assert "the texts must be those of the prepared data, got another content_hash for " in fails(
         "import", "p.csv", "--task", "cb"
     )
     assert not Path("cache").exists()

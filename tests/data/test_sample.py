@@ -4,11 +4,12 @@ import json
 from collections import Counter
 
 import pytest
+from conftest import SAMPLE
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from kdcache.data.examples import read_examples
-from kdcache.data.superglue import SAMPLE, SUPERGLUE
+from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.taskfile import read_task_file
 
 

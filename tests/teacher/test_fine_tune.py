@@ -189,11 +189,11 @@ def test_adapter_on_a_package_model_loads_without_a_path(tmp_path: Path):
     [
         (
             {"method": "prefix"},
-            "train_teacher.num_virtual_tokens: it must be set with method prefix, got nothing.",
+            "train_teacher.num_virtual_tokens: it must be set with method prefix.",
         ),
         (
             {"method": "lora", "lora_rank": 8},
-            "train_teacher.lora_alpha: it must be set with method lora, got nothing.",
+            "train_teacher.lora_alpha: it must be set with method lora.",
         ),
         (
             {"num_virtual_tokens": 16},

@@ -7,4 +7,3 @@ hub, so that a logit means the same whichever layout the rows come from.
 from pathlib import Path
 
 SUPERGLUE = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
-SAMPLE = Path(__file__).parents[2] / "sample"  # a small corpus that is shipped, in the official layout
