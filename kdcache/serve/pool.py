@@ -22,8 +22,8 @@ from kdcache.serve.requests import (
     predict,
 )
 from kdcache.students.export import find_backbone, load_folder, read_about
-from kdcache.students.frozen import Backbone
-from kdcache.students.student import REFERENCES
+from kdcache.students.methods import METHODS
+from kdcache.students.prompted import Backbone
 
 
 def load_student(folder: Path | str, device: torch.device | str = "cpu") -> LoadedStudent:
@@ -141,7 +141,7 @@ def _check_same_backbone(folders: Sequence[Path]) -> Path:
     bases: dict[Path, Path] = {}  # → a student over it
     for folder in folders:
         about = read_about(folder)
-        if about.method in REFERENCES:
+        if METHODS[about.method].own_weights:
             raise ModelError(
                 f"{folder}: a pool's students must have a prompt or a head alone, got one of method "
                 f"{about.method} with weights of its own. Serve it by kdcache.load_student."

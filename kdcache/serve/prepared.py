@@ -20,7 +20,7 @@ from kdcache.serve.submissions import (
     superglue_text,
     zip_bytes,
 )
-from kdcache.students.arms import DistillParams
+from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.export import load_folder
 from kdcache.students.student import predict as student_predict
 
@@ -75,7 +75,7 @@ def student_folder(project: Project, task_name: str, arm: str) -> Path:
         ModelError: it was not trained yet.
     """
     params = project.section("distill", DistillParams)
-    params.arm(arm)
+    resolve_arm(params, arm)
     folder = Path(project.paths.students) / task_name / f"{arm}-{params.seeds[0]}"
     return require(folder, "the student", f"dvc repro distill@{task_name}", ModelError)
 
