@@ -15,10 +15,9 @@ from sklearn.preprocessing import StandardScaler
 
 from kdcache.data.splits import read_split, sequences
 from kdcache.data.task import read_task
-from kdcache.encoder.batching import Padded, encode
+from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_tokenizer, setup
-from kdcache.students.frozen import Backbone
-from kdcache.students.train import cls_states
+from kdcache.students.prompted import Backbone, FrozenInputs
 
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # C
 MAX_LENGTH = 128
@@ -40,7 +39,7 @@ def main() -> None:
         for split in SPLITS:
             table = read_split(arguments.data / name, split, task)
             encoded = encode(tokenizer, *sequences(table, task), MAX_LENGTH, task.truncate, task.num_choices)
-            states[split] = cls_states(backbone, encoded, Padded.of(encoded)).flatten(1).numpy()
+            states[split] = FrozenInputs(backbone, encoded).states.flatten(1).numpy()
             labels[split] = table["label"].to_numpy()
         tried = []
         for strength in STRENGTHS:

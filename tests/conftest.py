@@ -131,6 +131,12 @@ def fails(*arguments: str) -> str:
     return error.strip()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """On tiny tensors a second thread gains nothing, and waits for the first at every operation."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer BERT of 16 dims."""
@@ -153,14 +159,32 @@ def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
     return make
 
 
+@pytest.fixture(scope="session")
+def built_projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Projects with a backbone and a cache, by what decides these: each is built once, then copied."""
+    return {"": tmp_path_factory.mktemp("built")}
+
+
 @pytest.fixture
-def cached_project(project: Callable[..., Path]) -> Callable[..., Path]:
+def cached_project(
+    project: Callable[..., Path], built_projects: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
     """Make a tiny project as ``project`` does, up to the backbone and the cache of one task."""
 
     def make(task: str = "cb", name: str = "project", **sections: dict[str, Any]) -> Path:
         folder = project(name, **sections)
-        for command in (["prepare"], ["shrink"], ["teach", "--task", task], ["cache", "--task", task]):
-            assert run(*command)[0] == 0
+        others = {section: values for section, values in sections.items() if section != "distill"}
+        key = json.dumps([task, others], sort_keys=True)
+        if key not in built_projects:
+            built = built_projects[""] / str(len(built_projects))
+            shutil.copytree(folder, built)
+            monkeypatch.chdir(built)
+            for command in (["prepare"], ["shrink"], ["teach", "--task", task], ["cache", "--task", task]):
+                assert run(*command)[0] == 0
+            monkeypatch.chdir(folder)
+            built_projects[key] = built
+        ignore = shutil.ignore_patterns("params.yaml")
+        shutil.copytree(built_projects[key], folder, ignore=ignore, dirs_exist_ok=True)
         return folder
 
     return make

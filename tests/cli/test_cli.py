@@ -147,7 +147,7 @@ def test_unknown_arm_names_the_nearest(cached_project):
     folder = cached_project("wic")
     assert (
         fails("distill", "--task", "wic", "--arm", "kl-gram")
-        == "distill.arms: it must hold the arm, got 'kl-gram'. Did you mean kl+gram?"
+        == "distill.arms: unknown arm 'kl-gram'. Did you mean kl+gram?"
     )
     assert not (folder / "runs").exists()
 
