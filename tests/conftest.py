@@ -115,7 +115,7 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     params["distill"] |= {
         "epochs": 1,
-        "head_start_epochs": 3,
+        "probe_epochs": 3,
         "num_virtual_tokens": 4,
         "seeds": [0, 1],
         "max_length": 64,
@@ -145,6 +145,12 @@ def fails(*arguments: str) -> str:
     assert code == 1
     assert len(error.splitlines()) == 1, error
     return error.strip()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """On tiny tensors a second thread gains nothing, and waits for the first at every operation."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ PROMPTLESS = ("head", "full", "lora")  # every other method learns a prompt
 FAMILIES = ("inter_class", "inter_instance", "feature")
 # An arm that sets such a key, or has such targets, is a control or a lever, and plays no part.
 CONTROL_KEYS = ("label_smoothing", "ce_weight", "init")
-CONTROL_TARGETS = ("plain", "shuffled_within_class")
+CONTROL_TARGETS = ("all_rows", "shuffled_within_class")
 
 # As params.yaml writes it.
 Recipe = Mapping[str, Any]

@@ -201,7 +201,7 @@ def cost_table(tasks: Sequence[Mapping[str, Any]]) -> Table:
         rows.append([task["task"], what, "all", *map(str, counts)])
         for name in task["arm_order"]:
             arm = task["arms"][name]
-            steps = f"{arm['steps']} + {arm['head_steps']} head"
+            steps = f"{arm['steps']} + {arm['probe_steps']} head"
             counts = [arm["trained_parameters"], steps, arm["examples"], 0]
             rows.append([task["task"], f"{name}, all seeds", *map(str, counts)])
     header = [

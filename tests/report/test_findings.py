@@ -98,7 +98,7 @@ def test_roles_come_from_recipes_and_not_from_names(lifted):
     }
     roles = find_roles(lures, "prefix")
     assert (roles.ce, roles.kl, roles.full) == ("kl", "ce", None)
-    assert find_roles({"x": {"targets": "plain", "inter_class": KL_TERM}}, "prefix").kl is None
+    assert find_roles({"x": {"targets": "all_rows", "inter_class": KL_TERM}}, "prefix").kl is None
     assert find_roles({"x": {}}, "head").head == "x"
 
 

@@ -20,7 +20,7 @@ def result(arm: str, seed: int, accuracy: float) -> dict[str, Any]:
         "arm": arm, "seed": seed, "method": "head" if arm == "head" else "prefix",
         "validation": {"accuracy": accuracy, "rows": 100},
         "diagnostics": {"axb": {"matthews": accuracy - 0.6, "rows": 40}},
-        "steps": 10, "head_steps": 5, "examples": 160, "prompt_parameters": 8, "head_parameters": 2,
+        "steps": 10, "probe_steps": 5, "examples": 160, "prompt_parameters": 8, "head_parameters": 2,
         "history": [{"epoch": e, "loss_ce": accuracy + e, "tune_accuracy": accuracy} for e in (0, 1)],
     }  # fmt: skip
 

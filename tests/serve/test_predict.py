@@ -94,7 +94,7 @@ def student(project, tiny_model):
         folder = project(
             prepare={"source": "superglue", "path": str(FIXTURES), "tune_fraction": 0.0},
             train_teacher={"folds": 0}, student_backbone={"num_layers": "all"},
-            distill={"head_start_epochs": 1},
+            distill={"probe_epochs": 1},
         )  # fmt: skip
         settings = ["--set", f"tasks=[{name}]"]
         for command in ("prepare", "teach", "cache", "shrink"):
