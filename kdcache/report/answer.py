@@ -7,7 +7,7 @@ from kdcache.report.comparisons import OVER_CE, RELATION, Comparison
 from kdcache.report.findings import WANTED, Findings, Plan
 from kdcache.report.roles import PROMPTLESS, Roles
 from kdcache.stats.estimates import Estimate
-from kdcache.stats.verdicts import Share
+from kdcache.stats.verdicts import GapShare
 
 RISK = 0.05
 
@@ -108,7 +108,7 @@ def _gap(findings: Findings) -> Sentence:
     return Sentence("Gap", text + (f" Other arms above 0: {', '.join(others)}." if others else ""))
 
 
-def _closes(share: Share, arm: str, ce: str, full: str, tasks: Sequence[str]) -> str:
+def _closes(share: GapShare, arm: str, ce: str, full: str, tasks: Sequence[str]) -> str:
     where = f"on the tasks where full tuning beats the head by a point ({', '.join(tasks)})"
     if share.percent is None:
         return f"No share: `{full}` over `{ce}` is {verdict(share.gap)}, {where}."

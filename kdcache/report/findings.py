@@ -14,7 +14,7 @@ from kdcache.report.summary import not_working
 from kdcache.stats.estimates import Estimate, level, mean_estimate
 from kdcache.stats.plan import Components, components, half_width, seeds_needed, seeds_to_know
 from kdcache.stats.runs import ALL_ROWS, CACHED, MEMBER, TEACHERS, Runs, read_runs
-from kdcache.stats.verdicts import Share, Verdict, gap_closed, non_inferiority
+from kdcache.stats.verdicts import GapShare, Verdict, gap_closed, non_inferiority
 
 LEAST_GAP = 1.0  # points that full tuning must gain over head: below, there is nothing to close
 WANTED = 0.5  # points to which the relation's effect should be known
@@ -100,7 +100,7 @@ class Findings:
     gains: dict[str, dict[str, Estimate]]
     mean_gains: dict[str, Estimate]
     gap_tasks: list[str] | None
-    shares: dict[str, Share]
+    shares: dict[str, GapShare]
     comparisons: list[Comparison]
     verdicts: dict[str, dict[str, Verdict]]
     not_working: dict[str, list[str]]
@@ -198,7 +198,7 @@ def _with_gap(runs: Mapping[str, Runs], roles: Roles) -> list[str] | None:
 
 def _shares(
     runs: Mapping[str, Runs], roles: Roles, arms: Sequence[str], tasks: Sequence[str] | None
-) -> dict[str, Share]:
+) -> dict[str, GapShare]:
     if roles.full is None or roles.ce is None:
         return {}
     found = {}

@@ -6,7 +6,7 @@ from kdcache.report.answer import answer
 from kdcache.report.cost import savings
 from kdcache.report.findings import WANTED, Findings
 from kdcache.stats.estimates import Estimate
-from kdcache.stats.verdicts import Share, Verdict
+from kdcache.stats.verdicts import GapShare, Verdict
 
 DIGITS = 6  # beyond them another machine differs
 
@@ -78,7 +78,7 @@ def _estimate(found: Estimate) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _share(share: Share) -> dict[str, Any]:
+def _share(share: GapShare) -> dict[str, Any]:
     return {
         "percent": _rounded(share.percent), "low": _rounded(share.low), "high": _rounded(share.high),
         "gain": _estimate(share.gain), "gap": _estimate(share.gap),

@@ -9,7 +9,7 @@ from kdcache.report.findings import Findings
 from kdcache.report.summary import Table
 from kdcache.stats.estimates import Estimate
 from kdcache.stats.runs import ALL_ROWS, CACHED, MEMBER
-from kdcache.stats.verdicts import Share
+from kdcache.stats.verdicts import GapShare
 
 
 def teacher_name(findings: Findings, arm: str) -> str:
@@ -78,7 +78,7 @@ def gain_table(findings: Findings) -> Table:
     return Table(f"Points over {findings.roles.ce}, with 95 % intervals", header, rows)
 
 
-def _share_cell(share: Share | None) -> str:
+def _share_cell(share: GapShare | None) -> str:
     return "—" if share is None else str(share) if share.percent is not None else "no gap"
 
 
