@@ -22,7 +22,7 @@ def compare(
     ],
     task: Annotated[
         list[str] | None,
-        typer.Option("--task", help="Task; repeatable. Default: all tasks of which both have predictions."),
+        typer.Option("--task", help="Task; repeatable. Default: all that both have."),
     ] = None,
     metric: Annotated[
         Literal["accuracy", "macro_f1", "matthews", "f1a"],

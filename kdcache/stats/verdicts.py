@@ -30,11 +30,23 @@ class GapShare:
     gain: Estimate
     gap: Estimate
 
+    @property
+    def range(self) -> str:
+        """The 95% interval as text: ``low to high``; empty without a share."""
+        return (
+            "" if self.low is None or self.high is None else f"{_percent(self.low)} to {_percent(self.high)}"
+        )
+
+    @property
+    def cell(self) -> str:
+        """The share as a table shows it: ``50% (20% to 80%)``."""
+        return "no gap" if self.percent is None else f"{_percent(self.percent)} ({self.range})"
+
     def __str__(self) -> str:
         """The share as text."""
-        if self.percent is None or self.low is None or self.high is None:
+        if self.percent is None:
             return f"undefined: the gap is not above 0, {self.gap}"
-        return f"{_percent(self.percent)} (95% CI {_percent(self.low)} to {_percent(self.high)})"
+        return f"{_percent(self.percent)} (95% CI {self.range})"
 
 
 def _percent(value: float) -> str:

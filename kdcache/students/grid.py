@@ -159,7 +159,10 @@ class Grid:
         for sentence in idle_terms(with_prompts):
             tqdm.write(f"{self.task.name} {arm_name}, seed {seed}: {sentence}", file=sys.stderr)
         logits = self._logits(student, "validation")
+        arm = self.params.arms[arm_name]
         result = what | {
+            "objective": arm.describe(),
+            "targets": arm.targets if any(arm.terms.values()) else None,
             "validation": self._score(logits, "validation", arm_name, seed),
             "diagnostics": {
                 split: self._score(self._logits(student, split), split, arm_name, seed)
@@ -167,8 +170,8 @@ class Grid:
             },
             "history": history,
             "epoch": history[-1]["epoch"] if run.best.epoch is None else run.best.epoch,
-            "head_start_epoch": run.best_head.epoch or run.settings.head_start_epochs,
-            "head_steps": run.head_steps,
+            "probe_epoch": run.best_head.epoch or run.settings.head_start_epochs,
+            "probe_steps": run.head_steps,
             "steps": run.steps - run.head_steps,
             "examples": run.settings.epochs * len(run.rows) if student.tuned else 0,
             "prompt_parameters": sum(p.numel() for p in student.tuned),

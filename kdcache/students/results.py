@@ -16,8 +16,9 @@ def summarise_arms(results: Sequence[Result]) -> dict[str, Any]:
         results: of single students, as ``students.distill`` writes them beside each.
 
     Returns:
-        arm → method, trained parameters, counts added over seeds, and per metric the mean, the
-        standard deviation and the value of each seed, on validation and on each diagnostic split.
+        arm → method, objective, targets (None without a teacher), trained parameters, counts added over
+        seeds, and per metric the mean, the standard deviation and the value of each seed, on validation and
+        on each diagnostic split.
     """
     arms = {}
     for name in dict.fromkeys(result["arm"] for result in results):
@@ -25,8 +26,10 @@ def summarise_arms(results: Sequence[Result]) -> dict[str, Any]:
         first = students[0]
         arms[name] = {
             "method": first["method"],
+            "objective": first["objective"],
+            "targets": first["targets"],
             "trained_parameters": first["prompt_parameters"] + first["head_parameters"],
-            **{key: sum(s[key] for s in students) for key in ("head_steps", "steps", "examples")},
+            **{key: sum(s[key] for s in students) for key in ("probe_steps", "steps", "examples")},
             "validation": over_seeds({s["seed"]: s["validation"] for s in students}),
             "diagnostics": {
                 split: over_seeds({s["seed"]: s["diagnostics"][split] for s in students})
