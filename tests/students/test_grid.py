@@ -47,7 +47,7 @@ def test_an_arm_has_a_batch_size_and_a_head_start_of_its_own(cached: Path):
     for arm in ("ce", "kl", "kl+gram"):
         result = json.loads((cached / "runs" / "cb" / f"{arm}-0" / "result.json").read_text())
         size, epochs = own.get(arm, shared)
-        assert result["head_steps"] == epochs * -(-rows // size)
+        assert result["probe_steps"] == epochs * -(-rows // size)
         assert result["steps"] == section["epochs"] * -(-rows // size)
     alone = {arm: logits(cached, f"{arm}-0") for arm in own}
     assert run(*arms, *settings, "--set", "distill.students_per_pass=3")[0] == 0
