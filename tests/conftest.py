@@ -19,6 +19,7 @@ from kdcache.data.official import SAMPLE
 from kdcache.params import read_params
 
 ROOT = Path(__file__).parent.parent
+torch.set_num_threads(1)  # on models this small, a second thread only waits
 
 
 def sample_words() -> list[str]:
@@ -152,6 +153,7 @@ def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
         folder = tmp_path / name
         folder.mkdir()
         shutil.copytree(tiny_model, folder / "tiny")
+        shutil.copytree(SAMPLE, folder / "sample")
         write_params(folder, **sections)
         monkeypatch.chdir(folder)
         return folder
@@ -175,6 +177,7 @@ def build_once(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Ca
             else:
                 folder.mkdir()
                 shutil.copytree(tiny_model, folder / "tiny")
+                shutil.copytree(SAMPLE, folder / "sample")
                 write_params(folder, **sections)
             built[key] = folder
         return built[key]

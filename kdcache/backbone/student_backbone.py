@@ -62,7 +62,7 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
         shiftable_from(full, params)  # refuse before anything slow starts
         probes = read_probes(project, probe, tokenizer, params.max_length)
     described = {name: {"rows": len(rows), "sha256": value_digest(rows)} for name, rows in texts.items()}
-    scratch = project.scratch("backbone", asdict(params), project.threads, _digest(base), described)
+    scratch = project.scratch(__name__, asdict(params), project.threads, _digest(base), described)
     seen: dict[str, float] = {}
     scores: dict[str, dict[str, float]] = {}
 

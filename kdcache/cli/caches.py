@@ -70,7 +70,7 @@ def diff(
 def clean(set_: Overrides = None, debug: Debug = False) -> None:
     """Empty the scratch folder, which holds what interrupted runs resume from."""
     with open_project(set_, debug) as project:
-        from kdcache.scratch import clean as clean_scratch
+        from kdcache.project import clean as clean_scratch
 
         typer.echo(f"{project.paths.scratch}: freed {clean_scratch(project) / 1e6:.1f} MB")
 

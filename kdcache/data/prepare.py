@@ -85,7 +85,7 @@ def prepare(project: Project, task_name: str) -> None:
     }
     if "tune" not in tables:
         tables |= _cut_tune(tables["train"], params)
-    made = project.scratch("prepare", task_name)
+    made = project.scratch(__name__, task_name)
     shutil.rmtree(made)
     made.mkdir()
     write_task(task, made)

@@ -68,7 +68,7 @@ class Grid:
         if self.params.select == "tune":
             require_tune(self.splits, "distill.select", task_name)
         self.scratch = project.scratch(
-            "distill", task_name, asdict(replace(self.params, log_with=())), project.threads,
+            __name__, task_name, asdict(replace(self.params, log_with=())), project.threads,
             project.paths.backbone, file_digest(self.folder / WEIGHTS), self.manifest.digest,
         )  # fmt: skip
 

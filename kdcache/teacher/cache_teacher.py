@@ -65,7 +65,7 @@ def cache_teacher(project: Project, task_name: str) -> None:
     data = Path(project.paths.data) / task_name
     digests = [file_digest(data / f"{split}.parquet") for split in tables]
     scratch = project.scratch(
-        "cache", teacher.identity, params.batch_size, params.dtype, project.threads, digests
+        __name__, teacher.identity, params.batch_size, params.dtype, project.threads, digests
     )
     metrics, all_rows_metrics = {}, {}
     with CacheWriter(location, scratch) as writer:

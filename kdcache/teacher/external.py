@@ -59,7 +59,7 @@ def import_cache(
         "given": outputs.kind, "missing_mass": missing_mass, "floor": FLOOR,
     }  # fmt: skip
     metrics = {}
-    scratch = project.scratch("import", identity)
+    scratch = project.scratch(__name__, identity)
     with CacheWriter(Location.parse(project.paths.cache, task_name), scratch) as writer:
         for split, table in tables.items():
             ids, hashes = table["example_id"].to_pylist(), table["content_hash"].to_pylist()

@@ -79,7 +79,7 @@ def train_teacher(project: Project, task_name: str) -> None:
         tune = read_split(data, "tune", task)
         made_of.append(table_digest(tune))
         score = _scorer(task, tune, tokenizer, params, device)
-    scratch = project.scratch("teacher", *made_of)
+    scratch = project.scratch(__name__, *made_of)
     made = scratch / "made"
     cost = {"steps": 0, "examples": 0}
     for fold, member in itertools.product(teacher_folds(params.folds), range(params.ensemble)):

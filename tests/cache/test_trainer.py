@@ -81,8 +81,9 @@ def test_collator_pads_inputs_stacks_targets_and_leaves_the_rest_out(tiny_model:
 def test_the_example_in_the_docs_runs_and_its_trap_is_an_error(cached_project, monkeypatch, capsys):
     folder = cached_project("wic", train_teacher={"folds": 0})
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "hf")
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "trainer.md").read_text(), flags=re.DOTALL)[0]
-    exec(compile(code, "docs/trainer.md", "exec"), {})
+    page = (ROOT / "docs" / "reference" / "trainer.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0]
+    exec(compile(code, "docs/reference/trainer.md", "exec"), {})
     assert 0 < float(capsys.readouterr().out.splitlines()[-1]) < 5
     with pytest.raises(DataError, match="KDCollator: each row must hold teacher_logits, got "):
         exec(code.replace("remove_unused_columns=False", "remove_unused_columns=True"), {})

@@ -67,7 +67,7 @@ def test_interrupted_extraction_goes_on_and_equals_an_uninterrupted_one(cached, 
     assert content() == whole
     cost = json.loads(whole["manifest.json"])["cost"]["forward_examples"]
     assert first + sum(ran) == cost == 24 * 2 + 8 * 3 + 32 * 3  # no row twice: one pass on all, k on the rest
-    assert not list(Path(".kdcache").glob("cache-*/parts"))
+    assert not list(Path(".kdcache").glob("cache_teacher-*/parts"))
 
 
 def test_bfloat16_says_how_far_it_moved_the_logits(cached):

@@ -13,7 +13,7 @@ from kdcache.data.own import read_own
 from kdcache.errors import DataError
 
 ROOT = Path(__file__).parents[2]
-POWERED = sorted((ROOT / "studies" / "powered" / "tasks").glob("*.toml"))
+POWERED = sorted((ROOT / "studies" / "tasks").glob("*.toml"))
 TASK_FILE = 'splits = {train = "train.csv", validation = "val.csv"}\ntext = "text"\n'
 TRAIN = ["good,pos", "bad,neg", "fine,pos"]
 VALIDATION = ["nice,pos", "ugly,neg"]
