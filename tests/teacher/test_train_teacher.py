@@ -73,7 +73,7 @@ def content(folder: Path) -> dict[str, bytes]:
     ],
 )
 def test_interrupted_teacher_goes_on_and_equals_an_uninterrupted_one(built_project, monkeypatch, keys):
-    monkeypatch.setattr(train, "CHECKPOINT_STEPS", 2)
+    monkeypatch.setattr(train, "SAVE_STEPS", 2)
     params = {"epochs": 3, "folds": 0, "batch_size": 8, **keys}
     folder = built_project("prepare", name="interrupted", train_teacher=params)
     shutil.copytree(folder, folder.parent / "whole")
