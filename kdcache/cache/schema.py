@@ -16,7 +16,7 @@ MEAN_OF_FOLDS = -2  # the mean over the teachers of all folds
 ROW_GROUP_ROWS = 8192
 MEMBER_PREFIX = "logits_member_"  # followed by the member's number, from 0
 
-# docs/cache-format.md has the measurements behind this choice.
+# docs/reference/cache-format.md has the measurements behind this choice.
 PARQUET: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 1,
