@@ -21,10 +21,10 @@ from kdcache.encoder.load import load_classifier
 from kdcache.errors import ParamsError, TrainingDiverged
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
 
-CHECKPOINT_STEPS = 200  # a checkpoint takes three times the bytes of the trained weights
+SAVE_STEPS = 200  # a checkpoint takes three times the bytes of the trained weights
 
-Method = Literal["full", "prefix", "lora"]
-KEYS_OF: dict[Method, tuple[str, ...]] = {
+TeacherMethod = Literal["full", "prefix", "lora"]
+KEYS_OF: dict[TeacherMethod, tuple[str, ...]] = {
     "full": (),
     "prefix": ("num_virtual_tokens",),
     "lora": ("lora_rank", "lora_alpha"),
@@ -69,7 +69,7 @@ class TrainTeacherParams:
     folds: NonNegativeInt
     select: Literal["last", "tune"]
     seed: NonNegativeInt
-    method: Method = "full"
+    method: TeacherMethod = "full"
     num_virtual_tokens: Count | None = None
     lora_rank: Count | None = None
     lora_alpha: Count | None = None
@@ -134,7 +134,7 @@ def fine_tune(
         indices: the rows to train on.
         num_labels: outputs of the head per sequence; 1 if each class is a sequence of its own.
         params: the settings.
-        scratch: folder of the checkpoints, one every ``CHECKPOINT_STEPS``. An interrupted run resumes
+        scratch: folder of the checkpoints, one every ``SAVE_STEPS``. An interrupted run resumes
             from the last.
         score: of a model after each epoch, higher is better. None keeps the last epoch.
 
@@ -157,7 +157,7 @@ def fine_tune(
         warmup_steps=params.warmup_fraction,
         lr_scheduler_type="linear",
         save_strategy="steps",
-        save_steps=CHECKPOINT_STEPS,
+        save_steps=SAVE_STEPS,
         save_total_limit=1,
         logging_strategy="epoch",
         logging_nan_inf_filter=False,

@@ -213,36 +213,6 @@ def test_interrupted_distill_goes_on_and_equals_an_uninterrupted_one(cached_proj
     ).read_bytes()
 
 
-def test_interrupted_teacher_goes_on_and_equals_an_uninterrupted_one(project, monkeypatch):
-    import transformers
-
-    from kdcache.teacher import train as teacher
-
-    monkeypatch.setattr(teacher, "CHECKPOINT_STEPS", 2)
-    folder = project("interrupted", train_teacher={"epochs": 3, "folds": 0, "batch_size": 8})
-    assert run("prepare", "--task", "cb")[0] == 0
-    shutil.copytree(folder, folder.parent / "whole")
-    step = transformers.Trainer.training_step
-
-    def stop_at_step_five(self, *args, **kwargs):
-        if self.state.global_step == 5:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(transformers.Trainer, "training_step", stop_at_step_five)
-    assert run("teach", "--task", "cb")[0] == 130
-    assert not (folder / "models").exists()
-    monkeypatch.setattr(transformers.Trainer, "training_step", step)
-    assert run("teach", "--task", "cb")[0] == 0
-    monkeypatch.chdir(folder.parent / "whole")
-    assert run("teach", "--task", "cb")[0] == 0
-    identities = [
-        json.loads((folder.parent / name / "models" / "teacher" / "cb" / "identity.json").read_text())
-        for name in ("interrupted", "whole")
-    ]
-    assert identities[0] == identities[1]
-
-
 def test_cross_fitted_rows_come_from_a_teacher_that_never_saw_them(project):
     """Recompute a training row's cached logits with the fold teacher the cache names."""
     import numpy as np
