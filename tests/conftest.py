@@ -1,5 +1,6 @@
 """Tiny models built from a config, never downloaded, a project folder around them, and its commands."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -138,33 +139,92 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
+def write_project(folder: Path, tiny_model: Path, **sections: dict[str, Any]) -> Path:
+    """Write a tiny project: params.yaml and the model that it names; keyword arguments change sections."""
+    if not (folder / "tiny").is_dir():
+        shutil.copytree(tiny_model, folder / "tiny")
+    params = tiny_params("tiny", **sections)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    return folder
+
+
+def run_all(folder: Path, *commands: list[str]) -> None:
+    """Run commands in a folder; each must succeed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in commands:
+            code, out, error = run(*command)
+            assert code == 0, (command, out, error)
+
+
 @pytest.fixture
 def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Make a tiny project in a fresh folder and go there; keyword arguments change sections."""
 
     def make(name: str = "project", **sections: dict[str, Any]) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        shutil.copytree(tiny_model, folder / "tiny")
-        params = tiny_params("tiny", **sections)
-        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        folder = write_project(tmp_path / name, tiny_model, **sections)
         monkeypatch.chdir(folder)
         return folder
 
     return make
 
 
-@pytest.fixture
-def cached_project(project: Callable[..., Path]) -> Callable[..., Path]:
-    """Make a tiny project as ``project`` does, up to the backbone and the cache of one task."""
+def cache_commands(task: str) -> list[list[str]]:
+    """From nothing to the backbone and the cache of one task."""
+    return [["prepare"], ["shrink"], ["teach", "--task", task], ["cache", "--task", task]]
 
-    def make(task: str = "cb", name: str = "project", **sections: dict[str, Any]) -> Path:
-        folder = project(name, **sections)
-        for command in (["prepare"], ["shrink"], ["teach", "--task", task], ["cache", "--task", task]):
-            assert run(*command)[0] == 0
+
+@pytest.fixture(scope="session")
+def cached_template(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Callable[[str], Path]:
+    """A tiny project up to the backbone and the cache of one task, made once per task: copy it."""
+
+    @functools.cache
+    def make(task: str) -> Path:
+        folder = write_project(tmp_path_factory.mktemp(f"cached-{task}"), tiny_model)
+        run_all(folder, *cache_commands(task))
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def distilled_template(tmp_path_factory: pytest.TempPathFactory, cached_template) -> Path:
+    """The cached project of cb with the students of two arms in runs/cb: copy it."""
+    folder = tmp_path_factory.mktemp("distilled") / "project"
+    shutil.copytree(cached_template("cb"), folder)
+    run_all(folder, ["distill", "--task", "cb", "--arm", "head", "--arm", "kl+gram", "--seed", "0"])
+    return folder
+
+
+@pytest.fixture
+def cached_project(
+    project: Callable[..., Path], tmp_path: Path, tiny_model: Path, cached_template: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Path]:  # fmt: skip
+    """Make a tiny project as ``project`` does, up to the backbone and the cache of one task.
+
+    It is copied where the sections that change decide nothing up to there.
+    """
+
+    def make(task: str = "cb", name: str = "project", **sections: dict[str, Any]) -> Path:
+        if sections.keys() <= {"distill", "report"}:
+            shutil.copytree(cached_template(task), tmp_path / name)
+            write_project(tmp_path / name, tiny_model, **sections)
+            monkeypatch.chdir(tmp_path / name)
+            return tmp_path / name
+        folder = project(name, **sections)
+        run_all(folder, *cache_commands(task))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def distilled_project(distilled_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of ``distilled_template``, gone to."""
+    shutil.copytree(distilled_template, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
 
 
 @pytest.fixture
