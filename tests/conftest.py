@@ -1,6 +1,5 @@
 """Tiny models built from a config, never downloaded, a project folder around them, and its commands."""
 
-import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -159,16 +158,30 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
+def write_project(folder: Path, tiny_model: Path, **sections: dict[str, Any]) -> Path:
+    """Write a tiny project: params.yaml and the model that it names; keyword arguments change sections."""
+    if not (folder / "tiny").is_dir():
+        shutil.copytree(tiny_model, folder / "tiny")
+    params = tiny_params("tiny", **sections)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    return folder
+
+
+def run_all(folder: Path, *commands: list[str]) -> None:
+    """Run commands in a folder; each must succeed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in commands:
+            code, out, error = run(*command)
+            assert code == 0, (command, out, error)
+
+
 @pytest.fixture
 def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Make a tiny project in a fresh folder and go there; keyword arguments change sections."""
 
     def make(name: str = "project", **sections: dict[str, Any]) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        shutil.copytree(tiny_model, folder / "tiny")
-        shutil.copytree(SAMPLE, folder / "sample")
-        write_params(folder, **sections)
+        folder = write_project(tmp_path / name, tiny_model, **sections)
         monkeypatch.chdir(folder)
         return folder
 
@@ -186,13 +199,9 @@ def build_once(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Ca
             folder = tmp_path_factory.mktemp("built") / "project"
             if commands:
                 shutil.copytree(build(commands[:-1], **sections), folder)
-                with contextlib.chdir(folder):
-                    assert run(*commands[-1].split())[0] == 0
+                run_all(folder, commands[-1].split())
             else:
-                folder.mkdir()
-                shutil.copytree(tiny_model, folder / "tiny")
-                shutil.copytree(SAMPLE, folder / "sample")
-                write_params(folder, **sections)
+                write_project(folder, tiny_model, **sections)
             built[key] = folder
         return built[key]
 
@@ -225,6 +234,13 @@ def cached_project(built_project: Callable[..., Path]) -> Callable[..., Path]:
         return built_project(*commands, name=name, **sections)
 
     return make
+
+
+@pytest.fixture
+def distilled_project(built_project: Callable[..., Path]) -> Path:
+    """A project with the students of two arms of cb in runs/cb."""
+    commands = ("prepare", "teach --task cb", "cache --task cb", "shrink")
+    return built_project(*commands, "distill --task cb --arm head --arm kl+gram --seed 0")
 
 
 @pytest.fixture
