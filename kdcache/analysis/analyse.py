@@ -23,8 +23,8 @@ MARGIN_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
-class Share:
-    """A share of rows with Wilson's 95% interval, which assumes independent rows."""
+class Proportion:
+    """A share of rows with its 95% interval by Wilson, which assumes independent rows."""
 
     value: float
     low: float
@@ -59,13 +59,13 @@ class LabelAnalysis:
         suspects: number of mistakes that are suspected label noise; None unless the split is held out.
     """
 
-    accuracy: Share
+    accuracy: Proportion
     majority: float
     nll: float
     ece: float
     ece_by_chance: float
     reliability: tuple[Bin, ...]
-    classes: dict[int, Share]
+    classes: dict[int, Proportion]
     mistakes: tuple[Mistake, ...]
     suspects: int | None
 
@@ -112,7 +112,7 @@ class CacheAnalysis:
     external: bool
     splits: dict[str, SplitAnalysis]
     temperatures: dict[str, Temperature]
-    folds: dict[int, Share]
+    folds: dict[int, Proportion]
     agreement: dict[str, FoldAgreement]
     members: dict[str, MemberAgreement]
 
@@ -131,7 +131,7 @@ def analyse_cache(path: Location | Path | str) -> CacheAnalysis:
     external = manifest.identity.get("kind") == EXTERNAL
     splits: dict[str, SplitAnalysis] = {}
     temperatures: dict[str, Temperature] = {}
-    folds: dict[int, Share] = {}
+    folds: dict[int, Proportion] = {}
     agreement: dict[str, FoldAgreement] = {}
     members: dict[str, MemberAgreement] = {}
     for split in manifest.splits:
@@ -148,7 +148,7 @@ def analyse_cache(path: Location | Path | str) -> CacheAnalysis:
             temperatures[split] = found
         for k in np.unique(rows.fold[(rows.fold >= 0) & (labels >= 0)]).tolist():
             of_fold = (rows.fold == k) & (labels >= 0)
-            folds[k] = _share(predictions[of_fold] == labels[of_fold])
+            folds[k] = _accuracy_of(predictions[of_fold] == labels[of_fold])
     return CacheAnalysis(
         tuple(manifest.identity["labels"]), external, splits,
         dict(sorted(temperatures.items(), reverse=True)),  # tune before train
@@ -236,13 +236,13 @@ def _analyse_labels(
     order = np.lexsort((log_p[rows, labels] - log_p.max(axis=1), -confidence))
     bins = reliability(confidence, correct)
     return LabelAnalysis(
-        accuracy=_share(correct),
+        accuracy=_accuracy_of(correct),
         majority=float(np.bincount(labels).max() / len(labels)),
         nll=-float(log_p[rows, labels].mean()),
         ece=ece(bins),
         ece_by_chance=chance_ece(bins),
         reliability=bins,
-        classes={int(k): _share(correct[labels == k]) for k in np.unique(labels)},
+        classes={int(k): _accuracy_of(correct[labels == k]) for k in np.unique(labels)},
         mistakes=tuple(
             Mistake(ids[i], int(labels[i]), int(predictions[i]), float(confidence[i]), bool(suspects[i]))
             for i in order[~correct[order]].tolist()
@@ -251,6 +251,6 @@ def _analyse_labels(
     )
 
 
-def _share(correct: np.ndarray) -> Share:
+def _accuracy_of(correct: np.ndarray) -> Proportion:
     value = float(correct.mean())
-    return Share(value, *accuracy_interval(value, len(correct)), len(correct))
+    return Proportion(value, *accuracy_interval(value, len(correct)), len(correct))

@@ -23,7 +23,7 @@ FOLD_STANDARD_ERRORS = 4  # … and that of a fold these: there are many folds, 
 CALIBRATED = 1.2
 # Below this accuracy most suspects are the teacher's own mistakes, so they are not mentioned. If the best
 # possible teacher agrees with 75% of the given labels and 2% of them are wrong, nine of ten suspects are
-# correct labels; with 81% and 10%, one of three. docs/inspect.md has more.
+# correct labels; with 81% and 10%, one of three. docs/reference/inspect.md has more.
 KNOWS_NOISE = 0.8
 NOISE = 0.01  # share of suspects from which on they are mentioned
 

@@ -23,10 +23,10 @@ from kdcache.cache.rows import CacheRows
 from kdcache.errors import DataError
 
 KINDS = {"logits": "logit", "probabilities": "probability", "logprobs": "logprob"}
-FLOOR = 1e-6  # the smallest probability of a label, so that its logit is finite
+MIN_PROBABILITY = 1e-6  # the smallest probability of a label, so that its logit is finite
 SUM_TOLERANCE = 1e-3
 
-ENDINGS = (".csv", ".jsonl", ".parquet", ".npz")
+FILE_ENDINGS = (".csv", ".jsonl", ".parquet", ".npz")
 # What the readers of the four formats raise on broken files.
 READ_ERRORS = (
     ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile, pa.ArrowException,
@@ -141,7 +141,7 @@ def to_logits(outputs: Outputs, policy: MissingMass, where: str) -> np.ndarray:
     if policy == "spread":
         takers = np.where(given.all(axis=1, keepdims=True), True, ~given)
         p = p + takers * np.clip(1 - total, 0, None)[:, None] / takers.sum(axis=1, keepdims=True)
-    p = np.clip(p, FLOOR, None)
+    p = np.clip(p, MIN_PROBABILITY, None)
     return np.log(p / p.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -172,9 +172,9 @@ def write_outputs(rows: CacheRows, path: Path) -> None:
 
 
 def _require_ending(path: Path) -> None:
-    if path.suffix not in ENDINGS:
+    if path.suffix not in FILE_ENDINGS:
         raise DataError(
-            f"{path}: the file must end in {', '.join(ENDINGS)}, got {path.suffix or 'no ending'}."
+            f"{path}: the file must end in {', '.join(FILE_ENDINGS)}, got {path.suffix or 'no ending'}."
         )
 
 

@@ -35,6 +35,7 @@ class Identity(TypedDict):
     Args:
         task: name of the task.
         labels: names of the classes, in index order.
+        num_labels: their number.
         weights_sha256: digest of the weights of the teacher trained on all rows.
         folds_sha256: the same of each fold's teacher.
         kind: ``external`` for an imported cache.
@@ -43,6 +44,7 @@ class Identity(TypedDict):
 
     task: str
     labels: list[str]
+    num_labels: NotRequired[int]
     weights_sha256: NotRequired[str]
     folds_sha256: NotRequired[list[str]]
     kind: NotRequired[str]

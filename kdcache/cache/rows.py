@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from kdcache.cache.schema import ALL_ROWS, MEMBER, cache_schema
+from kdcache.cache.schema import ALL_ROWS_TEACHER, MEMBER_PREFIX, cache_schema
 from kdcache.errors import CacheMissing, ShapeError
 
 
@@ -49,7 +49,7 @@ class CacheRows:
     def vectors(self) -> dict[str, np.ndarray]:
         """All columns of vectors, by their names in the file."""
         plain = {} if self.logits_plain is None else {"logits_plain": self.logits_plain}
-        members = {f"{MEMBER}{m}": logits for m, logits in enumerate(self.members)}
+        members = {f"{MEMBER_PREFIX}{m}": logits for m, logits in enumerate(self.members)}
         return {"logits": self.logits, "features": self.features, **self.layers, **plain, **members}
 
     def all_rows_teacher(self) -> "CacheRows":
@@ -60,14 +60,14 @@ class CacheRows:
         Raises:
             CacheMissing: the cache holds cross-fitted logits only.
         """
-        if (self.fold == ALL_ROWS).all():
+        if (self.fold == ALL_ROWS_TEACHER).all():
             return self
         if self.logits_plain is None:
             raise CacheMissing(
                 "cache rows: a cache of cross-fitted logits must also hold logits_plain, got none. "
                 "Build the cache again with kdcache cache."
             )
-        return replace(self._logits_only(self.logits_plain), fold=np.full_like(self.fold, ALL_ROWS))
+        return replace(self._logits_only(self.logits_plain), fold=np.full_like(self.fold, ALL_ROWS_TEACHER))
 
     def member(self, m: int) -> "CacheRows":
         """Return the same rows with the logits of one member of the ensemble, without features.
@@ -133,8 +133,8 @@ class CacheRows:
     def from_table(cls, table: pa.Table) -> "CacheRows":
         """Return the rows of a table of the cache's schema; optional columns may be left out."""
         vectors = {name: _to_numpy(table[name]) for name in table.column_names[4:]}
-        count = sum(name.startswith(MEMBER) for name in vectors)
-        members = tuple(vectors.pop(f"{MEMBER}{m}") for m in range(count))
+        count = sum(name.startswith(MEMBER_PREFIX) for name in vectors)
+        members = tuple(vectors.pop(f"{MEMBER_PREFIX}{m}") for m in range(count))
         return cls(
             table["example_id"].to_pylist(), table["content_hash"].to_pylist(),
             table["label"].to_numpy(), table["fold"].to_numpy(), vectors.pop("logits"),

@@ -10,13 +10,13 @@ FORMAT_VERSION = 1
 
 # Values of the column ``fold`` besides 0 … k − 1. Fold k: the row's logits come from the teacher that
 # was trained without fold k, to which the row belongs.
-ALL_ROWS = -1  # from the teacher trained on all rows
+ALL_ROWS_TEACHER = -1  # from the teacher trained on all rows
 MEAN_OF_FOLDS = -2  # the mean over the teachers of all folds
 
 ROW_GROUP_ROWS = 8192
-MEMBER = "logits_member_"  # followed by the member's number, from 0
+MEMBER_PREFIX = "logits_member_"  # followed by the member's number, from 0
 
-# docs/cache-format.md has the measurements behind this choice.
+# docs/reference/cache-format.md has the measurements behind this choice.
 PARQUET: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 1,
@@ -75,7 +75,7 @@ def parse_columns(columns: list[list[str]]) -> pa.Schema:
             raise ValueError(f"column {name} of type {kind}")
     if [field.name for field in fields[:5]] != [*_SCALARS, "logits"]:
         raise ValueError("columns missing")
-    members = {field.name: field.type for field in fields if field.name.startswith(MEMBER)}
-    if members != {f"{MEMBER}{m}": fields[4].type for m in range(len(members))}:
+    members = {field.name: field.type for field in fields if field.name.startswith(MEMBER_PREFIX)}
+    if members != {f"{MEMBER_PREFIX}{m}": fields[4].type for m in range(len(members))}:
         raise ValueError(f"columns {', '.join(members)}")
     return pa.schema(fields)

@@ -13,7 +13,7 @@ from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, Manifest, read_manifest
 from kdcache.cache.reader import open_file
 from kdcache.cache.rows import CacheRows
-from kdcache.cache.schema import MEAN_OF_FOLDS, MEMBER
+from kdcache.cache.schema import MEAN_OF_FOLDS, MEMBER_PREFIX
 from kdcache.digests import RowsDigest
 from kdcache.errors import CacheError
 
@@ -84,7 +84,7 @@ def _check_rows(file: pq.ParquetFile, manifest: Manifest, split: str) -> Iterato
     not_finite: list[str] = []
     impossible: list[str] = []
     not_mean: list[str] = []
-    has_members = f"{MEMBER}0" in manifest.schema.names
+    has_members = f"{MEMBER_PREFIX}0" in manifest.schema.names
     for group in range(file.num_row_groups):
         rows = CacheRows.from_table(file.read_row_group(group))
         digest.update(rows.example_id, rows.content_hash, rows.label)

@@ -14,7 +14,7 @@ from kdcache.errors import ParamsError
 from kdcache.project import errors_in_one_line
 
 if TYPE_CHECKING:
-    from kdcache.analysis.analyse import CacheAnalysis, LabelAnalysis, Share
+    from kdcache.analysis.analyse import CacheAnalysis, LabelAnalysis, Proportion
     from kdcache.project import Project
 
 # split → example id → the texts that the teacher read.
@@ -166,5 +166,5 @@ def _show_texts(analysis: "CacheAnalysis", texts: Texts) -> None:
             console.print(line, markup=False, soft_wrap=True)
 
 
-def _percent(share: "Share") -> str:
+def _percent(share: "Proportion") -> str:
     return f"{100 * share.value:.1f} ({100 * share.low:.0f} to {100 * share.high:.0f})"

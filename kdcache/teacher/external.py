@@ -4,13 +4,20 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache.exchange import FLOOR, MissingMass, Outputs, read_outputs, to_logits, write_outputs
+from kdcache.cache.exchange import (
+    MIN_PROBABILITY,
+    MissingMass,
+    Outputs,
+    read_outputs,
+    to_logits,
+    write_outputs,
+)
 from kdcache.cache.ids import name_some
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import EXTERNAL, Manifest, read_manifest
 from kdcache.cache.reader import load_cache
 from kdcache.cache.rows import CacheRows
-from kdcache.cache.schema import ALL_ROWS
+from kdcache.cache.schema import ALL_ROWS_TEACHER
 from kdcache.cache.writer import CacheWriter
 from kdcache.data.metrics import compute_metrics
 from kdcache.data.splits import metric_columns, read_tables
@@ -56,7 +63,7 @@ def import_cache(
     identity = {
         "kind": EXTERNAL, "task": task.name, "template": task.template, "labels": list(task.labels),
         "num_labels": task.num_labels, "source": path.name, "source_sha256": file_digest(path),
-        "given": outputs.kind, "missing_mass": missing_mass, "floor": FLOOR,
+        "given": outputs.kind, "missing_mass": missing_mass, "floor": MIN_PROBABILITY,
     }  # fmt: skip
     metrics = {}
     scratch = project.scratch(__name__, identity)
@@ -67,7 +74,7 @@ def import_cache(
                 continue
             _require_rows(path, split, ids, hashes, outputs, row_of)
             rows, labels = [row_of[i] for i in ids], table["label"].to_numpy()
-            folds = np.full(len(ids), ALL_ROWS, np.int8)
+            folds = np.full(len(ids), ALL_ROWS_TEACHER, np.int8)
             writer.write(split, [CacheRows(ids, hashes, labels, folds, logits[rows], outputs.features[rows])])
             metrics[split] = compute_metrics(
                 task.metrics_of(split), labels, logits[rows], metric_columns(table, task)

@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from kdcache.cache.rows import CacheRows
-from kdcache.cache.schema import ALL_ROWS, MEAN_OF_FOLDS
+from kdcache.cache.schema import ALL_ROWS_TEACHER, MEAN_OF_FOLDS
 from kdcache.cache.writer import Arrays, CacheWriter
 from kdcache.data.splits import sequences
 from kdcache.data.task import Task
@@ -70,7 +70,9 @@ class Teacher:
         """The cache's column ``fold`` of a split, int8 of shape (rows,)."""
         if self.num_folds and split == "train":
             return self._train_folds
-        return np.full(len(self.tables[split]), MEAN_OF_FOLDS if self.num_folds else ALL_ROWS, np.int8)
+        return np.full(
+            len(self.tables[split]), MEAN_OF_FOLDS if self.num_folds else ALL_ROWS_TEACHER, np.int8
+        )
 
     def run(self, writer: CacheWriter, split: str) -> None:
         """Compute the outputs of every model for its rows of a split, in parts that the writer stores."""

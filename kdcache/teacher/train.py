@@ -14,16 +14,17 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from kdcache.encoder.adapters import add_lora, add_prefix, check_positions
+from kdcache.encoder.adapters import add_lora, add_prefix
+from kdcache.encoder.architectures import check_positions
 from kdcache.encoder.batching import Encoded
 from kdcache.encoder.load import load_classifier
 from kdcache.errors import ParamsError, TrainingDiverged
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
 
-CHECKPOINT_STEPS = 200  # a checkpoint takes three times the bytes of the trained weights
+SAVE_STEPS = 200  # a checkpoint takes three times the bytes of the trained weights
 
-Method = Literal["full", "prefix", "lora"]
-KEYS_OF: dict[Method, tuple[str, ...]] = {
+TeacherMethod = Literal["full", "prefix", "lora"]
+KEYS_OF: dict[TeacherMethod, tuple[str, ...]] = {
     "full": (),
     "prefix": ("num_virtual_tokens",),
     "lora": ("lora_rank", "lora_alpha"),
@@ -68,7 +69,7 @@ class TrainTeacherParams:
     folds: NonNegativeInt
     select: Literal["last", "tune"]
     seed: NonNegativeInt
-    method: Method = "full"
+    method: TeacherMethod = "full"
     num_virtual_tokens: Count | None = None
     lora_rank: Count | None = None
     lora_alpha: Count | None = None
@@ -133,7 +134,7 @@ def fine_tune(
         indices: the rows to train on.
         num_labels: outputs of the head per sequence; 1 if each class is a sequence of its own.
         params: the settings.
-        scratch: folder of the checkpoints, one every ``CHECKPOINT_STEPS``. An interrupted run resumes
+        scratch: folder of the checkpoints, one every ``SAVE_STEPS``. An interrupted run resumes
             from the last.
         score: of a model after each epoch, higher is better. None keeps the last epoch.
 
@@ -156,7 +157,7 @@ def fine_tune(
         warmup_steps=params.warmup_fraction,
         lr_scheduler_type="linear",
         save_strategy="steps",
-        save_steps=CHECKPOINT_STEPS,
+        save_steps=SAVE_STEPS,
         save_total_limit=1,
         logging_strategy="epoch",
         logging_nan_inf_filter=False,
@@ -203,7 +204,9 @@ def _build(
     """Build the untrained model; only the weights that ``params.method`` trains require a gradient."""
     model = load_classifier(folder, num_labels, params.seed)
     if params.num_virtual_tokens:
-        check_positions(model, params.num_virtual_tokens, params.max_length, folder, "train_teacher")
+        check_positions(
+            model.config, params.max_length, params.num_virtual_tokens, str(folder), "train_teacher"
+        )
         return add_prefix(model, params.num_virtual_tokens, encoded, params.seed, "train_teacher")
     if params.lora_rank and params.lora_alpha:
         return add_lora(model, params.lora_rank, params.lora_alpha)

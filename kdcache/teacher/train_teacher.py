@@ -42,7 +42,7 @@ from kdcache.project import (
 from kdcache.teacher.folder import COST, FOLDS, describe_teacher, model_folder, teacher_folds
 from kdcache.teacher.train import TrainTeacherParams, fine_tune
 
-EVAL_BATCH_SIZE = 64
+SCORE_BATCH_SIZE = 64
 
 
 def train_teacher(project: Project, task_name: str) -> None:
@@ -127,7 +127,7 @@ def _scorer(
     labels, columns = tune["label"].to_numpy(), metric_columns(tune, task)
 
     def score(model: nn.Module) -> float:
-        logits, _ = extract(model, encoded, task.num_outputs, EVAL_BATCH_SIZE, device)
+        logits, _ = extract(model, encoded, task.num_outputs, SCORE_BATCH_SIZE, device)
         return compute_metrics(task.metrics[:1], labels, logits, columns)[task.metrics[0]]
 
     return score
