@@ -86,7 +86,8 @@ def _result(arm: str, seed: int, accuracy: float, agreement: float) -> dict[str,
     return {
         "arm": arm, "seed": seed, "method": method, "diagnostics": {},
         "validation": {"accuracy": accuracy, "agreement": agreement, "rows": 600},
-        "steps": 0 if method == "head" else 10, "probe_steps": 5, "prompt_parameters": 8, "head_parameters": 2,
+        "steps": 0 if method == "head" else 10, "probe_steps": 5,
+        "prompt_parameters": 8, "head_parameters": 2,
         "examples": 0 if method == "head" else 160,
         "history": [{"epoch": e, **scores, **shares} for e in range(1 if method == "head" else 3)],
     }  # fmt: skip

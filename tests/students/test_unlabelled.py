@@ -103,34 +103,6 @@ def test_rows_that_train_leaves_over_lose_their_labels(project):
     )
 
 
-def test_rows_that_train_leaves_over_lose_their_labels(project):
-    folder = project(prepare={"tune_fraction": 0.25})
-    write_powered(folder)
-    (folder / "clinc150").rename(folder / "own")
-    (folder / "own" / "mine.toml").write_text(TASK_FILE.replace(', unlabelled = "val.jsonl"', ""))
-
-    def rows(max_rows: str) -> dict[str, dict[str, int]]:
-        run("prepare", "--set", f"prepare.max_rows={max_rows}")
-        tables = {path.stem: pq.read_table(path) for path in (folder / "data" / "mine").glob("*.parquet")}
-        return {
-            split: dict(zip(table["text"].to_pylist(), table["label"].to_pylist(), strict=True))
-            for split, table in tables.items()
-        }
-
-    few, scarce = rows("{train: 24}"), rows("{train: 24, unlabelled: 16}")
-    assert {split: scarce[split] for split in few} == few
-    more = scarce["unlabelled"]
-    assert (len(more), set(more.values())) == (16, {-1})
-    assert not more.keys() & {*few["train"], *few["tune"]}
-    arguments = ("prepare", "--set", "prepare.max_rows={train: 4711, unlabelled: 16}", *OWN)
-    refused = CliRunner().invoke(app, arguments)
-    assert (refused.exit_code, refused.stderr.strip()) == (
-        1,
-        "prepare.max_rows.unlabelled: prepare.max_rows.train must leave rows over for it, got none of 48. "
-        "Lower prepare.max_rows.train, or name a file of unlabelled rows.",
-    )
-
-
 def test_joined_rows_keep_their_own_targets(cached, monkeypatch):
     monkeypatch.chdir(cached)
     grid = Grid(Project.load([*OWN[1::2]]), "mine")
