@@ -36,9 +36,10 @@ from torch.nn import functional
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
 from kdcache.cache.rows import CacheRows
-from kdcache.data.find import find_source
-from kdcache.data.official import SAMPLE, read_official
+from kdcache.data.examples import read_examples
+from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.task import Task
+from kdcache.data.taskfile import read_task_file
 from kdcache.encoder.batching import Encoded, encode, training_plan
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer, resolve, save_model, setup
@@ -87,7 +88,8 @@ class Case:
 
     def read(self) -> tuple[Encoded, torch.Tensor]:
         """Tokenised rows and their labels."""
-        examples = read_official(self.data, find_source(self.task))["train"][: self.rows]
+        _, splits = read_examples(self.task, read_task_file(SUPERGLUE[self.task]), self.data)
+        examples = splits["train"][: self.rows]
         texts, pairs = [e.text for e in examples], [e.text_pair for e in examples]
         tokenizer = load_tokenizer(self.models / "student")
         return encode(tokenizer, texts, pairs, MAX_LENGTH), torch.tensor([e.label for e in examples])
@@ -347,7 +349,7 @@ def report(case: Case, seen: dict[str, list[Any]], peaks: dict[str, float], leng
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=SAMPLE, help="SuperGLUE in the official layout")
+    parser.add_argument("--data", type=Path, default=Path("sample"), help="SuperGLUE in the official layout")
     parser.add_argument("--task", default="wic")
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=16)

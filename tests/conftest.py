@@ -14,10 +14,19 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from kdcache.cli import app
-from kdcache.data.official import SAMPLE
+from kdcache.data.superglue import SUPERGLUE
+from kdcache.data.task import Task
+from kdcache.data.taskfile import read_task_file
 from kdcache.params import read_params
 
 ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "sample"
+torch.set_num_threads(1)  # on models this small, a second thread only waits
+
+
+def superglue_task(name: str) -> Task:
+    """A task of SuperGLUE, without its rows."""
+    return read_task_file(SUPERGLUE[name]).task(name)
 
 
 def sample_words() -> list[str]:
@@ -115,6 +124,12 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
+def write_params(folder: Path, **sections: dict[str, Any]) -> None:
+    """Write the params.yaml of a tiny project."""
+    text = yaml.safe_dump(tiny_params("tiny", **sections), sort_keys=False)
+    (folder / "params.yaml").write_text(text)
+
+
 def run(*arguments: str) -> tuple[int, str, str]:
     """Run ``kdcache`` in this process; return its exit code, stdout and stderr."""
     result = CliRunner().invoke(app, list(arguments))
@@ -143,16 +158,28 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
+def write_project(folder: Path, tiny_model: Path, **sections: dict[str, Any]) -> Path:
+    """Write a tiny project: params.yaml, its model and the sample; keyword arguments change sections."""
+    shutil.copytree(tiny_model, folder / "tiny")
+    shutil.copytree(SAMPLE, folder / "sample")
+    write_params(folder, **sections)
+    return folder
+
+
+def run_all(folder: Path, *commands: list[str]) -> None:
+    """Run commands in a folder; each must succeed."""
+    with contextlib.chdir(folder):
+        for command in commands:
+            code, out, error = run(*command)
+            assert code == 0, (command, out, error)
+
+
 @pytest.fixture
 def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Make a tiny project in a fresh folder and go there; keyword arguments change sections."""
 
     def make(name: str = "project", **sections: dict[str, Any]) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        shutil.copytree(tiny_model, folder / "tiny")
-        params = tiny_params("tiny", **sections)
-        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        folder = write_project(tmp_path / name, tiny_model, **sections)
         monkeypatch.chdir(folder)
         return folder
 
@@ -160,34 +187,58 @@ def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture(scope="session")
-def built_projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Projects with a backbone and a cache, by what decides these: each is built once, then copied."""
-    return {"": tmp_path_factory.mktemp("built")}
+def build_once(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Callable[..., Path]:
+    """Build a tiny project up to some command, once per session and parameters; nobody may change it."""
+    built: dict[str, Path] = {}
+
+    def build(commands: tuple[str, ...], **sections: dict[str, Any]) -> Path:
+        key = json.dumps([commands, sections], sort_keys=True)
+        if key not in built:
+            folder = tmp_path_factory.mktemp("built") / "project"
+            if commands:
+                shutil.copytree(build(commands[:-1], **sections), folder)
+                run_all(folder, commands[-1].split())
+            else:
+                write_project(folder, tiny_model, **sections)
+            built[key] = folder
+        return built[key]
+
+    return build
 
 
 @pytest.fixture
-def cached_project(
-    project: Callable[..., Path], built_projects: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+def built_project(
+    build_once: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Path]:
-    """Make a tiny project as ``project`` does, up to the backbone and the cache of one task."""
+    """Copy a project of ``build_once`` and go there; keyword arguments change sections."""
 
-    def make(task: str = "cb", name: str = "project", **sections: dict[str, Any]) -> Path:
-        folder = project(name, **sections)
-        others = {section: values for section, values in sections.items() if section != "distill"}
-        key = json.dumps([task, others], sort_keys=True)
-        if key not in built_projects:
-            built = built_projects[""] / str(len(built_projects))
-            shutil.copytree(folder, built)
-            monkeypatch.chdir(built)
-            for command in (["prepare"], ["shrink"], ["teach", "--task", task], ["cache", "--task", task]):
-                assert run(*command)[0] == 0
-            monkeypatch.chdir(folder)
-            built_projects[key] = built
-        ignore = shutil.ignore_patterns("params.yaml")
-        shutil.copytree(built_projects[key], folder, ignore=ignore, dirs_exist_ok=True)
+    def make(*commands: str, name: str = "project", **sections: dict[str, Any]) -> Path:
+        folder = tmp_path / name
+        early = {key: value for key, value in sections.items() if key not in ("distill", "report")}
+        shutil.copytree(build_once(commands, **early), folder)
+        write_params(folder, **sections)
+        monkeypatch.chdir(folder)
         return folder
 
     return make
+
+
+@pytest.fixture
+def cached_project(built_project: Callable[..., Path]) -> Callable[..., Path]:
+    """Make a tiny project as ``project`` does, up to the backbone and the cache of one task."""
+
+    def make(task: str = "cb", name: str = "project", **sections: dict[str, Any]) -> Path:
+        commands = ("prepare", f"teach --task {task}", f"cache --task {task}", "shrink")
+        return built_project(*commands, name=name, **sections)
+
+    return make
+
+
+@pytest.fixture
+def distilled_project(built_project: Callable[..., Path]) -> Path:
+    """A project with the students of two arms of cb in runs/cb."""
+    commands = ("prepare", "teach --task cb", "cache --task cb", "shrink")
+    return built_project(*commands, "distill --task cb --arm head --arm kl+gram --seed 0")
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from kdcache.backbone.cut import choose_layers, cut
 from kdcache.backbone.heal import StudentBackboneParams, heal, shiftable_from
 from kdcache.backbone.probe import encoder_states, read_probes, refuse_blind, tabulate, variation
-from kdcache.data.rows import FORMATS, Layout, read_rows
+from kdcache.data.formats import FORMATS, Layout
+from kdcache.data.readers import read_rows
 from kdcache.data.splits import existing_splits, read_split, sequences
 from kdcache.data.task import read_task
 from kdcache.digests import file_digest, value_digest
@@ -61,7 +62,7 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
         shiftable_from(full, params)  # refuse before anything slow starts
         probes = read_probes(project, probe, tokenizer, params.max_length)
     described = {name: {"rows": len(rows), "sha256": value_digest(rows)} for name, rows in texts.items()}
-    scratch = project.scratch("backbone", asdict(params), project.threads, _digest(base), described)
+    scratch = project.scratch(__name__, asdict(params), project.threads, _digest(base), described)
     variations: dict[str, float] = {}
     scores: dict[str, dict[str, float]] = {}
 
@@ -126,7 +127,7 @@ def _read_files(params: StudentBackboneParams) -> Texts:
         if not path.is_file():
             raise DataError(f"student_backbone.text: {name} must be a text file, got no such file.")
         layout = Layout() if path.suffix in FORMATS else Layout(pattern=f"{{{params.column}}}")
-        rows = read_rows(path, layout, (params.column,))
+        rows = list(read_rows(path, layout, (params.column,)))
         for where, values in rows:
             if not isinstance(values[params.column], str):
                 raise DataError(

@@ -70,7 +70,7 @@ class Grid:
         if self.params.select == "tune":
             require_tune(splits, "distill.select", task_name)
         self.scratch = project.scratch(
-            "distill", task_name, asdict(replace(self.params, log_with=())), project.threads,
+            __name__, task_name, asdict(replace(self.params, log_with=())), project.threads,
             project.paths.backbone, file_digest(self.folder / WEIGHTS), self.manifest.digest,
         )  # fmt: skip
 
@@ -151,7 +151,7 @@ class Grid:
                 "Remove the term, or choose other arms with --arm."
             )
         if spec.targets == "all_rows":
-            cached.plain()  # refuses where there are none
+            cached.all_rows_teacher()  # refuses where there are none
         if spec.targets != "member":
             return
         if not spec.terms:

@@ -58,6 +58,8 @@ def write_student(
     logits = {split: predict(student, splits[split].encoded)[0] for split in scored}
     scores = {split: splits[split].taught_by(spec.targets, run.seed).score(logits[split]) for split in scored}
     result |= {
+        "objective": spec.describe(),
+        "targets": spec.targets if spec.terms else None,
         "validation": scores.pop("validation"),
         "diagnostics": scores,
         "history": run.history,
@@ -143,8 +145,9 @@ def summarise_arms(results: Sequence[Result]) -> dict[str, Any]:
         results: of single students that finished.
 
     Returns:
-        arm → method, trained parameters, counts added over seeds, and per metric the mean, the
-        standard deviation and the value of each seed, on validation and on each diagnostic split.
+        arm → method, objective, targets (None without a teacher), trained parameters, counts added over
+        seeds, and per metric the mean, the standard deviation and the value of each seed, on validation and
+        on each diagnostic split.
     """
     arms = {}
     for name in dict.fromkeys(result["arm"] for result in results):
@@ -152,6 +155,8 @@ def summarise_arms(results: Sequence[Result]) -> dict[str, Any]:
         first = students[0]
         arms[name] = {
             "method": first["method"],
+            "objective": first["objective"],
+            "targets": first["targets"],
             "trained_parameters": first["prompt_parameters"] + first["head_parameters"],
             **{key: sum(s[key] for s in students) for key in ("probe_steps", "steps", "examples")},
             "validation": over_seeds({s["seed"]: s["validation"] for s in students}),

@@ -86,7 +86,7 @@ class StudentRows:
         """
         if targets not in ("all_rows", "member"):
             return self
-        taught = self.cached.plain() if targets == "all_rows" else self.cached.member(seed)
+        taught = self.cached.all_rows_teacher() if targets == "all_rows" else self.cached.member(seed)
         return replace(self, teacher_logits=torch.from_numpy(taught.logits).to(self.labels.device))
 
     def shuffled_within_class(self, seed: int) -> "StudentRows":

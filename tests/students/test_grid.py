@@ -77,7 +77,7 @@ def test_a_student_that_never_had_a_finite_loss_is_told_of_the_rate_at_work(cach
     assert "got none at step 1 (last finite: none). Lower distill.probe_lr (now 0.003)." in error
     code, _, _ = run("distill", "--task", "cb", "--arm", "kl", *huge)
     assert code == 1
-    (result,) = (cached / ".kdcache").glob("distill-*/students/kl-0/result.json")
+    (result,) = (cached / ".kdcache").glob("grid-*/students/kl-0/result.json")
     assert json.loads(result.read_text(), parse_constant=pytest.fail)["diverged"] == {
         "step": 1, "last_finite_loss": None,
     }  # fmt: skip

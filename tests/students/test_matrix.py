@@ -1,4 +1,4 @@
-"""Every method on every architecture, as the table in docs/methods.md says, cell by cell."""
+"""Every method on every architecture, as the table in docs/reference/methods.md says, cell by cell."""
 
 import json
 import os
@@ -39,8 +39,8 @@ PLACES = [(name, "input") for name in ENCODERS] + [(name, "deep") for name in TA
 
 
 def table() -> dict[tuple[str, str], str]:
-    """(architecture, method) → the cell in docs/methods.md."""
-    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    """(architecture, method) → the cell in docs/reference/methods.md."""
+    text = (ROOT / "docs" / "reference" / "methods.md").read_text(encoding="utf-8")
     lines = text.split("<!-- matrix -->")[1].split("<!-- /matrix -->")[0].strip().splitlines()
     head, _, *rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
     return {(row[0], m): cell for row in rows for m, cell in zip(head[1:], row[1:], strict=True)}
