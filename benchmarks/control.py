@@ -16,11 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from kdcache.backbone.cut import load_encoder
 from kdcache.data.splits import read_split, sequences
 from kdcache.data.task import read_task
 from kdcache.encoder.batching import Encoded, encode, fixed_plan, iterate
-from kdcache.encoder.load import load_tokenizer, resolve, setup
+from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, setup
 
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # C
 BATCH_SIZE, MAX_LENGTH = 64, 128

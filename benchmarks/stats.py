@@ -21,7 +21,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from simulated import World, gain_of
 
-from kdcache.stats.contrasts import Table
+from kdcache.stats.contrasts import Contrast
 from kdcache.stats.estimates import effect, estimate, holm, mean_estimate
 from kdcache.stats.plan import components, planned, power
 from kdcache.stats.verdicts import gap_closed, non_inferiority
@@ -60,7 +60,7 @@ def student(points: float, variance: float, df: float) -> tuple[float, float]:
 
 def intervals(table: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[str, tuple[float, float]]]:
     """Each candidate's 95 % interval of one simulation."""
-    ours, (seeds, groups) = estimate(Table(table.mean(axis=1), table)), table.shape
+    ours, (seeds, groups) = estimate(Contrast(table.mean(axis=1), table)), table.shape
     of_groups = bootstrap(table, rng)
     crossed = (of_groups * rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES)).sum(1) / seeds
     yield "paired t over seeds", student(ours.points, ours.of_seeds, seeds - 1)

@@ -1,4 +1,4 @@
-"""Hook of mkdocs: links that leave docs/ point to copies of the files in the site."""
+"""Hook of mkdocs: links to files outside docs/ lead to copies of them in the site."""
 
 import posixpath
 import re
@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-LINK = re.compile(r"(\]\()(\.\./[^)#\s]*)((?:#[^)\s]*)?\))")
+LINK = re.compile(r"\[([^\]]*)\]\((\.\./[^)#\s]*)(#[^)\s]*)?\)")  # text, target, anchor
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -21,11 +21,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if target.startswith("docs/"):
             return match[0]
         source = ROOT / target
+        if source.is_dir():  # the site has no page for it
+            return match[1]
         if not source.is_file():
-            raise PluginError(f"{page.file.src_uri} links to {match[2]}, which is no file.")
+            raise PluginError(f"{page.file.src_uri} links to {match[2]}, which does not exist.")
         copy = f"files/{target.removesuffix('.md')}.txt" if target.endswith(".md") else f"files/{target}"
         if files.get_file_from_path(copy) is None:
             files.append(File.generated(config, copy, content=source.read_bytes()))
-        return match[1] + posixpath.relpath(copy, posixpath.dirname(page.file.src_uri)) + match[3]
+        return f"[{match[1]}]({posixpath.relpath(copy, posixpath.dirname(page.file.src_uri))})"
 
     return LINK.sub(rewrite, markdown)

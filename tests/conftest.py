@@ -1,6 +1,5 @@
 """Tiny models built from a config, never downloaded, a project folder around them, and its commands."""
 
-import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,11 +14,19 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from kdcache.cli import app
-from kdcache.data.official import SAMPLE
+from kdcache.data.superglue import SUPERGLUE
+from kdcache.data.task import Task
+from kdcache.data.taskfile import read_task_file
 from kdcache.params import read_params
 
 ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "sample"
 torch.set_num_threads(1)  # on models this small, a second thread only waits
+
+
+def superglue_task(name: str) -> Task:
+    """A task of SuperGLUE, without its rows."""
+    return read_task_file(SUPERGLUE[name]).task(name)
 
 
 def sample_words() -> list[str]:
@@ -107,7 +114,7 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     params["distill"] |= {
         "epochs": 1,
-        "head_start_epochs": 3,
+        "probe_epochs": 3,
         "num_virtual_tokens": 4,
         "seeds": [0, 1],
         "max_length": 64,
@@ -139,10 +146,34 @@ def fails(*arguments: str) -> str:
     return error.strip()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """On tiny tensors a second thread gains nothing, and waits for the first at every operation."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer BERT of 16 dims."""
     return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def write_project(folder: Path, tiny_model: Path, **sections: dict[str, Any]) -> Path:
+    """Write a tiny project: params.yaml and the model that it names; keyword arguments change sections."""
+    if not (folder / "tiny").is_dir():
+        shutil.copytree(tiny_model, folder / "tiny")
+    params = tiny_params("tiny", **sections)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    return folder
+
+
+def run_all(folder: Path, *commands: list[str]) -> None:
+    """Run commands in a folder; each must succeed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in commands:
+            code, out, error = run(*command)
+            assert code == 0, (command, out, error)
 
 
 @pytest.fixture
@@ -150,11 +181,7 @@ def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
     """Make a tiny project in a fresh folder and go there; keyword arguments change sections."""
 
     def make(name: str = "project", **sections: dict[str, Any]) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        shutil.copytree(tiny_model, folder / "tiny")
-        shutil.copytree(SAMPLE, folder / "sample")
-        write_params(folder, **sections)
+        folder = write_project(tmp_path / name, tiny_model, **sections)
         monkeypatch.chdir(folder)
         return folder
 
@@ -172,13 +199,9 @@ def build_once(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Ca
             folder = tmp_path_factory.mktemp("built") / "project"
             if commands:
                 shutil.copytree(build(commands[:-1], **sections), folder)
-                with contextlib.chdir(folder):
-                    assert run(*commands[-1].split())[0] == 0
+                run_all(folder, commands[-1].split())
             else:
-                folder.mkdir()
-                shutil.copytree(tiny_model, folder / "tiny")
-                shutil.copytree(SAMPLE, folder / "sample")
-                write_params(folder, **sections)
+                write_project(folder, tiny_model, **sections)
             built[key] = folder
         return built[key]
 
@@ -211,6 +234,13 @@ def cached_project(built_project: Callable[..., Path]) -> Callable[..., Path]:
         return built_project(*commands, name=name, **sections)
 
     return make
+
+
+@pytest.fixture
+def distilled_project(built_project: Callable[..., Path]) -> Path:
+    """A project with the students of two arms of cb in runs/cb."""
+    commands = ("prepare", "teach --task cb", "cache --task cb", "shrink")
+    return built_project(*commands, "distill --task cb --arm head --arm kl+gram --seed 0")
 
 
 @pytest.fixture

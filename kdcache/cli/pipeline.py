@@ -56,15 +56,17 @@ def distill(
     """Train students from the cache into runs/TASK/ARM-SEED/, to explore; `dvc repro` trains the table's."""
     with open_project(set_, debug, task) as project:
         chosen = chosen_tasks(project, task)
-        from kdcache.report.roles import find_roles
-        from kdcache.report.summary import results_markdown
+        from kdcache.report.cost import cost_table
+        from kdcache.report.findings import ReportParams
+        from kdcache.report.tables import score_table
         from kdcache.students.distill import explore
 
+        control = project.section("report", ReportParams).control
         for name in chosen:
             with project.timed("explore", name):
                 summary = explore(project, name, arm or (), seed or ())
-            section = project.raw["distill"]
-            typer.echo(results_markdown([summary], find_roles(section["arms"], section["method"]).head))
+            for table in (score_table([summary], control), cost_table([summary])):
+                typer.echo("\n".join([*table.markdown(), "", f"{table.caption}.", ""]))
             typer.echo(f"students: {project.paths.runs}/{name}/")
 
 
@@ -87,16 +89,14 @@ def report(
     task: Tasks = None,
     timings: Annotated[
         bool,
-        typer.Option(
-            "--timings", help="Also show this machine's wall times, and when the cache has paid off."
-        ),
+        typer.Option("--timings", help="Also show this machine's wall times, and what the cache saved."),
     ] = False,
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Write reports/ from what all students did, index.html above all, and print the results."""
+    """Write reports/ (index.html, results.md, results.json, results.svg) and print results.md."""
     with open_project(set_, debug, task) as project:
-        from kdcache.report.report import read_live_costs, read_timings
+        from kdcache.report.report import read_timed_savings, read_timings
         from kdcache.report.report import report as stage
 
         if task:
@@ -109,9 +109,9 @@ def report(
             header = ["stage", "task", "seconds", "threads"]
             rows = [[str(entry[key]) for key in header] for entry in entries]
             _show("Wall time of the last run", header, rows, text_columns=2)
-            live = read_live_costs(project, entries)
-            if live.rows:
-                _show(live.caption, live.header, live.rows, live.text_columns)
+            saved = read_timed_savings(project, entries)
+            if saved.rows:
+                _show(saved.caption, saved.header, saved.rows, saved.text_columns)
 
 
 def _show(title: str, header: list[str], rows: list[list[str]], text_columns: int) -> None:

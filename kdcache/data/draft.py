@@ -10,8 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdcache.data.guess import Guess, Values, is_number, spell_label
-from kdcache.data.rows import FORMATS, Layout, read_rows
+from kdcache.data.formats import FORMATS, Layout
+from kdcache.data.guess import Guess, Values, is_number
+from kdcache.data.readers import read_rows
+from kdcache.data.schema import spell_label
 from kdcache.errors import DataError, shorten
 
 HEADER_CHARACTERS = 60  # of a column's name; longer is a text
@@ -35,26 +37,16 @@ def read_table(path: Path) -> tuple[list[Values], Layout]:
     if path.suffix not in FORMATS:
         raise DataError(f"{path}: a table must end in {', '.join(FORMATS)}. Rename or convert the file.")
     layout = Layout()
-    columns: Sequence[str] = ()
     kind = FORMATS[path.suffix]
     if kind == "csv":
         with path.open(encoding="utf-8", errors="replace") as file:
             first = file.readline()
         delimiter = max(",;\t|", key=first.count)
         layout = Layout(delimiter=None if delimiter == "," else delimiter)
-    if kind == "parquet":
-        columns = _parquet_columns(path)
-    rows: list[Values] = [row.values for row in read_rows(path, layout, columns)]
+    rows: list[Values] = [row.values for row in read_rows(path, layout, (), optional=None)]
     if kind in ("csv", "tsv"):
         _require_header(path, rows)
     return rows, layout
-
-
-def _parquet_columns(path: Path) -> Sequence[str]:
-    try:
-        return pq.read_schema(path).names
-    except (pa.ArrowException, OSError):
-        return ()  # the reader says what is wrong
 
 
 def _require_header(path: Path, rows: Sequence[Values]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcache.data.schema import spell_label
 from kdcache.errors import DataError
 
 LABEL_NAMES = (
@@ -85,17 +86,6 @@ def guess_columns(path: Path, rows: Sequence[Values]) -> Guess:
         group=group,
         unused=tuple(name for name in names if name not in used),
     )
-
-
-def spell_label(value: Any) -> str:
-    """Return a label as text, and "" where the row has none.
-
-    >>> spell_label(True), spell_label(3), spell_label(None), spell_label(0.5)
-    ('true', '3', '', '')
-    """
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, (str, int)) and str(value).strip() else ""
 
 
 def label_problem(values: Sequence[Any]) -> str | None:

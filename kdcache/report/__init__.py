@@ -1,6 +1,6 @@
-"""What the students did → statements, tables, figures, one page; pure functions, no files.
+"""The report: what the students of all tasks did, as one page, tables, numbers and a picture.
 
-``roles`` decides which arm is compared with which, ``findings`` computes every number by ``kdcache.stats``.
-``answer`` says them in sentences, ``tables`` and ``charts`` show them, ``sections`` puts both in order;
-``page`` writes HTML and Markdown, ``numbers`` JSON. ``summary`` needs a task's metrics alone.
+``comparisons`` and ``findings`` compute every number with ``kdcache.stats``. ``answer`` puts them into
+sentences, ``tables`` and ``cost`` into tables, ``figures`` into pictures. ``page`` writes HTML, Markdown and
+JSON, and ``report`` is the stage.
 """

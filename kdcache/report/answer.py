@@ -1,23 +1,22 @@
-"""Findings → the answer in a few sentences; arms stand between backticks."""
+"""The answer in a few sentences; names of arms stand between backticks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdcache.report.comparisons import OVER_CE, RELATION, Comparison
-from kdcache.report.findings import WANTED, Findings, Plan
-from kdcache.report.roles import PROMPTLESS, Roles
-from kdcache.stats.estimates import Estimate
-from kdcache.stats.verdicts import Share
+from kdcache.report.comparisons import Comparison, has_prompt
+from kdcache.report.findings import WANTED, Findings, SeedPlan
+from kdcache.stats.estimates import Estimate, decimal
+from kdcache.stats.verdicts import Verdict
 
-RISK = 0.05
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """One thing that is said.
+    """One thing that the report says.
 
     Args:
-        topic: in a word or two.
+        topic: a question or a word or two, with its punctuation.
         text: whole sentences.
     """
 
@@ -26,154 +25,181 @@ class Sentence:
 
 
 def answer(findings: Findings) -> list[Sentence]:
-    """Say what was found, what was not, and what could not be asked."""
-    effects = {c.question: Sentence(c.question, sentence(c)) for c in findings.comparisons}
-    first = [effects.pop(OVER_CE)] if OVER_CE in effects else _unknown(findings.roles)
-    second = [effects.pop(RELATION)] if RELATION in effects else _no_relation(findings.roles)
+    """Say what was found, what was not, and what is not known; the main questions come first."""
     return [
-        *first, _gap(findings), *second, *effects.values(), _teacher(findings), *_failures(findings),
-        *_still_rising(findings), *_planning(findings.plan), *_cautions(findings),
+        Sentence("Does distillation lift the students over the baseline?", _lift(findings)),
+        Sentence("Is the teacher reached?", _teacher(findings)),
+        *_gap(findings), *_other_comparisons(findings), *_below_control(findings), *_diverged(findings),
+        *_still_rising(findings), *_seeds_needed(findings.plan), *_one_seed(findings),
     ]  # fmt: skip
+
+
+def points(estimate: Estimate) -> str:
+    """An effect with its interval in a sentence.
+
+    >>> points(Estimate(1.0, 0.2, 0.05, df_seeds=4, df_groups=299, seeds=5, groups=300))
+    '+1.0 points (95% CI −0.3 to 2.3)'
+    """
+    return f"{decimal(estimate.points, '+')} points (95% CI {estimate.range})"
+
+
+def shown(found: Comparison) -> str:
+    """Which difference a comparison shows: ``better``, ``worse`` or ``none``."""
+    p = found.mean.p if found.holm is None else found.holm
+    if found.mean.low <= 0 <= found.mean.high or p > ALPHA:
+        return "none"
+    return "better" if found.mean.points > 0 else "worse"
 
 
 def sentence(found: Comparison) -> str:
-    """What a comparison says, and how far it was planned."""
-    said = verdict(found.mean)
-    if found.holm is not None and found.mean.p < RISK <= found.holm:
-        said = f"{found.mean} points, alone distinguishable from 0, among the planned comparisons not"
-    text = f"`{found.arm}` over `{found.over}`: {said}, {_over(list(found.by_task))}."
-    if found.with_gap:
-        text += f" On the tasks with a gap to close: {verdict(found.with_gap)}."
-    if found.place == "secondary":
-        return f"{text} After Holm, p = {found.holm:.2g}."
-    return text + (" The primary comparison." if found.place == "primary" else " Not planned, not corrected.")
+    """A comparison with its interval, and how far it was planned.
 
-
-def _unknown(roles: Roles) -> list[Sentence]:
-    if roles.ce is None:
-        return [Sentence(OVER_CE, "Not known: no arm learns a prompt from the labels alone (`ce: {}`).")]
-    return [Sentence(OVER_CE, "Not known: no arm learns a prompt from the teacher.")]
-
-
-def _no_relation(roles: Roles) -> list[Sentence]:
-    if roles.distilled is None:
-        return []
-    lacking = "`inter_class` alone" if roles.relation else "both `inter_class` and `inter_instance`"
-    return [Sentence(RELATION, f"Not asked: no arm has {lacking}.")]
-
-
-def verdict(estimate: Estimate) -> str:
-    """An effect with its interval, and whether that leaves out 0.
-
-    >>> verdict(Estimate(1.0, 0.2, 0.05, df_seeds=4, df_groups=299, seeds=5, groups=300))
-    '+1.0 [-0.3, 2.3] points, not distinguishable from 0'
-    >>> verdict(Estimate(-1.0, 0.0, 0.05, df_seeds=4, df_groups=299, seeds=5, groups=300))
-    '-1.0 [-1.4, -0.6] points, worse'
+    >>> mean = Estimate(1.0, 0.2, 0.05, df_seeds=4, df_groups=299, seeds=5, groups=300)
+    >>> sentence(Comparison("kl", "ce", {"wic": mean}, mean, "primary"))
+    '`kl` over `ce`: +1.0 points (95% CI −0.3 to 2.3) on wic. This is the primary comparison.'
     """
-    holds = estimate.low <= 0 <= estimate.high
-    what = "not distinguishable from 0" if holds else "better" if estimate.points > 0 else "worse"
-    return f"{estimate} points, {what}"
+    text = f"`{found.arm}` over `{found.over}`: {points(found.mean)} {_where(list(found.by_task))}."
+    if found.place == "primary":
+        return f"{text} This is the primary comparison."
+    if found.holm is None:
+        return f"{text} The comparison was not planned, so it is not corrected."
+    return f"{text} After Holm's correction p = {found.holm:.2g}."
 
 
-def _over(tasks: Sequence[str]) -> str:
-    return f"mean over {len(tasks)} tasks" if len(tasks) > 1 else f"on {tasks[0]}"
+def _where(tasks: Sequence[str]) -> str:
+    return f"in the mean over {len(tasks)} tasks" if len(tasks) > 1 else f"on {tasks[0]}"
 
 
-def _gap(findings: Findings) -> Sentence:
-    roles = findings.roles
-    if roles.full is None or roles.ce is None or roles.head is None:
-        lacking = {"full": "{method: full, lr: 1e-4}", "ce": "{}", "head": "{method: head}"}
-        needed = [f"`{name}: {lacking[name]}`" for name in lacking if getattr(roles, name) is None]
-        return Sentence(
-            "Gap", f"How much closes is not known: that takes {' and '.join(needed)} among the arms."
+def _list(names: Sequence[str]) -> str:
+    """Join names: ``a, b and c``."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _count(number: int, singular: str, plural: str) -> str:
+    return f"{number} {singular if number == 1 else plural}"
+
+
+def _lift(findings: Findings) -> str:
+    if findings.baseline is None:
+        return f"Not known: `{findings.params.baseline}` (report.baseline) is not among the arms."
+    if findings.distilled is None:
+        return "Not known: no prompt arm learns from the teacher."
+    if findings.lift is None:
+        return f"Not known: `{findings.distilled}` and `{findings.baseline}` share no seed."
+    words = {"better": "Yes.", "worse": "No, it is worse.", "none": "No difference is shown."}
+    return f"{words[shown(findings.lift)]} {sentence(findings.lift)}"
+
+
+def _teacher(findings: Findings) -> str:
+    if findings.control is None:
+        return (
+            f"Not known: `{findings.params.control}` (report.control) is not among the arms. Without one "
+            "it is not known either which arms work and whether there is a gap to close."
         )
-    if findings.gap_tasks is None:
-        return Sentence(
-            "Gap", f"How much closes is not known: `{roles.full}` and `{roles.head}` share no student's seed."
-        )
-    if not findings.gap_tasks:
-        return Sentence(
-            "Gap", f"There is none to close: on no task does `{roles.full}` beat `{roles.head}` by a point."
-        )
-    if roles.distilled is None:
-        return Sentence("Gap", "How much closes is not known: no distilled arm beside it.")
-    share = findings.shares.get(roles.distilled)
-    text = f"What `{roles.distilled}` closes is not known: it shares no seed with the others."
-    if share:
-        text = _closes(share, roles.distilled, roles.ce, roles.full, findings.gap_tasks)
-    others = [
-        f"`{arm}` {of_arm}" for arm, of_arm in findings.shares.items()
-        if arm != roles.distilled and of_arm.low is not None and of_arm.low > 0
-    ]  # fmt: skip
-    return Sentence("Gap", text + (f" Other arms above 0: {', '.join(others)}." if others else ""))
-
-
-def _closes(share: Share, arm: str, ce: str, full: str, tasks: Sequence[str]) -> str:
-    where = f"on the tasks where full tuning beats the head by a point ({', '.join(tasks)})"
-    if share.percent is None:
-        return f"No share: `{full}` over `{ce}` is {verdict(share.gap)}, {where}."
-    text = f"`{arm}` closes {share} of the {share.gap} points between `{ce}` and `{full}`, {where}."
-    if share.low is not None and share.high is not None and share.low <= 0 <= share.high:
-        text += " The interval holds 0: not distinguishable from closing nothing."
-    return text
-
-
-def _teacher(findings: Findings) -> Sentence:
-    if findings.roles.head is None:
-        return Sentence(
-            "Teacher", "Whether a student reaches it is not asked without `head: {method: head}`."
-        )
-    by_verdict: dict[str, list[str]] = {}
+    arms: dict[str, list[str]] = {}
     for task, of_task in findings.verdicts.items():
         for arm, found in of_task.items():
-            by_verdict.setdefault(found.verdict, []).append(f"`{arm}` on {task}")
+            arms.setdefault(found.verdict, []).append(f"`{arm}` on {task}")
+    asked = [task for task, of_task in findings.verdicts.items() if _is_asked(of_task)]
+    near = [task for task, of_task in findings.verdicts.items() if of_task and task not in asked]
     unknown = [task for task, of_task in findings.verdicts.items() if not of_task]
-    asked = [
-        task for task, of_task in findings.verdicts.items()
-        if any(found.verdict != "not asked" for found in of_task.values())
-    ]  # fmt: skip
-    near = [task for task in findings.tasks if task not in (*asked, *unknown)]
     said = []
     if asked:
-        reached = ", ".join(by_verdict.get("reaches", [])) or "no student"
-        undecided, below = (len(by_verdict.get(name, [])) for name in ("open", "below"))
-        said.append(f"Shown to be reached (less than 1 point below, at 5 % risk) by {reached}.")
-        fail = "does" if below == 1 else "do"
-        said.append(f"Of the other arms, counted on each task, {undecided} may reach it, {below} {fail} not.")
-    if near and not asked:
-        where = "On no task" if not unknown else f"Not on {', '.join(near)}"
-        said.append(f"{where} is it 5 points above the head: reaching it would mean nothing.")
-    elif near:
-        said.append(f"Not asked, as it is hardly above the head: {', '.join(near)}.")
+        reached = arms.get("reaches", [])
+        said.append(f"Yes, by {_list(reached)}." if reached else "Not shown for any arm.")
+        counts = [
+            _count(len(arms.get(verdict, [])), *words)
+            for verdict, words in {
+                "open": ("is open", "are open"), "below": ("stays below", "stay below"),
+            }.items()
+            if verdict in arms
+        ]  # fmt: skip
+        if counts:
+            said.append(f"Of the other cases, one per arm and task, {_list(counts)}.")
+    if near:
+        why = f"the teacher is less than 5 points above `{findings.control}` there"
+        said.append(f"Not asked on {_list(near)}: {why}.")
     if unknown:
-        said.append(f"Not known, for want of a head to compare with: {', '.join(unknown)}.")
-    return Sentence("Teacher", " ".join(said))
+        said.append(f"Not known on {_list(unknown)}: `{findings.control}` has no student there.")
+    return " ".join(said)
 
 
-def _failures(findings: Findings) -> list[Sentence]:
-    found = []
-    head = findings.roles.head
-    for record in findings.records:
-        if head is not None and head not in record.metrics["arms"]:
-            text = f"Whether a prompt arm is above `{head}` on {record.name} is not known"
-            found.append(Sentence("Not working", f"{text}: it has no student there."))
+def _is_asked(verdicts: dict[str, Verdict]) -> bool:
+    return any(found.verdict != "not asked" for found in verdicts.values())
+
+
+def _gap(findings: Findings) -> list[Sentence]:
+    """The share of the gap that the distilled arm closes; nothing without the arms that it takes."""
+    upper, control, baseline, arm = findings.upper, findings.control, findings.baseline, findings.distilled
+    if None in (upper, control, baseline, arm):
+        return []
+    topic = f"How much of the gap between `{baseline}` and `{upper}` closes?"
+    if findings.gap_tasks is None:
+        return [Sentence(topic, f"Not known: `{upper}` and `{control}` share no seed.")]
+    if not findings.gap_tasks:
+        return [Sentence(topic, f"There is none: `{upper}` is nowhere a point above `{control}`.")]
+    share = findings.shares.get(str(arm))
+    where = f"on {_list(findings.gap_tasks)}"
+    if share is None:
+        text = f"Not known: `{arm}` shares no seed with `{baseline}` and `{upper}`."
+    elif share.percent is None:
+        text = f"There is no share to give: `{upper}` over `{baseline}` is {points(share.gap)} {where}."
+    else:
+        text = f"`{arm}` closes {share} of the {decimal(share.gap.points)} points {where}."
+        if share.low is not None and share.high is not None and share.low <= 0 <= share.high:
+            text += " The interval includes 0, so it may close nothing."
+    others = [
+        f"`{name}`"
+        for name, of in findings.shares.items()
+        if name != arm and of.low is not None and of.low > 0
+    ]
+    return [Sentence(topic, text + (f" More than 0 is also shown for {_list(others)}." if others else ""))]
+
+
+def _other_comparisons(findings: Findings) -> list[Sentence]:
+    """The primary comparison if it is another than the lift, and which others show a difference."""
+    others = [c for c in findings.comparisons if c != findings.lift]
+    said = [Sentence("Primary comparison.", sentence(c)) for c in others if c.place == "primary"]
+    words = {"better": "Better", "worse": "Worse", "none": "No difference shown"}
+    texts = []
+    for found, word in words.items():
+        pairs = [f"`{c.arm}` over `{c.over}`" for c in others if c.place == "secondary" and shown(c) == found]
+        texts += [f"{word}: {', '.join(pairs)}."] if pairs else []
+    if texts:
+        said.append(Sentence("Other comparisons, after Holm's correction.", " ".join(texts)))
+    if findings.unpaired:
+        pairs = [f"`{arm}` and `{over}`" for arm, over in findings.unpaired]
+        said.append(Sentence("Not compared.", f"These arms share no seed: {', '.join(pairs)}."))
+    return said
+
+
+def _below_control(findings: Findings) -> list[Sentence]:
+    said = []
     for task, arms in findings.not_working.items():
-        arms_of_task = next(record for record in findings.records if record.name == task).metrics["arms"]
-        prompts = [f"`{arm}`" for arm in arms if arms_of_task[arm]["method"] not in PROMPTLESS]
-        others = [f"`{arm}`" for arm in arms if arms_of_task[arm]["method"] in PROMPTLESS]
+        prompts = [f"`{arm}`" for arm in arms if has_prompt(findings.arms[arm])]
+        others = [f"`{arm}`" for arm in arms if not has_prompt(findings.arms[arm])]
         if prompts:
-            found.append(Sentence("Not working", f"At or below the head on {task}: {', '.join(prompts)}."))
+            text = f"These prompt arms are not above `{findings.control}` on {task}: {', '.join(prompts)}."
+            said.append(Sentence("Not working.", text))
         if others:
-            found.append(Sentence("Below the head", f"Without a prompt, on {task}: {', '.join(others)}."))
+            text = f"These arms have no prompt and are not above it on {task}: {', '.join(others)}."
+            said.append(Sentence(f"Not above `{findings.control}`.", text))
+    return said
+
+
+def _diverged(findings: Findings) -> list[Sentence]:
+    said = []
     for record in findings.records:
-        for student in record.metrics.get("diverged", ()):
+        for student in record.metrics["diverged"]:
+            step, last = student["diverged"]["step"], student["diverged"]["last_finite_loss"]
+            loss = "none" if last is None else f"{last:.4g}"
             who = f"`{student['arm']}`, seed {student['seed']}, on {record.name}"
-            found.append(Sentence("Diverged", f"{who} at step {student['diverged']['step']}; left out."))
-    return found
+            said.append(f"{who} at step {step} (last finite loss {loss}).")
+    return [Sentence("Diverged and left out.", " ".join(said))] if said else []
 
 
 def _still_rising(findings: Findings) -> list[Sentence]:
-    """Arms whose mean score on tune is highest after their last epoch: perhaps not done learning."""
+    """Arms whose mean score on tune is highest after their last epoch, so that more epochs may help."""
     rises: dict[str, list[str]] = {}
     for record in findings.records:
         score = f"tune_{record.metrics['metric']}"
@@ -181,35 +207,30 @@ def _still_rising(findings: Findings) -> list[Sentence]:
             continue
         for arm, curve in record.curves.sort_values("epoch").groupby("arm", sort=False)[score]:
             if len(curve) > 2 and curve.iloc[-1] > (before := curve.iloc[:-1].max()):
-                rises.setdefault(str(arm), []).append(f"{record.name} +{100 * (curve.iloc[-1] - before):.1f}")
+                rise = decimal(100 * (curve.iloc[-1] - before), "+")
+                rises.setdefault(str(arm), []).append(f"{record.name} {rise}")
     if not rises:
         return []
     arms = ", ".join(f"`{arm}` ({', '.join(rises[arm])})" for arm in findings.arms if arm in rises)
-    text = f"Best on tune after the last epoch (points over the best before): {arms}. More may lift them."
-    if (ce := findings.roles.ce) in rises:
-        text += f" A gain over `{ce}` may then be one of steps, not of the teacher."
-    return [Sentence("Still rising", text)]
+    text = f"These arms score best on tune after their last epoch, in points over the best before: {arms}. "
+    text += "More epochs may help them."
+    if findings.baseline in rises:
+        text += f" A gain over `{findings.baseline}` may then come from more steps, not from the teacher."
+    return [Sentence("Still rising.", text)]
 
 
-def _planning(plan: Plan | None) -> list[Sentence]:
+def _seeds_needed(plan: SeedPlan | None) -> list[Sentence]:
     if plan is None:
         return []
-    text = f"`{plan.arm}` over `{plan.over}` is known to ± {plan.half:.2g} points with {plan.seeds} seeds. "
-    text += (
-        f"For ± {WANTED:g} it takes {plan.to_know} seeds per arm." if plan.to_know
-        else f"No number of seeds makes it ± {WANTED:g} on these rows."
-    )  # fmt: skip
-    detects = f"{plan.to_find} seeds detect" if plan.to_find else "No number detects"
-    text += f" {detects} a true effect of {WANTED:g} with a power of 80 %."
-    return [Sentence("Planning", text)]
+    text = f"`{plan.arm}` over `{plan.over}` is known to ±{plan.half:.2g} points with {plan.seeds} seeds."
+    know = f"{plan.to_know} seeds per arm give" if plan.to_know else "No number of seeds gives"
+    find = f"{plan.to_find} seeds per arm find" if plan.to_find else "No number of seeds finds"
+    text += f" {know} ±{WANTED:g} points on these rows. {find} a true effect of {WANTED:g} with 80% power."
+    return [Sentence("Seeds needed.", text)]
 
 
-def _cautions(findings: Findings) -> list[Sentence]:
+def _one_seed(findings: Findings) -> list[Sentence]:
     if findings.seeds > 1:
         return []
-    return [
-        Sentence(
-            "One seed",
-            "Arms trained once have intervals that know of other examples, not of other seeds.",
-        )
-    ]
+    text = "Some arms were trained once. Their intervals cover new examples, but not new seeds."
+    return [Sentence("One seed.", text)]

@@ -1,98 +1,110 @@
-"""Arms over arms: a study's planned comparisons, and the questions that always stand."""
+"""Comparisons of arms: which pairs, and the effect of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from kdcache.errors import DataError
-from kdcache.report.roles import Roles
+from kdcache.errors import DataError, ParamsError, nearest
 from kdcache.stats.estimates import Estimate, effect, holm, mean_estimate
 from kdcache.stats.runs import Runs
 
-RELATION = "The inter-instance loss beside the inter-class one"
-OVER_CE = "Distillation over cross-entropy alone"
-Place = Literal["primary", "secondary", "unplanned"]
+PROMPTLESS = ("head", "full", "lora")  # every other method learns a prompt
+
+Pair = tuple[str, str]  # an arm and the arm it is compared with
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One arm over another.
 
-    A *primary* comparison stands for itself, *secondary* ones are corrected together, and *unplanned* are
-    the standing questions that a plan leaves out.
-
     Args:
-        question: what it answers.
-        arm: the one that should be better.
-        over: the other.
-        by_task: task → effect, where both arms have predictions.
-        mean: over these tasks.
-        with_gap: over those of them that have a gap to close; None where that is not known, or all.
-        place: among the comparisons of the study.
-        holm: p-value within the family of secondary comparisons; None for the others.
+        arm: the arm that should be better.
+        over: the arm it is compared with.
+        by_task: task → effect, where both have predictions and share seeds.
+        mean: the mean effect over these tasks.
+        place: ``primary`` stands for itself, ``secondary`` ones are corrected together, ``unplanned`` is not
+            corrected.
+        holm: the p-value after correction; None unless secondary.
     """
 
-    question: str
     arm: str
     over: str
     by_task: dict[str, Estimate]
     mean: Estimate
-    with_gap: Estimate | None = None
-    place: Place = "secondary"
+    place: Literal["primary", "secondary", "unplanned"]
     holm: float | None = None
 
 
-def effects(runs: Mapping[str, Runs], arm: str | None, over: str | None) -> dict[str, Estimate]:
-    """task → effect of an arm over another, where both have predictions and share seeds."""
-    if arm is None or over is None:
-        return {}
-    return {task: effect(r, arm, over) for task, r in runs.items() if comparable(r, arm, over)}
+def has_prompt(arm: Mapping[str, Any]) -> bool:
+    """Whether an arm's students learn a prompt."""
+    return arm["method"] not in PROMPTLESS
+
+
+def is_taught(arm: Mapping[str, Any]) -> bool:
+    """Whether an arm's students learn from the teacher."""
+    return arm["targets"] is not None
 
 
 def comparable(runs: Runs, *arms: str | None) -> bool:
-    """Whether all arms are there, with a seed in common: a diverged student may have had the only one."""
+    """Whether all arms have predictions and share a seed: a diverged student may have had the only one."""
     try:
         return None not in arms and bool(runs.paired([arm for arm in arms if arm is not None]))
     except DataError:
         return False
 
 
-def compare(
-    runs: Mapping[str, Runs],
-    roles: Roles,
-    gap_tasks: Sequence[str] | None,
-    planned: Sequence[tuple[str, str]],
-) -> list[Comparison]:
-    """Ask what was planned, and then what is not among it of the standing questions.
+def effects(runs: Mapping[str, Runs], arm: str | None, over: str | None) -> dict[str, Estimate]:
+    """Estimate an arm's effect over another on each task where both can be compared."""
+    if arm is None or over is None:
+        return {}
+    return {task: effect(found, arm, over) for task, found in runs.items() if comparable(found, arm, over)}
+
+
+def planned_pairs(comparisons: Sequence[Sequence[str]], known: Collection[str]) -> list[Pair]:
+    """Check the comparisons of the parameters.
+
+    Args:
+        comparisons: pairs [arm, over].
+        known: the names of all arms.
+
+    Raises:
+        ParamsError: one is not a pair, or names an unknown arm.
+    """
+    pairs = []
+    for k, pair in enumerate(comparisons):
+        where = f"report.comparisons[{k}]"
+        if len(pair) != 2 or pair[0] == pair[1]:
+            raise ParamsError(f"{where}: A comparison is a pair [arm, over] of two arms, got {list(pair)}.")
+        for name in pair:
+            if name not in known:
+                raise ParamsError(f"{where}: Unknown arm {name!r}. {nearest(name, known)}")
+        pairs.append((pair[0], pair[1]))
+    return pairs
+
+
+def standing_pairs(
+    arms: Mapping[str, Mapping[str, Any]], control: str | None, baseline: str | None
+) -> list[Pair]:
+    """Pair every other prompt arm with the baseline, the first that learns from the teacher first."""
+    if baseline is None:
+        return []
+    prompts = [name for name, arm in arms.items() if has_prompt(arm) and name not in (control, baseline)]
+    first = next((name for name in prompts if is_taught(arms[name])), None)
+    return [(name, baseline) for name in sorted(prompts, key=lambda name: name != first)]
+
+
+def compare_arms(runs: Mapping[str, Runs], pairs: Sequence[Pair]) -> list[Comparison]:
+    """Estimate the effect of each pair; the first is primary, the others are corrected together.
 
     Args:
         runs: task → its runs under the first metric.
-        roles: which arm plays which part.
-        gap_tasks: those with a gap to close, where that is known.
-        planned: (arm, over), the primary comparison first; empty takes the standing questions.
+        pairs: arms; a pair that shares no seed on any task is left out.
     """
-    standing = [
-        (RELATION, roles.relation, roles.kl),
-        (OVER_CE, roles.distilled, roles.ce),
-        ("The inter-class loss over cross-entropy alone", roles.kl, roles.ce),
-        ("Logits over features", roles.kl, roles.feature),
-    ]
-    question_of = {(arm, over): question for question, arm, over in reversed(standing)}
-    asked = [(question_of.get((arm, over), f"{arm} over {over}"), arm, over) for arm, over in planned]
-    found: dict[tuple[str, str], Comparison] = {}
-    for question, arm, over in [*asked, *standing]:
-        by_task = effects(runs, arm, over)
-        if arm and over and by_task and (arm, over) not in found:
-            part = [by_task[task] for task in gap_tasks or () if task in by_task]
-            with_gap = mean_estimate(part) if 0 < len(part) < len(by_task) else None
+    found = []
+    for k, (arm, over) in enumerate(pairs):
+        if by_task := effects(runs, arm, over):
             mean = mean_estimate(list(by_task.values()))
-            found[arm, over] = Comparison(question, arm, over, by_task, mean, with_gap)
-    primary = planned[0] if planned else (roles.relation, roles.kl)
-    family = [key for key in found if key != primary and (not planned or key in planned)]
-    adjusted = holm({" over ".join(key): found[key].mean.p for key in family})
-    places: dict[Any, Place] = {key: "secondary" for key in family}
-    places[primary] = "primary"
-    return [
-        replace(c, place=places.get(key, "unplanned"), holm=adjusted.get(" over ".join(key)))
-        for key, c in found.items()
-    ]
+            found.append(Comparison(arm, over, by_task, mean, "secondary" if k else "primary"))
+    family = {f"{c.arm} over {c.over}": c.mean.p for c in found if c.place == "secondary"}
+    adjusted = holm(family)
+    return [replace(c, holm=adjusted.get(f"{c.arm} over {c.over}")) for c in found]

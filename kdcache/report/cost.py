@@ -1,30 +1,28 @@
-"""What the cache saves: forward passes of the teacher, against one in every step of every student."""
+"""The cost of teachers and students in counts, and what the cache saves over a live teacher."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcache.report.roles import Recipe, learns_from_teacher
-from kdcache.report.summary import Table
+from kdcache.report.comparisons import is_taught
+from kdcache.report.tables import NONE, Table
 
 FORMULA = (
-    "A live teacher reads every example of every step of every student with a teacher's loss: per student "
-    "as many examples as it is trained on after the head start, which is not counted, and with it no arm "
-    "that is a head alone. The cache has paid for itself after (examples read for the cache) / (examples "
-    "per student) students; with wall times, after (seconds of caching) / (examples per student / rate), "
-    "where the rate is (examples read for the cache) / (seconds of caching)."
+    "A live teacher would read every example of every step of every student that learns from it; the "
+    "linear-probe warm-up and students that are only a probe are not counted. The cache pays for itself "
+    "after (examples read for the cache) / (examples per student) students."
 )
 
 
 @dataclass(frozen=True)
 class Saving:
-    """Of one task, in examples that a teacher reads.
+    """The examples that the teacher of one task reads.
 
     Args:
-        task: its name.
+        task: the name of the task.
         cached: for the cache, folds and evaluation rows included.
-        live: what all students with a teacher's loss were trained on.
-        students: how many these are.
+        live: what it would read for all students that learn from it.
+        students: the number of these students.
     """
 
     task: str
@@ -34,7 +32,7 @@ class Saving:
 
     @property
     def break_even(self) -> float | None:
-        """After how many students the cache has paid for itself; None without such students.
+        """The number of students after which the cache has paid for itself; None without students.
 
         >>> Saving("wic", cached=1704, live=14040, students=9).break_even
         1.0923076923076922
@@ -42,19 +40,11 @@ class Saving:
         return self.cached * self.students / self.live if self.live else None
 
 
-def savings(tasks: Sequence[Mapping[str, Any]], recipes: Mapping[str, Recipe | None]) -> list[Saving]:
-    """Of each task.
-
-    Args:
-        tasks: their metrics, as distill wrote them.
-        recipes: arm → as ``distill.arms`` has it.
-    """
+def savings(tasks: Sequence[Mapping[str, Any]]) -> list[Saving]:
+    """Compute the saving on each task from its metrics."""
     found = []
     for task in tasks:
-        arms = [
-            arm for name, arm in task["arms"].items()
-            if learns_from_teacher(recipes.get(name)) and arm["examples"]  # a head alone has none
-        ]  # fmt: skip
+        arms = [arm for arm in task["arms"].values() if is_taught(arm) and arm["examples"]]
         students = sum(len(arm["validation"][task["metric"]]["seeds"]) for arm in arms)
         cached = task["teacher"]["cost"]["forward_examples"]
         found.append(Saving(task["task"], cached, sum(arm["examples"] for arm in arms), students))
@@ -62,34 +52,70 @@ def savings(tasks: Sequence[Mapping[str, Any]], recipes: Mapping[str, Recipe | N
 
 
 def saving_table(found: Sequence[Saving]) -> Table:
-    """In counts, which no machine changes."""
+    """Tabulate savings in counts, which no machine changes."""
     rows = [
         [
-            s.task, str(s.cached), str(s.live), str(s.students),
-            "—" if s.break_even is None else f"{s.break_even:.1f}",
+            s.task,
+            str(s.cached),
+            str(s.live),
+            str(s.students),
+            NONE if s.break_even is None else f"{s.break_even:.1f}",
         ]
         for s in found
-    ]  # fmt: skip
+    ]
     header = ["task", "for the cache", "live, all students", "students", "students to break even"]
     return Table("Examples that a teacher reads", header, rows)
 
 
-def live_table(found: Sequence[Saving], timings: Sequence[Mapping[str, Any]]) -> Table:
-    """The same in seconds of this machine, for the tasks whose cache was built on it."""
+def timed_saving_table(found: Sequence[Saving], timings: Sequence[Mapping[str, Any]]) -> Table:
+    """Tabulate savings in seconds, for the tasks whose cache was built on this machine."""
     seconds = {entry["task"]: entry["seconds"] for entry in timings if entry["stage"] == "cache_teacher"}
     rows = []
     for s in found:
         spent = seconds.get(s.task)
-        if not spent or not s.cached or not s.students:
-            continue
-        rate = s.cached / spent
-        live = s.live / rate
-        rows.append([
-            s.task, f"{rate:.0f}", f"{spent:.1f}", f"{live / s.students:.1f}", f"{live - spent:+.1f}",
-            f"{s.break_even:.1f}",
-        ])  # fmt: skip
+        if spent and s.cached and s.students:
+            rate = s.cached / spent
+            live = s.live / rate
+            rows.append(
+                [s.task, f"{rate:.0f}", f"{spent:.1f}", f"{live / s.students:.1f}", f"{live - spent:+.1f}"]
+            )
+    header = ["task", "teacher, examples/s", "caching, s", "live, s per student", "saved on all students, s"]
+    return Table("What the cache saved on this machine", header, rows)
+
+
+def cost_table(tasks: Sequence[Mapping[str, Any]]) -> Table:
+    """Tabulate the cost of teachers and students in counts, which no machine changes."""
+    rows = []
+    for task in tasks:
+        spent = task["teacher"]["cost"]
+        counts = [spent[key] for key in ("training_steps", "training_examples", "forward_examples")]
+        rows.append([task["task"], _teachers(task["teacher"]), "all", NONE, *map(str, counts)])
+        for name in task["arm_order"]:
+            arm = task["arms"][name]
+            counts = [arm[key] for key in ("trained_parameters", "probe_steps", "steps", "examples")]
+            rows.append([task["task"], f"{name}, all seeds", *map(str, counts), "0"])
     header = [
-        "task", "teacher, examples/s", "caching, s", "live, s per student", "saved on all students, s",
-        "students to break even",
-    ]  # fmt: skip
-    return Table("Break-even against live distillation, as measured on this machine", header, rows)
+        "task",
+        "",
+        "trained parameters",
+        "probe steps",
+        "steps",
+        "examples",
+        "teacher's forward examples",
+    ]
+    return Table("Cost in counts; examples are those after the warm-up", header, rows, text_columns=2)
+
+
+def _teachers(teacher: Mapping[str, Any]) -> str:
+    """Say how many teachers there are, and of what.
+
+    >>> _teachers({"folds": 2})
+    '3 teachers (all rows, 2 folds)'
+    >>> _teachers({"folds": 0, "members": {"accuracy": {"seeds": {"0": 0.9, "1": 0.8}}}})
+    '2 teachers (2 seeds)'
+    """
+    scores = next(iter(teacher.get("members", {}).values()), {"seeds": [0]})
+    seeds, folds = len(scores["seeds"]), teacher["folds"]
+    made_of = [f"all rows, {folds} folds"] if folds else []
+    made_of += [f"{seeds} seeds"] if seeds > 1 else []
+    return f"{seeds * (1 + folds)} teachers ({'; '.join(made_of)})" if made_of else "teacher"

@@ -1,164 +1,262 @@
-"""metrics and curves → figures: SVG files whose bytes depend on the numbers alone."""
+"""Every figure: one palette, one set of SVG settings and one drawing of intervals.
+
+The same numbers give the same bytes. Figures of the page are inline SVG elements at most 340 px wide, which
+take text and axes in the page's own colour; other figures are files. Colours are visible on white and on
+black, and markers or labels say the same as they do. Alternative texts hold the numbers. matplotlib is
+imported when a figure is drawn.
+"""
 
 import contextlib
+import io
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdcache.data.metrics import accuracy_interval
+from kdcache.stats.estimates import decimal
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from kdcache.analysis.analyse import CacheAnalysis, LabelAnalysis, SplitAnalysis
 
-# Colour-blind safe (Okabe & Ito, 2008), in the order arms or terms come.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+WIDTH = 340  # px; fits into a phone's 390 with margins
+# Colour-blind safe, after Okabe & Ito (2008), without those that are hard to see on white or on black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B57F00", "#3B8FD0")
 GREY = "#777777"
+MARKERS = ("o", "s", "^", "D", "v", "P")
+SIGNS = dict(zip(MARKERS, "●■▲◆▼✚", strict=True))  # the same markers as text, for legends
+POINTS_PER_PX = 0.75
+FONT_SIZE = 8  # points
+INK = "#010203"  # stands for the page's own colour
+LABEL_LENGTH = 18
+
+
+class Style(NamedTuple):
+    """The look of an arm in every figure."""
+
+    colour: str
+    marker: str
+
+
+class Interval(NamedTuple):
+    """A row of a drawing of intervals."""
+
+    label: str
+    points: float
+    low: float
+    high: float
+    style: Style
+
+
+def arm_styles(arms: Sequence[str], control: str | None) -> dict[str, Style]:
+    """Give each arm a style; the control is grey."""
+    others = [arm for arm in arms if arm != control]
+    colours = len(COLOURS)
+    styles = {
+        arm: Style(COLOURS[k % colours], MARKERS[(k + k // colours) % colours])
+        for k, arm in enumerate(others)
+    }
+    return {arm: styles.get(arm, Style(GREY, "o")) for arm in arms}
 
 
 @contextlib.contextmanager
-def _panels(rows: int, columns: int, path: Path, height: float = 3.6) -> Iterator[Any]:
-    """An array of axes of shape (rows, columns), written to ``path`` at the end."""
+def _drawing(width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[Any, Any]]:
+    """A figure and its array of axes of shape (rows, columns); sizes are in px."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    with matplotlib.rc_context({"svg.hashsalt": "kdcache", "font.size": 10, "svg.fonttype": "path"}):
-        size = (4.2 * columns, height * rows)
-        figure, panels = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-        yield panels
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
-        pyplot.close(figure)
+    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    settings: Any = dict.fromkeys(inked, INK) | {
+        "font.size": FONT_SIZE, "axes.titlesize": FONT_SIZE, "axes.titleweight": "bold",
+        "axes.titlelocation": "left", "axes.linewidth": 0.6, "axes.spines.top": False,
+        "axes.spines.right": False, "figure.facecolor": "none", "axes.facecolor": "none",
+        "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "kdcache",
+        "font.sans-serif": ["DejaVu Sans"],
+    }  # fmt: skip
+    with matplotlib.rc_context(settings):
+        size = (width * POINTS_PER_PX / 72, height * POINTS_PER_PX / 72)
+        figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        try:
+            yield figure, axes
+        finally:
+            pyplot.close(figure)
 
 
-def draw_results(tasks: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw one panel per task: a dot per student, a bar at each arm's mean, teacher and majority as lines.
+def _svg(figure: Any, **options: Any) -> str:
+    """The figure as SVG text, without a date."""
+    buffer = io.StringIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=metadata, **options)
+    return buffer.getvalue()
+
+
+def _inline(figure: Any, name: str, alt: str) -> str:
+    """The figure as an element of a page, with ids of its own and the page's colour for ink."""
+    text = _svg(figure)
+    width, height = (round(inches * 72 / POINTS_PER_PX) for inches in figure.get_size_inches())
+    _, box, body = re.split(r'(viewBox="[^"]*")[^>]*>', text, maxsplit=1)
+    body = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", body, flags=re.DOTALL)
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body).replace(INK, "currentColor")
+    return (
+        f'<svg role="img" aria-label="{escape(alt)}" width="{width}" height="{height}" {box}>{body.strip()}'
+    )
+
+
+def _save(figure: Any, path: Path) -> None:
+    """The figure as a file, in black on white."""
+    path.write_text(_svg(figure, facecolor="white").replace(INK, "#000000"), encoding="utf-8")
+
+
+def shorten_label(label: str) -> str:
+    """Cut a label so that it leaves room for the figure.
+
+    >>> shorten_label("kl+gram@all on all rows")
+    'kl+gram@all on al…'
+    """
+    return label if len(label) <= LABEL_LENGTH else label[: LABEL_LENGTH - 1] + "…"
+
+
+def _draw_intervals(
+    axes: Any, rows: Sequence[Interval], title: str, what: str, line: float | None, sign: str
+) -> None:
+    """Draw a point with its interval per row, from the top down, and the points as numbers on the right."""
+    for y, row in enumerate(rows):
+        axes.plot([row.low, row.high], [y, y], color=row.style.colour, linewidth=2, solid_capstyle="butt")
+        axes.plot([row.points], [y], row.style.marker, color=row.style.colour, markersize=5.5)
+    if line is not None:
+        axes.axvline(line, color=GREY, linewidth=1, linestyle=":")
+    axes.set_yticks(range(len(rows)), [shorten_label(row.label) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    values = axes.twinx()
+    values.set_yticks(range(len(rows)), [decimal(row.points, sign) for row in rows])
+    values.set_ylim(axes.get_ylim())
+    for side in (axes, values):
+        side.tick_params(axis="y", length=0)
+        side.spines["left"].set_visible(False)
+    axes.set_title(shorten_label(title))
+    axes.set_xlabel(what)
+
+
+def _height(rows: Sequence[Interval]) -> float:
+    return 58 + 19 * len(rows)
+
+
+def intervals(
+    name: str, title: str, rows: Sequence[Interval], what: str, line: float | None = None, sign: str = ""
+) -> str:
+    """Draw intervals for the page.
 
     Args:
-        tasks: the metrics of each task, as distill wrote them.
-        path: an SVG file; the same metrics give the same bytes.
+        name: of the figure, unique on the page.
+        title: above it.
+        rows: from the top down.
+        what: the numbers are.
+        line: where to draw a vertical line.
+        sign: ``+`` writes numbers with their sign.
     """
-    with _panels(1, len(tasks), path) as panels:
-        for panel, task in zip(panels[0], tasks, strict=True):
-            _draw_task(panel, task)
-        metrics = dict.fromkeys(task["metric"].replace("_", " ") for task in tasks)
-        panels[0][0].set_ylabel(f"validation {' or '.join(metrics)}, %")
+    told = "; ".join(
+        f"{row.label} {decimal(row.points, sign)} ({decimal(row.low)} to {decimal(row.high)})" for row in rows
+    )
+    with _drawing(WIDTH, _height(rows)) as (figure, axes):
+        _draw_intervals(axes[0, 0], rows, title, what, line, sign)
+        return _inline(figure, name, f"{title}: {what}, 95% CI. {told}.")
 
 
-def _draw_task(panel: Any, task: Mapping[str, Any]) -> None:
-    metric = task["metric"]
-    arms = [(name, task["arms"][name]) for name in task["arm_order"]]
-    teacher = task["teacher"]["all_rows"]
-    name = "ensemble" if "members" in task["teacher"] else "teacher"
-    if metric == "accuracy":
-        low, high = accuracy_interval(teacher[metric], teacher["rows"])
-        panel.axhspan(100 * low, 100 * high, color=GREY, alpha=0.15, linewidth=0)
-        name += ", 95 %"
-    panel.axhline(100 * teacher[metric], color=GREY, linewidth=1.5)
-    panel.axhline(100 * task["majority"][metric], color=GREY, linewidth=1, linestyle=":")
-    end = len(arms) - 0.45
-    panel.text(end, 100 * teacher[metric], name, va="bottom", ha="right", color=GREY)
-    panel.text(end, 100 * task["majority"][metric], "majority", va="bottom", ha="right", color=GREY)
-    for x, (_, arm) in enumerate(arms):
-        colour = COLOURS[x % len(COLOURS)]
-        cell = arm["validation"][metric]
-        values = [100 * value for value in cell["seeds"].values()]
-        panel.plot([x] * len(values), values, "o", color=colour, alpha=0.6, markersize=5)
-        panel.plot([x - 0.25, x + 0.25], [100 * cell["mean"]] * 2, color=colour, linewidth=2.5)
-        panel.annotate(
-            f"{100 * cell['mean']:.1f}", (x, max(values)), xytext=(0, 6),
-            textcoords="offset points", ha="center", color=colour,
-        )  # fmt: skip
-    panel.set_xticks(range(len(arms)), [name for name, _ in arms], rotation=20)
-    panel.set_xlim(-0.6, len(arms) - 0.4)
-    panel.set_title(task["task"])
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.margins(y=0.15)
+def draw_results(panels: Mapping[str, Sequence[Interval]], path: Path) -> None:
+    """Draw the scores into an SVG file, a panel per title."""
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    height = max(map(_height, panels.values())) * lines
+    with _drawing(WIDTH * columns, height, lines, columns) as (figure, axes):
+        for panel in axes.flat[len(panels) :]:
+            panel.set_visible(False)
+        for panel, (title, rows) in zip(axes.flat, panels.items(), strict=False):
+            _draw_intervals(panel, rows, title, "percent, 95% CI", None, "")
+        _save(figure, path)
 
 
-def draw_shares(curves: Mapping[str, pd.DataFrame], path: Path) -> None:
-    """Draw each term's share of the gradient over epochs: a row per task, a panel per arm of several terms.
+def learning_curves(
+    name: str, task: str, metric: str, curves: "pd.DataFrame", styles: Mapping[str, Style]
+) -> str | None:
+    """Draw the metric on ``tune`` after each epoch, a line per arm; None if nothing was scored."""
+    column, words = f"tune_{metric}", metric.replace("_", " ")
+    if column not in curves or curves[column].isna().all():
+        return None
+    told = []
+    with _drawing(WIDTH, 230) as (figure, axes):
+        panel = axes[0, 0]
+        for arm, rows in curves.groupby("arm", sort=False):
+            style, scores = styles[str(arm)], 100 * rows[column].to_numpy()
+            panel.plot(
+                rows["epoch"], scores, marker=style.marker, color=style.colour, markersize=3.5, linewidth=1.3
+            )
+            ends = [f"{scores[k]:.1f} at epoch {rows['epoch'].iloc[k]}" for k in (0, -1)]
+            told.append(f"{arm} " + " to ".join(dict.fromkeys(ends)))
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(f"{words} on tune, %")
+        panel.set_title(shorten_label(task))
+        return _inline(figure, name, f"{task}: {words} on tune in percent, by epoch. {'; '.join(told)}.")
 
-    Epoch 0 is the end of the head start, where the gradient is the head's; then it is the prompts'.
+
+def gradient_shares(
+    name: str, task: str, shares: Mapping[str, Mapping[str, float]], colours: Mapping[str, str]
+) -> str:
+    """Draw a bar per arm, cut into its terms' shares of the gradient.
 
     Args:
-        curves: task → one row per arm and epoch, as ``results.mean_curves`` made them.
-        path: an SVG file.
+        name: of the figure, unique on the page.
+        task: above it.
+        shares: arm → term → share, 0 … 1.
+        colours: of every term on the page.
     """
-    shares = {task: _shares_by_arm(table) for task, table in curves.items()}
-    arms = list(dict.fromkeys(arm for by_arm in shares.values() for arm in by_arm))
-    terms = dict.fromkeys(name for by_arm in shares.values() for table in by_arm.values() for name in table)
-    colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(terms)}
-    with _panels(len(shares), max(1, len(arms)), path, height=2.8) as panels:
-        for row, (task, by_arm) in zip(panels, shares.items(), strict=True):
-            for panel in row:
-                panel.set_visible(False)
-            for panel, arm in zip(row, arms, strict=False):
-                if arm in by_arm:
-                    _draw_shares(panel, f"{task}: {arm}", by_arm[arm], colours)
-            row[0].set_ylabel("share of the gradient, %")
-
-
-def _shares_by_arm(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """arm → its shares by epoch, for arms of at least two terms."""
-    names = [column for column in table if column.startswith("share_")]
-    by_arm = {}
-    for arm, rows in table.groupby("arm", sort=False):
-        shares = rows.set_index("epoch")[names].dropna(axis="columns", how="all")
-        if shares.shape[1] > 1:
-            by_arm[str(arm)] = shares
-    return by_arm
-
-
-def _draw_shares(panel: Any, title: str, shares: pd.DataFrame, colours: Mapping[Any, str]) -> None:
-    panel.set_visible(True)
-    for name in shares:
-        colour = colours[name]
-        panel.plot(shares.index, 100 * shares[name], "o-", color=colour, markersize=4)
-        label = str(name).removeprefix("share_")
-        panel.annotate(
-            label, (shares.index[-1], 100 * shares[name].iloc[-1]), xytext=(6, 0),
-            textcoords="offset points", va="center", color=colour,
-        )  # fmt: skip
-    panel.axhline(1, color=GREY, linewidth=1, linestyle=":")
-    panel.set_ylim(-3, 103)
-    panel.set_xlim(shares.index[0] - 0.2, shares.index[-1] + 0.35 * max(1, len(shares)))
-    panel.set_xticks(shares.index)
-    panel.set_xlabel("epoch")
-    panel.set_title(title, fontsize=10)
-    panel.spines[["top", "right"]].set_visible(False)
+    told = []
+    with _drawing(WIDTH, 60 + 24 * len(shares)) as (figure, axes):
+        panel = axes[0, 0]
+        for y, (arm, of_arm) in enumerate(shares.items()):
+            left = 0.0
+            for term, share in of_arm.items():
+                colour, label = colours[term], f"{term} {100 * share:.0f}"
+                panel.barh(y, 100 * share, 0.72, left, color=f"{colour}55", edgecolor=colour, linewidth=1)
+                if share > 0.032 * len(label):
+                    panel.text(left + 50 * share, y, label, ha="center", va="center")
+                left += 100 * share
+            told.append(f"{arm}: " + ", ".join(f"{term} {100 * s:.0f}%" for term, s in of_arm.items()))
+        panel.set_yticks(range(len(shares)), [shorten_label(arm) for arm in shares])
+        panel.set_ylim(len(shares) - 0.5, -0.5)
+        panel.set_xlim(0, 100)
+        panel.tick_params(axis="y", length=0)
+        panel.spines["left"].set_visible(False)
+        panel.set_xlabel("share of the gradient, %")
+        panel.set_title(shorten_label(task))
+        return _inline(figure, name, f"{task}: shares of the gradient. {'; '.join(told)}.")
 
 
 def draw_cache(analysis: "CacheAnalysis", path: Path) -> None:
-    """Draw a column per split: how right the teacher is at each confidence, and the entropies of its rows.
-
-    Args:
-        analysis: of the cache.
-        path: an SVG file; the same analysis gives the same bytes.
-    """
-    with _panels(2, len(analysis.splits), path, height=3.2) as panels:
-        for (upper, lower), (split, found) in zip(panels.T, analysis.splits.items(), strict=True):
-            title = f"{split}, {found.rows} rows"
+    """Draw a cache into an SVG file: per split the teacher's reliability and the entropies of its rows."""
+    splits = analysis.splits
+    with _drawing(WIDTH * len(splits), 520, 2, len(splits)) as (figure, axes):
+        for (upper, lower), (split, found) in zip(axes.T, splits.items(), strict=True):
+            upper.set_title(f"{split}, {found.rows} rows")
             if found.labels:
                 _draw_reliability(upper, found.labels)
-                error, chance = 100 * found.labels.ece, 100 * found.labels.ece_by_chance
-                title += f"\nECE {error:.1f} %, by chance {chance:.1f} %"
             else:
                 upper.text(0.5, 0.5, "no labels", ha="center", va="center", color=GREY)
                 upper.set_axis_off()
-            upper.set_title(title, fontsize=10)
             _draw_entropies(lower, found, len(analysis.labels))
-            upper.spines[["top", "right"]].set_visible(False)
-            lower.spines[["top", "right"]].set_visible(False)
-        panels[0][0].set_ylabel("right, %")
-        panels[1][0].set_ylabel("rows, %")
+        axes[0, 0].set_ylabel("right, %")
+        axes[1, 0].set_ylabel("rows, %")
+        _save(figure, path)
 
 
 def _draw_reliability(panel: Any, labels: "LabelAnalysis") -> None:
-    """A point per bin with Wilson's 95 % interval; on the diagonal, as sure as right."""
+    """Draw a point per bin with Wilson's 95% interval; on the diagonal, confidence equals accuracy."""
     panel.plot([0, 100], [0, 100], color=GREY, linewidth=1, linestyle=":")
     for part in labels.reliability:
         low, high = accuracy_interval(part.accuracy, part.rows)
@@ -167,7 +265,9 @@ def _draw_reliability(panel: Any, labels: "LabelAnalysis") -> None:
         panel.plot([x], [y], "o", color=COLOURS[0], markersize=5)
     panel.set_xlim(-2, 102)
     panel.set_ylim(-2, 102)
-    panel.set_xlabel("confidence, %")
+    panel.set_xlabel(
+        f"confidence, %; ECE {100 * labels.ece:.1f}%, by chance {100 * labels.ece_by_chance:.1f}%"
+    )
 
 
 def _draw_entropies(panel: Any, found: "SplitAnalysis", num_labels: int) -> None:
@@ -176,66 +276,6 @@ def _draw_entropies(panel: Any, found: "SplitAnalysis", num_labels: int) -> None
     heights = [100 * count / found.rows for count in found.entropy_counts]
     lefts = [width * k for k in range(len(heights))]
     panel.bar(lefts, heights, width, align="edge", color=COLOURS[1], edgecolor="white", linewidth=0.5)
-    panel.axvline(found.entropy, color=COLOURS[7], linewidth=1.5)
-    left = found.entropy > limit / 2
-    panel.annotate(
-        f"mean {found.entropy:.2f}", (found.entropy, 1.06 * max(heights)), xytext=(-5 if left else 5, 0),
-        textcoords="offset points", ha="right" if left else "left",
-    )  # fmt: skip
+    panel.axvline(found.entropy, color=INK, linewidth=1.5)
     panel.set_xlim(0, limit)
-    panel.set_ylim(0, 1.18 * max(heights))
-    panel.set_xlabel(f"entropy, nats (at most log {num_labels} = {limit:.2f})")
-
-
-def draw_intervals(
-    panel: Any,
-    rows: Sequence[tuple[str, float, float, float]],
-    styles: Sequence[tuple[str, str]],
-    line: float | None = None,
-    signed: bool = False,
-) -> None:
-    """Draw a point with its interval per row, from the top down, and the points as numbers on the right.
-
-    Args:
-        panel: axes.
-        rows: label, points, lower and upper end.
-        styles: colour and marker of each row.
-        line: where to draw a vertical one.
-        signed: whether to write the numbers with their sign.
-    """
-    for y, ((_, points, low, high), (colour, marker)) in enumerate(zip(rows, styles, strict=True)):
-        panel.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-        panel.plot([points], [y], marker, color=colour, markersize=5.5)
-    if line is not None:
-        panel.axvline(line, color=GREY, linewidth=1, linestyle=":")
-    panel.set_yticks(range(len(rows)), [label for label, *_ in rows])
-    panel.set_ylim(len(rows) - 0.5, -0.5)
-    values = panel.twinx()
-    values.set_yticks(range(len(rows)), [f"{row[1]:+.1f}" if signed else f"{row[1]:.1f}" for row in rows])
-    values.set_ylim(panel.get_ylim())
-    for axes in (panel, values):
-        axes.tick_params(axis="y", length=0)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-
-
-def draw_headline(
-    panels: Mapping[str, Sequence[tuple[str, float, float, float]]],
-    styles: Mapping[str, Sequence[tuple[str, str]]],
-    path: Path,
-) -> None:
-    """Draw the scores that the question is about, a panel per title.
-
-    Args:
-        panels: title → rows, as ``draw_intervals`` takes them.
-        styles: title → styles.
-        path: an SVG file; the same numbers give the same bytes.
-    """
-    columns = min(3, len(panels))
-    height = 1.0 + 0.26 * max(len(rows) for rows in panels.values())
-    with _panels(-(-len(panels) // columns), columns, path, height) as grid:
-        flat = [panel for row in grid for panel in row]
-        for panel in flat[len(panels) :]:
-            panel.set_visible(False)
-        for panel, (title, rows) in zip(flat, panels.items(), strict=False):
-            draw_intervals(panel, rows, styles[title])
-            panel.set_title(title, fontsize=10)
+    panel.set_xlabel(f"entropy, nats; mean {found.entropy:.2f}, at most log {num_labels} = {limit:.2f}")

@@ -1,23 +1,50 @@
-"""Metrics and predictions of all tasks → every number that the report says, each computed once."""
+"""Every number of the report, computed once from the metrics and predictions of all tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-
-from kdcache.report.comparisons import Comparison, comparable, compare, effects
-from kdcache.report.matrices import Relations, relate
-from kdcache.report.roles import Recipe, Roles, find_roles, learns_from_member, learns_from_teacher
-from kdcache.report.summary import not_working
+from kdcache.report.comparisons import (
+    Comparison,
+    Pair,
+    comparable,
+    compare_arms,
+    effects,
+    has_prompt,
+    is_taught,
+    planned_pairs,
+    standing_pairs,
+)
 from kdcache.stats.estimates import Estimate, level, mean_estimate
-from kdcache.stats.plan import Components, components, half_width, seeds_needed, seeds_to_know
+from kdcache.stats.plan import components, half_width, seeds_needed, seeds_to_know
 from kdcache.stats.runs import ALL_ROWS, CACHED, MEMBER, TEACHERS, Runs, read_runs
-from kdcache.stats.verdicts import Share, Verdict, gap_closed, non_inferiority
+from kdcache.stats.verdicts import GapShare, Verdict, gap_closed, non_inferiority
 
-LEAST_GAP = 1.0  # points that full tuning must gain over head: below, there is nothing to close
-WANTED = 0.5  # points to which the relation's effect should be known
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEAST_GAP = 1.0  # points that the upper arm must gain over the control: below, there is no gap to close
+WANTED = 0.5  # points to which the primary effect should be known
+
+
+@dataclass(frozen=True)
+class ReportParams:
+    """Section ``report``: which arm is which, and what is compared.
+
+    Args:
+        control: the arm without prompts. An arm that is not above it does not work.
+        baseline: the prompt arm that learns from the labels only. Gains are measured over it.
+        upper: the arm where the gap above the baseline ends. It may be absent; then no share of the gap is
+            reported.
+        comparisons: pairs [arm, over]. The first is the primary comparison, the others are corrected together
+            (Holm). If empty, every other prompt arm is compared with the baseline; the primary comparison is
+            then that of the first arm that learns from the teacher.
+    """
+
+    control: str = "head"
+    baseline: str = "ce"
+    upper: str = "full"
+    comparisons: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -25,37 +52,36 @@ class Record:
     """What is known of one task.
 
     Args:
-        metrics: as distill wrote it.
+        metrics: as distill wrote them.
         curves: one row per arm and epoch.
         predictions: of every arm and seed, and of the teacher, on validation.
-        rows: the validation split: ``example_id``, ``group`` and what metrics read beside.
-        labels: names of the classes.
+        rows: the validation split: ``example_id``, ``group`` and other columns that metrics read.
         identity: what made the cache: name → digest or setting.
     """
 
     metrics: Mapping[str, Any]
-    curves: pd.DataFrame
-    predictions: pd.DataFrame
-    rows: pd.DataFrame
-    labels: Sequence[str]
+    curves: "pd.DataFrame"
+    predictions: "pd.DataFrame"
+    rows: "pd.DataFrame"
     identity: Mapping[str, str]
 
     @property
     def name(self) -> str:
-        """Of the task."""
+        """The name of the task."""
         return str(self.metrics["task"])
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What it takes to know the primary effect.
+class SeedPlan:
+    """How many seeds it takes to know the primary effect.
 
     Args:
-        arm, over: the arms that it is of.
-        seeds: of each arm now, on the task with fewest.
-        half: of the interval now, in points.
-        to_know: seeds per arm for an interval of ± ``WANTED``; None where no number will do.
-        to_find: seeds per arm that find a true effect of ``WANTED`` with a power of 80 %.
+        arm: the arm of the primary comparison.
+        over: the arm it is compared with.
+        seeds: per arm now, on the task with the fewest.
+        half: half the width of the interval now, in points.
+        to_know: seeds per arm for an interval of ± ``WANTED``; None if no number suffices.
+        to_find: seeds per arm that find a true effect of ``WANTED`` with 80% power; None if no number does.
     """
 
     arm: str
@@ -68,188 +94,175 @@ class Plan:
 
 @dataclass(frozen=True)
 class Findings:
-    """All of it; tasks and arms in the order of the parameters.
+    """All numbers; tasks and arms are in the order of the parameters.
 
     Args:
         records: of each task.
-        recipes: arm → as the parameters have it.
-        roles: which arm plays which part.
-        arms: all arms with a student.
-        teacher: the name of the teacher on all rows among the predictions; where each student has a
-            member of an ensemble for a teacher, of these.
-        levels: task → metric → arm or teacher → score.
-        mean_levels: arm or teacher → mean over tasks of the first metric, where every task has it.
-        gains: arm → task → effect over ``ce``.
+        params: the section of the parameters.
+        arms: arm → its entry in the metrics of the first task that has it.
+        control: ``params.control``; None if it is not among the arms. The same for the next two.
+        baseline: ``params.baseline``.
+        upper: ``params.upper``.
+        distilled: the arm that stands for distillation; None if no prompt arm learns from the teacher.
+        teacher: the teacher's name in the predictions; where each student has a member of an ensemble as its
+            teacher, the name of the members.
+        levels: task → arm or teacher → score under the first metric.
+        mean_levels: arm or teacher → mean over tasks, if every task has it.
+        gains: arm → task → effect over the baseline.
         mean_gains: arm → mean over its tasks.
-        gap_tasks: those on which full tuning beats ``head``; None without such arms.
-        shares: arm → share of the gap between ``ce`` and ``full``, over ``gap_tasks``.
+        gap_tasks: tasks where the upper arm beats the control; None if this is not known.
+        shares: arm → share of the gap between baseline and upper arm, over ``gap_tasks``.
         comparisons: the primary one first.
+        unpaired: planned comparisons of arms that share no seed on any task.
         verdicts: task → arm → whether it reaches the teacher.
-        not_working: task → prompt arms at or below ``head``.
+        not_working: task → arms that are not above the control.
         plan: of the primary comparison.
-        relations: task → matrices of teacher, ``ce``, ``kl`` and the relation's (or the distilled) student.
     """
 
     records: Sequence[Record]
-    recipes: Mapping[str, Recipe | None]
-    roles: Roles
-    arms: list[str]
+    params: ReportParams
+    arms: Mapping[str, Mapping[str, Any]]
+    control: str | None
+    baseline: str | None
+    upper: str | None
+    distilled: str | None
     teacher: str
-    levels: dict[str, dict[str, dict[str, Estimate]]]
+    levels: dict[str, dict[str, Estimate]]
     mean_levels: dict[str, Estimate]
     gains: dict[str, dict[str, Estimate]]
     mean_gains: dict[str, Estimate]
     gap_tasks: list[str] | None
-    shares: dict[str, Share]
+    shares: dict[str, GapShare]
     comparisons: list[Comparison]
+    unpaired: list[Pair]
     verdicts: dict[str, dict[str, Verdict]]
     not_working: dict[str, list[str]]
-    plan: Plan | None
-    relations: dict[str, Relations]
+    plan: SeedPlan | None
 
     @property
     def tasks(self) -> list[str]:
-        """Their names."""
+        """The names of the tasks."""
         return [record.name for record in self.records]
 
     @property
     def metrics(self) -> list[Mapping[str, Any]]:
-        """Of each task, as distill wrote them."""
+        """The metrics of each task."""
         return [record.metrics for record in self.records]
 
     @property
     def seeds(self) -> int:
-        """Of the arm with fewest."""
-        arms = (arm for record in self.records for arm in record.metrics["arms"].values())
+        """The number of seeds, of the arm with the fewest."""
+        arms = (arm for metrics in self.metrics for arm in metrics["arms"].values())
         return min(len(cell["seeds"]) for arm in arms for cell in arm["validation"].values())
 
+    @property
+    def lift(self) -> Comparison | None:
+        """The distilled arm over the baseline; None if either is absent or they share no seed."""
+        if self.distilled is None or self.baseline is None or self.distilled not in self.gains:
+            return None
+        found = [c for c in self.comparisons if (c.arm, c.over) == (self.distilled, self.baseline)]
+        gain, mean = self.gains[self.distilled], self.mean_gains[self.distilled]
+        return found[0] if found else Comparison(self.distilled, self.baseline, gain, mean, "unplanned")
 
-def find(
-    records: Sequence[Record],
-    recipes: Mapping[str, Recipe | None],
-    method: str,
-    planned: Sequence[tuple[str, str]] = (),
-) -> Findings:
+
+def find(records: Sequence[Record], params: ReportParams) -> Findings:
     """Compute everything.
 
-    Args:
-        records: of each task.
-        recipes: arm → as ``distill.arms`` has it.
-        method: of arms that name none.
-        planned: (arm, over), the primary comparison first; empty takes the standing questions.
-
     Raises:
-        DataError: predictions that do not belong together; see ``stats.runs.read_runs``.
+        ParamsError: a comparison is not of two arms.
+        DataError: predictions do not belong together; see ``stats.runs.read_runs``.
     """
-    roles = find_roles(recipes, method, planned)
-    arms = list(dict.fromkeys(arm for record in records for arm in record.metrics["arm_order"]))
-    by_metric = {
-        record.name: {
-            metric: read_runs(record.predictions, metric, record.rows)
-            for metric in record.metrics["majority"] if metric != "rows"
-        }
-        for record in records
-    }  # fmt: skip
-    runs = {record.name: by_metric[record.name][record.metrics["metric"]] for record in records}
-    own = any(learns_from_member(recipes.get(arm)) for arm in arms)
-    crossed = any(record.metrics["teacher"]["folds"] for record in records)
-    wanted = MEMBER if own and not crossed else ALL_ROWS  # with folds a member is a mean of them
-    # without folds the cached teacher is the teacher
-    teacher = wanted if all(wanted in of_task.tallies for of_task in runs.values()) else CACHED
+    arms = {name: entry for r in reversed(records) for name, entry in r.metrics["arms"].items()}
+    arms = {name: arms[name] for r in records for name in r.metrics["arm_order"]}
+    diverged = {student["arm"] for r in records for student in r.metrics["diverged"]}
+    planned = planned_pairs(params.comparisons, {*arms, *diverged})
+    control, baseline, upper = (
+        name if name in arms else None for name in (params.control, params.baseline, params.upper)
+    )
+    pairs = planned or standing_pairs(arms, control, baseline)
+    taught = [name for name, arm in arms.items() if has_prompt(arm) and is_taught(arm)]
+    over_baseline = [arm for arm, over in pairs if over == baseline and arm in taught]
+    runs = {r.name: read_runs(r.predictions, r.metrics["metric"], r.rows) for r in records}
+    teacher = _teacher(records, arms, runs)
     levels = {
-        task: {
-            metric: {arm: level(r, arm) for arm in (*arms, *TEACHERS) if arm in r.tallies}
-            for metric, r in metrics.items()
-        }
-        for task, metrics in by_metric.items()
+        task: {arm: level(found, arm) for arm in (*arms, *TEACHERS) if arm in found.tallies}
+        for task, found in runs.items()
     }
-    first = {record.name: levels[record.name][record.metrics["metric"]] for record in records}
-    everywhere = [arm for arm in (*arms, *TEACHERS) if all(arm in of_task for of_task in first.values())]
-    gains = {arm: effects(runs, arm, roles.ce) for arm in arms if arm != roles.ce}
-    gap_tasks = _with_gap(runs, roles)
+    everywhere = [arm for arm in (*arms, *TEACHERS) if all(arm in of_task for of_task in levels.values())]
+    gains = {arm: effects(runs, arm, baseline) for arm in arms if arm != baseline}
+    gap = effects(runs, upper, control)
+    gap_tasks = [task for task, found in gap.items() if found.points >= LEAST_GAP] if gap else None
+    comparisons = compare_arms(runs, pairs)
     return Findings(
         records=records,
-        recipes=recipes,
-        roles=roles,
+        params=params,
         arms=arms,
+        control=control,
+        baseline=baseline,
+        upper=upper,
+        distilled=next(iter((*over_baseline, *taught)), None),
         teacher=teacher,
         levels=levels,
-        mean_levels={arm: mean_estimate([of_task[arm] for of_task in first.values()]) for arm in everywhere},
+        mean_levels={arm: mean_estimate([of_task[arm] for of_task in levels.values()]) for arm in everywhere},
         gains={arm: of_arm for arm, of_arm in gains.items() if of_arm},
         mean_gains={arm: mean_estimate(list(of_arm.values())) for arm, of_arm in gains.items() if of_arm},
         gap_tasks=gap_tasks,
         shares=_shares(
-            runs, roles, [arm for arm in arms if learns_from_teacher(recipes.get(arm))], gap_tasks
+            [runs[task] for task in gap_tasks or ()],
+            [name for name, arm in arms.items() if is_taught(arm)],
+            baseline,
+            upper,
         ),
-        comparisons=compare(runs, roles, gap_tasks, planned),
-        verdicts=_verdicts(runs, arms, roles.head, teacher),
-        not_working={
-            record.name: below for record in records if (below := not_working(record.metrics, roles.head))
-        },
-        plan=_plan(runs, *(planned[0] if planned else (roles.relation, roles.kl))),
-        relations={record.name: found for record in records if (found := _relations(record, roles, teacher))},
+        comparisons=comparisons,
+        unpaired=[pair for pair in planned if pair not in [(c.arm, c.over) for c in comparisons]],
+        verdicts={task: _verdicts(found, arms, control, teacher) for task, found in runs.items()},
+        not_working={r.name: below for r in records if (below := not_working(r.metrics, control))},
+        plan=_seed_plan(runs, *pairs[0]) if pairs else None,
     )
 
 
-def _with_gap(runs: Mapping[str, Runs], roles: Roles) -> list[str] | None:
-    found = effects(runs, roles.full, roles.head)
-    return [task for task, gap in found.items() if gap.points >= LEAST_GAP] if found else None
+def not_working(task: Mapping[str, Any], control: str | None) -> list[str]:
+    """Return the arms that are not above the control on the task's first metric.
+
+    Args:
+        task: its metrics, as distill wrote them.
+        control: the control; without one, or without a student of it, nothing is known.
+    """
+    scores = {arm: task["arms"][arm]["validation"][task["metric"]]["mean"] for arm in task["arm_order"]}
+    if control not in scores:
+        return []
+    return [arm for arm in task["arm_order"] if arm != control and scores[arm] <= scores[control]]
+
+
+def _teacher(records: Sequence[Record], arms: Mapping[str, Any], runs: Mapping[str, Runs]) -> str:
+    by_member = any(arm["targets"] == "member" for arm in arms.values())
+    crossed = any(record.metrics["teacher"]["folds"] for record in records)
+    wanted = MEMBER if by_member and not crossed else ALL_ROWS  # with folds, a member is a mean over folds
+    # without folds the cached teacher is the teacher on all rows
+    return wanted if all(wanted in found.tallies for found in runs.values()) else CACHED
 
 
 def _shares(
-    runs: Mapping[str, Runs], roles: Roles, arms: Sequence[str], tasks: Sequence[str] | None
-) -> dict[str, Share]:
-    if roles.full is None or roles.ce is None:
+    runs: Sequence[Runs], arms: Sequence[str], baseline: str | None, upper: str | None
+) -> dict[str, GapShare]:
+    if baseline is None or upper is None:
         return {}
-    found = {}
-    for arm in arms:
-        there = [runs[task] for task in tasks or () if comparable(runs[task], arm, roles.ce, roles.full)]
-        if there:
-            found[arm] = gap_closed(there, arm, roles.ce, roles.full)
-    return found
+    there = {arm: [task for task in runs if comparable(task, arm, baseline, upper)] for arm in arms}
+    return {arm: gap_closed(tasks, arm, baseline, upper) for arm, tasks in there.items() if tasks}
 
 
-def _verdicts(
-    runs: Mapping[str, Runs], arms: Sequence[str], head: str | None, teacher: str
-) -> dict[str, dict[str, Verdict]]:
-    return {
-        task: {
-            arm: non_inferiority(r, arm, teacher, head)
-            for arm in arms if arm != head and comparable(r, arm, teacher) and comparable(r, head, teacher)
-        }
-        for task, r in runs.items() if head is not None
-    }  # fmt: skip
+def _verdicts(runs: Runs, arms: Mapping[str, Any], control: str | None, teacher: str) -> dict[str, Verdict]:
+    if control is None or not comparable(runs, control, teacher):
+        return {}
+    others = [arm for arm in arms if arm != control and comparable(runs, arm, teacher)]
+    return {arm: non_inferiority(runs, arm, teacher, control) for arm in others}
 
 
-def _plan(runs: Mapping[str, Runs], arm: str | None, over: str | None) -> Plan | None:
-    if arm is None or over is None:
-        return None
-    pilots: list[Components] = []
+def _seed_plan(runs: Mapping[str, Runs], arm: str, over: str) -> SeedPlan | None:
     now = effects(runs, arm, over)
-    for task, of_task in now.items():
-        if of_task.seeds < 2:
-            return None
-        pilots.append(components(runs[task], arm, over))
-    if not pilots:
+    if not now or any(of_task.seeds < 2 for of_task in now.values()):
         return None
+    pilots = [components(runs[task], arm, over) for task in now]
     mean = mean_estimate(list(now.values()))
-    return Plan(
-        arm, over, mean.seeds, half_width(mean), seeds_to_know(pilots, WANTED), seeds_needed(pilots, WANTED)
-    )
-
-
-def _relations(record: Record, roles: Roles, teacher: str) -> Relations | None:
-    """Of the students with the least seed that is there, and of what teaches them."""
-    taught_by = MEMBER if teacher == MEMBER else CACHED
-    by_arm = dict(list(record.predictions.groupby("arm", sort=False)))
-    wanted = (taught_by, roles.ce, roles.kl, roles.relation or roles.distilled)
-    found = {arm: by_arm[arm] for arm in wanted if arm is not None and arm in by_arm}
-    if len(found) < 2 or taught_by not in found:
-        return None
-    runs = {arm: rows[rows["seed"] == rows["seed"].min()] for arm, rows in found.items()}
-    ids = runs[taught_by]["example_id"]
-    logits = {
-        arm: np.array(rows.set_index("example_id").loc[ids, "logits"].tolist()) for arm, rows in runs.items()
-    }
-    labels = runs[taught_by]["label"].to_numpy()
-    return relate(labels, logits, record.labels, roles.temperature)
+    to_know, to_find = seeds_to_know(pilots, WANTED), seeds_needed(pilots, WANTED)
+    return SeedPlan(arm, over, mean.seeds, half_width(mean), to_know, to_find)

@@ -1,145 +1,198 @@
-"""Findings → tables."""
+"""Tables of the report: scores, gains, comparisons, verdicts, fidelity, arms and identities."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import yaml
+from kdcache.data.metrics import SUPERGLUE_METRICS, superglue_score
+from kdcache.report.findings import Findings, not_working
 
-from kdcache.report.findings import Findings
-from kdcache.report.summary import Table
-from kdcache.stats.estimates import Estimate
-from kdcache.stats.runs import ALL_ROWS, CACHED, MEMBER
-from kdcache.stats.verdicts import Share
+NONE = "—"
 
 
-def teacher_name(findings: Findings, arm: str) -> str:
-    """A teacher as tables call it; arms keep their names."""
-    scores = (score for metrics in findings.levels.values() for score in metrics.values())
-    all_of_them = "ensemble" if any(MEMBER in of_metric for of_metric in scores) else "teacher"
-    names = {
-        ALL_ROWS: all_of_them,
-        MEMBER: "one teacher",
-        CACHED: all_of_them + (" as cached" if findings.teacher == ALL_ROWS else ""),
-    }
-    return names.get(arm, arm)
+@dataclass(frozen=True)
+class Table:
+    """Cells as they are shown.
 
-
-def score(level: Estimate) -> str:
-    """A level as tables show it; an interval ends where scores do.
-
-    >>> score(Estimate(99.0, 0.0, 1.0, df_seeds=0, df_groups=299, seeds=1, groups=300))
-    '99.0 [97.0, 100.0]'
+    Args:
+        caption: what the table holds.
+        header: one cell per column.
+        rows: one cell per column.
+        text_columns: number of columns on the left that hold text, not numbers.
     """
-    return f"{level.points:.1f} [{level.low:.1f}, {min(level.high, 100.0):.1f}]"
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+    text_columns: int = 1
+
+    def markdown(self) -> list[str]:
+        """Return the lines of a Markdown table, without the caption.
+
+        >>> Table("", ["", "wic"], [["a|b", "50.0"]]).markdown()
+        ['|  | wic |', '| --- | ---: |', '| a\\\\|b | 50.0 |']
+        """
+        rule = ["---"] * self.text_columns + ["---:"] * (len(self.header) - self.text_columns)
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in [self.header, *self.rows]]
+        return ["| " + " | ".join(row) + " |" for row in [cells[0], rule, *cells[1:]]]
 
 
-def level_table(findings: Findings) -> Table:
-    """Every arm's scores with intervals; a dagger where it does not work."""
-    columns = [(task, metric) for task, metrics in findings.levels.items() for metric in metrics]
-    first = {record.name: record.metrics["metric"] for record in findings.records}
-    names = dict.fromkeys(arm for task, metric in columns for arm in findings.levels[task][metric])
-    majority = {record.name: record.metrics["majority"] for record in findings.records}
-    rows = [["majority class", *(f"{100 * majority[task][metric]:.1f}" for task, metric in columns)]]
-    for arm in names:
+def score_table(tasks: Sequence[Mapping[str, Any]], control: str | None) -> Table:
+    """Tabulate the scores of arms, teachers and the majority class, over seeds.
+
+    Args:
+        tasks: the metrics of each task, as distill wrote them.
+        control: the control; arms not above it get a dagger.
+    """
+    columns = [(task, metric) for task in tasks for metric in task["majority"] if metric != "rows"]
+    below = {task["task"]: not_working(task, control) for task in tasks}
+    rows = [["majority class", *(percent(task["majority"][metric]) for task, metric in columns)]]
+    for arm in arm_names(tasks):
         cells = []
         for task, metric in columns:
-            found = findings.levels[task][metric].get(arm)
-            below = metric == first[task] and arm in findings.not_working.get(task, ())
-            cells.append(score(found) + (" †" if below else "") if found else "—")
-        rows.append([teacher_name(findings, arm), *cells])
-    header = [f"{task} {metric.replace('_', ' ')}" for task, metric in columns]
-    return Table(
-        "Percent on validation, 95 % intervals over seeds and examples; † at or below the head: not working",
-        ["", *header], rows,
-    )  # fmt: skip
+            mark = " †" if metric == task["metric"] and arm in below[task["task"]] else ""
+            cells.append(_over_seeds(task["arms"].get(arm, {}).get("validation", {}).get(metric)) + mark)
+        rows.append([arm, *cells])
+    ensemble = any("members" in task["teacher"] for task in tasks)
+    crossed = any(task["teacher"]["folds"] for task in tasks)
+    name = "ensemble" if ensemble else "teacher"
+    rows.append([name, *(percent(task["teacher"]["all_rows"][metric]) for task, metric in columns)])
+    if crossed:
+        cached = (percent(task["teacher"]["cached"][metric]) for task, metric in columns)
+        rows.append([f"{name} as cached (mean of folds)", *cached])
+    if ensemble:
+        members = (_over_seeds(task["teacher"].get("members", {}).get(metric)) for task, metric in columns)
+        rows.append(["one teacher" + (" (mean of folds)" if crossed else ""), *members])
+    caption = f"Percent on validation ({_row_counts(tasks)}), mean ± standard deviation over seeds"
+    if any(below.values()):
+        caption += f". † Not above `{control}`: the arm does not work there"
+    return Table(caption, ["", *(_column(task["task"], metric) for task, metric in columns)], rows)
 
 
-def comparison_table(findings: Findings) -> Table:
-    """The questions, one line each."""
-    rows = [
-        [
-            f"{c.arm} over {c.over}", *(str(c.by_task[t]) if t in c.by_task else "—" for t in findings.tasks),
-            str(c.mean), f"{c.mean.p:.2g}", c.place if c.holm is None else f"{c.holm:.2g}",
-        ]
-        for c in findings.comparisons
+def arm_names(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of all arms, in the order of the parameters."""
+    return list(dict.fromkeys(name for task in tasks for name in task["arm_order"]))
+
+
+def percent(value: float) -> str:
+    """Format a share as percent, without the sign."""
+    return f"{100 * value:.1f}"
+
+
+def _over_seeds(cell: Mapping[str, float] | None) -> str:
+    return f"{percent(cell['mean'])} ± {percent(cell['sd'])}" if cell else NONE
+
+
+def _column(name: str, metric: str) -> str:
+    return f"{name} {metric.replace('_', ' ')}"
+
+
+def _row_counts(tasks: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{task['task']} {task['rows']['validation']} rows" for task in tasks)
+
+
+def diagnostic_table(tasks: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Tabulate the scores on the extra splits; None if no task has one."""
+    columns = [
+        (task, split, metric)
+        for task in tasks
+        for split, scores in task["teacher"].get("diagnostics", {}).items()
+        for metric in scores if metric != "rows"
     ]  # fmt: skip
-    header = ["", *findings.tasks, "mean", "p", "p after Holm"]
-    return Table("Effects in points of the first metric, with 95 % intervals", header, rows)
+    if not columns:
+        return None
+    rows = []
+    for arm in arm_names(tasks):
+        found = [task["arms"].get(arm, {}).get("diagnostics", {}) for task, _, _ in columns]
+        cells = [of.get(split, {}).get(metric) for of, (_, split, metric) in zip(found, columns, strict=True)]
+        rows.append([arm, *map(_over_seeds, cells)])
+    teacher = (percent(task["teacher"]["diagnostics"][split][metric]) for task, split, metric in columns)
+    rows.append(["teacher", *teacher])
+    header = ["", *(_column(split, metric) for _, split, metric in columns)]
+    return Table("Percent on the diagnostic splits, by the same models", header, rows)
+
+
+def superglue_sentence(tasks: Sequence[Mapping[str, Any]]) -> str | None:
+    """The benchmark's single number for teacher and arms; None unless all eight tasks are there."""
+    if not set(SUPERGLUE_METRICS) <= {task["task"] for task in tasks}:
+        return None
+    scores = {"teacher": superglue_score({task["task"]: task["teacher"]["all_rows"] for task in tasks})}
+    for arm in arm_names(tasks):
+        if all(arm in task["arms"] for task in tasks):
+            cells = {task["task"]: task["arms"][arm]["validation"] for task in tasks}
+            means = {
+                task: {metric: cell["mean"] for metric, cell in of.items()} for task, of in cells.items()
+            }
+            scores[arm] = superglue_score(means)
+    shown = ", ".join(f"{name} {percent(score)}" for name, score in scores.items())
+    return f"SuperGLUE score over the eight validation splits: {shown}."
 
 
 def gain_table(findings: Findings) -> Table:
-    """Every arm over cross-entropy alone, and the share of the gap that it closes."""
+    """Tabulate every arm's effect over the baseline, and its share of the gap."""
+    header = ["", *findings.tasks]
+    several, gap = len(findings.tasks) > 1, bool(findings.shares)
     rows = []
     for arm, by_task in findings.gains.items():
+        row = [arm, *(by_task[task].cell if task in by_task else NONE for task in findings.tasks)]
+        row += [findings.mean_gains[arm].cell] if several else []
         share = findings.shares.get(arm)
-        cells = [str(by_task[task]) if task in by_task else "—" for task in findings.tasks]
-        rows.append([arm, *cells, str(findings.mean_gains[arm]), _share_cell(share)])
-    header = ["", *findings.tasks, "mean", "share of the gap"]
-    return Table(f"Points over {findings.roles.ce}, with 95 % intervals", header, rows)
+        row += [(share.cell if share else NONE)] if gap else []
+        rows.append(row)
+    header += (["mean"] if several else []) + (["share of the gap"] if gap else [])
+    return Table(f"Points over `{findings.baseline}` (95% CI), not corrected", header, rows)
 
 
-def _share_cell(share: Share | None) -> str:
-    return "—" if share is None else str(share) if share.percent is not None else "no gap"
+def comparison_table(findings: Findings) -> Table:
+    """Tabulate the comparisons, the primary one first."""
+    several = len(findings.tasks) > 1
+    rows = [
+        [
+            f"{c.arm} over {c.over}",
+            *(c.by_task[task].cell if task in c.by_task else NONE for task in findings.tasks),
+            *([c.mean.cell] if several else []),
+            f"{c.mean.p:.2g}", "primary" if c.holm is None else f"{c.holm:.2g}",
+        ]
+        for c in findings.comparisons
+    ]  # fmt: skip
+    header = ["", *findings.tasks, *(["mean"] if several else []), "p", "p after Holm"]
+    return Table("Points of the first metric (95% CI)", header, rows)
 
 
 def verdict_table(findings: Findings) -> Table:
-    """Student − teacher, and what that says."""
-    arms = dict.fromkeys(arm for of_task in findings.verdicts.values() for arm in of_task)
+    """Tabulate whether each arm reaches the teacher."""
+    tasks = {task: of_task for task, of_task in findings.verdicts.items() if of_task}
+    arms = dict.fromkeys(arm for of_task in tasks.values() for arm in of_task)
     rows = [
-        [arm, *(str(of_task[arm]) if arm in of_task else "—" for of_task in findings.verdicts.values())]
-        for arm in arms
+        [arm, *(str(of_task[arm]) if arm in of_task else NONE for of_task in tasks.values())] for arm in arms
     ]
-    return Table(
-        "Points over the teacher, and the one-sided 95 % lower bound; reached above −1",
-        ["", *findings.verdicts],
-        rows,
-    )
-
-
-def relation_table(findings: Findings) -> Table:
-    """How far the students' relation matrices lie from the teacher's."""
-    rows = []
-    for task, relations in findings.relations.items():
-        for model in relations.matrices:
-            within, between = relations.contrast(model)
-            away = relations.distances.get(model)
-            rows.append([
-                task, teacher_name(findings, model), f"{within:.1f}", f"{between:.1f}",
-                "—" if away is None else f"{away:.1f}",
-            ])  # fmt: skip
-    header = ["task", "model", "within a class", "between classes", "from the teacher's matrix"]
-    return Table(
-        "Mean entries of the matrices drawn, and root mean square distance over all rows, in points",
-        header, rows, text_columns=2,
-    )  # fmt: skip
+    return Table("Points over the teacher, and the one-sided 95% lower bound", ["", *tasks], rows)
 
 
 def fidelity_table(findings: Findings) -> Table:
-    """Agreement with what teaches each arm, on validation, percent of rows."""
-    rows = []
-    for arm in findings.arms:
-        cells = [
-            record.metrics["arms"].get(arm, {}).get("validation", {}).get("agreement")
-            for record in findings.records
-        ]
-        rows.append([arm, *(f"{100 * cell['mean']:.1f}" if cell else "—" for cell in cells)])
-    return Table("Percent of validation rows where student and teacher agree", ["", *findings.tasks], rows)
+    """Tabulate how often students predict what their teacher does."""
+    cells = {
+        arm: [task["arms"].get(arm, {}).get("validation", {}).get("agreement") for task in findings.metrics]
+        for arm in findings.arms
+    }
+    rows = [[arm, *map(_over_seeds, of_arm)] for arm, of_arm in cells.items() if any(of_arm)]
+    caption = "Percent of validation rows on which student and teacher predict the same"
+    return Table(f"{caption}, mean ± standard deviation over seeds", ["", *findings.tasks], rows)
 
 
 def arm_table(findings: Findings) -> Table:
-    """What each arm is, as the parameters say it."""
-    rows = [[arm, _flow(findings.recipes.get(arm) or {})] for arm in findings.arms]
-    return Table("Arms", ["arm", "recipe"], rows, text_columns=2)
+    """Tabulate what each arm is."""
+    rows = [[name, arm["method"], arm["objective"]] for name, arm in findings.arms.items()]
+    return Table("Arms", ["arm", "method", "objective"], rows, text_columns=3)
 
 
-def _flow(recipe: Mapping[str, Any]) -> str:
-    return str(yaml.safe_dump(dict(recipe), default_flow_style=True, width=1e9, sort_keys=False)).strip()
+def identity_table(findings: Findings, shared: Mapping[str, str]) -> Table:
+    """Tabulate what the numbers were made from.
 
-
-def identity_table(findings: Findings, backbone: Mapping[str, str]) -> Table:
-    """What the numbers were made from."""
-    rows = [
-        [record.name, what, value] for record in findings.records for what, value in record.identity.items()
-    ]
-    rows += [["all tasks", what, value] for what, value in backbone.items()]
+    Args:
+        findings: of all tasks.
+        shared: what all tasks have in common: name → digest or version.
+    """
+    rows = [[record.name, *item] for record in findings.records for item in record.identity.items()]
+    rows += [["all tasks", *item] for item in shared.items()]
     return Table("Identities", ["", "what", "which"], rows, text_columns=3)

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 import torch
 from tqdm import tqdm
 
-from kdcache.data.rows import Row
-from kdcache.data.stream import Kind, stream_rows
+from kdcache.data.formats import Row
+from kdcache.data.readers import Kind, stream_rows
 from kdcache.errors import DataError, ParamsError
 from kdcache.serve.labelled import Form, LabelledWriter
 from kdcache.serve.pool import StudentPool

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, BinaryIO, Literal
 
-from kdcache.data.rows import Row
+from kdcache.data.formats import Row
 from kdcache.errors import DataError, shorten
 from kdcache.serve.requests import Prediction
 

@@ -22,8 +22,8 @@ from kdcache.serve.requests import (
     predict_requests,
 )
 from kdcache.students.export import find_backbone, load_folder, read_about
-from kdcache.students.frozen import Backbone
-from kdcache.students.student import REFERENCES
+from kdcache.students.methods import METHODS
+from kdcache.students.prompted import Backbone
 
 
 def load_student(folder: Path | str, device: torch.device | str = "cpu") -> LoadedStudent:
@@ -146,7 +146,7 @@ def _check_same_backbone(folders: Sequence[Path]) -> Path:
     bases: dict[Path, Path] = {}  # → a student over it
     for folder in folders:
         about = read_about(folder)
-        if about.method in REFERENCES:
+        if METHODS[about.method].own_weights:
             raise ModelError(
                 f"{folder}: A student of method {about.method} has weights of its own and cannot share a "
                 "pool with others. Load it with kdcache.load_student."

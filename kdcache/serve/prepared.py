@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from kdcache.data.rows import Row
+from kdcache.data.formats import Row
 from kdcache.data.splits import existing_splits, metric_columns, read_split
 from kdcache.data.task import Task, read_task
 from kdcache.encoder.load import setup
@@ -19,7 +19,7 @@ from kdcache.serve.labelled import LabelledWriter
 from kdcache.serve.pool import load_student
 from kdcache.serve.requests import LoadedStudent, Request, compute_logits, to_prediction
 from kdcache.serve.submissions import SUBMISSION_NAMES, submission_name, superglue_text, zip_bytes
-from kdcache.students.arms import DistillParams
+from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.student import EVAL_BATCH_SIZE
 
 PREDICTIONS = "predictions"  # below paths.runs
@@ -76,7 +76,7 @@ def student_folder(project: Project, task_name: str, arm: str) -> Path:
         ModelError: the student was not trained yet.
     """
     params = project.section("distill", DistillParams)
-    params.arm(arm)
+    resolve_arm(params, arm)
     folder = Path(project.paths.students) / task_name / f"{arm}-{params.seeds[0]}"
     return require(folder, "the student", f"dvc repro distill@{task_name}", ModelError)
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from kdcache.data.task import Task
+from kdcache.encoder.architectures import has_bert_layers
 from kdcache.encoder.batching import Encoded, encode, fixed_plan
 from kdcache.errors import DataError, ParamsError, shorten
 from kdcache.students.export import About
-from kdcache.students.frozen import DEEP
 from kdcache.students.student import Student, forward
 
 BATCH_SIZE = 32  # sequences per forward pass
@@ -209,7 +209,7 @@ def _passes(students: Sequence[Student], of: np.ndarray) -> Iterator[np.ndarray]
         Positions of sequences.
     """
     kinds: list[Hashable]
-    if students[0].backbone.config.model_type in DEEP:
+    if has_bert_layers(students[0].backbone.config):
         places = [None if s.prompt is None else s.prompt.place for s in students]
         some = next(filter(None, places), None)
         kinds = [place or some for place in places]

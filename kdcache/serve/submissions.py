@@ -1,4 +1,4 @@
-"""SuperGLUE's submission files: their names, nesting and spelling of labels. Pure functions, no files."""
+"""SuperGLUE's submission files: their names, nesting and spelling of labels. No files are written here."""
 
 import io
 import json
@@ -9,22 +9,12 @@ from typing import Any
 import numpy as np
 
 from kdcache.data.metrics import choose, group_rows
+from kdcache.data.superglue.score import submission_names
 from kdcache.data.task import Task
 from kdcache.errors import ParamsError
 
 # Task or diagnostic split → name of its submission file, without .jsonl.
-SUBMISSION_NAMES = {
-    "boolq": "BoolQ",
-    "cb": "CB",
-    "copa": "COPA",
-    "multirc": "MultiRC",
-    "record": "ReCoRD",
-    "rte": "RTE",
-    "wic": "WiC",
-    "wsc": "WSC",
-    "axb": "AX-b",
-    "axg": "AX-g",
-}
+SUBMISSION_NAMES = submission_names()
 # Labels that the benchmark spells in another way than the task does.
 _SPELLING: dict[str, Sequence[str | int]] = {"copa": (0, 1), "wsc": ("False", "True")}
 

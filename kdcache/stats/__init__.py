@@ -1,7 +1,7 @@
-"""How much better an arm is, and how sure that is: predictions of all arms and seeds → statements.
+"""Statistics of predictions: how much better an arm is, and how certain that is.
 
-Pure functions of arrays and frames. ``runs`` makes every metric a function of sums over groups of rows,
+Pure functions of arrays and frames. ``runs`` writes every metric as a function of sums over groups of rows,
 ``contrasts`` compares arms by seed and group, ``estimates`` gives levels and effects with intervals,
-``verdicts`` what is said of them, ``plan`` what a study needs, ``bootstrap`` an independent check.
-docs/statistics.md says why so, and what was measured.
+``verdicts`` says what follows from them, ``plan`` what a study needs, ``across`` joins two projects.
+docs/statistics.md explains the choices and has the measured error rates.
 """

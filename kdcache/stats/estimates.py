@@ -1,11 +1,11 @@
-"""Levels, effects and their means, in points, with intervals that hold for new seeds *and* new examples.
+"""Levels, effects and their means in points, with intervals that hold for new seeds *and* new examples.
 
-Both the seeds and the examples are samples. ``contrasts`` gives the variance of a mean by source: A, due to
-S seeds, and B, due to G groups of rows. Each has its own quantile of Student's t:
+Seeds and examples are both samples. ``contrasts`` splits the variance of a mean by source: A is due to
+S seeds, B to G groups of rows. Each source gets its own quantile of Student's t:
 
     points ± √(t²_{S−1} A + t²_{G−1} B)
 
-docs/statistics.md has the measured rates of this interval, and of those that were not taken.
+docs/statistics.md has the measured error rates of this interval and of its alternatives.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
-from kdcache.stats.contrasts import Table, contrast, covariance
+from kdcache.stats.contrasts import Contrast, contrast, covariance
 from kdcache.stats.runs import Runs
 
 LEAST_P = 1e-100
@@ -23,19 +23,19 @@ LEAST_P = 1e-100
 
 @dataclass(frozen=True)
 class Estimate:
-    """A level or an effect, in points of a metric, and how far to trust it.
+    """A level or an effect in points of a metric, with its variance.
 
     Args:
         points: the estimate.
-        of_seeds: its variance due to seeds, A; 0 with a single seed, which tells nothing of others.
-        of_groups: its variance due to examples, B.
+        of_seeds: A, its variance due to seeds; 0 with a single seed, which says nothing about others.
+        of_groups: B, its variance due to examples.
         df_seeds: degrees of freedom of A.
         df_groups: degrees of freedom of B.
-        seeds: how many, of the task with fewest.
-        groups: how many groups of rows, of all tasks.
+        seeds: number of seeds, of the task with the fewest.
+        groups: number of groups of rows, summed over tasks.
 
     Reference:
-        The interval: Howe (1974). The variances: Hillis (2007), for readers and cases instead of
+        Howe (1974) for the interval; Hillis (2007) for the variances, with readers and cases in place of
         seeds and groups.
     """
 
@@ -54,24 +54,24 @@ class Estimate:
 
     @property
     def low(self) -> float:
-        """Lower end of the 95 % interval."""
+        """Lower end of the 95% interval."""
         return self.interval()[0]
 
     @property
     def high(self) -> float:
-        """Upper end of the 95 % interval."""
+        """Upper end of the 95% interval."""
         return self.interval()[1]
 
     @property
     def p(self) -> float:
-        """Two-sided p-value of no effect: 1 − the level of the interval that ends at 0."""
+        """Two-sided p-value: 1 − the level of the interval that ends at 0."""
         size = abs(self.points)
         if self._half(LEAST_P) <= size:
             return 1.0 if size == 0 else 0.0
         return float(np.exp(brentq(lambda log_p: self._half(np.exp(log_p)) - size, np.log(LEAST_P), 0.0)))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The interval that holds the truth at this rate.
+        """Return the interval that covers the true value at this rate.
 
         >>> low, high = Estimate(1.0, 0.2, 0.05, df_seeds=4, df_groups=299, seeds=5, groups=300).interval()
         >>> print(f"{low:.2f} {high:.2f}")
@@ -81,27 +81,46 @@ class Estimate:
         return self.points - half, self.points + half
 
     def _half(self, alpha: float) -> float:
-        """Half of the interval that misses the truth at rate ``alpha``."""
+        """Half the width of the interval at level 1 − ``alpha``."""
         parts = ((self.of_seeds, self.df_seeds), (self.of_groups, self.df_groups))
         return float(
             np.sqrt(sum(variance * stdtrit(df, alpha / 2) ** 2 for variance, df in parts if variance))
         )
 
+    @property
+    def range(self) -> str:
+        """The 95% interval as text: ``low to high``."""
+        return f"{decimal(self.low)} to {decimal(self.high)}"
+
+    @property
+    def cell(self) -> str:
+        """The effect as a table shows it: ``+1.0 (−0.3 to 2.3)``."""
+        return f"{decimal(self.points, '+')} ({self.range})"
+
     def __str__(self) -> str:
-        """As a table shows an effect.
+        """The effect as text.
 
         >>> str(Estimate(1.0, 0.2, 0.05, df_seeds=4, df_groups=299, seeds=5, groups=300))
-        '+1.0 [-0.3, 2.3]'
+        '+1.0 (95% CI −0.3 to 2.3)'
         """
-        return f"{self.points:+.1f} [{self.low:.1f}, {self.high:.1f}]"
+        return f"{decimal(self.points, '+')} (95% CI {self.range})"
+
+
+def decimal(value: float, sign: str = "", digits: int = 1) -> str:
+    """Format a number with a true minus sign and without a negative zero.
+
+    >>> decimal(-0.25), decimal(3.14, "+"), decimal(-0.01)
+    ('−0.2', '+3.1', '0.0')
+    """
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
 
 
 def level(runs: Runs, arm: str) -> Estimate:
-    """An arm's own score, in points; its ``p`` means nothing.
+    """Estimate an arm's score in points; its ``p`` has no meaning.
 
     Args:
         runs: of one task.
-        arm: with predictions.
+        arm: an arm with predictions.
 
     Raises:
         DataError: the arm has no predictions.
@@ -110,13 +129,13 @@ def level(runs: Runs, arm: str) -> Estimate:
 
 
 def effect(runs: Runs, arm: str, over: str) -> Estimate:
-    """How much an arm scores above another, in points, paired by seed and example.
+    """Estimate by how many points one arm scores above another, paired by seed and example.
 
     Args:
         runs: of one task.
-        arm: the one that should be better.
-        over: the one it is compared with. An arm with a single seed, as a teacher, meets every seed
-            of the other: the effect is over *this* teacher.
+        arm: the arm that should be better.
+        over: the arm it is compared with. A teacher with a single seed is paired with every seed of the
+            other arm, so the effect is over *this* teacher.
 
     Raises:
         DataError: an arm has no predictions, or the two share no seed.
@@ -132,9 +151,9 @@ def effect(runs: Runs, arm: str, over: str) -> Estimate:
 
 
 def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean over tasks of levels or effects, each task with the same weight.
+    """Average levels or effects over tasks, each task with the same weight.
 
-    The tasks are those that were chosen, no sample of tasks; what they hold is independent.
+    The tasks are fixed, not a sample of tasks; their data are independent.
 
     Args:
         estimates: one per task.
@@ -157,7 +176,7 @@ def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def pooled_df(variances: Sequence[float], dfs: Sequence[float]) -> float:
-    """Degrees of freedom of a sum of variances; 0 where there is none.
+    """Compute the degrees of freedom of a sum of variances; 0 where the sum is 0.
 
     Reference:
         Satterthwaite (1946).
@@ -170,10 +189,12 @@ def pooled_df(variances: Sequence[float], dfs: Sequence[float]) -> float:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p-values of a family of comparisons: rejecting those ≤ α wrongly rejects any at rate ≤ α.
+    """Adjust the p-values of a family of comparisons.
+
+    Rejecting those ≤ α makes at least one false rejection at rate ≤ α.
 
     Args:
-        p_values: comparison → its own p-value.
+        p_values: comparison → p-value.
 
     Returns:
         comparison → adjusted p-value, in the same order.
@@ -192,8 +213,8 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: by_name[name] for name in p_values}
 
 
-def estimate(table: Table) -> Estimate:
-    """A contrast's mean over seeds, and its variance by source."""
+def estimate(table: Contrast) -> Estimate:
+    """Estimate a contrast: its mean over seeds, and its variance by source."""
     of_seeds, of_groups = covariance([table])
     seeds, groups = table.pseudo.shape
     return Estimate(

@@ -1,4 +1,4 @@
-"""What a study can see: power and width of a design, from the components of a pilot's variance."""
+"""Power and interval width of a study's design, from the variance components of a pilot."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,18 +11,18 @@ from kdcache.stats.contrasts import contrast
 from kdcache.stats.estimates import Estimate, estimate, mean_estimate
 from kdcache.stats.runs import Runs
 
-MOST = 2**20  # no design is larger, in seeds or in times the pilot's rows
+MOST = 2**20  # the largest number of seeds or groups that is tried
 
 
 @dataclass(frozen=True)
 class Components:
-    """What makes an effect vary, each as a variance in points².
+    """The variance components of an effect, in points².
 
     Args:
         seed: between seeds, on infinitely many rows.
         group: between groups of rows, over infinitely many seeds.
         rest: between groups from seed to seed.
-        groups: how many groups of rows the task has; ``dataclasses.replace`` plans with others.
+        groups: number of groups of rows of the task.
     """
 
     seed: float
@@ -32,14 +32,14 @@ class Components:
 
 
 def components(runs: Runs, arm: str, over: str) -> Components:
-    """Estimate the components of an effect from a pilot.
+    """Estimate the variance components of an effect from a pilot.
 
-    With few seeds ``seed`` is itself uncertain: by a factor of 2 either way with 5.
+    With 5 seeds, ``seed`` itself is uncertain by a factor of 2 either way.
 
     Args:
         runs: of one task; at least two seeds.
-        arm: the one that should be better.
-        over: the one it is compared with.
+        arm: the arm that should be better.
+        over: the arm it is compared with.
 
     Raises:
         DataError: fewer than two seeds; an arm has no predictions, or the two share no seed.
@@ -48,7 +48,7 @@ def components(runs: Runs, arm: str, over: str) -> Components:
     seeds, groups = table.pseudo.shape
     if seeds < 2:
         raise DataError(
-            f"components: a pilot must have at least 2 seeds, got {seeds}. Add to distill.seeds and train on."
+            f"components: A pilot needs at least 2 seeds, got {seeds}. Add seeds to distill.seeds."
         )
     pilot = estimate(table)
     group = groups * pilot.of_groups
@@ -57,15 +57,15 @@ def components(runs: Runs, arm: str, over: str) -> Components:
 
 
 def planned(tasks: Sequence[Components], gain: float, seeds: int) -> Estimate:
-    """The estimate that a design is expected to give; its interval is that of the design.
+    """Return the estimate that a design is expected to give, with its interval.
 
     Args:
-        tasks: of each task; several plan for the mean over them.
+        tasks: the components of each task; several plan for the mean over them.
         gain: the true effect, in points.
         seeds: of each arm on each task, at least 2.
 
     >>> print(planned([Components(seed=0.5, group=900.0, rest=600.0, groups=3000)], gain=1.5, seeds=5))
-    +1.5 [0.0, 3.0]
+    +1.5 (95% CI 0.0 to 3.0)
     """
     return mean_estimate([
         Estimate(
@@ -82,10 +82,10 @@ def planned(tasks: Sequence[Components], gain: float, seeds: int) -> Estimate:
 
 
 def power(tasks: Sequence[Components], gain: float, seeds: int) -> float:
-    """How often a design finds an effect, by the 5 % test of ``estimates``.
+    """Compute how often a design finds an effect at the 5% level.
 
     Args:
-        tasks: of each task; several plan for the mean over them.
+        tasks: the components of each task; several plan for the mean over them.
         gain: the true effect, in points.
         seeds: of each arm on each task, at least 2.
 
@@ -98,7 +98,7 @@ def power(tasks: Sequence[Components], gain: float, seeds: int) -> float:
     design = planned(tasks, gain, seeds)
     if design.se == 0:
         return float(gain != 0)
-    quantiles = (np.arange(200) + 0.5) / 200  # of the seeds' variance as this design would estimate it
+    quantiles = (np.arange(200) + 0.5) / 200  # of the variance over seeds, as the design would estimate it
     scales = chdtri(design.df_seeds, quantiles) / design.df_seeds if design.df_seeds else [0.0]
     halves = np.array([
         replace(design, points=0.0, of_seeds=design.of_seeds * scale).high for scale in scales
@@ -107,15 +107,15 @@ def power(tasks: Sequence[Components], gain: float, seeds: int) -> float:
 
 
 def seeds_needed(tasks: Sequence[Components], gain: float, wanted: float = 0.8) -> int | None:
-    """The least number of seeds per arm with which an effect is found as often as wanted.
+    """Find the least number of seeds per arm that finds an effect with the wanted power.
 
     Args:
-        tasks: of each task.
+        tasks: the components of each task.
         gain: the true effect, in points.
         wanted: power.
 
     Returns:
-        At least 2; None where no number will do on these rows.
+        At least 2; None if no number suffices on these rows.
 
     >>> pilot = Components(seed=0.5, group=900.0, rest=600.0, groups=3000)
     >>> seeds_needed([pilot], gain=2.0), seeds_needed([pilot], gain=1.0)
@@ -125,14 +125,14 @@ def seeds_needed(tasks: Sequence[Components], gain: float, wanted: float = 0.8) 
 
 
 def seeds_to_know(tasks: Sequence[Components], half: float) -> int | None:
-    """The least number of seeds per arm whose 95 % interval is expected to be this narrow.
+    """Find the least number of seeds per arm whose expected 95% interval is this narrow.
 
     Args:
-        tasks: of each task.
-        half: of the interval, in points.
+        tasks: the components of each task.
+        half: half the width of the interval, in points.
 
     Returns:
-        At least 2; None where no number will do on these rows.
+        At least 2; None if no number suffices on these rows.
 
     >>> pilot = Components(seed=0.5, group=900.0, rest=600.0, groups=3000)
     >>> seeds_to_know([pilot], half=1.5), seeds_to_know([pilot], half=1.0)
@@ -142,21 +142,21 @@ def seeds_to_know(tasks: Sequence[Components], half: float) -> int | None:
 
 
 def half_width(estimate: Estimate) -> float:
-    """Half of the 95 % interval, in points."""
+    """Return half the width of the 95% interval, in points."""
     return estimate.high - estimate.points
 
 
 def groups_needed(tasks: Sequence[Components], gain: float, seeds: int, wanted: float = 0.8) -> int | None:
-    """The least number of groups, over all tasks in the pilot's proportions, for the same.
+    """Find the least number of groups, over all tasks in the pilot's proportions, with the wanted power.
 
     Args:
-        tasks: of each task.
+        tasks: the components of each task.
         gain: the true effect, in points.
         seeds: of each arm on each task, at least 2.
         wanted: power.
 
     Returns:
-        None where no number will do with these seeds.
+        None if no number suffices with these seeds.
     """
     pilot = sum(task.groups for task in tasks)
 
@@ -167,7 +167,7 @@ def groups_needed(tasks: Sequence[Components], gain: float, seeds: int, wanted: 
 
 
 def _least(enough: Callable[[int], bool], start: int) -> int | None:
-    """The smallest number from ``start`` on that is enough, where more never is less; None past ``MOST``."""
+    """Find the smallest number ≥ ``start`` that is enough, if more is never worse; None past ``MOST``."""
     high = start
     while not enough(high):
         if high > MOST:

@@ -1,32 +1,35 @@
-"""Predictions → each run's score as a function of sums over groups of rows.
+"""The runs of a task: every metric as a function of sums over groups of rows.
 
-A *run* is one student: an arm with one seed. A *group* is what was drawn independently: an example,
-or the rows that share a passage. Every metric of ``metrics.METRICS`` is here a function of sums over
-groups, so that leaving a group out, or drawing it twice, costs a subtraction or a product.
+A *run* is one student: an arm with one seed. A *group* is an independent draw: an example, or the rows
+that share a passage. With sums per group, leaving a group out costs one subtraction.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from kdcache.data.metrics import METRICS, Columns, group_rows
 from kdcache.errors import DataError, nearest
 
-ALL_ROWS = "teacher"  # on all training rows, where there are folds beside it
-MEMBER = "teacher_member"  # of an ensemble; its number stands where students have their seed
-CACHED = "teacher_cached"  # whose logits students follow
-TEACHERS = (ALL_ROWS, MEMBER, CACHED)  # one that was trained once meets every seed of the students
+if TYPE_CHECKING:
+    import pandas as pd
+
+# The teachers among the arms of the predictions.
+ALL_ROWS = "teacher"  # trained on all rows, where others were trained on folds
+MEMBER = "teacher_member"  # of an ensemble; the member's number is its seed
+CACHED = "teacher_cached"  # the one whose logits are cached
+TEACHERS = (ALL_ROWS, MEMBER, CACHED)
 
 
 @dataclass(frozen=True)
 class Tally:
-    """A metric in two steps.
+    """A metric in two steps: sums over rows, then a function of the sums.
 
     Args:
-        parts: (labels, logits, columns) → what each row adds to the sums, of shape (rows, parts).
+        parts: (labels, logits, columns) → each row's summands, of shape (rows, parts).
         value: sums of shape (..., parts) → the metric, of shape (...).
     """
 
@@ -35,12 +38,12 @@ class Tally:
 
 
 def _right(labels: np.ndarray, logits: np.ndarray, _columns: Columns) -> np.ndarray:
-    """Per row: right, 1."""
+    """Return (is right, 1) per row."""
     return np.column_stack([logits.argmax(axis=1) == labels, np.ones(len(labels))])
 
 
 def _units(name: str, labels: np.ndarray, logits: np.ndarray, columns: Columns) -> np.ndarray:
-    """On the first row of each unit: the unit's score alone, 1; the metric is their mean."""
+    """Return (the unit's score, 1) on the first row of each unit; the metric is the mean over units."""
     parts = np.zeros((len(labels), 2))
     for rows in group_rows(columns["unit"]).values():
         own = {column: [values[row] for row in rows] for column, values in columns.items()}
@@ -49,10 +52,10 @@ def _units(name: str, labels: np.ndarray, logits: np.ndarray, columns: Columns) 
 
 
 def _class_counts(labels: np.ndarray, logits: np.ndarray, _columns: Columns) -> np.ndarray:
-    """Per row and class: found, predicted, there."""
-    classes = np.eye(logits.shape[1], dtype=np.float32)  # counts are exact in half of the memory
-    predicted, there = classes[logits.argmax(axis=1)], classes[labels]
-    return np.hstack([predicted * there, predicted, there])
+    """Return (found, predicted, present) per row and class."""
+    classes = np.eye(logits.shape[1], dtype=np.float32)  # exact for counts, in half the memory
+    predicted, present = classes[logits.argmax(axis=1)], classes[labels]
+    return np.hstack([predicted * present, predicted, present])
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
@@ -60,26 +63,26 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
 
 
 def _macro_f1(sums: np.ndarray) -> np.ndarray:
-    found, predicted, there = np.split(sums, 3, axis=-1)
-    # as scikit-learn has it: a class that is neither there nor predicted does not count
-    return _divide(_divide(2 * found, predicted + there).sum(-1), (predicted + there > 0).sum(-1))
+    found, predicted, present = np.split(sums, 3, axis=-1)
+    # as in scikit-learn, a class that is neither present nor predicted does not count
+    return _divide(_divide(2 * found, predicted + present).sum(-1), (predicted + present > 0).sum(-1))
 
 
 def _f1a(sums: np.ndarray) -> np.ndarray:
-    found, predicted, there = np.split(sums, 3, axis=-1)
-    return _divide(2 * found[..., 1], (predicted + there)[..., 1])
+    found, predicted, present = np.split(sums, 3, axis=-1)
+    return _divide(2 * found[..., 1], (predicted + present)[..., 1])
 
 
 def _matthews(sums: np.ndarray) -> np.ndarray:
-    """For any number of classes, after Gorodkin (2004)."""
-    found, predicted, there = np.split(sums, 3, axis=-1)
-    rows = there.sum(-1)
-    spread = (rows**2 - (predicted**2).sum(-1)) * (rows**2 - (there**2).sum(-1))
-    return _divide(found.sum(-1) * rows - (predicted * there).sum(-1), np.sqrt(spread))
+    """Compute Matthews' coefficient for any number of classes (Gorodkin, 2004)."""
+    found, predicted, present = np.split(sums, 3, axis=-1)
+    rows = present.sum(-1)
+    spread = (rows**2 - (predicted**2).sum(-1)) * (rows**2 - (present**2).sum(-1))
+    return _divide(found.sum(-1) * rows - (predicted * present).sum(-1), np.sqrt(spread))
 
 
 def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """A quotient; 0 where the divisor is."""
+    """Divide; 0 where the divisor is 0."""
     return np.divide(above, below, out=np.zeros(np.shape(above)), where=np.asarray(below) != 0)
 
 
@@ -97,7 +100,7 @@ TALLIES = {
 
 @dataclass(frozen=True)
 class Runs:
-    """All runs on one task's rows, ready to be compared under one metric.
+    """All runs on one task's rows under one metric.
 
     Args:
         metric: a key of ``metrics.METRICS``.
@@ -109,36 +112,32 @@ class Runs:
 
     @property
     def groups(self) -> int:
-        """How many groups of rows there are."""
+        """The number of groups of rows."""
         return next(iter(next(iter(self.tallies.values())).values())).shape[0]
 
     def paired(self, arms: Iterable[str]) -> dict[str, list[np.ndarray]]:
-        """The tallies of arms over the seeds that they share.
+        """Return the sums of several arms over the seeds that they share.
 
         Args:
-            arms: with predictions. A single teacher meets every seed of the others; a student, and a member
-                of an ensemble, those that it shares: of a student that trained once, as of one whose other
-                seeds diverged, there is only that seed.
+            arms: arms with predictions. A single teacher is paired with every seed of the others; students
+                and members of an ensemble are paired by seed.
 
         Returns:
-            arm → one tally per seed, in the order of seeds.
+            arm → the sums of each seed, in the order of seeds.
 
         Raises:
-            DataError: there is no such arm, or the arms share no seed.
+            DataError: an arm has no predictions, or the arms share no seed.
         """
         arms = list(arms)
         for arm in arms:
             if arm not in self.tallies:
-                raise DataError(
-                    f"stats: arm must be one with predictions, got {arm!r}. {nearest(arm, self.tallies)}"
-                )
+                raise DataError(f"No predictions of an arm {arm!r}. {nearest(arm, self.tallies)}")
         fixed = {arm for arm in arms if arm in TEACHERS and len(self.tallies[arm]) == 1}
         students = [set(self.tallies[arm]) for arm in arms if arm not in fixed]
         seeds = sorted(set.intersection(*students)) if students else [0]
         if not seeds:
             raise DataError(
-                f"stats: {' and '.join(arms)} must share seeds, got none in common. "
-                "Train them with the same distill.seeds."
+                f"The arms {' and '.join(arms)} share no seed. Train them with the same distill.seeds."
             )
         return {
             arm: list(runs.values()) * len(seeds) if arm in fixed else [runs[seed] for seed in seeds]
@@ -153,32 +152,34 @@ def tally_runs(
     groups: Sequence[str] | None = None,
     columns: Columns | None = None,
 ) -> Runs:
-    """Tally the logits of all arms and seeds on the same rows.
+    """Sum the logits' scores per group, for all arms and seeds on the same rows.
 
     Args:
         metric: a key of ``metrics.METRICS``.
         labels: int array of shape (rows,); no −1.
         logits: arm → seed → array of shape (rows, num_labels).
-        groups: of shape (rows,), the group of each row; None: each row alone.
-        columns: name → (rows,), what the metric reads beside.
+        groups: the group of each row, of shape (rows,). None: each row is a group.
+        columns: name → (rows,), other columns that the metric reads.
 
     Returns:
-        Runs.
+        The runs.
 
     Raises:
-        DataError: the metric is unknown, or fewer than two groups are there.
+        DataError: the metric is unknown, or there are fewer than two groups.
 
     >>> runs = tally_runs("accuracy", np.array([0, 1]), {"ce": {0: np.array([[2., 1.], [2., 1.]])}})
     >>> runs.tallies["ce"][0].tolist()
     [[1.0, 1.0], [0.0, 1.0]]
     """
     if metric not in TALLIES:
-        raise DataError(f"stats: metric must be a known one, got {metric!r}. {nearest(metric, TALLIES)}")
-    group = np.arange(len(labels)) if groups is None else pd.factorize(np.asarray(groups, dtype=object))[0]
-    count = len(set(group.tolist()))
+        raise DataError(f"Unknown metric {metric!r}. {nearest(metric, TALLIES)}")
+    numbers: dict[Any, int] = {}  # of the groups, in order of first appearance
+    names = range(len(labels)) if groups is None else groups
+    group = [numbers.setdefault(name, len(numbers)) for name in names]
+    count = len(numbers)
     if count < 2:
         raise DataError(
-            f"stats: rows must fall into at least 2 groups, got {count}. Score more labelled rows."
+            f"Statistics need at least 2 groups of labelled rows, got {count}. Score more labelled rows."
         )
 
     def tally(outputs: np.ndarray) -> np.ndarray:
@@ -190,22 +191,22 @@ def tally_runs(
     return Runs(metric, {arm: {seed: tally(z) for seed, z in seeds.items()} for arm, seeds in logits.items()})
 
 
-def read_runs(predictions: pd.DataFrame, metric: str, rows: pd.DataFrame | None = None) -> Runs:
-    """Tally a frame of predictions.
+def read_runs(predictions: "pd.DataFrame", metric: str, rows: "pd.DataFrame | None" = None) -> Runs:
+    """Sum a frame of predictions per group.
 
     Args:
         predictions: columns ``example_id``, ``label``, ``arm``, ``seed``, ``logits``; one row per
-            arm, seed and example. Rows with label −1 do not count.
+            arm, seed and example. Rows with label −1 are left out.
         metric: a key of ``metrics.METRICS``.
-        rows: the split itself, as prepared: ``example_id``, ``group`` and what the metric reads
-            beside. None: each example is a group, and the metric reads nothing else.
+        rows: the prepared split: ``example_id``, ``group`` and other columns that the metric reads.
+            None: each example is a group, and the metric reads nothing else.
 
     Returns:
-        Runs.
+        The runs.
 
     Raises:
-        DataError: a run has other examples than the first, or one twice; ``rows`` lacks an example;
-            the metric is unknown; fewer than two groups are there.
+        DataError: a run has other examples than the first run, or repeats one; ``rows`` lacks an example;
+            the metric is unknown; there are fewer than two groups.
     """
     runs = {key: run.set_index("example_id") for key, run in predictions.groupby(["arm", "seed"], sort=False)}
     (first_arm, first_seed), first = next(iter(runs.items()))
@@ -215,8 +216,8 @@ def read_runs(predictions: pd.DataFrame, metric: str, rows: pd.DataFrame | None 
         differing = len(run.index.symmetric_difference(first.index)) or len(run) - run.index.nunique()
         if differing:
             raise DataError(
-                f"stats: {arm}-{seed} must predict the examples of {first_arm}-{first_seed}, each once, "
-                f"got {differing} others. Run: kdcache distill"
+                f"{arm}-{seed} and {first_arm}-{first_seed} must predict the same examples, each once; "
+                f"{differing} differ. Run: kdcache distill"
             )
         logits.setdefault(arm, {})[int(seed)] = np.array(run.loc[labelled, "logits"].tolist())
     labels = first.loc[labelled, "label"].to_numpy()
@@ -225,8 +226,7 @@ def read_runs(predictions: pd.DataFrame, metric: str, rows: pd.DataFrame | None 
     beside = rows.set_index("example_id")
     if absent := labelled.difference(beside.index).tolist():
         raise DataError(
-            f"stats: rows must hold every predicted example, got no {absent[0]}. "
-            "Read the split that was predicted."
+            f"The split lacks the predicted example {absent[0]!r}. Read the split that was predicted."
         )
     beside = beside.loc[labelled]
     columns = {name: beside[name].tolist() for name in ("unit", "candidate", "answers") if name in beside}

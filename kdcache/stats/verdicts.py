@@ -1,4 +1,4 @@
-"""What may be said of an arm: the share of a gap that it closes, and whether it reaches its teacher."""
+"""The share of a gap that an arm closes, and whether it reaches its teacher."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ import numpy as np
 from scipy.special import stdtrit
 
 from kdcache.stats.contrasts import contrast, covariance
-from kdcache.stats.estimates import Estimate, effect, estimate, mean_estimate, pooled_df
+from kdcache.stats.estimates import Estimate, decimal, effect, estimate, mean_estimate, pooled_df
 from kdcache.stats.runs import Runs
 
 
 @dataclass(frozen=True)
-class Share:
-    """A share of a gap, in percent; None where the gap may be nothing.
+class GapShare:
+    """A share of a gap in percent; None where the gap may be 0.
 
     Args:
         percent: gain / gap.
-        low: lower end of the 95 % interval.
+        low: lower end of the 95% interval.
         high: upper end.
-        gain: of the arm over the base.
-        gap: of the full arm over the base.
+        gain: of the arm over the baseline.
+        gap: of the upper arm over the baseline.
     """
 
     percent: float | None
@@ -30,27 +30,43 @@ class Share:
     gain: Estimate
     gap: Estimate
 
+    @property
+    def range(self) -> str:
+        """The 95% interval as text: ``low to high``; empty without a share."""
+        return (
+            "" if self.low is None or self.high is None else f"{_percent(self.low)} to {_percent(self.high)}"
+        )
+
+    @property
+    def cell(self) -> str:
+        """The share as a table shows it: ``50% (20% to 80%)``."""
+        return "no gap" if self.percent is None else f"{_percent(self.percent)} ({self.range})"
+
     def __str__(self) -> str:
-        """As a table shows it."""
+        """The share as text."""
         if self.percent is None:
-            return f"undefined: the gap, {self.gap}, is not above 0"
-        return f"{self.percent:.0f} % [{self.low:.0f}, {self.high:.0f}]"
+            return f"undefined: the gap is not above 0, {self.gap}"
+        return f"{_percent(self.percent)} (95% CI {self.range})"
 
 
-def gap_closed(tasks: Sequence[Runs], arm: str, base: str = "ce", full: str = "full") -> Share:
-    """The share of the gap that an arm closes: Σ (arm − base) / Σ (full − base) over tasks.
+def _percent(value: float) -> str:
+    return f"{decimal(value, digits=0)}%"
 
-    The interval holds every share r for which the data do not tell (arm − base) − r (full − base)
-    from 0. It is finite exactly where the gap is told from 0; a gap that is not above 0 has no share.
+
+def gap_closed(tasks: Sequence[Runs], arm: str, baseline: str = "ce", upper: str = "full") -> GapShare:
+    """Estimate the share of a gap that an arm closes: Σ (arm − baseline) / Σ (upper − baseline).
+
+    The interval holds every share r for which (arm − baseline) − r (upper − baseline) does not differ
+    significantly from 0. It is finite only if the gap differs from 0; a gap that is not above 0 has no share.
 
     Args:
-        tasks: of each task, under the metric that counts there.
-        arm: the distilled one.
-        base: the same student without a teacher.
-        full: where the gap ends.
+        tasks: the runs of each task, under its first metric.
+        arm: the distilled arm.
+        baseline: the arm where the gap begins.
+        upper: the arm where the gap ends.
 
     Returns:
-        Share; over several tasks a ratio of means, so that a task with a small gap weighs little.
+        The share; over several tasks a ratio of means, so that a task with a small gap weighs little.
 
     Raises:
         DataError: an arm has no predictions, or the three share no seed.
@@ -58,8 +74,8 @@ def gap_closed(tasks: Sequence[Runs], arm: str, base: str = "ce", full: str = "f
     Reference:
         Fieller (1954).
     """
-    # the third arm at weight 0: both contrasts are over the seeds that all three share
-    gains, gaps = {arm: 1.0, base: -1.0, full: 0.0}, {arm: 0.0, base: -1.0, full: 1.0}
+    # the third arm has weight 0, so that both contrasts use the seeds that all three share
+    gains, gaps = {arm: 1.0, baseline: -1.0, upper: 0.0}, {arm: 0.0, baseline: -1.0, upper: 1.0}
     pairs = [(contrast(runs, gains), contrast(runs, gaps)) for runs in tasks]
     gain, gap = (mean_estimate([estimate(pair[i]) for pair in pairs]) for i in (0, 1))
     # each source's covariance times its squared quantile: r is in the interval where
@@ -75,24 +91,25 @@ def gap_closed(tasks: Sequence[Runs], arm: str, base: str = "ce", full: str = "f
             spread += np.sum(parts, axis=0) / len(tasks) ** 2 * stdtrit(df, 0.025) ** 2
     square = gap.points**2 - spread[1, 1]
     if gap.low <= 0 or square <= 0:
-        return Share(None, None, None, gain, gap)
+        return GapShare(None, None, None, gain, gap)
     middle = gain.points * gap.points - spread[0, 1]
     half = np.sqrt(max(middle**2 - square * (gain.points**2 - spread[0, 0]), 0.0))
     low, high = (float(100 * (middle + side) / square) for side in (-half, half))
-    return Share(100 * gain.points / gap.points, low, high, gain, gap)
+    return GapShare(100 * gain.points / gap.points, low, high, gain, gap)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a student reaches its teacher.
+    """Whether an arm reaches its teacher.
 
     Args:
-        verdict: ``reaches``: less than the margin below, at 5 % risk; ``below``: more than the margin
-            below, at the same risk; ``open``: neither; ``not asked``: the teacher is hardly above ``head``.
-        bound: one-sided 95 % lower bound of student − teacher, in points.
+        verdict: ``reaches``: less than the margin below, at 5% risk; ``below``: more than the margin
+            below, at the same risk; ``open``: neither; ``not asked``: the teacher is not far enough above
+            the control.
+        bound: one-sided 95% lower bound of student − teacher, in points.
         margin: in points.
         difference: student − teacher.
-        advantage: teacher − head.
+        advantage: teacher − control.
     """
 
     verdict: Literal["reaches", "below", "open", "not asked"]
@@ -102,32 +119,32 @@ class Verdict:
     advantage: Estimate
 
     def __str__(self) -> str:
-        """As a table shows it."""
-        return f"{self.verdict}: {self.difference.points:+.1f}, at least {self.bound:+.1f}"
+        """The verdict as a table shows it."""
+        return f"{self.verdict}: {decimal(self.difference.points, '+')} (≥ {decimal(self.bound, '+')})"
 
 
 def non_inferiority(
     runs: Runs,
     arm: str,
     teacher: str = "teacher",
-    head: str = "head",
+    control: str = "head",
     margin: float = 1.0,
     least: float = 5.0,
 ) -> Verdict:
-    """Whether an arm is at most ``margin`` points below the teacher.
+    """Decide whether an arm is at most ``margin`` points below the teacher.
 
     Args:
         runs: of one task.
-        arm: the student.
-        teacher: with a single seed, the verdict is about this teacher.
-        head: what needs neither prompts nor teacher.
+        arm: the student's arm.
+        teacher: the teacher. With a single seed, the verdict is about this teacher.
+        control: the arm without prompts and without a teacher.
         margin: in points.
-        least: points by which the teacher must beat ``head``; below, reaching it means nothing.
+        least: points by which the teacher must beat the control; otherwise reaching it means little.
 
     Raises:
         DataError: an arm has no predictions, or two share no seed.
     """
-    difference, advantage = effect(runs, arm, teacher), effect(runs, teacher, head)
+    difference, advantage = effect(runs, arm, teacher), effect(runs, teacher, control)
     bound, upper = difference.interval(0.90)
     if advantage.points < least:
         verdict: Literal["reaches", "below", "open", "not asked"] = "not asked"

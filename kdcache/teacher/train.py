@@ -14,7 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from kdcache.encoder.adapters import add_lora, add_prefix, check_positions
+from kdcache.encoder.adapters import add_lora, add_prefix
+from kdcache.encoder.architectures import check_positions
 from kdcache.encoder.batching import Encoded
 from kdcache.encoder.load import load_classifier
 from kdcache.errors import ParamsError, TrainingDiverged
@@ -203,7 +204,9 @@ def _build(
     """Build the untrained model; only the weights that ``params.method`` trains require a gradient."""
     model = load_classifier(folder, num_labels, params.seed)
     if params.num_virtual_tokens:
-        check_positions(model, params.num_virtual_tokens, params.max_length, folder, "train_teacher")
+        check_positions(
+            model.config, params.max_length, params.num_virtual_tokens, str(folder), "train_teacher"
+        )
         return add_prefix(model, params.num_virtual_tokens, encoded, params.seed, "train_teacher")
     if params.lora_rank and params.lora_alpha:
         return add_lora(model, params.lora_rank, params.lora_alpha)

@@ -1,4 +1,4 @@
-"""Tasks whose truth is known, as distill leaves them: in memory, or as the files of a project."""
+"""Tasks whose true effects are known, as distill leaves them: in memory, or as the files of a project."""
 
 import json
 from collections.abc import Mapping
@@ -14,35 +14,37 @@ from simulated import World, gain_of
 from kdcache.cache.manifest import MANIFEST, Manifest
 from kdcache.cache.schema import cache_schema, describe_columns
 from kdcache.params import read_params
-from kdcache.report.findings import Record
+from kdcache.report.findings import Record, ReportParams
 from kdcache.students.results import mean_curves, summarise_arms
 
-KL = {"name": "kl", "temperature": 2.0}
-RECIPES: dict[str, Any] = {
-    "head": {"method": "head"},
-    "ce": {},
-    "kl": {"inter_class": KL},
-    "kl+gram": {"inter_class": KL, "inter_instance": {"name": "gram"}},
-    "feature": {"feature": {"name": "feature_mse"}},
-    "full": {"method": "full", "lr": 1e-4},
-}
-# Accuracy in percent, over all the rows and seeds that there could be.
+# arm → method and targets; others learn a prefix from the cached logits
+KINDS: dict[str, tuple[str, str | None]] = {
+    "head": ("head", None), "ce": ("prefix", None), "full": ("full", None),
+}  # fmt: skip
+TERMS = {"kl": ("ce", "kl"), "kl+gram": ("ce", "kl", "gram")}
+PARAMS = ReportParams()
+# True accuracy in percent, over all possible rows and seeds.
 LIFTED = {"head": 60, "ce": 66, "kl": 74, "kl+gram": 76, "feature": 66, "full": 82, "teacher": 82}
 LEVEL = dict.fromkeys(LIFTED, 70)
 
 
 def build_record(
-    truth: Mapping[str, float], task: str = "wic", seeds: int = 3, rows: int = 600, seed: int = 0
+    truth: Mapping[str, float],
+    task: str = "wic",
+    seeds: int = 3,
+    rows: int = 600,
+    seed: int = 0,
+    kinds: Mapping[str, tuple[str, str | None]] = KINDS,
 ) -> Record:
     """A task with two classes whose arms are this good.
 
     Args:
-        truth: arm → accuracy in percent; ``teacher`` among them, and perhaps ``teacher_member``, one
-            per seed.
-        task: its name.
-        seeds: of each student.
-        rows: to validate on.
+        truth: arm → accuracy in percent; ``teacher`` among them; ``teacher_member`` has one per seed.
+        task: the name.
+        seeds: number of seeds of each student.
+        rows: number of validation rows.
         seed: of the draws.
+        kinds: arm → method and targets, where they are not prefix and cached.
     """
     truth = dict(truth) | {"teacher_cached": truth["teacher"]}
     single = ("teacher", "teacher_cached")
@@ -64,7 +66,10 @@ def build_record(
         if not arm.startswith("teacher"):
             scores = [float((agreed[arm, k] == labels).mean()) for k in range(seeds)]
             faithful = [float((agreed[arm, k] == agreed["teacher_cached", 0]).mean()) for k in range(seeds)]
-            results += [_result(arm, k, scores[k], faithful[k]) for k in range(seeds)]
+            results += [
+                _result(arm, k, kinds.get(arm, ("prefix", "cached")), scores[k], faithful[k])
+                for k in range(seeds)
+            ]
     teacher = {"accuracy": float((agreed["teacher", 0] == labels).mean()), "rows": rows}
     cost = {"training_steps": 3, "training_examples": 90, "forward_examples": 300}
     metrics = {
@@ -75,43 +80,41 @@ def build_record(
         "arms": summarise_arms(results), "diverged": [],
     }  # fmt: skip
     split = frame[["example_id", "group"]]
-    return Record(metrics, mean_curves(results), pd.concat(frames), split, ("no", "yes"), {"cache": "abc"})
+    return Record(metrics, mean_curves(results), pd.concat(frames), split, {"cache": "abc"})
 
 
-def _result(arm: str, seed: int, accuracy: float, agreement: float) -> dict[str, Any]:
-    method = RECIPES.get(arm, {}).get("method", "prefix")
-    taught = [term["name"] for key, term in RECIPES.get(arm, {}).items() if isinstance(term, dict)]
-    shares = {f"share_{term}": 1 / (len(taught) + 1) for term in ("ce", *taught)}
-    scores = {"tune_accuracy": accuracy}
+def _result(
+    arm: str, seed: int, kind: tuple[str, str | None], accuracy: float, agreement: float
+) -> dict[str, Any]:
+    method, targets = kind
+    tuned, terms = method != "head", TERMS.get(arm, ("ce",))
+    scores = {"tune_accuracy": accuracy} | {f"share_{term}": 1 / len(terms) for term in terms}
     return {
-        "arm": arm, "seed": seed, "method": method, "diagnostics": {},
+        "arm": arm, "seed": seed, "method": method, "targets": targets, "diagnostics": {},
+        "objective": " + ".join(terms),
         "validation": {"accuracy": accuracy, "agreement": agreement, "rows": 600},
-        "steps": 0 if method == "head" else 10, "head_steps": 5, "prompt_parameters": 8, "head_parameters": 2,
-        "examples": 0 if method == "head" else 160,
-        "history": [{"epoch": e, **scores, **shares} for e in range(1 if method == "head" else 3)],
+        "steps": 10 if tuned else 0, "probe_steps": 5, "examples": 160 if tuned else 0,
+        "prompt_parameters": 8, "head_parameters": 2,
+        "history": [{"epoch": epoch, **scores} for epoch in range(3 if tuned else 1)],
     }  # fmt: skip
 
 
-def write_project(folder: Path, records: list[Record], recipes: Mapping[str, Any]) -> Path:
-    """The files that the report reads."""
+def write_project(folder: Path, records: list[Record]) -> Path:
+    """Write the files that the report reads."""
     params = read_params(ROOT / "params.yaml")
     params["tasks"] = [record.name for record in records]
-    params["distill"]["arms"] = dict(recipes)
-    for name in (
-        "metrics",
-        "curves",
-        "predictions",
-        *(f"{of}/{t}" for of in ("data", "cache") for t in params["tasks"]),
-    ):
+    for name in ("metrics", "curves", "predictions"):
         (folder / name).mkdir(parents=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     for record in records:
         task = record.name
+        (folder / f"data/{task}").mkdir(parents=True)
+        (folder / f"cache/{task}").mkdir(parents=True)
         (folder / f"metrics/{task}.json").write_text(json.dumps(record.metrics))
         record.curves.to_csv(folder / f"curves/{task}.csv", index=False)
         record.predictions.to_parquet(folder / f"predictions/{task}.parquet")
         record.rows.to_parquet(folder / f"data/{task}/validation.parquet")
-        identity = {"task": task, "labels": list(record.labels), "weights_sha256": "0" * 64}
+        identity = {"task": task, "labels": ["no", "yes"], "weights_sha256": "0" * 64}
         manifest = Manifest(identity, {}, {}, describe_columns(cache_schema(2, {})))
         manifest.write(folder / "cache" / task / MANIFEST)
     return folder

@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing runs over the edge of a phone or of a desk's screen."""
+"""The page in a real browser: nothing is wider than a phone's or a desk's screen."""
 
 import re
 import shutil
@@ -6,15 +6,14 @@ import subprocess
 from html import escape
 
 import pytest
-from records import LIFTED, RECIPES, build_record
+from records import LIFTED, PARAMS, build_record
 
 from kdcache.report.findings import find
-from kdcache.report.page import page_html
-from kdcache.report.sections import build_sections
+from kdcache.report.page import build_sections, page_html
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTHS = (390, 1280)
-LONG = "kl+gram@all with a name that never ends on targets shuffled within the class"
+LONG = "kl+gram@all with a name that never ends on targets of all rows"
 
 pytestmark = [
     pytest.mark.browser,
@@ -46,9 +45,8 @@ def widths(page: str, tmp_path) -> dict[int, int]:
 
 
 def test_page_fits_phone_and_desk(tmp_path):
-    recipes = RECIPES | {LONG: {"inter_class": {"name": "kl"}, "lr": 1.0}}
     records = [build_record(LIFTED | {LONG: 70}, f"task-number-{k}", rows=100, seed=k) for k in range(4)]
-    sections = build_sections(find(records, recipes, "prefix"), ["dvc repro"], {"backbone": "0" * 64})
+    sections = build_sections(find(records, PARAMS), ["dvc repro"], {"backbone": "0" * 64})
     for width, taken in widths(page_html(sections, "Four tasks"), tmp_path).items():
         assert taken <= width
 

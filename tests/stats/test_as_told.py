@@ -32,5 +32,5 @@ def test_code_runs_as_told(tmp_path, monkeypatch, capsys):
         pd.concat(frames).to_parquet(f"predictions/{task}.parquet")
     exec(compile(code, "docs/reference/statistics.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"[+-]\d+\.\d \[-?\d+\.\d, -?\d+\.\d\]", lines[1])
+    assert re.fullmatch(r"[+−]\d+\.\d \(95% CI −?\d+\.\d to −?\d+\.\d\)", lines[1])
     assert len(lines) == 5

@@ -1,6 +1,5 @@
 """Plans against an independent power formula, against simulation, and at their limits."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -68,6 +67,5 @@ def test_components_are_found_in_a_large_pilot():
 
 def test_pilot_of_one_seed_is_refused():
     runs = World(seeds=1).runs(np.random.default_rng(0))
-    message = "components: a pilot must have at least 2 seeds, got 1. Add to distill.seeds and train on."
-    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(DataError, match=r"2 seeds, got 1.*distill\.seeds"):
         components(runs, "b", "a")

@@ -11,12 +11,12 @@ from scipy.stats import binom
 from simulated import World, gain_of
 from statsmodels.stats.contingency_tables import mcnemar
 
-from kdcache.stats.contrasts import Table, contrast, over_teachers
+from kdcache.stats.contrasts import Contrast, contrast, over_teachers
 from kdcache.stats.estimates import effect, estimate, holm, mean_estimate
 from kdcache.stats.plan import components, groups_needed, power
 from kdcache.stats.verdicts import gap_closed, non_inferiority
 
-SIMULATIONS = [200, pytest.param(4000, marks=pytest.mark.slow)]
+SIMULATIONS = [100, pytest.param(4000, marks=pytest.mark.slow)]
 
 
 def bound(simulations: int, rate: float = 0.05) -> float:
@@ -92,7 +92,7 @@ def test_students_of_one_teacher_are_not_independent(simulations):
         lifts = {f"kl{teacher}": 0.3 * rng.standard_normal() for teacher in range(3)}
         runs = World({"ce0": 0.0, "ce1": 0.0, "ce2": 0.0, **lifts}, seeds=4, rows=100).runs(rng)
         tables = [contrast(runs, {f"kl{teacher}": 1.0, f"ce{teacher}": -1.0}) for teacher in range(3)]
-        all_students = Table(
+        all_students = Contrast(
             np.concatenate([table.values for table in tables]), np.vstack([table.pseudo for table in tables])
         )
         apart += estimate(all_students).p <= 0.05

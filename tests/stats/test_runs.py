@@ -1,7 +1,5 @@
 """Every metric as a function of sums over groups is the metric itself; runs are matched by id."""
 
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -82,34 +80,32 @@ def test_columns_beside_reach_the_metric():
     [
         (
             lambda f: f.drop(index=[5]),
-            "stats: ce-0 must predict the examples of kl-0, each once, got 1 others. Run: kdcache distill",
+            "ce-0 and kl-0 .* 1 differ",
         ),
         (
             lambda f: pd.concat([f, f.tail(1)]),
-            "stats: ce-0 must predict the examples of kl-0, each once, got 1 others. Run: kdcache distill",
+            "ce-0 and kl-0 .* 1 differ",
         ),
         (
             lambda f: f.assign(label=-1),
-            "stats: rows must fall into at least 2 groups, got 0. Score more labelled rows.",
+            "at least 2 groups of labelled rows, got 0",
         ),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(change, message):
     predictions = frame({("kl", 0): [0, 1, 1], ("ce", 0): [0, 0, 0]}, labels=[0, 1, 1])
-    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(DataError, match=message):
         read_runs(change(predictions), "accuracy")
 
 
 def test_a_split_other_than_the_predicted_one_is_refused():
     predictions = frame({("kl", 0): [0, 1]}, labels=[0, 1])
-    message = "stats: rows must hold every predicted example, got no 1. Read the split that was predicted."
-    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(DataError, match="example '1'"):
         read_runs(predictions, "accuracy", pd.DataFrame({"example_id": ["0"], "group": ["x"]}))
 
 
 def test_unknown_metric_is_named_with_the_nearest():
-    message = "stats: metric must be a known one, got 'acuracy'. Did you mean accuracy?"
-    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(DataError, match=r"acuracy.*accuracy"):
         tally_runs("acuracy", np.zeros(2, int), {"kl": {0: np.eye(2)}})
 
 
@@ -126,15 +122,13 @@ def test_arms_meet_over_the_seeds_they_share():
     assert paired["ce"] == [runs.tallies["ce"][1], runs.tallies["ce"][2]]
     assert paired["kl"] == [runs.tallies["kl"][1], runs.tallies["kl"][2]]
     assert paired["teacher"] == [runs.tallies["teacher"][0]] * 2
-    message = "stats: ce and sp must share seeds, got none in common. Train them with the same distill.seeds."
-    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(DataError, match="ce and sp share no seed"):
         runs.paired(["ce", "sp"])
-    message = "stats: arm must be one with predictions, got 'cee'. Did you mean ce?"
-    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(DataError, match=r"'cee'.*ce"):
         runs.paired(["cee"])
 
 
-def test_a_member_meets_the_student_of_its_number_alone():
+def test_a_member_is_paired_with_the_student_of_its_number():
     """Two rows of label 0; each run's tally tells which run it is. Seeds come in any order."""
     said = [np.eye(2)[[a, b]] for a, b in ((0, 0), (0, 1), (1, 1))]  # right on 2, 1 and 0 rows
     arms = {

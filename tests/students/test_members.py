@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import fails, run
 
 from kdcache.cache.reader import load_cache
 from kdcache.project import Project
 from kdcache.students.distill import distill
 from kdcache.students.grid import Grid
-from kdcache.students.lineup import Lineup
 
 KL = {"inter_class": {"name": "kl", "temperature": 2.0}}
 ARMS = {"head": {"method": "head"}, "own": {**KL, "targets": "member"}, "mean": KL}
@@ -23,13 +23,12 @@ ENSEMBLE = {"ensemble": 2, "folds": 0}
 def test_a_seed_learns_from_the_member_of_its_number(cached_project):
     cached_project(train_teacher=ENSEMBLE, distill={"arms": ARMS})
     grid = Grid(Project.load(), "cb")
-    shared = Lineup(grid.params, grid.task, grid.folder, grid.backbone, grid.splits, grid.score_on_tune)
     train = grid.splits["train"]
     for seed in (0, 1):
-        learnt = shared.start("own", seed).rows.teacher_logits.numpy()
-        assert (learnt == train.targets.members[seed]).all()
-        assert (shared.start("mean", seed).rows.teacher_logits.numpy() == train.targets.logits).all()
-    assert not np.allclose(*train.targets.members)
+        learnt = grid.start("own", seed).rows.teacher_logits.numpy()
+        assert (learnt == train.cached.members[seed]).all()
+        assert (grid.start("mean", seed).rows.teacher_logits.numpy() == train.cached.logits).all()
+    assert not np.allclose(*train.cached.members)
 
 
 def test_predictions_and_metrics_hold_every_teacher(cached_project):
@@ -66,18 +65,19 @@ def test_fidelity_is_to_the_member_that_taught(cached_project):
 
 def test_fidelity_is_computed_from_what_teaches_the_arm(cached_project):
     """On logits that agree with exactly one of the teachers everywhere."""
-    arms = {"plain": {**KL, "targets": "plain"}, "own": ARMS["own"], "mean": KL}
+    arms = {"all_rows": {**KL, "targets": "all_rows"}, "own": ARMS["own"], "mean": KL}
     cached_project(train_teacher={"ensemble": 2, "folds": 2}, distill={"arms": arms})
     grid = Grid(Project.load(), "cb")
     split = grid.splits["tune"]
     rows = np.arange(len(split.labels))
     said = np.eye(3, dtype=np.float32)[np.stack([0 * rows, 0 * rows + 1, 0 * rows + 2, rows % 3])]
-    targets = replace(split.targets, logits=said[0], logits_plain=said[1], members=(said[2], said[3]))
-    grid.splits["tune"] = replace(split, targets=targets)
-    for logits, arm, seed in ((0, "mean", 0), (1, "plain", 0), (2, "own", 0), (3, "own", 1)):
-        assert grid.score_on_tune(said[logits], arm, seed)["tune_agreement"] == 1
-        others = [grid.score_on_tune(said[k], arm, seed)["tune_agreement"] for k in range(4) if k != logits]
-        assert max(others) < 1
+    cached = replace(split.cached, logits=said[0], logits_plain=said[1], members=(said[2], said[3]))
+    split = replace(split, cached=cached, teacher_logits=torch.from_numpy(said[0]))
+    for right, arm, seed in ((0, "mean", 0), (1, "all_rows", 0), (2, "own", 0), (3, "own", 1)):
+        taught = split.taught_by(grid.specs[arm].targets, seed)
+        agreements = [taught.score(logits)["agreement"] for logits in said]
+        assert agreements[right] == 1
+        assert max(agreements[:right] + agreements[right + 1 :]) < 1
 
 
 def test_members_teach_rows_without_labels_too(cached_project):
@@ -85,9 +85,8 @@ def test_members_teach_rows_without_labels_too(cached_project):
         train_teacher=ENSEMBLE, prepare={"max_rows": {"train": 16, "unlabelled": 8}}, distill={"arms": ARMS}
     )
     grid = Grid(Project.load(), "cb")
-    shared = Lineup(grid.params, grid.task, grid.folder, grid.backbone, grid.splits, grid.score_on_tune)
-    learnt = shared.start("own", 1).rows.teacher_logits.numpy()
-    parts = [grid.splits[split].targets.members[1] for split in ("train", "unlabelled")]
+    learnt = grid.start("own", 1).rows.teacher_logits.numpy()
+    parts = [grid.splits[split].cached.members[1] for split in ("train", "unlabelled")]
     assert (learnt == np.concatenate(parts)).all()
 
 
@@ -100,7 +99,7 @@ def test_what_no_member_can_teach_is_refused(cached_project):
     feature = "distill.arms.own={targets: member, feature: {name: feature_mse}}"
     assert fails("distill", "--task", "cb", "--arm", "own", "--set", feature) == (
         "distill.arms.own.targets: it must not be member with a loss on features, of which the cache keeps "
-        "the ensemble's mean alone, got member. Remove one of the two."
+        "only the ensemble's mean, got member. Remove one of the two."
     )
     alone = "distill.arms.own={targets: member}"
     assert fails("distill", "--task", "cb", "--arm", "own", "--set", alone) == (

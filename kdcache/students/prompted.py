@@ -1,36 +1,33 @@
-"""The frozen encoder that all students share, and how prompts enter it.
+"""The encoder that students share, and how each row's prompt enters it.
 
 Prompts enter in one of two places. *Deep* ones (prefix tuning) are keys and values that every
 layer's attention sees before the text's own. *Input* ones (prompt tuning, p-tuning) are
 embeddings between [CLS] and the text. Either way the first state is the true [CLS], which is
-what heads read; PEFT's own forward puts input prompts before [CLS], so that heads read a prompt.
+what heads read. PEFT's own forward puts input prompts before [CLS], so that heads read a prompt.
 
-Each row of a batch may carry another student's prompt, of another length: that is how K
-students train in one pass, and how many tasks are served in one batch.
+Each row of a batch may carry another student's prompt, of another length. This is how K students
+train in one pass, and how many tasks are served in one batch.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
+from kdcache.encoder.architectures import ARCHITECTURES, Place, check_positions, first_position
+from kdcache.encoder.batching import Encoded, Padded
+from kdcache.encoder.forward import Dtype, cls_states
 from kdcache.encoder.last_layer import finish_only_cls
-from kdcache.encoder.load import COUNT_FROM_PADDING, load_classifier
+from kdcache.encoder.load import load_classifier
+from kdcache.encoder.parts import take_apart
 from kdcache.errors import ModelError
 
-Place = Literal["deep", "input"]
-
-# PEFT's prefixes need an encoder that takes keys and values from outside.
-DEEP = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
-INPUT = (*DEEP, "deberta", "deberta-v2", "modernbert")
-# Positions are told by distance alone, so that there is no table to run out of.
-WITHOUT_TABLE = ("modernbert",)
-
-Dtype = Literal["float32", "bfloat16"]
+STATES_BATCH_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class RowPrompts:
             else nn.functional.pad(prompt, (0, 0, 0, longest - len(prompt)))
             for prompt in prompts
         ]  # fmt: skip
-        # Expanded, not gathered: threads add up the gradient of a gather in any order, to other bits.
+        # Expanded, not gathered: threads add up a gather's gradient in any order, which changes bits.
         values = torch.cat([p.expand(count, -1, -1) for p, count in zip(padded, counts, strict=True)])
         mask = (
             torch.arange(longest)[None]
@@ -91,10 +88,10 @@ class Backbone:
         for module in encoder.modules():
             if isinstance(module, nn.Dropout):
                 module.p = dropout
-        if self.config.model_type not in INPUT:
+        if self.config.model_type not in ARCHITECTURES:
             raise ModelError(
-                f"students: the backbone must be one of {', '.join(INPUT)}, got {self.config.model_type}. "
-                "Choose another model for student_backbone.model."
+                f"students: the backbone must be one of {', '.join(ARCHITECTURES)}, got "
+                f"{self.config.model_type}. Choose another model for student_backbone.model."
             )
         if getattr(self.config, "classifier_pooling", "cls") != "cls":
             raise ModelError(
@@ -141,20 +138,13 @@ class Backbone:
             ModelError: the architecture takes no deep prompts, or its positions run out.
         """
         kind = self.config.model_type
-        if place == "deep" and kind not in DEEP:
+        if place and place not in ARCHITECTURES[kind].places:
+            able = ", ".join(name for name, facts in ARCHITECTURES.items() if place in facts.places)
             raise ModelError(
-                f"distill.method: the backbone of prefix must be one of {', '.join(DEEP)}, got {kind}, "
+                f"distill.method: the backbone of prefix must be one of {able}, got {kind}, "
                 "which takes no keys and values. Use prompt or p_tuning."
             )
-        # RoBERTa's position ids start behind the padding index.
-        table = 0 if kind in WITHOUT_TABLE else self.config.max_position_embeddings
-        table -= self.config.pad_token_id + 1 if kind in COUNT_FROM_PADDING else 0
-        tokens = max_length + (num_virtual_tokens if place else 0)
-        if table and tokens > table:
-            raise ModelError(
-                f"distill: max_length + num_virtual_tokens must be at most the {table} positions of "
-                f"the backbone, got {tokens}. Lower distill.max_length or distill.num_virtual_tokens."
-            )
+        check_positions(self.config, max_length, num_virtual_tokens if place else 0, "the backbone")
 
     def cls_states(
         self, batch: Mapping[str, torch.Tensor], prompts: RowPrompts | None = None
@@ -189,7 +179,8 @@ class Backbone:
     def _with_input(self, batch: Mapping[str, torch.Tensor], prompts: RowPrompts) -> dict[str, Any]:
         embeddings = self.encoder.get_input_embeddings()(batch["input_ids"])
         mask = _after_cls(batch["attention_mask"], prompts.mask)
-        # Padding of a short prompt goes behind the text: some architectures know places only.
+        # Padding of a short prompt goes behind the text, since some architectures ignore the mask
+        # where they count positions.
         order = mask.argsort(dim=1, descending=True, stable=True)
         whole = _after_cls(embeddings, prompts.values.to(embeddings.dtype))
         inputs = {
@@ -202,31 +193,32 @@ class Backbone:
         return inputs
 
     def _positions(self, mask: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        """As the architecture counts them behind ``shift`` keys; PEFT shifts them too."""
-        return (mask.cumsum(1) - 1).clamp(min=0) + shift[:, None] + self._first_position
-
-    @property
-    def _first_position(self) -> int:
-        return self.config.pad_token_id + 1 if self.config.model_type in COUNT_FROM_PADDING else 0
+        """Position ids of the text behind ``shift`` keys; PEFT shifts them too."""
+        return (mask.cumsum(1) - 1).clamp(min=0) + shift[:, None] + first_position(self.config)
 
 
 def _after_cls(whole: torch.Tensor, inserted: torch.Tensor) -> torch.Tensor:
     return torch.cat([whole[:, :1], inserted, whole[:, 1:]], dim=1)
 
 
-def take_apart(model: PreTrainedModel) -> tuple[PreTrainedModel, list[nn.Module]]:
-    """Name the parts of a classifier; it stays whole.
+class FrozenInputs:
+    """Rows as the frozen backbone reads them, computed once for all students on its device.
 
-    Returns:
-        The encoder, and the modules from [CLS] state to logits, in order, dropout left out.
+    Args:
+        backbone: the shared one.
+        encoded: the rows.
     """
-    encoder: Any = getattr(model, model.base_model_prefix)
-    after = [module for module in model.children() if module is not encoder and list(module.parameters())]
-    pooler = getattr(encoder, "pooler", None)
-    return encoder, after if pooler is None else [pooler, *after]
 
+    def __init__(self, backbone: Backbone, encoded: Encoded) -> None:
+        self.backbone, self.encoded = backbone, encoded
 
-def head_names(model: PreTrainedModel) -> list[str]:
-    """The names, in the whole classifier, of the modules from [CLS] state to logits, in order."""
-    after = take_apart(model)[1]
-    return [name for module in after for name, other in model.named_modules() if other is module]
+    @cached_property
+    def padded(self) -> Padded:
+        """The rows as tensors."""
+        return Padded.of(self.encoded, self.backbone.device)
+
+    @cached_property
+    def states(self) -> torch.Tensor:
+        """[CLS] states without a prompt, of shape (rows, choices, dim): what linear probes read."""
+        backbone = self.backbone
+        return cls_states(backbone.cls_states, self.encoded, STATES_BATCH_SIZE, backbone.device)

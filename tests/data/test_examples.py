@@ -1,4 +1,4 @@
-"""Tasks of the user's own: a task file and rows make the task and examples that were meant."""
+"""From a task file and rows to a task and examples, and every defect of a row in one line."""
 
 import json
 from collections import Counter
@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from powered import write_powered
 
-from kdcache.data.own import read_own
+from kdcache.data.examples import read_examples
+from kdcache.data.taskfile import read_task_file
 from kdcache.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +18,10 @@ POWERED = sorted((ROOT / "studies" / "tasks").glob("*.toml"))
 TASK_FILE = 'splits = {train = "train.csv", validation = "val.csv"}\ntext = "text"\n'
 TRAIN = ["good,pos", "bad,neg", "fine,pos"]
 VALIDATION = ["nice,pos", "ugly,neg"]
+
+
+def read_own(path: Path, folder: Path):
+    return read_examples(path.stem, read_task_file(path), folder)
 
 
 @pytest.fixture
@@ -71,7 +76,12 @@ REAL = {  # labels, rows of each split, rows of the first and the last label in 
 }
 
 
-@pytest.mark.parametrize("path", POWERED, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    # subj's hold-out of 10,000 groups takes long
+    [pytest.param(path, marks=pytest.mark.slow if path.stem == "subj" else ()) for path in POWERED],
+    ids=lambda path: path.stem,
+)
 def test_real_powered_task_reads_whole(path):
     shared = ROOT.parent / "shared" / "data" / "powered"
     if not shared.is_dir():
@@ -170,7 +180,7 @@ def test_unlabelled_rows_need_no_label_and_theirs_is_not_read(own):
         ({"train": ["x,pos", "y,pos"]}, "train.csv:2: train must hold at least 2 labels, got only pos. "
          "Check the column that label names."),
         ({"train": [*TRAIN, " ,pos"]}, "train.csv:5: text must not be empty, got ' '. "
-         "Remove the row or give it a text."),
+         "Give the row a text, or remove it."),
         ({"task_file": TASK_FILE + 'id = "text"\n', "train": [*TRAIN, "good,neg"]},
          "train.csv:5: text must be unique, got 'good' again (first at train.csv:2). Renumber the rows."),
         ({"task_file": TASK_FILE + 'group = "label"\n', "train": [*TRAIN, "x,"]},
@@ -178,7 +188,7 @@ def test_unlabelled_rows_need_no_label_and_theirs_is_not_read(own):
          "Label the row, or move it into the split unlabelled."),
         ({"task_file": TASK_FILE + 'label = "labels"\n'}, "train.csv: the column 'labels' must be there, "
          "got none of that name. Did you mean label? "
-         "If the file has no header, name its columns in read.header."),
+         "A task file can name the columns of a file without a header: read.header."),
     ],
 )  # fmt: skip
 def test_bad_row_names_file_line_value_and_remedy(own, tmp_path: Path, change, message):
@@ -190,7 +200,7 @@ def test_bad_row_names_file_line_value_and_remedy(own, tmp_path: Path, change, m
 @pytest.mark.parametrize(("value", "shown"), [(None, "None"), (float("nan"), "nan"), (5, "5")])
 def test_null_and_nan_are_no_text(own, tmp_path: Path, value, shown):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": value, "label": "a"}) + "\n")
-    with pytest.raises(DataError, match=rf"rows.jsonl:1: text must be text, got {shown}. Remove the row"):
+    with pytest.raises(DataError, match=rf"rows.jsonl:1: text must be text, got {shown}. Give the row one"):
         own(TASK_FILE.replace("train.csv", "rows.jsonl") + 'labels = ["a", "b"]\n')
 
 
@@ -205,3 +215,48 @@ def test_null_of_parquet_is_no_value(own, tmp_path: Path, column):
     pq.write_table(floats, tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"row 1: label must be a label \(text, .*, got 0.0\."):
         own(TASK_FILE.replace("train.csv", "rows.parquet"))
+
+
+def test_choices_are_second_texts_and_the_label_says_which_is_right(own):
+    text = TASK_FILE + 'choices = ["a", "{b}!"]\nlabels = [1, 2]\n'
+    task, splits = own(text.replace("val.csv", "train.csv").replace("train.csv", "t.csv"),
+                       t_csv="text,a,b,label\nwhy,x,y,2\nhow,v,w,1\n")  # fmt: skip
+    assert (task.num_choices, task.num_outputs, task.labels) == (2, 1, ("1", "2"))
+    assert [(e.label, e.text, e.choices) for e in splits["train"]] == [
+        (1, "why", ("x", "y!")), (0, "how", ("v", "w!")),
+    ]  # fmt: skip
+    assert len({e.group for e in splits["train"]}) == 2
+
+
+def test_spans_of_a_csv_are_marked(own):
+    text = TASK_FILE + 'spans = [{column = "text", start = "from", end = "to", mark = "_"}]\n'
+    rows = "text,from,to,label\nthe bank,4,8,pos\na bank,0,1,neg\n"
+    _, splits = own(text.replace("val.csv", "t.csv").replace("train.csv", "t.csv"), t_csv=rows)
+    assert [e.text for e in splits["train"]] == ["the _bank_", "_a_ bank"]
+    with pytest.raises(
+        DataError, match=r"t.csv:2: from, to must be a span of text \(8 characters\), got 4, 9"
+    ):
+        own(text.replace("val.csv", "t.csv").replace("train.csv", "t.csv"), t_csv=rows.replace("4,8", "4,9"))
+
+
+def test_units_and_diagnostics_are_for_own_tasks_too(own):
+    text = TASK_FILE + (
+        'unit = "text"\nmetrics = ["exact_match"]\n'
+        '[diagnostics.hard]\nfile = "hard.csv"\ntext = "body"\nunit = "body"\nmetrics = ["accuracy"]\n'
+    )
+    task, splits = own(text, hard_csv="body,label\nodd,pos\n")
+    assert (task.metrics, task.columns) == (("exact_match",), ("unit",))
+    assert task.diagnostics == {"hard": ("accuracy",)}
+    assert [(e.example_id, e.text, e.label, e.unit) for e in splits["hard"]] == [
+        ("hard-1", "odd", 1, "hard-odd")
+    ]
+    assert splits["train"][0].unit == "train-good"
+
+
+def test_a_star_takes_all_files_that_fit_in_order(own, tmp_path: Path):
+    text = TASK_FILE.replace("train.csv", "part-*.csv")
+    for name, row in (("part-1", "b,neg"), ("part-0", "a,pos")):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{row}\n")
+    assert [e.text for e in own(text)[1]["train"]] == ["a", "b"]
+    with pytest.raises(DataError, match=r"none-\*.csv: the train split of mine must be a file there"):
+        own(text.replace("part-", "none-"))
