@@ -1,5 +1,6 @@
 """Tiny models built from a config, never downloaded, a project folder around them, and its commands."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
