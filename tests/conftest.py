@@ -96,7 +96,7 @@ def build_tiny_model(
     return folder
 
 
-def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
+def tiny_params(model: str, **sections: Any) -> dict[str, Any]:
     """params.yaml as shipped, made tiny: 32 rows, 1 epoch, 2 folds, one thread."""
     params = read_params(ROOT / "params.yaml")
     params["threads"] = 1
@@ -113,7 +113,7 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
         "max_length": 64,
     }
     for name, values in sections.items():
-        params[name] = {**params[name], **values}
+        params[name] = {**params[name], **values} if isinstance(values, dict) else values
     return params
 
 
@@ -139,7 +139,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
-def write_project(folder: Path, tiny_model: Path, **sections: dict[str, Any]) -> Path:
+def write_project(folder: Path, tiny_model: Path, **sections: Any) -> Path:
     """Write a tiny project: params.yaml and the model that it names; keyword arguments change sections."""
     if not (folder / "tiny").is_dir():
         shutil.copytree(tiny_model, folder / "tiny")
@@ -161,7 +161,7 @@ def run_all(folder: Path, *commands: list[str]) -> None:
 def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Make a tiny project in a fresh folder and go there; keyword arguments change sections."""
 
-    def make(name: str = "project", **sections: dict[str, Any]) -> Path:
+    def make(name: str = "project", **sections: Any) -> Path:
         folder = write_project(tmp_path / name, tiny_model, **sections)
         monkeypatch.chdir(folder)
         return folder
@@ -206,7 +206,7 @@ def cached_project(
     It is copied where the sections that change decide nothing up to there.
     """
 
-    def make(task: str = "cb", name: str = "project", **sections: dict[str, Any]) -> Path:
+    def make(task: str = "cb", name: str = "project", **sections: Any) -> Path:
         if sections.keys() <= {"distill", "report"}:
             shutil.copytree(cached_template(task), tmp_path / name)
             write_project(tmp_path / name, tiny_model, **sections)
