@@ -26,6 +26,8 @@ from kdcache.cache.writer import CacheWriter, write_cache
 
 ROUNDS = 7
 
+IDENTITY = {"task": "wic", "labels": ["false", "true"]}
+
 
 def best(work: Callable[[], object], rounds: int = ROUNDS) -> float:
     """Seconds of the fastest of several rounds."""
@@ -118,7 +120,7 @@ def library(rows: CacheRows) -> Iterator[str]:
         size = rows.to_table().nbytes / 1e6
 
         def write() -> None:
-            write_cache(folder, scratch, {"train": rows}, identity={"task": "wic"})
+            write_cache(folder, scratch, {"train": rows}, identity=IDENTITY)
 
         speeds = {
             "write (with digests, unique ids, fsync)": best(write, 3),
@@ -139,7 +141,12 @@ def gather(rows: CacheRows) -> Iterator[str]:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as base:
-        write_cache(Path(base) / "wic", Path(base) / "s" / "key", {"train": rows}, identity={"task": "wic"})
+        write_cache(
+            Path(base) / "wic",
+            Path(base) / "s" / "key",
+            {"train": rows},
+            identity=IDENTITY,
+        )
         targets = load_cache(Path(base) / "wic", "train").tensors()
     plain = {
         "logits": torch.randn(rows.logits.shape), "features": torch.randn(rows.features.shape).half(),

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-from kdcache.data.find import find_source
-from kdcache.data.official import read_official
+from kdcache.data.examples import read_examples
+from kdcache.data.superglue import SUPERGLUE
+from kdcache.data.taskfile import read_task_file
 from kdcache.encoder.batching import encode, fixed_plan
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer, resolve, save_model, setup
@@ -33,7 +34,8 @@ Predict = Callable[[list[str], list[str]], np.ndarray]
 
 def read_texts(folder: Path, task: str) -> tuple[list[str], list[str]]:
     """Texts of the first training rows of RTE or WiC."""
-    examples = read_official(folder, find_source(task))["train"][: ROWS[task]]
+    _, splits = read_examples(task, read_task_file(SUPERGLUE[task]), folder)
+    examples = splits["train"][: ROWS[task]]
     return [example.text for example in examples], [example.text_pair for example in examples]
 
 

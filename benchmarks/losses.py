@@ -1,6 +1,6 @@
 """The relation loss ``gram``: what the linear form saves against the dense one.
 
-    python benchmarks/losses.py [--device cuda] [--threads 1] [--figure docs/losses.svg]
+    python benchmarks/losses.py [--device cuda] [--threads 1] [--figure docs/reference/losses.svg]
 
 Baseline: the dense form as one writes it, in the same inner dtype (double), its gradient by
 autograd: ``(Ps @ Ps.T - Pt @ Pt.T).square().sum() / energy``. Forward and backward, interleaved

@@ -18,6 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,11 @@ from kdcache.data.splits import read_split
 from kdcache.data.task import Task, read_task
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_classifier, load_tokenizer, setup
+from kdcache.project import Project
+from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.export import save_student
-from kdcache.students.frozen import Backbone
-from kdcache.students.student import Recipe, build_student
+from kdcache.students.prompted import Backbone
+from kdcache.students.student import build_student
 
 TASKS, WINDOW, NUM_WINDOWS, ROUNDS, MAX_LENGTH, TOKENS = 8, 32, 4, 9, 128, 16
 
@@ -53,9 +56,11 @@ def make_students(folder: Path, base: Path, rows: list[Row]) -> list[Path]:
     """Eight folders as distill writes them."""
     backbone, tokenizer = Backbone.load(base), load_tokenizer(base)
     probe = encode(tokenizer, [row[1] for row in rows[:16]], [row[2] for row in rows[:16]], MAX_LENGTH)
+    spec = resolve_arm(Project.load().section("distill", DistillParams), "ce")
+    spec = replace(spec, num_virtual_tokens=TOKENS, max_length=MAX_LENGTH)
     for number in range(TASKS):
         task = Task(f"task{number}", ("no", "yes"), "bench/1", ("accuracy",))
-        student = build_student(Recipe("prefix", 2, TOKENS, MAX_LENGTH, number), base, backbone, probe)
+        student = build_student(spec, 2, number, base, backbone, probe)
         card = {"task": task.name, "arm": "untrained", "seed": str(number)}
         about = {"max_length": MAX_LENGTH, "task": task}
         save_student(student, folder / task.name, base, about, card, probe)

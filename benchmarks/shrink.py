@@ -1,7 +1,7 @@
 """How much text and time healing needs: three tasks' probes after many healings.
 
 Usage: python benchmarks/shrink.py FOLDER [NAME…]   (FOLDER holds banking77, mrpc, ag_news in
-their own formats, as studies/powered/tasks says; NAMEs are rows of the table, all when left out)
+their own formats, as studies/tasks says; NAMEs are rows of the table, all when left out)
 
 Keeps 3 of 6 layers, heals them on training texts without labels, and fits a logistic regression
 on [CLS] states of training rows. Scores are accuracies on ``tune``, which neither saw. One
@@ -18,15 +18,16 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from kdcache.backbone.cut import choose_layers, cut, load_encoder
+from kdcache.backbone.cut import choose_layers, cut
 from kdcache.backbone.heal import StudentBackboneParams, heal
-from kdcache.backbone.probe import cls_states, probe_accuracy, variation
-from kdcache.data.own import read_own
+from kdcache.backbone.probe import encoder_states, probe_accuracy, variation
+from kdcache.data.examples import read_examples
 from kdcache.data.splits import hold_out
+from kdcache.data.taskfile import read_task_file
 from kdcache.encoder.batching import Encoded, encode, join
-from kdcache.encoder.load import load_tokenizer, resolve, setup
+from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, setup
 
-TASK_FILES = Path(__file__).parent.parent / "studies" / "powered" / "tasks"
+TASK_FILES = Path(__file__).parent.parent / "studies" / "tasks"
 TASKS = ("banking77", "mrpc", "ag_news")
 PROBE_ROWS, TUNE_ROWS, TUNE_FRACTION, BATCH_SIZE, MAX_LENGTH = 1000, 600, 0.1, 32, 128
 DEFAULTS = StudentBackboneParams(
@@ -84,7 +85,7 @@ class Rows(NamedTuple):
 
 def read(task: str, folder: Path, tokenizer: object) -> Rows:
     """Read a task, cut its tune split as ``prepare`` does, tokenise."""
-    _, splits = read_own(TASK_FILES / f"{task}.toml", folder)
+    _, splits = read_examples(task, read_task_file(TASK_FILES / f"{task}.toml"), folder)
     train = splits["train"]
     if "tune" in splits:
         tune = splits["tune"]
@@ -142,7 +143,7 @@ def main(folder: Path, names: list[str]) -> None:
         accuracies, states = [], []
         for task in TASKS:
             of = rows[task]
-            train, tune = (cls_states(model, part, 64, device) for part in (of.train, of.tune))
+            train, tune = (encoder_states(model, part, 64, device) for part in (of.train, of.tune))
             accuracies.append(probe_accuracy(train, of.labels, tune, of.tune_labels))
             states.append(tune)
         return accuracies, variation(np.concatenate(states))

@@ -7,7 +7,7 @@ student its first 3, a prefix of 16 tokens, cross-entropy + KL, float32, rows to
 
 - live: transformers' Trainer, a PEFT prefix student, the teacher's forward in ``compute_loss``
 - column: the same, the teacher's logits as a column of the dataset
-- kdcache: one student, by ``train_students``; its head start, which runs on stored states, left out
+- kdcache: one student, by ``train_students``, without the linear-probe warm-up, which runs on stored states
 - one by one: a grid of 12 students, as ``students_per_pass: auto`` trains them on a CPU
 - one pass: the same 12, stacked over one backbone
 
@@ -29,20 +29,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from peft import PrefixTuningConfig, TaskType, get_peft_model
 from torch.nn import functional
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
-from kdcache.data.find import find_source
-from kdcache.data.official import SAMPLE, read_official
-from kdcache.encoder.batching import Encoded, Padded, encode, training_plan
+from kdcache.cache.rows import CacheRows
+from kdcache.data.examples import read_examples
+from kdcache.data.superglue import SUPERGLUE
+from kdcache.data.task import Task
+from kdcache.data.taskfile import read_task_file
+from kdcache.encoder.batching import Encoded, encode, training_plan
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer, resolve, save_model, setup
 from kdcache.losses import Objective, Term
-from kdcache.students.frozen import Backbone
-from kdcache.students.run import Run, Settings, TrainingRows
-from kdcache.students.student import Recipe, build_student, forward
+from kdcache.students.arms import ArmSpec
+from kdcache.students.prompted import Backbone
+from kdcache.students.rows import StudentRows
+from kdcache.students.run import Run
+from kdcache.students.student import build_student, forward
 from kdcache.students.train import train_students
 
 MODEL, NUM_LABELS, STUDENT_LAYERS, VIRTUAL_TOKENS, TEMPERATURE = (
@@ -82,7 +88,8 @@ class Case:
 
     def read(self) -> tuple[Encoded, torch.Tensor]:
         """Tokenised rows and their labels."""
-        examples = read_official(self.data, find_source(self.task))["train"][: self.rows]
+        _, splits = read_examples(self.task, read_task_file(SUPERGLUE[self.task]), self.data)
+        examples = splits["train"][: self.rows]
         texts, pairs = [e.text for e in examples], [e.text_pair for e in examples]
         tokenizer = load_tokenizer(self.models / "student")
         return encode(tokenizer, texts, pairs, MAX_LENGTH), torch.tensor([e.label for e in examples])
@@ -149,19 +156,29 @@ class Ours:
         device = torch.device(case.device)
         self.encoded, labels = case.read()
         teacher = load_classifier(case.models / "teacher", NUM_LABELS, seed=0)
-        targets = map(torch.from_numpy, extract(teacher, self.encoded, NUM_LABELS, 64, device))
+        logits, features = extract(teacher, self.encoded, NUM_LABELS, 64, device)
         del teacher
-        self.rows = TrainingRows(self.encoded, labels, *targets).to(device)
-        self.padded = Padded.of(self.encoded, device)
         self.backbone = Backbone.load(case.models / "student").to(device)
+        ids = [str(row) for row in range(len(labels))]
+        task = Task(case.task, ("0", "1"), "benchmark", ("accuracy",))
+        table = pa.table({"example_id": ids, "label": labels.numpy(), "group": ids})
+        fold = np.zeros(len(ids), np.int8)
+        cached = CacheRows(ids, ids, labels.numpy(), fold, logits, features.astype(np.float16))
+        self.rows = StudentRows.build(task, "train", table, cached, self.encoded, self.backbone)
 
     def start(self, seed: int = 0, terms: dict[str, Any] = KL, epochs: int = 1) -> Run:
-        """A run without a head start."""
-        recipe = Recipe("prefix", NUM_LABELS, VIRTUAL_TOKENS, MAX_LENGTH, seed)
-        student = build_student(recipe, self.case.models / "student", self.backbone, self.encoded)
+        """A run without a linear-probe warm-up."""
+        spec = ArmSpec(
+            name="benchmark", method="prefix", num_virtual_tokens=VIRTUAL_TOKENS, init="separators", lr=1e-2,
+            epochs=epochs, probe_lr=0.0, probe_epochs=0, head_lr=5e-4, batch_size=self.case.batch_size,
+            max_length=MAX_LENGTH, weight_decay=0.01, warmup_fraction=0.1, select="last", ce_weight=1.0,
+            label_smoothing=0.0, terms=terms, targets="cached", unlabelled=False,
+        )  # fmt: skip
+        student = build_student(
+            spec, NUM_LABELS, seed, self.case.models / "student", self.backbone, self.encoded
+        )
         dim = self.backbone.config.hidden_size
-        settings = Settings(1e-2, epochs, 0.0, 0, 5e-4, self.case.batch_size, 0.01, 0.1)
-        return Run(student, Objective(terms, 1.0, dim, dim), self.rows, settings, seed)
+        return Run(student, Objective(terms, 1.0, dim, dim), self.rows, spec, seed)
 
     def shapes(self, passes: list[list[int]]) -> list[tuple[int, int]]:
         """(rows, tokens) of every batch of one epoch; a pass pads its students' batches together."""
@@ -177,13 +194,12 @@ class Ours:
 def use_kdcache(case: Case, passes: list[list[int]]) -> Round:
     """Students by seed, those of a pass together."""
     ours = Ours(case)
-    no_states = torch.empty(0, device=case.device)  # only a head start reads them
 
     def one_epoch() -> tuple[float, list[tuple[int, int]]]:
         runs = [[ours.start(seed) for seed in seeds] for seeds in passes]
         start = case.clock()
         for some in runs:
-            train_students(some, ours.padded, no_states)
+            train_students(some)
         return case.clock() - start, ours.shapes(passes)
 
     return one_epoch
@@ -242,9 +258,6 @@ def step_costs(case: Case) -> list[float]:
     epochs = 1 + (KD_STEPS + 10) * case.batch_size // len(ours.rows)
     runs = {"ce": ours.start(terms={}, epochs=epochs), "kd": ours.start(epochs=epochs)}
 
-    def look(run: Run, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        return forward([run.student], ours.padded.batch(rows), [len(rows)])[0]
-
     ratios = []
     for turn in range(KD_STEPS + 5):
         seconds = {}
@@ -252,8 +265,9 @@ def step_costs(case: Case) -> list[float]:
             run = runs[name]
             start = case.clock()
             rows = run.next_batch()
-            run.loss(*look(run, rows), rows).backward()
-            run.update(look)
+            outputs = forward([run.student], run.rows.inputs.padded.batch(rows), [len(rows)])[0]
+            run.loss(*outputs, rows).backward()
+            run.update()
             seconds[name] = case.clock() - start
         ratios.append(seconds["kd"] / seconds["ce"])
     return ratios[5:]
@@ -335,7 +349,7 @@ def report(case: Case, seen: dict[str, list[Any]], peaks: dict[str, float], leng
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=SAMPLE, help="SuperGLUE in the official layout")
+    parser.add_argument("--data", type=Path, default=Path("sample"), help="SuperGLUE in the official layout")
     parser.add_argument("--task", default="wic")
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=16)

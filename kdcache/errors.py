@@ -19,6 +19,12 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+EXTRAS = {  # a package that only some commands need → the extra of kdcache that installs it
+    "dvc": "pipeline", "sklearn": "pipeline", "scipy": "pipeline", "pandas": "pipeline",
+    "matplotlib": "report", "jinja2": "report", "markupsafe": "report",
+    "datasets": "hub",
+}  # fmt: skip
+
 
 class KdcacheError(Exception):
     """The root: ``except KdcacheError`` catches all that kdcache raises on purpose."""
@@ -78,6 +84,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}."
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """Return the line that says how to install a missing package, and None for one that no extra has.
+
+    >>> missing_extra(ModuleNotFoundError(name="jinja2"))
+    'The package jinja2 is not installed. Run: pip install "kdcache[report]"'
+    """
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return None
+    name = {"sklearn": "scikit-learn"}.get(package, package)
+    return f'The package {name} is not installed. Run: pip install "kdcache[{EXTRAS[package]}]"'
 
 
 def shorten(value: Any) -> str:

@@ -1,23 +1,25 @@
-"""params.yaml → one checked dataclass per section.
+"""Mappings of YAML, TOML and JSON → checked dataclasses: params.yaml, task files, task.json, student.json.
 
-A section's dataclass sits beside the function it configures. Ranges are written in the
-annotation (``Annotated[float, Range(0, 1)]``), so that this module alone turns a bad value
-into a sentence, and reports every bad key of a section at once.
+A section's dataclass sits beside the function it configures, and its annotations say what is allowed.
+pydantic checks them; this module turns what it finds into one line per key, and reports all keys at once.
 """
 
 import dataclasses
+import json
 import math
 import re
-import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
+from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from kdcache.errors import ParamsError, nearest
+from kdcache.errors import ParamsError, nearest, shorten
 
 T = TypeVar("T")
 
@@ -25,6 +27,23 @@ SECTIONS = (
     "tasks", "threads", "paths",
     "prepare", "train_teacher", "cache_teacher", "student_backbone", "distill", "report",
 )  # fmt: skip
+
+
+# Old name of a parameter → its name today.
+RENAMED = {"head_start_lr": "probe_lr", "head_start_epochs": "probe_epochs"}
+# (Parameter, old value) → what to write today.
+RENAMED_VALUES = {
+    ("targets", "plain"): "all_rows",
+    ("source", "sample"): "superglue, with path: sample",
+}
+
+# pydantic's name of a wrong type → the words of a message.
+WANTED = {
+    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "string_type": "text", "bool_type": "true or false", "finite_number": "a finite number",
+    "tuple_type": "a list", "list_type": "a list", "dict_type": "a mapping",
+    "dataclass_type": "a mapping of parameters", "none_required": "null",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,15 @@ class Range:
         if self.high < math.inf:
             return f"between {self.low:g} and {self.high:g}"
         return f"{'>' if self.above else '>='} {self.low:g}"
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Tell pydantic to check the interval after the type."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, value: float) -> float:
+        if value not in self:
+            raise PydanticCustomError("range", "{wanted}", {"wanted": str(self)})
+        return value
 
 
 Count = Annotated[int, Range(1)]
@@ -108,11 +136,13 @@ def build(cls: type[T], values: Any, where: str) -> T:
     Raises:
         ParamsError: one line per bad key: unknown, missing, wrong type or out of range.
     """
-    problems: list[str] = []
-    result = _convert(cls, values, where, problems)
-    if problems:
-        raise ParamsError("\n".join(problems))
-    return typing.cast(T, result)
+    try:
+        # As JSON: there a list may stand for a tuple, and yet no text for a number.
+        text = json.dumps(values, default=str)
+        return _adapter(cls).validate_json(text, strict=True)  # type: ignore[arg-type]
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    raise ParamsError("\n".join(_lines(cls, json.loads(text), where, problems)))
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -151,82 +181,99 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     place[last] = parse_yaml(text, f"--set {override}")
 
 
-def _convert(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """Return ``value`` as ``kind``; on failure append a line to ``problems``."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated:
-        number = _convert(args[0], value, where, problems)
-        for limit in args[1:]:
-            if isinstance(number, (int, float)) and number not in limit:
-                problems.append(f"{where}: it must be {limit}, got {number!r}.")
-        return number
-    if origin is Literal:
-        if value not in args:
-            choices = ", ".join(map(str, args))
-            problems.append(f"{where}: it must be one of {choices}, got {value!r}.")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(args, value, where, problems)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            problems.append(f"{where}: it must be a list, got {value!r}.")
-            return None
-        return tuple(_convert(args[0], v, f"{where}[{i}]", problems) for i, v in enumerate(value))
-    if origin in (dict, Mapping):
-        if not isinstance(value, dict):
-            problems.append(f"{where}: it must be a mapping, got {value!r}.")
-            return None
-        return {k: _convert(args[1], v, f"{where}.{k}", problems) for k, v in value.items()}
-    if dataclasses.is_dataclass(kind):
-        return _convert_dataclass(kind, value, where, problems)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        problems.append(f"{where}: it must be {names[kind]}, got {value!r}.")
-        return None
-    if kind is float and not math.isfinite(value):
-        problems.append(f"{where}: it must be a finite number, got {value!r}.")
-    return value
+@cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    """pydantic's view of a dataclass that refuses unknown keys and numbers that are not finite."""
+    for kind in _dataclasses(cls):
+        kind.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+    return TypeAdapter(cls)
 
 
-def _convert_union(args: tuple[Any, ...], value: Any, where: str, problems: list[str]) -> Any:
-    if value is None and type(None) in args:
-        return None
-    options = [kind for kind in args if kind is not type(None)]
-    if isinstance(value, dict):  # only one of the alternatives can be meant: its own problems say more
-        options = [kind for kind in options if dataclasses.is_dataclass(kind)] or options
-    attempts: list[list[str]] = []
-    for kind in options:
-        attempt: list[str] = []
-        result = _convert(kind, value, where, attempt)
-        if not attempt:
-            return result
-        attempts.append(attempt)
-    if len(attempts) == 1:
-        problems.extend(attempts[0])
-    else:  # a value that fits none: say what each alternative asked for
-        wants = [a[0].split(" must be ", 1)[1].rsplit(", got ", 1)[0] for a in attempts]
-        problems.append(f"{where}: it must be {' or '.join(wants)}, got {value!r}.")
-    return None
+def _dataclasses(kind: Any) -> Iterator[Any]:
+    """The dataclasses within a type, those of their fields included."""
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        yield kind
+        for hint in typing.get_type_hints(kind, include_extras=True).values():
+            yield from _dataclasses(hint)
+    for inner in typing.get_args(kind):
+        yield from _dataclasses(inner)
 
 
-def _convert_dataclass(cls: Any, value: Any, where: str, problems: list[str]) -> Any:
-    if not isinstance(value, dict):
-        problems.append(f"{where}: it must be a mapping of parameters, got {value!r}.")
-        return None
-    kinds = typing.get_type_hints(cls, include_extras=True)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    before = len(problems)
-    for key in value:
-        if key not in fields:
-            problems.append(
-                f"{where}.{key}: the key must be a known parameter, got {key!r}. {nearest(str(key), fields)}"
-            )
-    converted = {}
-    for name, field in fields.items():
-        if name in value:
-            converted[name] = _convert(kinds[name], value[name], f"{where}.{name}", problems)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            problems.append(f"{where}.{name}: the parameter must be set, got nothing.")
-    return cls(**converted) if len(problems) == before else None
+@dataclass(frozen=True)
+class _Place:
+    """Where pydantic found something.
+
+    Args:
+        path: keys and indices from the root.
+        value: what stands there; None where nothing does.
+        union: whether what was found is of one alternative of a union as a whole.
+        within: paths of the unions that lie above.
+    """
+
+    path: tuple[str | int, ...]
+    value: Any
+    union: bool
+    within: set[tuple[str | int, ...]]
+
+
+def _place(values: Any, problem: Mapping[str, Any]) -> _Place:
+    """Follow pydantic's location through the value: it also names the alternatives of unions."""
+    path: tuple[str | int, ...] = ()
+    within, union = set(), False
+    for depth, part in enumerate(problem["loc"], start=1):
+        inside = part in values if isinstance(values, dict) else isinstance(part, int)
+        if not inside and not (depth == len(problem["loc"]) and problem["type"] == "missing"):
+            union = True
+            continue
+        if union:
+            within.add(path)
+        path, union = (*path, part), False
+        values = values[part] if inside else None
+    return _Place(path, values, union, within)
+
+
+def _lines(cls: type, values: Any, where: str, problems: Iterable[Any]) -> list[str]:
+    """Say what is wrong, a line for each key; the alternatives of a union are told together."""
+    lines: list[str] = []
+    places = [(problem, _place(values, problem)) for problem in problems]
+    told = {path for _, place in places for path in place.within}  # a mapping's own problems say more
+    wanted: dict[str, tuple[Any, list[str]]] = {}
+    for problem, place in places:
+        kind, path, value = problem["type"], place.path, place.value
+        key = where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+        if kind == "value_error":  # raised by a dataclass itself
+            lines.append(str(problem["ctx"]["error"]))
+        elif kind == "missing":
+            lines.append(f"{key}: the parameter must be set, got nothing.")
+        elif kind == "unexpected_keyword_argument":
+            lines.append(f"{key}: {_unknown(str(path[-1]), _known(cls, path[:-1]))}")
+        elif renamed := RENAMED_VALUES.get((key.rpartition(".")[2], str(value))):
+            lines.append(f"{key}: {value} is now called {renamed}. Change it.")
+        elif not place.union or (path not in told and kind != "dataclass_type"):
+            wanted.setdefault(key, (value, []))[1].append(_wanted(problem))
+    for key, (value, kinds) in wanted.items():
+        lines.append(f"{key}: it must be {' or '.join(kinds)}, got {shorten(value)}.")
+    return lines
+
+
+def _wanted(problem: Mapping[str, Any]) -> str:
+    """What a value must be, in words."""
+    if problem["type"] == "literal_error":
+        return "one of " + problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+    return WANTED.get(problem["type"], problem["msg"])
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    if name in RENAMED:
+        return f"the parameter is now called {RENAMED[name]}. Rename it."
+    return f"the key must be a known parameter, got {name!r}. {nearest(name, known)}"
+
+
+def _known(cls: type, path: Sequence[str | int]) -> list[str]:
+    """The fields of the dataclass at a place within another."""
+    kinds: list[Any] = [cls]
+    for part in path:
+        hints = [typing.get_type_hints(kind).get(str(part)) for kind in kinds]
+        # A key of a dict, or an index of a list, leads no further.
+        kinds = [inner for hint in hints for inner in _dataclasses(hint)][:1] or kinds
+    return [field.name for kind in kinds for field in dataclasses.fields(kind)]

@@ -1,8 +1,7 @@
-"""What all stages share: the project's parameters and paths, scratch, and moving into place."""
+"""The project: its parameters and paths, its scratch folder, and how outputs move into place."""
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -13,17 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import kdcache
+import filelock
+
+from kdcache.code import code_digest
 from kdcache.digests import value_digest
-from kdcache.errors import KdcacheError, ParamsError, nearest
+from kdcache.errors import CacheError, KdcacheError, ParamsError, missing_extra, nearest
 from kdcache.params import Count, build, read_params
 
 T = TypeVar("T")
 
-# Files in a teacher's folder, beside what save_pretrained writes.
-IDENTITY = "identity.json"  # what made the cache; see cache/manifest.py
-COST = "cost.json"  # steps and examples of its training
-FOLDS = "folds.parquet"  # example_id → fold
+# The file in a teacher's folder that identifies it. Its fields are copied into the cache's manifest.
+IDENTITY = "identity.json"
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,16 @@ class Project:
     task_files: tuple[Path, ...] = ()
 
     @classmethod
-    def load(cls, overrides: Iterable[str] = (), params_file: str = "params.yaml") -> "Project":
+    def load(cls, overrides: Iterable[str] = ()) -> "Project":
         """Read params.yaml in the current folder.
+
+        Args:
+            overrides: strings such as ``distill.lr=1e-3``.
 
         Raises:
             ParamsError: see ``params.read_params`` and ``params.build``.
         """
-        raw = read_params(params_file, overrides)
+        raw = read_params(overrides=overrides)
         top = build(_TopLevel, {k: raw[k] for k in ("tasks", "threads", "paths") if k in raw}, "params")
         return cls(raw, top.tasks, top.threads, top.paths)
 
@@ -84,10 +86,16 @@ class Project:
         """Return section ``name`` as its dataclass, every bad key reported at once."""
         return build(cls, self.raw.get(name, {}), name)
 
-    def scratch(self, stage: str, *made_of: Any) -> Path:
-        """A resumable folder, keyed by all that decides its content, kdcache's source included."""
-        key = value_digest([*made_of, source_digest()])
-        folder = Path(self.paths.scratch) / f"{stage}-{key[:16]}"
+    def scratch(self, module: str, *made_of: Any) -> Path:
+        """Make a resumable folder, keyed by all that decides its content.
+
+        Args:
+            module: ``__name__`` of the caller; the code that it reaches is part of the key, so that
+                scratch never outlives the code that wrote it.
+            made_of: everything else that decides the content, of plain JSON types.
+        """
+        key = value_digest([*made_of, code_digest(module)])
+        folder = Path(self.paths.scratch) / f"{module.rpartition('.')[2]}-{key[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -101,15 +109,6 @@ class Project:
         folder.mkdir(parents=True, exist_ok=True)
         entry = {"stage": stage, "task": task, "seconds": seconds, "threads": self.threads}
         (folder / f"{stage}-{task}.json").write_text(json.dumps(entry) + "\n")
-
-
-def source_digest() -> str:
-    """sha256 over kdcache's own source, so that scratch never outlives the code that wrote it."""
-    digest = hashlib.sha256()
-    root = Path(kdcache.__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def place(made: Path, target: Path) -> None:
@@ -131,24 +130,46 @@ def write_json(value: Any, path: Path) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def run_stage(stage: Callable[..., None], per_task: bool) -> None:
-    """The door of the scripts in pipeline/: errors in one line, wall time into timings/.
+def clean(project: Project) -> int:
+    """Remove everything in the scratch folder but the locks.
 
-    Arguments of the script: the task, where the stage runs per task, and ``--params FILE`` for
-    a study, which has a params.yaml of its own.
+    Returns:
+        How many bytes were freed.
+
+    Raises:
+        CacheError: a cache is being written right now; nothing is removed.
+    """
+    root = Path(project.paths.scratch)
+    with contextlib.ExitStack() as held:
+        for path in sorted(root.glob("*.lock")):
+            try:
+                held.enter_context(filelock.FileLock(path).acquire(timeout=0))
+            except filelock.Timeout:
+                raise CacheError(
+                    f"{root}: no cache may be in the making, got {path.stem} at work. Wait for it to end."
+                ) from None
+        freed = 0
+        for path in sorted(root.glob("*")):
+            if path.is_dir():
+                freed += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+                shutil.rmtree(path)
+    return freed
+
+
+def run_stage(stage: Callable[..., None], per_task: bool) -> None:
+    """Run a stage as a script of pipeline/ does: errors in one line, wall time into timings/.
 
     Args:
         stage: ``stage(project, task)`` or ``stage(project)``.
-        per_task: which of the two.
+        per_task: whether the script takes a task as its argument.
     """
     parser = argparse.ArgumentParser(description=(stage.__doc__ or "").splitlines()[0])
     if per_task:
         parser.add_argument("task", help="name of the task")
-    parser.add_argument("--params", default="params.yaml", help="the parameters file")
     arguments = parser.parse_args()
     tasks = [arguments.task] if per_task else []
     with errors_in_one_line():
-        project = Project.load(params_file=arguments.params)
+        project = Project.load()
         with project.timed(stage.__name__, *tasks):
             stage(project, *tasks)
 
@@ -167,6 +188,11 @@ def errors_in_one_line(debug: bool = False) -> Iterator[None]:
             file=sys.stderr,
         )
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        if debug or not (message := missing_extra(error)):
+            raise
+        print(message, file=sys.stderr)
+        sys.exit(1)
     except KdcacheError as error:
         if debug:
             raise

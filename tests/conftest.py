@@ -1,5 +1,6 @@
 """Tiny models built from a config, never downloaded, a project folder around them, and its commands."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -14,10 +15,19 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from kdcache.cli import app
-from kdcache.data.official import SAMPLE
+from kdcache.data.superglue import SUPERGLUE
+from kdcache.data.task import Task
+from kdcache.data.taskfile import read_task_file
 from kdcache.params import read_params
 
 ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "sample"
+torch.set_num_threads(1)  # on models this small, a second thread only waits
+
+
+def superglue_task(name: str) -> Task:
+    """A task of SuperGLUE, without its rows."""
+    return read_task_file(SUPERGLUE[name]).task(name)
 
 
 def sample_words() -> list[str]:
@@ -105,7 +115,7 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     params["distill"] |= {
         "epochs": 1,
-        "head_start_epochs": 3,
+        "probe_epochs": 3,
         "num_virtual_tokens": 4,
         "seeds": [0, 1],
         "max_length": 64,
@@ -113,6 +123,12 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     for name, values in sections.items():
         params[name] = {**params[name], **values}
     return params
+
+
+def write_params(folder: Path, **sections: dict[str, Any]) -> None:
+    """Write the params.yaml of a tiny project."""
+    text = yaml.safe_dump(tiny_params("tiny", **sections), sort_keys=False)
+    (folder / "params.yaml").write_text(text)
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -131,10 +147,32 @@ def fails(*arguments: str) -> str:
     return error.strip()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """On tiny tensors a second thread gains nothing, and waits for the first at every operation."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer BERT of 16 dims."""
     return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def write_project(folder: Path, tiny_model: Path, **sections: dict[str, Any]) -> Path:
+    """Write a tiny project: params.yaml, its model and the sample; keyword arguments change sections."""
+    shutil.copytree(tiny_model, folder / "tiny")
+    shutil.copytree(SAMPLE, folder / "sample")
+    write_params(folder, **sections)
+    return folder
+
+
+def run_all(folder: Path, *commands: list[str]) -> None:
+    """Run commands in a folder; each must succeed."""
+    with contextlib.chdir(folder):
+        for command in commands:
+            code, out, error = run(*command)
+            assert code == 0, (command, out, error)
 
 
 @pytest.fixture
@@ -142,11 +180,44 @@ def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
     """Make a tiny project in a fresh folder and go there; keyword arguments change sections."""
 
     def make(name: str = "project", **sections: dict[str, Any]) -> Path:
+        folder = write_project(tmp_path / name, tiny_model, **sections)
+        monkeypatch.chdir(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def build_once(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Callable[..., Path]:
+    """Build a tiny project up to some command, once per session and parameters; nobody may change it."""
+    built: dict[str, Path] = {}
+
+    def build(commands: tuple[str, ...], **sections: dict[str, Any]) -> Path:
+        key = json.dumps([commands, sections], sort_keys=True)
+        if key not in built:
+            folder = tmp_path_factory.mktemp("built") / "project"
+            if commands:
+                shutil.copytree(build(commands[:-1], **sections), folder)
+                run_all(folder, commands[-1].split())
+            else:
+                write_project(folder, tiny_model, **sections)
+            built[key] = folder
+        return built[key]
+
+    return build
+
+
+@pytest.fixture
+def built_project(
+    build_once: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Copy a project of ``build_once`` and go there; keyword arguments change sections."""
+
+    def make(*commands: str, name: str = "project", **sections: dict[str, Any]) -> Path:
         folder = tmp_path / name
-        folder.mkdir()
-        shutil.copytree(tiny_model, folder / "tiny")
-        params = tiny_params("tiny", **sections)
-        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        early = {key: value for key, value in sections.items() if key not in ("distill", "report")}
+        shutil.copytree(build_once(commands, **early), folder)
+        write_params(folder, **sections)
         monkeypatch.chdir(folder)
         return folder
 
@@ -154,16 +225,21 @@ def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def cached_project(project: Callable[..., Path]) -> Callable[..., Path]:
+def cached_project(built_project: Callable[..., Path]) -> Callable[..., Path]:
     """Make a tiny project as ``project`` does, up to the backbone and the cache of one task."""
 
     def make(task: str = "cb", name: str = "project", **sections: dict[str, Any]) -> Path:
-        folder = project(name, **sections)
-        for command in (["prepare"], ["shrink"], ["teach", "--task", task], ["cache", "--task", task]):
-            assert run(*command)[0] == 0
-        return folder
+        commands = ("prepare", f"teach --task {task}", f"cache --task {task}", "shrink")
+        return built_project(*commands, name=name, **sections)
 
     return make
+
+
+@pytest.fixture
+def distilled_project(built_project: Callable[..., Path]) -> Path:
+    """A project with the students of two arms of cb in runs/cb."""
+    commands = ("prepare", "teach --task cb", "cache --task cb", "shrink")
+    return built_project(*commands, "distill --task cb --arm head --arm kl+gram --seed 0")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Invented rows in the layouts of the six tasks of studies/powered, each with its traps.
+"""Invented rows in the layouts of the six tasks of studies/tasks, each with its traps.
 
 Usage: write_powered(FOLDER) writes FOLDER/<task>/<file>.
 """

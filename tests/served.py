@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from specs import tiny_spec
 
 from kdcache.data.task import Task
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_tokenizer
 from kdcache.students.export import save_student
-from kdcache.students.frozen import Backbone
-from kdcache.students.student import Recipe, build_student
+from kdcache.students.prompted import Backbone
+from kdcache.students.student import build_student
 
 WIC = Task("wic", ("false", "true"), "wic/1", ("accuracy",))
 CB = Task("cb", ("entailment", "contradiction", "neutral"), "cb/1", ("accuracy",), truncate="first")
@@ -27,8 +28,8 @@ def make_student(
     """Write a student whose prompt and head are noise; ``backbone`` is relative to the current folder."""
     n = task.num_choices
     probe = encode(load_tokenizer(backbone), TEXTS, TEXTS[::-1], max_length, num_choices=n)
-    recipe = Recipe(method, task.num_outputs, tokens, max_length, seed)
-    student = build_student(recipe, backbone, Backbone.load(backbone), probe)
+    spec = tiny_spec(method, num_virtual_tokens=tokens, max_length=max_length)
+    student = build_student(spec, task.num_outputs, seed, backbone, Backbone.load(backbone), probe)
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in [*student.tuned, *student.head_parameters]:

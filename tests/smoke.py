@@ -15,16 +15,17 @@ from typing import Any
 import yaml
 from conftest import ROOT, build_tiny_model, tiny_params
 
-COPIED = ("dvc.yaml", ".dvcignore", "constraints.txt", "pipeline", "kdcache", "tasks")
+COPIED = ("dvc.yaml", ".dvcignore", "pipeline", "sample", "tasks")
 
 
-def make_project(folder: Path, **sections: Any) -> Path:
-    """Copy what dvc.yaml needs and make it tiny."""
+def make_project(folder: Path, own_package: bool = False, **sections: Any) -> Path:
+    """Copy what a project holds and make it tiny; ``own_package`` gives it a kdcache to edit."""
     folder.mkdir(parents=True)
-    for name in COPIED:
+    for name in (*COPIED, *(["kdcache"] if own_package else [])):
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            left_out = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, folder / name, symlinks=True, ignore=left_out)
         else:
             shutil.copy(source, folder / name)
     (folder / ".dvc").mkdir()
@@ -41,16 +42,16 @@ def make_project(folder: Path, **sections: Any) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Variables that make a project copy use its own kdcache."""
+    """Variables that make a project copy use its own kdcache, where it has one, or else this tree's."""
     return {
         **os.environ,
-        "PYTHONPATH": str(folder),
+        "PYTHONPATH": str(folder if (folder / "kdcache").is_dir() else ROOT),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
 
 
 def dvc(folder: Path, *arguments: str) -> str:
-    """Run dvc in a project copy, which its own kdcache serves; return what it printed."""
+    """Run dvc in a project copy; return what it printed."""
     command = [sys.executable, "-m", "dvc", *arguments]
     done = subprocess.run(
         command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False

@@ -1,24 +1,32 @@
-"""docs/ says what is so: its commands parse, and the format can be checked from its text alone."""
+"""The documentation is true: commands parse, tables are complete, and the format needs no other text."""
 
+import dataclasses
 import hashlib
 import json
 import re
-import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import typer
+import yaml
 from typer.testing import CliRunner
 
 from kdcache.cli import app
+from kdcache.data import schema, taskfile
+from kdcache.losses.terms import Ramp, Term
+from kdcache.params import parse_yaml, read_params
+from kdcache.students.arms import Arm
 
-DOCS = Path(__file__).parent.parent / "docs"
-STUDIES = DOCS.parent / "studies"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+REFERENCE = DOCS / "reference"
 LINES = [
     line
-    for path in sorted(DOCS.glob("*.md"))
+    for path in sorted(DOCS.rglob("*.md"))
     for block in re.findall(r"```sh\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     for line in block.splitlines()
     if line.startswith("kdcache ")
@@ -31,56 +39,124 @@ def test_each_command_line_parses(line):
     assert result.exit_code == 0, result.output
 
 
-# With its interval: "+ 2.2 [1.1, 3.2]", "74 % [46, 108]".
-NUMBER = re.compile(r"([+−]?) ?(\d+(?:\.\d)?)( %| points)? \[(−?[\d.]+), (−?[\d.]+)\]")
+def sections(page: str) -> dict[str, str]:
+    """Heading → text below it, of a reference page."""
+    parts = re.split(r"^##+ (.*)\n", (REFERENCE / page).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def reported(value: object) -> Iterator[tuple[str, str, str]]:
-    """Every estimate and share in a report's numbers, as docs write them."""
-    if isinstance(value, dict):
-        ends = value.get("low"), value.get("high")
-        for name, digits in (("points", 1), ("percent", 0)):
-            if None not in (middle := value.get(name), *ends):
-                yield tuple(f"{number:.{digits}f}".replace("-", "−") for number in (middle, *ends))
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from reported(part)
+def rows(text: str) -> list[list[str]]:
+    """The cells of a Markdown table, without its header."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-@pytest.mark.parametrize("path", [DOCS / "results.md", DOCS.parent / "README.md"], ids=lambda path: path.name)
-def test_each_interval_that_is_quoted_stands_in_a_report(path):
-    """The first lines of results.md, and README.md: what most people read, and nobody recomputes."""
-    text = path.read_text(encoding="utf-8")
-    if path.name == "results.md":
-        text = text.split("\n## ", 1)[0]
-    text = re.sub(r"<!-- results -->.*<!-- /results -->", "", text, flags=re.DOTALL)  # see test_readme
-    text = " ".join(text.split())  # an interval may go over the end of a line
-    quoted = {
-        (sign.replace("+", "") + middle, low, high) for sign, middle, _, low, high in NUMBER.findall(text)
+def code_of(cell: str) -> str:
+    """What a cell has between backticks."""
+    return cell.removeprefix("`").removesuffix("`")
+
+
+def documented(text: str) -> dict[str, str]:
+    """Key → default, from a table of keys."""
+    return {code_of(key): code_of(default) for key, default, *_ in rows(text)}
+
+
+def test_parameters_are_those_of_params_yaml_with_their_defaults():
+    pages = sections("parameters.md")
+    params = read_params(ROOT / "params.yaml")
+    top = {key: params.pop(key) for key in ("tasks", "threads")}
+    for title, section in {"Top level": top, **params}.items():
+        told = documented(pages[title])
+        assert set(told) == set(section), title
+        for key, value in section.items():
+            if key != "arms":
+                assert parse_yaml(told[key], key) == value, f"{title}.{key}"
+
+
+@pytest.mark.parametrize(("title", "kind"), [("An arm", Arm), ("A term", Term), ("A ramp", Ramp)])
+def test_arms_are_documented_with_their_defaults(title: str, kind: Any):
+    told = documented(sections("parameters.md")[title])
+    fields = {field.name: field.default for field in dataclasses.fields(kind)}
+    assert list(told) == list(fields)
+    for key, default in fields.items():
+        if told[key]:
+            assert yaml.safe_load(told[key]) == default, key
+        else:
+            assert default in (None, dataclasses.MISSING), key
+
+
+@pytest.mark.parametrize(
+    ("title", "kind"),
+    [
+        ("The task", schema.TaskFile),
+        ("splits", schema.Files),
+        ("holdout", schema.HoldOut),
+        ("read", schema.Layout),
+        ("hub", schema.Hub),
+        ("spans", schema.Span),
+        ("diagnostics", schema.Diagnostic),
+    ],
+)
+def test_every_key_of_a_task_file_is_documented(title: str, kind: Any):
+    told = documented(sections("task-files.md")[title])
+    fields = dataclasses.fields(kind)
+    assert set(told) == {field.name for field in fields}
+    required = {
+        field.name
+        for field in fields
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
-    # comparisons.json: by kdcache.stats, where a study has no report
-    reports = sorted([*STUDIES.glob("*/reports/results.json"), *STUDIES.glob("*/comparisons.json")])
-    known = {number for report in reports for number in reported(json.loads(report.read_text()))}
-    assert quoted
-    assert quoted - known == set()
+    assert {key for key, default in told.items() if default == "required"} == required
 
 
-def test_overview_is_drawn_from_the_studies_as_they_are(tmp_path):
-    overview = runpy.run_path(str(STUDIES / "overview.py"))
-    overview["draw_overview"](tmp_path / "overview.svg")
-    # Text is drawn as paths, each after a comment that says it; positions may differ on another CPU.
-    drawn, kept = (
-        re.findall("<!-- (.*) -->", (folder / "overview.svg").read_text(encoding="utf-8"))
-        for folder in (tmp_path, STUDIES)
+def test_task_files_shown_are_valid(tmp_path: Path):
+    blocks = re.findall(
+        r"```toml\n(.*?)```", (REFERENCE / "task-files.md").read_text(encoding="utf-8"), re.DOTALL
     )
-    assert "clinc150, 1500 labels" in kept
-    assert drawn == kept
-    with pytest.raises(SystemExit, match="rates must compare kl with feature_mse on subj"):
-        overview["read_effect"]("rates", "subj", ("kl", "feature_mse"))
+    for i, block in enumerate(blocks):
+        path = tmp_path / f"task{i}.toml"
+        path.write_text(block, encoding="utf-8")
+        taskfile.read_task_file(path)
+    assert blocks
+
+
+def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Every command with its name, subcommands included."""
+    yield name, command
+    for sub, below in getattr(command, "commands", {}).items():
+        yield from commands(below, f"{name} {sub}")
+
+
+def test_every_command_and_option_is_documented():
+    common = {"--task", "--set", "--debug", "--help"}
+    pages = sections("cli.md")
+    there = dict(commands(typer.main.get_command(app), "kdcache"))
+    del there["kdcache"]
+    assert set(pages) == set(there)
+    for name, command in there.items():
+        told = {re.sub(r"[\[\]{}]", "", code_of(cells[0])) for cells in rows(pages[name])}
+        taken: dict[str, set[str]] = {"option": set(), "argument": set()}
+        for parameter in command.params:
+            shown = parameter.opts[0]
+            if parameter.param_type_name == "argument":
+                shown = re.sub(r"[\[\]{}]", "", parameter.metavar or parameter.name).upper()
+            taken[parameter.param_type_name].add(shown)
+        assert {option for option in told if option.startswith("--")} - common == taken["option"] - common, (
+            name
+        )
+        assert {argument for argument in told if not argument.startswith("--")} == taken["argument"], name
+
+
+def test_links_between_pages_lead_somewhere():
+    for path in [*DOCS.rglob("*.md"), *ROOT.glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (path.parent / target).exists(), f"{path.relative_to(ROOT)}: {target}"
 
 
 def test_specification_stays_short():
     rules = re.findall(
-        r"^(\d+)\. ", (DOCS / "cache-format.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+        r"^(\d+)\. ", (REFERENCE / "cache-format.md").read_text(encoding="utf-8"), flags=re.MULTILINE
     )
     assert [int(number) for number in rules] == list(range(1, len(rules) + 1))
     assert 10 < len(rules) < 25
@@ -88,7 +164,7 @@ def test_specification_stays_short():
 
 @pytest.mark.parametrize("folds", [0, 2])
 def test_format_can_be_checked_without_kdcache(project, folds):
-    """A reader written from docs/cache-format.md, with pyarrow and the standard library."""
+    """A reader written from docs/reference/cache-format.md, with pyarrow and the standard library."""
     project(train_teacher={"folds": folds})
     for command in ("prepare", "teach", "cache"):
         assert CliRunner().invoke(app, [command, "--task", "cb"]).exit_code == 0

@@ -1,1 +1,1 @@
-"""What a cache holds, before any student is trained."""
+"""Analysis of a cache before any student is trained."""

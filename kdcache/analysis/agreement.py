@@ -1,4 +1,4 @@
-"""Do a cache's teachers agree, row by row: the folds' with the one on all rows, those of other seeds?"""
+"""Agreement between teachers, row by row: fold teachers, the teacher on all rows, ensemble members."""
 
 import math
 from dataclasses import dataclass
@@ -8,86 +8,91 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """The teacher on all rows beside the fold teachers, on one split.
+class FoldAgreement:
+    """The teacher trained on all rows against the cross-fitted fold teachers, on one split.
 
     Args:
-        all_rows, crossed: accuracies over the labelled rows; None where there are none.
+        all_rows, fold_teachers: their accuracies on the labelled rows; None if there are none.
         same: share of all rows with equal predictions.
-        rows: labelled rows.
-        one_right: share of these on which one of the two is right and the other is not.
+        rows: number of labelled rows.
+        discordant: share of the labelled rows on which exactly one of the two is correct.
     """
 
     all_rows: float | None
-    crossed: float | None
+    fold_teachers: float | None
     same: float
     rows: int
-    one_right: float
+    discordant: float
 
     @property
-    def lost(self) -> tuple[float, float]:
-        """By how much ``crossed`` stands below ``all_rows``, and its standard error over the same rows.
+    def drop(self) -> tuple[float, float]:
+        """``all_rows`` minus ``fold_teachers``, and the standard error of that paired difference.
 
-        >>> Agreement(all_rows=0.75, crossed=0.5, same=0.75, rows=100, one_right=0.25).lost
+        >>> FoldAgreement(all_rows=0.75, fold_teachers=0.5, same=0.75, rows=100, discordant=0.25).drop
         (0.25, 0.04330127018922193)
         """
-        if self.all_rows is None or self.crossed is None:
+        if self.all_rows is None or self.fold_teachers is None:
             return 0.0, 0.0
-        lost = self.all_rows - self.crossed
-        return lost, math.sqrt(max(self.one_right - lost**2, 0.0) / self.rows)
+        drop = self.all_rows - self.fold_teachers
+        return drop, math.sqrt(max(self.discordant - drop**2, 0.0) / self.rows)
 
 
 @dataclass(frozen=True)
-class Seeds:
+class MemberAgreement:
     """The members of an ensemble, on one split.
 
     Args:
-        members: accuracy of each over the labelled rows; empty where there are none.
-        mean: of their mean; None where there are none.
+        accuracies: of each member on the labelled rows; empty if there are none.
+        ensemble: accuracy of their mean; None without labelled rows.
         same: share of all rows with equal predictions, mean over pairs of members.
         unanimous: share of all rows on which all members predict the same.
     """
 
-    members: tuple[float, ...]
-    mean: float | None
+    accuracies: tuple[float, ...]
+    ensemble: float | None
     same: float
     unanimous: float
 
 
-def compare_folds(labels: np.ndarray, crossed: np.ndarray, all_rows: np.ndarray) -> Agreement:
-    """Compare fold teachers with the teacher on all rows.
+def compare_folds(labels: np.ndarray, fold_teachers: np.ndarray, all_rows: np.ndarray) -> FoldAgreement:
+    """Compare cross-fitted predictions with those of the teacher trained on all rows.
 
     Args:
-        labels: int array of shape (rows,); −1 has none.
-        crossed, all_rows: predicted classes, int arrays of shape (rows,).
+        labels: int array of shape (rows,); −1 = unlabelled.
+        fold_teachers, all_rows: predicted classes, int arrays of shape (rows,).
 
     >>> compare_folds(np.array([0, 1, -1]), np.array([0, 0, 1]), np.array([0, 1, 1]))
-    Agreement(all_rows=1.0, crossed=0.5, same=0.6666666666666666, rows=2, one_right=0.5)
+    FoldAgreement(all_rows=1.0, fold_teachers=0.5, same=0.6666666666666666, rows=2, discordant=0.5)
     """
-    same = float((crossed == all_rows).mean())
+    same = float((fold_teachers == all_rows).mean())
     labelled = labels >= 0
-    differ = (crossed == labels) != (all_rows == labels)
-    one_right = float(differ[labelled].mean()) if labelled.any() else 0.0
-    return Agreement(_right(labels, all_rows), _right(labels, crossed), same, int(labelled.sum()), one_right)
+    differ = (fold_teachers == labels) != (all_rows == labels)
+    return FoldAgreement(
+        _accuracy(labels, all_rows), _accuracy(labels, fold_teachers), same, int(labelled.sum()),
+        float(differ[labelled].mean()) if labelled.any() else 0.0,
+    )  # fmt: skip
 
 
-def compare_seeds(labels: np.ndarray, mean: np.ndarray, members: np.ndarray) -> Seeds:
-    """Compare teachers of other seeds with each other.
+def compare_members(labels: np.ndarray, ensemble: np.ndarray, members: np.ndarray) -> MemberAgreement:
+    """Compare the members of an ensemble with each other.
 
     Args:
-        labels: int array of shape (rows,); −1 has none.
-        mean: classes that the ensemble predicts, int array of shape (rows,).
-        members: those of each member, int array of shape (rows, members), at least two.
+        labels: int array of shape (rows,); −1 = unlabelled.
+        ensemble: classes that the ensemble predicts, int array of shape (rows,).
+        members: classes that each member predicts, int array of shape (rows, members ≥ 2).
 
-    >>> compare_seeds(np.array([0, 1]), np.array([0, 1]), np.array([[0, 0], [1, 0]]))
-    Seeds(members=(1.0, 0.5), mean=1.0, same=0.5, unanimous=0.5)
+    >>> compare_members(np.array([0, 1]), np.array([0, 1]), np.array([[0, 0], [1, 0]]))
+    MemberAgreement(accuracies=(1.0, 0.5), ensemble=1.0, same=0.5, unanimous=0.5)
     """
-    each = [right for said in members.T if (right := _right(labels, said)) is not None]
+    accuracies = [_accuracy(labels, predictions) for predictions in members.T]
     same = [(members[:, a] == members[:, b]).mean() for a, b in combinations(range(members.shape[1]), 2)]
     unanimous = float((members == members[:, :1]).all(axis=1).mean())
-    return Seeds(tuple(each), _right(labels, mean), float(np.mean(same)), unanimous)
+    return MemberAgreement(
+        tuple(a for a in accuracies if a is not None), _accuracy(labels, ensemble), float(np.mean(same)),
+        unanimous,
+    )  # fmt: skip
 
 
-def _right(labels: np.ndarray, said: np.ndarray) -> float | None:
+def _accuracy(labels: np.ndarray, predictions: np.ndarray) -> float | None:
     labelled = labels >= 0
-    return float((said[labelled] == labels[labelled]).mean()) if labelled.any() else None
+    return float((predictions[labelled] == labels[labelled]).mean()) if labelled.any() else None

@@ -1,22 +1,20 @@
-"""What a cache holds, before any student: how right its targets are, how sure, and how honest.
+"""Analysis of a cache: accuracy, entropy, calibration, label noise and agreement of its teachers.
 
-Numbers only; ``reading`` says what they mean. A split is *held out* where no teacher trained on the
-rows that it speaks of: every split but train, and train where its logits are cross-fitted.
+``describe`` puts the numbers into words. A split is *held out* if no teacher was trained on the rows
+that its logits are of. That is every split but train, and train if its logits are cross-fitted.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.special import log_softmax
 
-from kdcache.analysis.agreement import Agreement, Seeds, compare_folds, compare_seeds
+from kdcache.analysis.agreement import FoldAgreement, MemberAgreement, compare_folds, compare_members
 from kdcache.analysis.calibration import Bin, Temperature, chance_ece, ece, fit_temperature, reliability
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import EXTERNAL, read_manifest
 from kdcache.cache.reader import load_cache
-from kdcache.cache.rows import CacheRows
+from kdcache.cache.rows import compute_uncertainty
 from kdcache.data.metrics import accuracy_interval
 from kdcache.errors import ShapeError
 
@@ -25,8 +23,8 @@ MARGIN_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
-class Share:
-    """A share of rows with Wilson's 95 % interval, which takes the rows as independent."""
+class Proportion:
+    """A share of rows with its 95% interval by Wilson, which assumes independent rows."""
 
     value: float
     low: float
@@ -36,7 +34,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A row that the logits get wrong; ``suspect`` where its label may be, see ``suspect_labels``."""
+    """A row with a wrong prediction; ``suspect`` if its label may be wrong, see ``suspect_labels``."""
 
     example_id: str
     label: int
@@ -50,25 +48,24 @@ class LabelAnalysis:
     """Logits against labels, over the labelled rows of a split.
 
     Args:
-        accuracy: share that is right.
+        accuracy: share of correct predictions.
         majority: share of the most frequent label.
         nll: mean negative log-likelihood, in nats.
         ece: expected calibration error over the bins of ``reliability``, 0 … 1.
-        ece_by_chance: what so many rows of a calibrated teacher would show.
+        ece_by_chance: expected value of ``ece`` for a calibrated teacher on as many rows.
         reliability: bins of equal mass, by confidence.
-        classes: class index → share that is right, of the classes that have rows.
-        mistakes: wrong rows, the most confident first.
-        suspects: how many of them are suspected label noise; None where the teacher trained on
-            these rows, or nobody knows.
+        classes: class index → accuracy on the rows of that label, for the labels that occur.
+        mistakes: wrong predictions, the most confident first.
+        suspects: number of mistakes that are suspected label noise; None unless the split is held out.
     """
 
-    accuracy: Share
+    accuracy: Proportion
     majority: float
     nll: float
     ece: float
     ece_by_chance: float
     reliability: tuple[Bin, ...]
-    classes: dict[int, Share]
+    classes: dict[int, Proportion]
     mistakes: tuple[Mistake, ...]
     suspects: int | None
 
@@ -78,13 +75,13 @@ class SplitAnalysis:
     """One split.
 
     Args:
-        rows: how many.
-        held_out: whether no teacher trained on them; None where nobody knows.
-        entropy: mean of the rows' entropies, in nats.
-        entropy_share: the same, over the logarithm of the number of classes.
-        entropy_counts: rows per bin, of ``ENTROPY_BINS`` equal ones from 0 to that logarithm.
-        margins: quantile → best minus second logit.
-        labels: against the labels; None where there are none.
+        rows: their number.
+        held_out: whether no teacher was trained on them; None if that is unknown.
+        entropy: mean over rows, in nats.
+        entropy_share: ``entropy`` divided by the logarithm of the number of classes.
+        entropy_counts: rows per bin, for ``ENTROPY_BINS`` equal bins from 0 to that logarithm.
+        margins: quantile → largest minus second largest logit.
+        labels: logits against labels; None without labelled rows.
     """
 
     rows: int
@@ -102,57 +99,60 @@ class CacheAnalysis:
 
     Args:
         labels: names of the classes.
-        external: whether kdcache did not run the teacher.
+        external: whether the cache was imported.
         splits: split → analysis.
-        temperatures: split → temperature, of tune and of cross-fitted train: validation chooses nothing.
-        folds: fold → accuracy of its teacher on its held-out part of train.
+        temperatures: split → temperature, for tune and for cross-fitted train only, since nothing is
+            chosen on validation.
+        folds: fold → accuracy on it of the teacher that was trained without it.
         agreement: split → teacher on all rows against fold teachers; empty without folds.
-        seeds: split → members of the ensemble; empty where there is one teacher.
+        members: split → members of the ensemble; empty without an ensemble.
     """
 
     labels: tuple[str, ...]
     external: bool
     splits: dict[str, SplitAnalysis]
     temperatures: dict[str, Temperature]
-    folds: dict[int, Share]
-    agreement: dict[str, Agreement]
-    seeds: dict[str, Seeds]
+    folds: dict[int, Proportion]
+    agreement: dict[str, FoldAgreement]
+    members: dict[str, MemberAgreement]
 
 
 def analyse_cache(path: Location | Path | str) -> CacheAnalysis:
-    """Analyse a verified cache, from its logits and labels alone.
+    """Analyse the logits and labels of a verified cache.
 
     Args:
         path: the folder ``cache/<task>``, or a URI that pyarrow or fsspec opens.
 
     Raises:
-        CacheError: there is none, or it is damaged.
+        CacheError: the cache is missing or damaged.
     """
     location = Location.parse(path)
     manifest = read_manifest(location)
     external = manifest.identity.get("kind") == EXTERNAL
     splits: dict[str, SplitAnalysis] = {}
     temperatures: dict[str, Temperature] = {}
-    folds: dict[int, Share] = {}
-    agreement: dict[str, Agreement] = {}
-    seeds: dict[str, Seeds] = {}
+    folds: dict[int, Proportion] = {}
+    agreement: dict[str, FoldAgreement] = {}
+    members: dict[str, MemberAgreement] = {}
     for split in manifest.splits:
-        ids, (labels, fold, logits, plain, members) = _read_columns(location, split)
-        if plain.shape[1]:
-            agreement[split] = compare_folds(labels, logits.argmax(axis=1), plain[:, 0])
-        if members.shape[1]:
-            seeds[split] = compare_seeds(labels, logits.argmax(axis=1), members)
-        held_out = split != "train" or bool((fold >= 0).all()) or (None if external else False)
-        splits[split] = analyse_split(ids, labels, logits, held_out)
+        rows = load_cache(location, split).read(features=False)
+        labels, logits, predictions = rows.label, rows.logits, rows.logits.argmax(axis=1)
+        if rows.logits_plain is not None:
+            agreement[split] = compare_folds(labels, predictions, rows.logits_plain.argmax(axis=1))
+        if rows.members:
+            of_members = np.stack([member.argmax(axis=1) for member in rows.members], axis=1)
+            members[split] = compare_members(labels, predictions, of_members)
+        held_out = split != "train" or bool((rows.fold >= 0).all()) or (None if external else False)
+        splits[split] = analyse_split(rows.example_id, labels, logits, held_out)
         if held_out and split in ("train", "tune") and (found := fit_temperature(labels, logits)):
             temperatures[split] = found
-        for k in np.unique(fold[(fold >= 0) & (labels >= 0)]).tolist():
-            mine = (fold == k) & (labels >= 0)
-            folds[k] = _share(logits[mine].argmax(axis=1) == labels[mine])
+        for k in np.unique(rows.fold[(rows.fold >= 0) & (labels >= 0)]).tolist():
+            of_fold = (rows.fold == k) & (labels >= 0)
+            folds[k] = _accuracy_of(predictions[of_fold] == labels[of_fold])
     return CacheAnalysis(
         tuple(manifest.identity["labels"]), external, splits,
         dict(sorted(temperatures.items(), reverse=True)),  # tune before train
-        folds, agreement, seeds,
+        folds, agreement, members,
     )  # fmt: skip
 
 
@@ -163,12 +163,12 @@ def analyse_split(
 
     Args:
         ids: example ids, (rows,).
-        labels: int array of shape (rows,); −1 has none.
+        labels: int array of shape (rows,); −1 = unlabelled.
         logits: array of shape (rows, num_labels).
-        held_out: whether the teacher saw none of these rows; None where nobody knows.
+        held_out: whether the teacher was trained on none of these rows; None if that is unknown.
 
     Raises:
-        ShapeError: they are not equally many, or none.
+        ShapeError: their numbers differ, or there are no rows.
 
     >>> found = analyse_split(["a", "b"], np.array([0, 0]), np.array([[2., 0.], [0., 2.]]))
     >>> found.labels.accuracy.value, round(found.entropy, 3), round(found.labels.ece, 3)
@@ -180,38 +180,38 @@ def analyse_split(
             "analyse_split: logits must be (rows, num_labels), at least (1, 2), of as many ids and labels, "
             f"got {logits.shape} of {len(ids)} ids and {len(labels)} labels."
         )
-    log_p = log_softmax(logits, axis=1)
-    entropies = -(np.exp(log_p) * log_p).sum(axis=1)
+    found = compute_uncertainty(logits)
     limit = float(np.log(logits.shape[1]))
-    counts, _ = np.histogram(np.clip(entropies, 0, limit), ENTROPY_BINS, (0, limit))
-    ranked = np.partition(logits, -2, axis=1)
-    margins = np.quantile(ranked[:, -1] - ranked[:, -2], MARGIN_QUANTILES)
+    counts, _ = np.histogram(np.clip(found.entropy, 0, limit), ENTROPY_BINS, (0, limit))
+    margins = np.quantile(found.margin, MARGIN_QUANTILES)
     labelled = np.flatnonzero(labels >= 0)
-    named = [ids[i] for i in labelled.tolist()]
-    against = _analyse_labels(named, labels[labelled], log_p[labelled], held_out) if named else None
+    of_labels = None
+    if len(labelled):
+        labelled_ids = [ids[i] for i in labelled.tolist()]
+        of_labels = _analyse_labels(labelled_ids, labels[labelled], found.log_p[labelled], held_out)
     return SplitAnalysis(
-        len(ids), held_out, float(entropies.mean()), float(entropies.mean() / limit),
-        tuple(counts.tolist()), dict(zip(MARGIN_QUANTILES, margins.tolist(), strict=True)), against,
+        len(ids), held_out, float(found.entropy.mean()), float(found.entropy.mean() / limit),
+        tuple(counts.tolist()), dict(zip(MARGIN_QUANTILES, margins.tolist(), strict=True)), of_labels,
     )  # fmt: skip
 
 
 def suspect_labels(labels: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """Find suspected label noise, by confident learning.
+    """Find suspected label noise by confident learning.
 
-    A class's threshold is the mean probability that rows of that label get for it. A row counts for
-    the likeliest class that reaches its threshold; it is a suspect where that is not its label, and
-    likelier than its label.
+    A class's threshold is the mean probability of that class over the rows with that label. A row is
+    counted as the likeliest class that reaches its threshold. It is a suspect if that class is not
+    its label, and is likelier than its label.
 
     Args:
         labels: int array of shape (rows,), all ≥ 0.
-        p: probabilities of shape (rows, num_labels), by a teacher that trained on none of the rows.
+        p: probabilities of shape (rows, num_labels), from a teacher that was trained on none of the rows.
 
     Returns:
         bool array of shape (rows,).
 
     Reference:
-        Northcutt, Jiang & Chuang (2021), the off-diagonal of the confident joint. A weak
-        teacher's suspects are mostly its own mistakes.
+        Northcutt, Jiang & Chuang (2021), the off-diagonal of the confident joint. The
+        suspects of a weak teacher are mostly its own mistakes.
 
     >>> p = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.1, 0.9]])
     >>> suspect_labels(np.array([0, 0, 1, 1, 0]), p)
@@ -230,47 +230,27 @@ def _analyse_labels(
 ) -> LabelAnalysis:
     rows, p = np.arange(len(labels)), np.exp(log_p)
     predictions, confidence = log_p.argmax(axis=1), p.max(axis=1)
-    right = predictions == labels
+    correct = predictions == labels
     suspects = suspect_labels(labels, p) if held_out else np.zeros(len(labels), bool)
-    # Confidences near 1 are all alike; then the log-odds against the label decide.
+    # Confidences near 1 are equal after rounding; the log-odds against the label break such ties.
     order = np.lexsort((log_p[rows, labels] - log_p.max(axis=1), -confidence))
-    bins = reliability(confidence, right)
+    bins = reliability(confidence, correct)
     return LabelAnalysis(
-        accuracy=_share(right),
+        accuracy=_accuracy_of(correct),
         majority=float(np.bincount(labels).max() / len(labels)),
         nll=-float(log_p[rows, labels].mean()),
         ece=ece(bins),
         ece_by_chance=chance_ece(bins),
         reliability=bins,
-        classes={int(k): _share(right[labels == k]) for k in np.unique(labels)},
+        classes={int(k): _accuracy_of(correct[labels == k]) for k in np.unique(labels)},
         mistakes=tuple(
             Mistake(ids[i], int(labels[i]), int(predictions[i]), float(confidence[i]), bool(suspects[i]))
-            for i in order[~right[order]].tolist()
+            for i in order[~correct[order]].tolist()
         ),
         suspects=int(suspects.sum()) if held_out else None,
     )
 
 
-def _share(right: np.ndarray) -> Share:
-    value = float(right.mean())
-    return Share(value, *accuracy_interval(value, len(right)), len(right))
-
-
-def _read_columns(location: Location, split: str) -> tuple[list[str], list[np.ndarray]]:
-    """Ids, labels, folds, logits; classes that the teacher on all rows and the ensemble's members predict.
-
-    The last two have no column where there is no such teacher. Features are never all in memory.
-    """
-    ids: list[str] = []
-    columns = []
-    for rows in load_cache(location, split).stream():
-        ids += rows.example_id
-        plain = [] if rows.logits_plain is None else [rows.logits_plain]
-        predicted = _classes(rows, plain), _classes(rows, rows.members)
-        columns.append((rows.label, rows.fold, rows.logits, *predicted))
-    return ids, [np.concatenate(parts) for parts in zip(*columns, strict=True)]
-
-
-def _classes(rows: CacheRows, logits: Sequence[np.ndarray]) -> np.ndarray:
-    """Predicted classes, of shape (rows, teachers)."""
-    return np.array([said.argmax(axis=1) for said in logits], np.int64).reshape(len(logits), len(rows)).T
+def _accuracy_of(correct: np.ndarray) -> Proportion:
+    value = float(correct.mean())
+    return Proportion(value, *accuracy_interval(value, len(correct)), len(correct))

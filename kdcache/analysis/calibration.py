@@ -1,4 +1,4 @@
-"""How sure a model is against how right it is: reliability bins, calibration error, temperature."""
+"""Calibration: reliability bins, expected calibration error and temperature scaling."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from scipy.special import log_softmax
 from scipy.stats import chi2
 
 ECE_BINS = 15  # as Guo et al. (2017)
-TEMPERATURES = (1e-3, 1e3)  # where the best one is looked for
+TEMPERATURES = (1e-3, 1e3)  # the range of the search
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Rows of like confidence: how many, their mean confidence, the share that is right."""
+    """Rows of similar confidence: their number, mean confidence and accuracy."""
 
     rows: int
     confidence: float
@@ -26,10 +26,10 @@ class Temperature:
     """The temperature of least negative log-likelihood (NLL), in nats per row.
 
     Args:
-        value: 1 for calibrated logits, above 1 for too sure ones.
-        low, high: 95 % interval by the profile likelihood; 0 and None where it is open.
+        value: 1 for calibrated logits, above 1 for overconfident ones.
+        low, high: 95% interval by the profile likelihood; 0 and None if it is open.
         nll, nll_scaled: at temperature 1 and at ``value``.
-        rows: labelled rows it was found on.
+        rows: number of labelled rows.
     """
 
     value: float
@@ -40,29 +40,29 @@ class Temperature:
     rows: int
 
 
-def reliability(confidence: np.ndarray, right: np.ndarray) -> tuple[Bin, ...]:
-    """Bins of equal mass, by confidence.
+def reliability(confidence: np.ndarray, correct: np.ndarray) -> tuple[Bin, ...]:
+    """Sort rows into bins of equal mass by confidence.
 
-    Their edges are quantiles, so that rows of equal confidence share a bin, whatever their order.
+    The edges are quantiles, so rows of equal confidence are in one bin, whatever their order.
 
     Args:
         confidence: probability of the prediction, (rows,).
-        right: whether the prediction is the label, (rows,).
+        correct: whether the prediction is the label, (rows,).
 
     Returns:
-        At most ``ECE_BINS``, in order; fewer where rows are few or equally confident.
+        At most ``ECE_BINS`` bins, in order; fewer if there are few rows or few different confidences.
 
     >>> reliability(np.array([0.9, 0.9, 0.6]), np.array([True, True, False]))
     (Bin(rows=1, confidence=0.6, accuracy=0.0), Bin(rows=2, confidence=0.9, accuracy=1.0))
     """
     edges = np.quantile(confidence, np.linspace(0, 1, min(ECE_BINS, len(confidence)) + 1)[1:-1])
     bin_of = np.searchsorted(edges, confidence, side="right")
-    mine = [bin_of == b for b in np.unique(bin_of)]
-    return tuple(Bin(int(m.sum()), float(confidence[m].mean()), float(right[m].mean())) for m in mine)
+    bins = [bin_of == b for b in np.unique(bin_of)]
+    return tuple(Bin(int(b.sum()), float(confidence[b].mean()), float(correct[b].mean())) for b in bins)
 
 
 def ece(bins: Sequence[Bin]) -> float:
-    """Expected calibration error (ECE): the mean over rows of |accuracy − confidence| of their bin.
+    """Compute the expected calibration error (ECE): the mean of |accuracy − confidence| over bins.
 
     Reference:
         Guo et al. (2017), equation 3, with bins of equal mass.
@@ -71,10 +71,10 @@ def ece(bins: Sequence[Bin]) -> float:
 
 
 def chance_ece(bins: Sequence[Bin]) -> float:
-    """The calibration error that a calibrated model shows on so few rows.
+    """Compute the expected ECE of a calibrated model in bins of these sizes.
 
-    In a bin of n rows its accuracy is about normal around the confidence c, with a variance of
-    c (1 − c) / n; the mean of the absolute value of that is √(2 / π) of the standard deviation.
+    In a bin of n rows and confidence c, the accuracy is about normal around c with the variance
+    c (1 − c) / n. The mean absolute deviation is √(2 / π) times the standard deviation.
     """
     deviations = sum(b.rows * np.sqrt(b.confidence * (1 - b.confidence) / b.rows) for b in bins)
     return float(np.sqrt(2 / np.pi) * deviations / sum(b.rows for b in bins))
@@ -84,12 +84,12 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> Temperature | Non
     """Find the temperature T of least NLL, −mean log softmax(logits / T)[label].
 
     Args:
-        labels: int array of shape (rows,); rows with −1 do not count.
+        labels: int array of shape (rows,); rows with −1 are ignored.
         logits: array of shape (rows, num_labels).
 
     Returns:
-        None where there is no such temperature: without labels, where every row is right (the
-        NLL falls forever as T → 0) or where the logits say nothing of the labels (as T → ∞).
+        The temperature, or None if there is none: without labelled rows, if every prediction is
+        correct (the NLL falls as T → 0), or if the logits tell nothing about the labels (it falls as T → ∞).
 
     Reference:
         Guo et al. (2017), temperature scaling; the NLL is convex in 1 / T.

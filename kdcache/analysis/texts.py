@@ -1,4 +1,4 @@
-"""data/<task>/ beside a cache's rows: what the teacher read where it was wrong."""
+"""Texts of cached rows, from the prepared data."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ from kdcache.project import Project
 
 
 def read_texts(project: Project, task_name: str, split: str, ids: Iterable[str]) -> dict[str, list[str]]:
-    """Look some rows of a cache up in the prepared data.
+    """Read the texts of some rows of a cache from the prepared data.
 
     Args:
         project: the project.
@@ -20,11 +20,11 @@ def read_texts(project: Project, task_name: str, split: str, ids: Iterable[str])
         ids: example ids of that split.
 
     Returns:
-        id → text and, where the task has them, its second sequence or its choices; in the order of ``ids``.
+        id → the text and, if the task has them, the second text or the choices; in the order of ``ids``.
 
     Raises:
-        DataError: the split was never prepared.
-        CacheStale: the cache is of other data.
+        DataError: the split was not prepared.
+        CacheStale: the cache was made from other data.
     """
     data = Path(project.paths.data) / task_name
     task = read_task(data, task_name)

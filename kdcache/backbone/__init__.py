@@ -1,1 +1,1 @@
-"""The frozen encoder that students share: cutting, healing, probing."""
+"""The student backbone: cutting a pretrained encoder, healing the cut, and probing what it keeps."""

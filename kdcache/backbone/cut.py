@@ -1,8 +1,7 @@
-"""Cut a pretrained encoder down to some of its layers. What is left must be healed (``backbone.heal``)."""
+"""Cutting a pretrained encoder down to some of its layers. ``backbone.heal`` then repairs what is left."""
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,29 +12,10 @@ from transformers import AutoModel, PreTrainedModel
 from kdcache.errors import ModelError, ParamsError
 
 
-def load_encoder(folder: Path) -> PreTrainedModel:
-    """Load an encoder without a head, float32, in eval mode.
-
-    Raises:
-        ModelError: transformers cannot load it.
-    """
-    torch.manual_seed(0)  # of a pooler that the folder lacks
-    try:
-        model = AutoModel.from_pretrained(str(folder), dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"{folder}: it must hold an encoder that transformers loads, got: {first_line}"
-        ) from None
-    if hasattr(model.config, "classifier_pooling"):
-        model.config.classifier_pooling = "cls"  # what students' heads read
-    return model.eval()
-
-
 def choose_layers(
     layers: Literal["first", "spread"] | Sequence[int], num_layers: int, have: int
 ) -> tuple[int, ...]:
-    """Say which layers to keep.
+    """Choose the layers to keep.
 
     Args:
         layers: ``first``, ``spread`` evenly from the first to the last, or their numbers from 0.

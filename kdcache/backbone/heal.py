@@ -1,13 +1,12 @@
-"""Heal a cut encoder on unlabelled text.
+"""Healing a cut encoder on unlabelled text, by regression on the full encoder's hidden states.
 
-A raw cut can be blind: its [CLS] state hardly depends on the input, because no layer after
-it is left to fill it, and no prompt can cure that. Healing regresses the full encoder's
-last hidden states; the cut then ends where the full encoder does.
+A raw cut can be blind: its [CLS] state hardly depends on the input, because the layers that would
+have filled it are gone. No prompt can cure that. After healing, the cut's last hidden states are
+close to those of the full encoder.
 """
 
 import inspect
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from kdcache.encoder.batching import Encoded, fixed_plan, iterate, num_batches, training_plan
+from kdcache.encoder.training import MAX_GRAD_NORM, load_checkpoint, lr_factor, save_checkpoint
 from kdcache.errors import ParamsError, TrainingDiverged
 from kdcache.params import Count, NonNegativeInt, PositiveFloat, Range
 
@@ -34,11 +34,11 @@ class StudentBackboneParams:
 
     Args:
         model: model reference (see ``kdcache.encoder.load``).
-        num_layers: how many of its layers to keep and heal; ``all`` skips both.
-        layers: which: ``spread`` evenly from the first to the last, or the ``first``, or their
+        num_layers: how many layers to keep; ``all`` neither cuts nor heals.
+        layers: which ones: ``spread`` evenly from the first to the last, the ``first``, or their
             numbers, from 0.
-        states: what healing regresses: the ``last`` states, or ``all``, also those after each kept
-            layer on the full model's after the same layer.
+        states: what healing regresses on: the ``last`` states, or ``all``: also the full model's
+            states after each layer that is kept.
         text: files of unlabelled text; an empty list takes the training texts of the project's
             tasks.
         column: where the text stands in files that have columns (.csv, .tsv, .jsonl, .parquet);
@@ -47,9 +47,9 @@ class StudentBackboneParams:
         lr: peak learning rate of AdamW.
         batch_size: rows per step.
         max_length: in tokens.
-        position_shift: heal under positions shifted by up to this many, in tokens; at least
-            the number of virtual tokens that students will use. Without effect on a model that
-            has no table of positions.
+        position_shift: heal with positions shifted by up to this many tokens. It should be at
+            least the number of virtual tokens that students will use. A model without a table
+            of positions ignores it.
         seed: of hold-out, order and shifts.
     """
 
@@ -109,36 +109,40 @@ def heal(
     for name, parameter in student.named_parameters():
         parameter.requires_grad = "embeddings" not in name
     trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=params.lr)
     held_out, kept = _hold_out(encoded, params.seed)
     per_epoch = num_batches(len(kept), params.batch_size)
-    optimizer = torch.optim.AdamW(trained.values(), lr=params.lr)
+    steps = params.epochs * per_epoch
     regressed = keep if params.states == "all" else keep[-1:]
 
     def loss_of(batch: dict[str, torch.Tensor], shift: int) -> torch.Tensor:
         return _state_loss(student, full, regressed, batch, shift, first_position)
 
-    checkpoint = _Checkpoint(scratch, trained, optimizer)
-    step, losses = checkpoint.load()
+    step, losses = 0, []
+    checkpoint = scratch / "healing.pt" if scratch else None
+    if checkpoint and (state := load_checkpoint(checkpoint)):
+        step, losses = state["step"], state["losses"]
+        student.load_state_dict(state["weights"], strict=False)  # embeddings never move
+        optimizer.load_state_dict(state["optimizer"])
     with tqdm(total=params.epochs * len(kept), desc="healing", unit="row") as bar:
         for epoch in range(params.epochs):
             plan = training_plan(kept.lengths, params.batch_size, params.seed, epoch)
-            draw = np.random.default_rng([params.seed, 1, epoch])
-            shifts = draw.integers(params.position_shift + 1, size=len(plan)) * (np.arange(len(plan)) % 2)
+            shifts = _shifts(len(plan), params, epoch)
             done = min(max(step - epoch * per_epoch, 0), len(plan))
             bar.update(sum(map(len, plan[:done])))
-            for shift, (indices, batch) in zip(
-                shifts[done:], iterate(plan[done:], kept, device), strict=True
-            ):
+            for shift, rows in zip(shifts[done:], plan[done:], strict=True):
                 for group in optimizer.param_groups:
-                    group["lr"] = params.lr * _warm_up_and_decay(step, params.epochs * per_epoch)
+                    group["lr"] = params.lr * lr_factor(step, steps, WARMUP_FRACTION)
                 optimizer.zero_grad()
-                loss_of(batch, int(shift)).backward()
-                nn.utils.clip_grad_norm_(trained.values(), 1.0)
+                loss_of(kept.batch(rows, device), int(shift)).backward()
+                nn.utils.clip_grad_norm_(trained.values(), MAX_GRAD_NORM)
                 optimizer.step()
                 step += 1
-                bar.update(len(indices))
-                if step % CHECKPOINT_STEPS == 0:
-                    checkpoint.save(step, losses)
+                bar.update(len(rows))
+                if checkpoint and step % CHECKPOINT_STEPS == 0:
+                    weights = {name: p.detach() for name, p in trained.items()}
+                    state = {"weights": weights, "optimizer": optimizer.state_dict()}
+                    save_checkpoint(state | {"step": step, "losses": losses}, checkpoint)
             if len(losses) > epoch:
                 continue
             losses.append(_held_out_loss(loss_of, held_out, params.batch_size, device))
@@ -153,11 +157,14 @@ def heal(
 
 
 def shiftable_from(model: PreTrainedModel, params: StudentBackboneParams) -> int | None:
-    """Find the number of an encoder's first position, where it has a table of positions.
+    """Find the id of an encoder's first position, where it has a table of positions.
+
+    Unlike ``architectures.first_position`` it looks at the modules, so that encoders that students
+    cannot use can still be cut.
 
     Returns:
-        0, or what RoBERTa-like encoders start at; None where positions are relative or rotary, or
-        cannot be given.
+        0, or what RoBERTa-like encoders start at. None where positions are relative or rotary, or
+        cannot be passed in.
 
     Raises:
         ParamsError: the last shifted position would lie past the table.
@@ -178,35 +185,10 @@ def shiftable_from(model: PreTrainedModel, params: StudentBackboneParams) -> int
     return first
 
 
-class _Checkpoint:
-    """Trained weights, optimizer state, step and losses in one file, written in one go."""
-
-    def __init__(
-        self, folder: Path | None, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-    ) -> None:
-        self.path = folder / "healing.pt" if folder else None
-        self.trained, self.optimizer = trained, optimizer
-
-    def save(self, step: int, losses: list[float]) -> None:
-        if self.path is None:
-            return
-        state = {
-            "weights": {name: p.detach() for name, p in self.trained.items()},
-            "optimizer": self.optimizer.state_dict(), "step": step, "losses": losses,
-        }  # fmt: skip
-        half_written = self.path.with_suffix(".part")
-        torch.save(state, half_written)
-        os.replace(half_written, self.path)
-
-    def load(self) -> tuple[int, list[float]]:
-        if self.path is None or not self.path.is_file():
-            return 0, []
-        state = torch.load(self.path, weights_only=True)
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(state["weights"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        return state["step"], state["losses"]
+def _shifts(num_batches: int, params: StudentBackboneParams, epoch: int) -> np.ndarray:
+    """Draw how far each batch's positions are shifted; every second batch keeps its own."""
+    rng = np.random.default_rng([params.seed, 1, epoch])
+    return rng.integers(params.position_shift + 1, size=num_batches) * (np.arange(num_batches) % 2)
 
 
 def _hold_out(encoded: Encoded, seed: int) -> tuple[Encoded, Encoded]:
@@ -253,8 +235,3 @@ def _held_out_loss(
     for indices, batch in iterate(fixed_plan(held_out.lengths, batch_size), held_out, device):
         total += len(indices) * float(loss_of(batch, 0))
     return total / len(held_out)
-
-
-def _warm_up_and_decay(step: int, steps: int) -> float:
-    warm_up = max(1, round(WARMUP_FRACTION * steps))
-    return min((step + 1) / warm_up, max(0.0, (steps - step) / max(1, steps - warm_up)))

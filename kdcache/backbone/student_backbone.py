@@ -1,4 +1,4 @@
-"""A model, or some of its layers healed → models/backbone/, the one folder all students share."""
+"""The stage ``student_backbone``: a model, or some of its layers healed → models/backbone/."""
 
 import shutil
 from collections.abc import Sequence
@@ -9,21 +9,21 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from kdcache.backbone.cut import choose_layers, cut, load_encoder
+from kdcache.backbone.cut import choose_layers, cut
 from kdcache.backbone.heal import StudentBackboneParams, heal, shiftable_from
-from kdcache.backbone.probe import cls_states, refuse_blind, variation
-from kdcache.backbone.probes import compare, read_probes
-from kdcache.data.rows import FORMATS, Layout, read_rows
+from kdcache.backbone.probe import encoder_states, read_probes, refuse_blind, tabulate, variation
+from kdcache.data.formats import FORMATS, Layout
+from kdcache.data.readers import read_rows
 from kdcache.data.splits import existing_splits, read_split, sequences
 from kdcache.data.task import read_task
 from kdcache.digests import file_digest, value_digest
 from kdcache.encoder.batching import encode
-from kdcache.encoder.load import load_tokenizer, resolve, save_model, setup
+from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, save_model, setup
 from kdcache.errors import DataError, ModelError
 from kdcache.project import Project, place, write_json
 
 RECORD = "shrink.json"  # in the backbone's folder: how it was made, and what it keeps
-ROWS_LOOKED_AT = 512
+EXAMINED_ROWS = 512
 
 Texts = dict[str, list[tuple[str, str]]]  # source → (text, second text or "")
 
@@ -53,7 +53,7 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
             f"student_backbone.model: its tokenizer must put [CLS] first, got another token from "
             f"{params.model}. Use a BERT-like encoder."
         )
-    looked_at = encoded.take(range(min(len(encoded), ROWS_LOOKED_AT)))
+    examined = encoded.take(range(min(len(encoded), EXAMINED_ROWS)))
     full = load_encoder(base)
     have = full.config.num_hidden_layers
     keep, probes = tuple(range(have)), {}
@@ -62,36 +62,37 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
         shiftable_from(full, params)  # refuse before anything slow starts
         probes = read_probes(project, probe, tokenizer, params.max_length)
     described = {name: {"rows": len(rows), "sha256": value_digest(rows)} for name, rows in texts.items()}
-    scratch = project.scratch("backbone", asdict(params), project.threads, _digest(base), described)
-    seen: dict[str, float] = {}
+    scratch = project.scratch(__name__, asdict(params), project.threads, _digest(base), described)
+    variations: dict[str, float] = {}
     scores: dict[str, dict[str, float]] = {}
 
-    def look(model: PreTrainedModel, which: str) -> None:
-        seen[which] = variation(cls_states(model, looked_at, params.batch_size, device))
+    def examine(model: PreTrainedModel, which: str) -> None:
+        variations[which] = variation(encoder_states(model, examined, params.batch_size, device))
         layers = ", ".join(map(str, range(have) if model is full else keep))
         print(
-            f"{which}, layers {layers}: [CLS] varies over inputs by {seen[which]:.2%} of its size", flush=True
+            f"{which}, layers {layers}: [CLS] varies over inputs by {variations[which]:.2%} of its size",
+            flush=True,
         )
         bar = tqdm(probes.items(), desc=f"probing {which}", unit="task", leave=False)
         scores[which] = {name: probe.accuracy(model, device) for name, probe in bar}
 
-    look(full, "full")
+    examine(full, "full")
     model, losses = full, []
     if healing:
         model = cut(full, keep)
-        look(model, "raw")
+        examine(model, "raw")
         if params.epochs:
             losses = heal(model, full, keep, encoded, params, device, scratch)
-            look(model, "healed")
-    refuse_blind(list(seen.values())[-1], f"layers {', '.join(map(str, keep))} of {params.model}")
+            examine(model, "healed")
+    refuse_blind(list(variations.values())[-1], f"layers {', '.join(map(str, keep))} of {params.model}")
     record = _settings(params) | {
         "layers": keep,
         "of_layers": have,
         "text": described,
         "rows": len(encoded),
         "held_out_loss": [round(loss, 6) for loss in losses],
-        "cls_variation": {which: round(value, 4) for which, value in seen.items()},
-        "probes": compare(probes, scores),
+        "cls_variation": {which: round(value, 4) for which, value in variations.items()},
+        "probes": tabulate(probes, scores),
     }
 
     made, target = scratch / "made", Path(project.paths.backbone)
@@ -126,7 +127,7 @@ def _read_files(params: StudentBackboneParams) -> Texts:
         if not path.is_file():
             raise DataError(f"student_backbone.text: {name} must be a text file, got no such file.")
         layout = Layout() if path.suffix in FORMATS else Layout(pattern=f"{{{params.column}}}")
-        rows = read_rows(path, layout, (params.column,))
+        rows = list(read_rows(path, layout, (params.column,)))
         for where, values in rows:
             if not isinstance(values[params.column], str):
                 raise DataError(
@@ -141,7 +142,7 @@ def _read_files(params: StudentBackboneParams) -> Texts:
 
 
 def _settings(params: StudentBackboneParams) -> dict[str, Any]:
-    """What of the parameters does not stand elsewhere in the record, and no path of this machine."""
+    """The parameters that the record does not hold elsewhere, without paths of this machine."""
     model = Path(params.model)
     kept = {
         key: value for key, value in asdict(params).items() if key not in ("num_layers", "text", "column")

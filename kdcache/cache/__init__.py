@@ -1,6 +1,7 @@
-"""The cache: a teacher's logits and features per example, in Parquet, with a manifest.
+"""The cache: a teacher's logits and features per example, in Parquet files with a manifest.
 
-Knows files, digests and rows; knows nothing of models or of the tasks' texts. ``schema`` says
-what a row is, ``manifest`` what made it, ``location`` where it lies; ``writer`` and ``reader``
-are the only ones that touch the bytes. docs/cache-format.md specifies them.
+The package knows files, digests and rows. It knows nothing of models or of a task's texts.
+``schema`` defines a row, ``manifest`` describes the whole cache, and ``location`` opens the place
+where it lies. Only ``writer`` and ``reader`` touch the Parquet bytes. The specification is
+docs/reference/cache-format.md.
 """

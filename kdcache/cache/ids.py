@@ -1,7 +1,7 @@
-"""Example ids in the large: finding repeated ones, and naming a few in a message."""
+"""Example ids: finding repeated ones, and naming a few in a message."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +10,7 @@ NAMED = 5
 
 
 def name_some(ids: Sequence[str]) -> str:
-    """Up to five ids, and how many more there are.
+    """Name up to five ids, and count the others.
 
     >>> name_some(["a", "b", "c", "d", "e", "f"])
     'a, b, c, d, e and 1 more'
@@ -19,10 +19,19 @@ def name_some(ids: Sequence[str]) -> str:
     return ", ".join(ids[:NAMED]) + more
 
 
-def repeated_ids(file: pq.ParquetFile) -> list[str]:
-    """Ids that a file holds more than once, in 8 bytes of memory per row.
+def repeated(ids: Iterable[str]) -> list[str]:
+    """Return the ids that are given more than once, each once, in order.
 
-    Hashes are compared first; only ids whose hashes collide are then compared themselves.
+    >>> repeated(["b", "a", "b", "b"])
+    ['b']
+    """
+    return [i for i, count in Counter(ids).items() if count > 1]
+
+
+def repeated_in_file(file: pq.ParquetFile) -> list[str]:
+    """Return the ids that a file holds more than once, in 8 bytes of memory per row.
+
+    Hashes are compared first. Only ids whose hashes collide are then compared themselves.
     """
     hashes = np.empty(file.metadata.num_rows, np.int64)
     filled = 0
@@ -33,8 +42,7 @@ def repeated_ids(file: pq.ParquetFile) -> list[str]:
     suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     if not suspects:
         return []
-    counts = Counter(i for ids in _ids(file) for i in ids if hash(i) in suspects)
-    return [i for i, count in counts.items() if count > 1]
+    return repeated(i for ids in _ids(file) for i in ids if hash(i) in suspects)
 
 
 def _ids(file: pq.ParquetFile) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""Where a cache lies: a local folder or any URI that pyarrow or fsspec opens."""
+"""The place of a cache: a local folder, or any URI that pyarrow or fsspec opens."""
 
 import os
 import shutil
@@ -8,18 +8,20 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+from fsspec.core import url_to_fs
 
 from kdcache.digests import stream_digest
 from kdcache.errors import CacheError
+from kdcache.project import place
 
 
 @dataclass(frozen=True)
 class Location:
-    """A folder on some file system; prints as the user wrote it.
+    """A folder on some file system. It prints as the user wrote it.
 
     Args:
         uri: a path, or a URI such as ``s3://bucket/cache/wic`` or ``memory://cache/wic``.
-        filesystem: the one that opens it.
+        filesystem: the file system that holds the folder.
         path: of the folder, as that file system spells it.
     """
 
@@ -32,20 +34,17 @@ class Location:
         """Open a path or URI, and a folder below it.
 
         Raises:
-            CacheError: a URI of a kind that neither pyarrow nor fsspec knows.
+            CacheError: neither pyarrow nor fsspec knows that kind of URI.
         """
         if isinstance(uri, Location):
             return uri
+        if "://" not in str(uri):
+            path = Path(uri, *names).as_posix()
+            return cls(path, pafs.LocalFileSystem(), path)
         base, question, options = str(uri).partition("?")
-        text = "/".join([base.rstrip("/") or "/", *names]) + question + options
-        if "://" not in text:
-            path = Path(base, *names)
-            return cls(path.as_posix(), pafs.LocalFileSystem(), path.as_posix())
+        text = "/".join([base.rstrip("/"), *names]) + question + options
         try:
-            try:
-                return cls(text, *pafs.FileSystem.from_uri(text))
-            except pa.ArrowInvalid:
-                return cls(text, *pafs.FileSystem.from_uri(f"fsspec+{text}"))
+            return cls(text, *_open_uri(text))
         except (ValueError, ImportError, OSError) as error:
             raise CacheError(
                 f"{text}: it must be a folder or a URI that pyarrow or fsspec opens, "
@@ -57,24 +56,31 @@ class Location:
 
     @property
     def name(self) -> str:
-        """The last part: the task's name."""
+        """The last part of the path, which is the task's name."""
         return self.path.rstrip("/").rsplit("/", 1)[-1]
 
     @property
     def folder(self) -> Path | None:
-        """The folder where it is a local one."""
+        """The local folder; None on any other file system."""
         return Path(self.path) if isinstance(self.filesystem, pafs.LocalFileSystem) else None
 
     def exists(self, name: str) -> bool:
-        """Whether the folder holds a file of that name."""
+        """Return whether the folder holds a file of that name."""
         return self.filesystem.get_file_info(self._file(name)).type == pafs.FileType.File
+
+    def names(self) -> list[str]:
+        """Names of everything in the folder, sorted; empty if there is no folder."""
+        return sorted(
+            info.base_name
+            for info in self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        )
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
         return self.filesystem.get_file_info(self._file(name)).size
 
     def open(self, name: str) -> Any:
-        """A file to read at random."""
+        """Open a file for reading at any position."""
         return self.filesystem.open_input_file(self._file(name))
 
     def read(self, name: str) -> bytes:
@@ -88,10 +94,10 @@ class Location:
             return stream_digest(file)
 
     def require_writable(self) -> None:
-        """Find out before hours of work that the folder cannot be written.
+        """Check a local folder before hours of work are spent on what goes there.
 
         Raises:
-            CacheError: the nearest folder that is there refuses new files.
+            CacheError: the nearest existing parent folder is read-only.
         """
         if self.folder is None:
             return
@@ -105,12 +111,12 @@ class Location:
             )
 
     def publish(self, made: Path, last: str) -> None:
-        """Put a finished folder here: by one rename where it is local, else file by file.
+        """Put a finished folder here: by one rename if the place is local, else file by file.
 
         Args:
-            made: the folder; gone afterwards where the place is local.
-            last: the file that makes a folder a cache. On an object store the old one goes
-                before anything else, and the new one comes after everything else.
+            made: the folder; moved if the place is local.
+            last: the file that makes a folder a cache. On an object store the old one is deleted
+                before anything else, and the new one is uploaded after everything else.
         """
         if self.folder is None:
             self._upload(made, last)
@@ -120,21 +126,16 @@ class Location:
             incoming = self.folder.parent / f".{self.folder.name}.incoming"
             shutil.rmtree(incoming, ignore_errors=True)
             made = shutil.copytree(made, incoming)
-        old = made.parent / f"{made.name}.replaced"
-        shutil.rmtree(old, ignore_errors=True)
-        if self.folder.exists():
-            os.replace(self.folder, old)
-        os.replace(made, self.folder)
-        shutil.rmtree(old, ignore_errors=True)
+        place(made, self.folder)
 
     def _upload(self, made: Path, last: str) -> None:
         self.filesystem.create_dir(self.path, recursive=True)
         if self.exists(last):
             self.filesystem.delete_file(self._file(last))
         names = sorted(path.name for path in made.iterdir() if path.name != last)
-        for info in self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True)):
-            if info.type == pafs.FileType.File and info.base_name not in names:
-                self.filesystem.delete_file(info.path)
+        for name in self.names():
+            if name not in names and self.exists(name):
+                self.filesystem.delete_file(self._file(name))
         for name in (*names, last):
             pafs.copy_files(
                 str(made / name), self._file(name),
@@ -143,6 +144,17 @@ class Location:
 
     def _file(self, name: str) -> str:
         return f"{self.path.rstrip('/')}/{name}"
+
+
+def _open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+    if uri.startswith("file://"):
+        return pafs.LocalFileSystem(), url_to_fs(uri)[1]
+    try:
+        # pyarrow needs no further package for S3 and GCS, and reads options after a "?".
+        return pafs.FileSystem.from_uri(uri)
+    except pa.ArrowInvalid:
+        filesystem, path = url_to_fs(uri)
+        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
 def _first_line(error: Exception) -> str:

@@ -1,66 +1,114 @@
-"""manifest.json: written last, so that a folder without one is not a cache.
+"""manifest.json: the description of a cache, and the check that it belongs to given data and teacher.
 
-Holds the teacher's identity, the digest of the data it read, and sha256 and size of every
-file; its own digest is over its canonical bytes, so that a changed manifest shows too.
+The manifest holds the teacher's identity, a digest of the data, and the sha256 and size of every
+file. It is written last, so a folder without one is not a cache. Its own digest is over its canonical
+bytes, so a changed manifest is noticed too.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import pyarrow as pa
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from kdcache.cache.location import Location
 from kdcache.cache.schema import FORMAT_VERSION, parse_columns
 from kdcache.digests import value_digest
 from kdcache.errors import CacheCorrupt, CacheMissing, CacheStale, ParamsError, nearest
+from kdcache.project import IDENTITY
 
 MANIFEST = "manifest.json"
 EXTERNAL = "external"  # identity["kind"] of a teacher that kdcache did not run
 
+Number = int | float  # keeps the spelling of the file: 24 stays 24, and 24.0 stays 24.0
 
-@dataclass(frozen=True)
-class Manifest:
-    """What is in a cache and what made it.
+
+@with_config(ConfigDict(extra="allow"))
+class Identity(TypedDict):
+    """The required fields of an identity, and those of the others that kdcache reads.
 
     Args:
-        identity: of the teacher, as train_teacher wrote it, or of an imported file.
+        task: name of the task.
+        labels: names of the classes, in index order.
+        num_labels: their number.
+        weights_sha256: digest of the weights of the teacher trained on all rows.
+        folds_sha256: the same of each fold's teacher.
+        kind: ``external`` for an imported cache.
+        source_sha256: digest of the imported file.
+    """
+
+    task: str
+    labels: list[str]
+    num_labels: NotRequired[int]
+    weights_sha256: NotRequired[str]
+    folds_sha256: NotRequired[list[str]]
+    kind: NotRequired[str]
+    source_sha256: NotRequired[str]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class FileEntry(TypedDict):
+    """One file of a cache.
+
+    Args:
+        rows: how many it has.
+        bytes: its length.
+        sha256: its digest.
+        labelled: rows with a label.
+        correct: labelled rows whose largest logit is that of the label.
+    """
+
+    rows: int
+    bytes: int
+    sha256: str
+    labelled: int
+    correct: int
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class Manifest:
+    """The content of a cache and its origin.
+
+    Args:
+        identity: of the teacher, as train_teacher wrote it, or of an imported file; see ``Identity``.
         data: split → ``digests.RowsDigest`` of the rows.
-        files: file name → rows, bytes, sha256, labelled, correct: the last two count rows
-            with a label and those among them that the logits get right.
+        files: file name → see ``FileEntry``.
         columns: (name, type) of every file, in order; see ``schema.describe_columns``.
-        dtype: what the teacher computed in.
-        tolerance: how far a recomputed logit may lie from the cached one.
-        drift: where ``dtype`` is not float32, how far it moved the logits of some rows.
+        dtype: in which the teacher computed.
+        tolerance: the largest distance allowed between a recomputed logit and the cached one.
+        drift: how far another ``dtype`` than float32 moved the logits of some rows.
         metrics: split → metric → value of the cached logits; labelled splits only.
-        all_rows_teacher: the same for the teacher on all rows, where the cached logits
-            are cross-fitted; else equal to ``metrics``.
-        cost: counts of the teacher's training, of the forward passes, and of the rows that lost
-            tokens to its ``max_length``.
+        all_rows_teacher: the same of the teacher trained on all rows. It equals ``metrics`` unless
+            the cached logits are cross-fitted.
+        cost: counts of training steps, training examples, forward passes and truncated rows.
     """
 
     identity: dict[str, Any]
     data: dict[str, str]
-    files: dict[str, dict[str, Any]]
+    files: dict[str, FileEntry]
     columns: list[list[str]]
     dtype: str = "float32"
-    tolerance: float = 0.0
-    drift: dict[str, float] = field(default_factory=dict)
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    all_rows_teacher: dict[str, dict[str, float]] = field(default_factory=dict)
-    cost: dict[str, int] = field(default_factory=dict)
+    tolerance: Number = 0.0
+    drift: dict[str, Number] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Number]] = field(default_factory=dict)
+    all_rows_teacher: dict[str, dict[str, Number]] = field(default_factory=dict)
+    cost: dict[str, Number] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property
     def digest(self) -> str:
-        """sha256 of the canonical bytes; names the cache as a whole."""
+        """sha256 of the canonical bytes. It names the cache as a whole."""
         return value_digest(vars(self))
 
     @property
     def splits(self) -> list[str]:
-        """Names of the splits."""
+        """Names of the splits, sorted."""
         return sorted(self.data)
 
     @property
@@ -70,7 +118,7 @@ class Manifest:
 
     @property
     def num_folds(self) -> int:
-        """How many teachers the cross-fitted logits come from; 0 where there is one teacher."""
+        """Number of fold teachers; 0 if there is one teacher."""
         return len(self.identity.get("folds_sha256", ()))
 
     @property
@@ -80,15 +128,16 @@ class Manifest:
 
     @property
     def rebuild(self) -> str:
-        """The command that makes such a cache anew."""
+        """The command that builds this cache again, as a sentence for messages."""
         task = self.identity.get("task")
         if self.identity.get("kind") == EXTERNAL:
             return f"Run: kdcache import FILE --task {task}"
         return f"Run: kdcache cache --task {task}"
 
     def to_bytes(self) -> bytes:
-        """The file's bytes; there is one spelling of a manifest."""
-        return _spell(vars(self) | {"digest": self.digest})
+        """The file's bytes, in the one canonical form."""
+        body = vars(self) | {"digest": self.digest}
+        return (json.dumps(body, indent=2, sort_keys=True) + "\n").encode()
 
     def write(self, path: Path) -> None:
         """Write the manifest with its own digest."""
@@ -102,9 +151,9 @@ def read_manifest(location: Location | Path | str) -> Manifest:
         location: ``cache/<task>``.
 
     Raises:
-        CacheMissing: no folder, or a folder without a manifest.
-        CacheCorrupt: not the canonical bytes of a manifest with that digest.
-        CacheStale: another format version.
+        CacheMissing: there is no folder, or the folder has no manifest.
+        CacheCorrupt: the file is not the canonical bytes of a manifest with that digest.
+        CacheStale: the manifest has another format version.
     """
     location = Location.parse(location)
     path = f"{location}/{MANIFEST}"
@@ -123,12 +172,28 @@ def read_manifest(location: Location | Path | str) -> Manifest:
     if (own := value_digest(body)) != digest:
         raise CacheCorrupt(f"{path}: its digest must be {digest}, got {own}. {remedy}")
     try:
-        manifest = Manifest(**body)
-        parse_columns(manifest.columns)
-    except (TypeError, ValueError) as error:
+        manifest = parse_manifest(body)
+    except ValueError as error:
         raise CacheCorrupt(f"{path}: it must have this format's fields, got: {error}. {remedy}") from None
-    if _spell(body | {"digest": digest}) != found:
+    if manifest.to_bytes() != found:  # so a value that pydantic converted is refused too
         raise CacheCorrupt(f"{path}: it must be in canonical form, got the same values otherwise. {remedy}")
+    return manifest
+
+
+def parse_manifest(body: dict[str, Any]) -> Manifest:
+    """Return the manifest of a mapping that has its fields, with values of the right types.
+
+    Raises:
+        ValueError: it has other fields or types; the message names the first in one line.
+    """
+    try:
+        manifest: Manifest = _adapter(Manifest).validate_python(body)
+        _adapter(Identity).validate_python(manifest.identity)
+    except ValidationError as error:
+        last = error.errors(include_url=False, include_input=False)[-1]
+        where = ".".join(str(part) for part in last["loc"]).removesuffix(".float")
+        raise ValueError(f"{where}: {last['msg'][:1].lower()}{last['msg'][1:]}") from None
+    parse_columns(manifest.columns)
     return manifest
 
 
@@ -144,16 +209,16 @@ def check_identity(
 
     Args:
         manifest: of the cache.
-        task_name: what the caller trains.
+        task_name: the caller's task.
         label_names: of the task, in index order.
         data: split → digest of the caller's own rows.
-        teacher: identity of the teacher beside the cache, if there is one; it says nothing
-            about an imported cache, which was put there on purpose.
-        expect: field → value that the caller insists on, for a shared cache.
+        teacher: identity of the teacher in the project, if there is one; see ``read_identity_of``.
+            It is not compared with an imported cache, which was put there on purpose.
+        expect: field → value that the caller requires of a shared cache.
 
     Raises:
-        CacheStale: naming the field, the cache's value and the expected one.
-        ParamsError: ``expect`` names a field that no identity has.
+        CacheStale: names the field, the cache's value and the expected one.
+        ParamsError: ``expect`` names a field that the identity lacks.
     """
     identity = manifest.identity
 
@@ -167,9 +232,9 @@ def check_identity(
     refuse("labels", identity.get("labels"), list(label_names))
     for split, digest in data.items():
         refuse(f"data.{split}", manifest.data.get(split), digest)
-    if identity.get("kind") != EXTERNAL:
-        for name in sorted(teacher or {}):
-            refuse(f"teacher {name}", identity.get(name), (teacher or {})[name])
+    if teacher and identity.get("kind") != EXTERNAL:
+        for name in sorted(teacher):
+            refuse(f"teacher {name}", identity.get(name), teacher[name])
     for name, wanted in expect.items():
         if name not in identity:
             raise ParamsError(
@@ -182,5 +247,12 @@ def check_identity(
         )  # fmt: skip
 
 
-def _spell(body: dict[str, Any]) -> bytes:
-    return (json.dumps(body, indent=2, sort_keys=True) + "\n").encode()
+def read_identity_of(teacher: Path) -> dict[str, Any] | None:
+    """Read the identity in a teacher's folder; None if no teacher is there."""
+    path = teacher / IDENTITY
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

@@ -1,4 +1,4 @@
-"""Parquet → rows by id. Nothing is read that the manifest does not vouch for."""
+"""Reading a cache: verified files, rows by id, tensors and data frames."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdcache.cache.ids import name_some, repeated_ids
+from kdcache.cache.ids import name_some, repeated, repeated_in_file
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.rows import CacheRows
+from kdcache.cache.rows import CacheRows, compute_uncertainty
 from kdcache.cache.schema import describe_columns
 from kdcache.errors import CacheCorrupt, CacheError, CacheMissing, CacheStale, nearest
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class CachedSplit:
-    """One verified split of a cache; made by ``load_cache``.
+    """One verified split of a cache, as ``load_cache`` returns it.
 
-    Rows are read when they are first asked for, and then kept; ``stream`` keeps nothing.
+    Rows are read at the first request and then kept in memory; ``stream`` and ``read`` keep nothing.
 
     Args:
         manifest: of the cache.
@@ -46,7 +46,16 @@ class CachedSplit:
     @cached_property
     def rows(self) -> CacheRows:
         """All rows, in the order of the file."""
-        return CacheRows.from_table(self._file.read())
+        return self.read()
+
+    def read(self, features: bool = True) -> CacheRows:
+        """Read all rows, in the order of the file.
+
+        Args:
+            features: False leaves the features out, which are most of the bytes.
+        """
+        names = [n for n in self._file.schema_arrow.names if features or not n.startswith("features")]
+        return CacheRows.from_table(self._file.read(columns=names))
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -56,29 +65,27 @@ class CachedSplit:
         return example_id in self._row_of
 
     def __getitem__(self, example_id: str) -> CacheRows:
-        """The one row of that id.
+        """Return the row of one id.
 
         Raises:
-            CacheStale: the cache does not hold it.
+            CacheStale: the cache does not hold that id.
         """
         return self.align([example_id])
 
     def align(self, ids: Sequence[str], content_hashes: Sequence[str] | None = None) -> CacheRows:
-        """Return the rows of ``ids``, in that order: the join is by id, never by position.
+        """Return the rows of ``ids``, in that order. The join is by id, never by position.
 
         Args:
             ids: example ids of the caller's rows.
-            content_hashes: of the same rows; None does not check that their text is the
-                one the teacher read.
+            content_hashes: of the same rows. If given, each text must be the one that the teacher
+                read.
 
         Raises:
-            CacheStale: ids the cache lacks, ids given twice, or rows whose text has changed.
+            CacheStale: an id is not in the cache or is given twice, or a text has changed.
         """
         where = self._row_of
         self._refuse("ids must be in the cache, got unknown", [i for i in ids if i not in where])
-        seen: set[str] = set()
-        twice = [i for i in ids if i in seen or seen.add(i)]  # type: ignore[func-returns-value]
-        self._refuse("ids must be unique, got twice", twice)
+        self._refuse("ids must be unique, got twice", repeated(ids))
         rows = self.rows.take([where[i] for i in ids])
         if content_hashes is not None:
             pairs = zip(ids, rows.content_hash, content_hashes, strict=True)
@@ -87,26 +94,26 @@ class CachedSplit:
         return rows
 
     def stream(self) -> Iterator[CacheRows]:
-        """Yield the rows of one row group after another, in the order of the file."""
+        """Yield the rows one row group at a time, in the order of the file."""
         for group in range(self._file.num_row_groups):
             yield CacheRows.from_table(self._file.read_row_group(group))
 
     def tensors(
         self, device: "torch.device | str" = "cpu", ids: Sequence[str] | None = None
     ) -> "dict[str, torch.Tensor]":
-        """The targets as tensors, moved to the device once, so that a step only gathers rows.
+        """Return the targets as tensors on a device, so that a training step only gathers rows.
 
         Args:
-            device: where to.
-            ids: which rows, in which order; None takes all, in the order of the file.
+            device: of the tensors.
+            ids: the rows to return, in that order; None returns all, in the order of the file.
 
         Returns:
-            ``label`` of shape (rows,), ``logits`` of shape (rows, num_labels) and ``features``
-            of shape (rows, dim), as they are kept: float32 and float16; so, too, the cache's
-            further columns (see ``CacheRows``).
+            ``label`` of shape (rows,), ``logits`` of shape (rows, num_labels) in float32,
+            ``features`` of shape (rows, dim) in float16, and the cache's other columns of vectors
+            by their names in the file (see ``CacheRows``).
 
         Raises:
-            CacheError: they do not fit on the device; ``stream`` does.
+            CacheError: the tensors do not fit on the device. Use ``stream``.
             CacheStale: see ``align``.
         """
         import torch
@@ -123,15 +130,16 @@ class CachedSplit:
         return {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
 
     def to_pandas(self, text: "pd.DataFrame | None" = None) -> "pd.DataFrame":
-        """The rows as a flat frame: one number per cell.
+        """Return the rows as a flat data frame, one number per cell.
 
         Args:
-            text: a frame with ``example_id``, whose other columns are joined to the right by id:
-                the prepared split, to read the texts beside the logits.
+            text: a frame with ``example_id``, such as the prepared split. Its other columns are
+                joined on the right by id.
 
         Returns:
-            Columns example_id, label, fold, logit_0 …, prediction, confidence (of the softmax),
-            entropy (in nats), margin (best minus second logit), and those of ``text``.
+            Columns example_id, label, fold, logit_0 …, prediction, confidence (the largest
+            probability), entropy (in nats), margin (largest minus second largest logit), and those
+            of ``text``.
 
         Raises:
             CacheStale: ``text`` lacks rows of the cache.
@@ -139,23 +147,21 @@ class CachedSplit:
         import pandas as pd
 
         rows = self.rows
-        logits = rows.logits.astype(np.float64)
-        log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-        ranked = np.sort(logits, axis=1)
+        found = compute_uncertainty(rows.logits)
         frame = pd.DataFrame(
             {"example_id": rows.example_id, "label": rows.label, "fold": rows.fold}
-            | {f"logit_{k}": rows.logits[:, k] for k in range(logits.shape[1])}
+            | {f"logit_{k}": rows.logits[:, k] for k in range(rows.logits.shape[1])}
             | {
-                "prediction": logits.argmax(axis=1),
-                "confidence": np.exp(log_p.max(axis=1)),
-                "entropy": -(np.exp(log_p) * log_p).sum(axis=1),
-                "margin": ranked[:, -1] - ranked[:, -2],
+                "prediction": rows.logits.argmax(axis=1),
+                "confidence": np.exp(found.log_p.max(axis=1)),
+                "entropy": found.entropy,
+                "margin": found.margin,
             }
         )
         if text is None:
             return frame
         missing = set(rows.example_id) - set(text["example_id"])
-        self._refuse("the texts must hold every id, got none of", sorted(missing))
+        self._refuse("the texts must hold every id, got none for", sorted(missing))
         added = [name for name in text.columns if name == "example_id" or name not in frame]
         return frame.merge(text[added], on="example_id", how="left", validate="one_to_one")
 
@@ -168,16 +174,16 @@ class CachedSplit:
 
 
 def load_cache(path: Location | Path | str, split: str) -> CachedSplit:
-    """Open one split of a cache and verify it: manifest, sha256, schema, row count, ids.
+    """Open one split of a cache, and verify its manifest, sha256, schema, row count and ids.
 
     Args:
         path: the folder ``cache/<task>``, or a URI that pyarrow or fsspec opens.
-        split: one of the manifest's.
+        split: name of a split in the cache.
 
     Raises:
-        CacheMissing: no cache there, or no such split in it.
-        CacheCorrupt: bytes, schema or row count are not the manifest's.
-        CacheStale: another format version.
+        CacheMissing: there is no cache, or it lacks that split.
+        CacheCorrupt: bytes, schema or row count differ from the manifest's.
+        CacheStale: the cache has another format version.
     """
     location = Location.parse(path)
     manifest = read_manifest(location)
@@ -189,23 +195,25 @@ def load_cache(path: Location | Path | str, split: str) -> CachedSplit:
 
 
 def open_file(location: Location, manifest: Manifest, name: str) -> pq.ParquetFile:
-    """Open a file of the cache whose bytes, schema, row count and ids are what they must be.
+    """Open a file of the cache, and verify its bytes, schema, row count and ids.
 
     Raises:
-        CacheCorrupt: they are not.
+        CacheCorrupt: one of them is not what the manifest says.
     """
 
     def refuse(what: str, wanted: Any, found: Any) -> None:
         if wanted != found:
             raise CacheCorrupt(f"{location}/{name}: {what} must be {wanted}, got {found}. {manifest.rebuild}")
 
-    entry = manifest.files.get(name, {})
+    entry = manifest.files.get(name)
+    if entry is None:
+        raise CacheCorrupt(f"{location}/{name}: the manifest must list the file. {manifest.rebuild}")
     if not location.exists(name):
         raise CacheCorrupt(
             f"{location}/{name}: the file must be there, as the manifest says, got none. {manifest.rebuild}"
         )
-    refuse("its length in bytes", entry.get("bytes"), location.size(name))
-    refuse("its sha256", entry.get("sha256"), location.digest(name))
+    refuse("its length in bytes", entry["bytes"], location.size(name))
+    refuse("its sha256", entry["sha256"], location.digest(name))
     try:
         file = pq.ParquetFile(location.open(name), page_checksum_verification=True)
         schema = file.schema_arrow
@@ -217,8 +225,8 @@ def open_file(location: Location, manifest: Manifest, name: str) -> pq.ParquetFi
     if schema != manifest.schema:
         refuse("its columns", manifest.schema.names, schema.names)
         refuse("its column types", manifest.columns, describe_columns(schema))
-    refuse("its number of rows", entry.get("rows"), file.metadata.num_rows)
-    if twice := repeated_ids(file):
+    refuse("its number of rows", entry["rows"], file.metadata.num_rows)
+    if twice := repeated_in_file(file):
         raise CacheCorrupt(
             f"{location}/{name}: ids must be unique, got twice {name_some(twice)}. {manifest.rebuild}"
         )

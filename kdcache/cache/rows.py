@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from kdcache.cache.schema import ALL_ROWS_TEACHER, MEMBER, cache_schema
+from kdcache.cache.schema import ALL_ROWS_TEACHER, MEMBER_PREFIX, cache_schema
 from kdcache.errors import CacheMissing, ShapeError
 
 
@@ -19,10 +19,11 @@ class CacheRows:
         label: int64 array of shape (rows,), −1 = unlabelled.
         fold: int8 array of shape (rows,), see ``cache.schema``.
         logits: float32 array of shape (rows, num_labels).
-        features: float array of shape (rows, dim), kept as float16; dim 0 where there are none.
+        features: float array of shape (rows, dim), stored as float16; dim is 0 without features.
         layers: further columns ``features_<layer>``, each like ``features``.
-        logits_plain: like ``logits``, of the teacher on all rows, where ``logits`` come from folds.
-        members: like ``logits``, of each member of an ensemble, whose mean ``logits`` are.
+        logits_plain: like ``logits``, of the teacher trained on all rows; only beside cross-fitted
+            ``logits``.
+        members: like ``logits``, of each member of an ensemble; ``logits`` are their mean.
     """
 
     example_id: list[str]
@@ -40,19 +41,21 @@ class CacheRows:
 
     @property
     def num_correct(self) -> int:
-        """How many of the labelled rows the logits get right."""
+        """Number of labelled rows whose largest logit is that of the label."""
         labelled = self.label >= 0
         return int((self.logits[labelled].argmax(axis=1) == self.label[labelled]).sum())
 
     @property
     def vectors(self) -> dict[str, np.ndarray]:
-        """All columns of vectors, by name."""
+        """All columns of vectors, by their names in the file."""
         plain = {} if self.logits_plain is None else {"logits_plain": self.logits_plain}
-        members = {f"{MEMBER}{m}": logits for m, logits in enumerate(self.members)}
+        members = {f"{MEMBER_PREFIX}{m}": logits for m, logits in enumerate(self.members)}
         return {"logits": self.logits, "features": self.features, **self.layers, **plain, **members}
 
-    def plain(self) -> "CacheRows":
-        """The same rows as the teacher on all rows has them, which saw the training rows: its logits alone.
+    def all_rows_teacher(self) -> "CacheRows":
+        """Return the same rows with the logits of the teacher trained on all rows, without features.
+
+        That teacher was trained on the training rows, so these logits are not cross-fitted.
 
         Raises:
             CacheMissing: the cache holds cross-fitted logits only.
@@ -61,19 +64,16 @@ class CacheRows:
             return self
         if self.logits_plain is None:
             raise CacheMissing(
-                "cache rows: logits_plain must be in a cache of cross-fitted logits, got none. "
-                "Build the cache anew with kdcache cache."
+                "cache rows: a cache of cross-fitted logits must also hold logits_plain, got none. "
+                "Build the cache again with kdcache cache."
             )
-        return replace(
-            self, fold=np.full_like(self.fold, ALL_ROWS_TEACHER), logits=self.logits_plain,
-            features=np.empty((len(self), 0), np.float16), layers={}, logits_plain=None, members=(),
-        )  # fmt: skip
+        return replace(self._logits_only(self.logits_plain), fold=np.full_like(self.fold, ALL_ROWS_TEACHER))
 
     def member(self, m: int) -> "CacheRows":
-        """The same rows as one member of the ensemble has them: its logits alone.
+        """Return the same rows with the logits of one member of the ensemble, without features.
 
         Args:
-            m: which one, from 0.
+            m: number of the member, from 0.
 
         Raises:
             CacheMissing: the cache holds no such member.
@@ -81,12 +81,13 @@ class CacheRows:
         if not 0 <= m < len(self.members):
             raise CacheMissing(
                 f"cache rows: member must be one of the ensemble's {len(self.members)}, from 0, got {m}. "
-                "Set train_teacher.ensemble, then build teacher and cache anew."
+                "Set train_teacher.ensemble, then build the teacher and the cache again."
             )
-        return replace(
-            self, logits=self.members[m], features=np.empty((len(self), 0), np.float16), layers={},
-            logits_plain=None, members=(),
-        )  # fmt: skip
+        return self._logits_only(self.members[m])
+
+    def _logits_only(self, logits: np.ndarray) -> "CacheRows":
+        none = np.empty((len(self), 0), np.float16)
+        return replace(self, logits=logits, features=none, layers={}, logits_plain=None, members=())
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "CacheRows":
         """Return some of the rows, in the given order."""
@@ -101,14 +102,14 @@ class CacheRows:
 
     @classmethod
     def joined(cls, parts: Sequence["CacheRows"]) -> "CacheRows":
-        """Rows of several splits of one cache, one after another."""
+        """Join rows of one cache, one part after another."""
         return cls.from_table(pa.concat_tables([part.to_table() for part in parts]))
 
     def to_table(self) -> pa.Table:
-        """As an Arrow table of the cache's schema.
+        """Return an Arrow table of the cache's schema.
 
         Raises:
-            ShapeError: the columns are not equally long, or a value is not finite.
+            ShapeError: the columns differ in length, or a value is not finite.
         """
         rows = len(self)
         vectors = self.vectors
@@ -124,19 +125,16 @@ class CacheRows:
             pa.array(self.label, pa.int64()),
             pa.array(self.content_hash, pa.string()),
             pa.array(self.fold, pa.int8()),
-            *(
-                _to_arrow(name, vectors[name], schema.field(name).type)
-                for name in ("logits", *sorted(widths))
-            ),
+            *(_to_arrow(name, vectors[name], schema.field(name).type) for name in schema.names[4:]),
         ]
         return pa.Table.from_arrays(arrays, schema=schema)
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "CacheRows":
-        """Read a table of the cache's schema."""
+        """Return the rows of a table of the cache's schema; optional columns may be left out."""
         vectors = {name: _to_numpy(table[name]) for name in table.column_names[4:]}
-        count = sum(name.startswith(MEMBER) for name in vectors)
-        members = tuple(vectors.pop(f"{MEMBER}{m}") for m in range(count))
+        count = sum(name.startswith(MEMBER_PREFIX) for name in vectors)
+        members = tuple(vectors.pop(f"{MEMBER_PREFIX}{m}") for m in range(count))
         return cls(
             table["example_id"].to_pylist(), table["content_hash"].to_pylist(),
             table["label"].to_numpy(), table["fold"].to_numpy(), vectors.pop("logits"),
@@ -145,15 +143,44 @@ class CacheRows:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Uncertainty:
+    """What the softmax of some logits says, per row, in float64.
+
+    Args:
+        log_p: log-probabilities of shape (rows, num_labels).
+        entropy: in nats, (rows,).
+        margin: largest minus second largest logit, (rows,).
+    """
+
+    log_p: np.ndarray
+    entropy: np.ndarray
+    margin: np.ndarray
+
+
+def compute_uncertainty(logits: np.ndarray) -> Uncertainty:
+    """Compute log-probabilities, entropy and margin of logits of shape (rows, num_labels ≥ 2).
+
+    >>> found = compute_uncertainty(np.array([[1.0, 1.0], [3.0, 0.0]]))
+    >>> found.entropy.round(3).tolist(), found.margin.tolist()
+    ([0.693, 0.191], [0.0, 3.0])
+    """
+    logits = np.asarray(logits, np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    ranked = np.partition(logits, -2, axis=1)
+    return Uncertainty(log_p, -(np.exp(log_p) * log_p).sum(axis=1), ranked[:, -1] - ranked[:, -2])
+
+
 def _to_arrow(name: str, values: np.ndarray, kind: pa.DataType) -> pa.Array:
     if not np.isfinite(values).all():
         raise ShapeError(f"cache rows: {name} must be finite, got NaN or infinity.")
     dtype = kind.value_type.to_pandas_dtype()
     with np.errstate(over="ignore"):
-        kept = np.ascontiguousarray(values, dtype).reshape(-1)
-    if not np.isfinite(kept).all():
+        stored = np.ascontiguousarray(values, dtype).reshape(-1)
+    if not np.isfinite(stored).all():
         raise ShapeError(f"cache rows: {name} must fit {dtype.__name__}, got {np.abs(values).max():g}.")
-    return pa.FixedSizeListArray.from_arrays(pa.array(kept), type=kind)
+    return pa.FixedSizeListArray.from_arrays(pa.array(stored), type=kind)
 
 
 def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:

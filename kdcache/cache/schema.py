@@ -1,4 +1,4 @@
-"""What a row of the cache is: the columns of its files, and how they are written."""
+"""The schema of a cached row: the columns of each file, and the options of its Parquet files."""
 
 import re
 from collections.abc import Mapping
@@ -8,14 +8,15 @@ import pyarrow as pa
 
 FORMAT_VERSION = 1
 
-# Values of the column ``fold`` beside 0 … k − 1 (the fold whose teacher never saw the row).
-ALL_ROWS_TEACHER = -1
-MEAN_OF_FOLDS = -2
+# Values of the column ``fold`` besides 0 … k − 1. Fold k: the row's logits come from the teacher that
+# was trained without fold k, to which the row belongs.
+ALL_ROWS_TEACHER = -1  # from the teacher trained on all rows
+MEAN_OF_FOLDS = -2  # the mean over the teachers of all folds
 
 ROW_GROUP_ROWS = 8192
-MEMBER = "logits_member_"  # then the member's number, from 0
+MEMBER_PREFIX = "logits_member_"  # followed by the member's number, from 0
 
-# How every file is written; docs/cache-format.md has the table that chose it.
+# docs/reference/cache-format.md has the measurements behind this choice.
 PARQUET: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 1,
@@ -32,8 +33,8 @@ def cache_schema(num_labels: int, dims: Mapping[str, int]) -> pa.Schema:
 
     Args:
         num_labels: length of each row's logits.
-        dims: column → length of each row's vector: ``features`` and perhaps further
-            ``features_<layer>``, where the teacher shows them; ``logits_plain``; ``logits_member_<m>``.
+        dims: column → length of each row's vector, for the optional columns: ``features``,
+            ``features_<layer>``, ``logits_plain``, ``logits_member_<m>``.
     """
     widths = {"logits": num_labels, **{name: dims[name] for name in sorted(dims)}}
     kinds = {name: f"{_KINDS[name.split('_')[0]]}[{width}]" for name, width in widths.items()}
@@ -41,7 +42,7 @@ def cache_schema(num_labels: int, dims: Mapping[str, int]) -> pa.Schema:
 
 
 def describe_columns(schema: pa.Schema) -> list[list[str]]:
-    """The schema as the manifest holds it: (name, type) in order.
+    """Return the schema as the manifest lists it: (name, type) in order.
 
     >>> describe_columns(cache_schema(2, {}))[-1]
     ['logits', 'float32[2]']
@@ -56,10 +57,10 @@ def describe_columns(schema: pa.Schema) -> list[list[str]]:
 
 
 def parse_columns(columns: list[list[str]]) -> pa.Schema:
-    """The opposite of ``describe_columns``.
+    """Return the schema of what ``describe_columns`` made.
 
     Raises:
-        ValueError: a column or type that this format does not know, or one too few.
+        ValueError: a column or type is unknown to this format, or a column is missing.
     """
     fields = []
     for name, kind in columns:
@@ -74,7 +75,7 @@ def parse_columns(columns: list[list[str]]) -> pa.Schema:
             raise ValueError(f"column {name} of type {kind}")
     if [field.name for field in fields[:5]] != [*_SCALARS, "logits"]:
         raise ValueError("columns missing")
-    members = {field.name: field.type for field in fields if field.name.startswith(MEMBER)}
-    if members != {f"{MEMBER}{m}": fields[4].type for m in range(len(members))}:
+    members = {field.name: field.type for field in fields if field.name.startswith(MEMBER_PREFIX)}
+    if members != {f"{MEMBER_PREFIX}{m}": fields[4].type for m in range(len(members))}:
         raise ValueError(f"columns {', '.join(members)}")
     return pa.schema(fields)

@@ -1,4 +1,4 @@
-"""Cached targets in other people's loops: ``join`` puts them beside rows, ``KDCollator`` into batches."""
+"""Cached targets for your own training loop: ``join`` adds them to a dataset, ``KDCollator`` to batches."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ TARGETS = ("teacher_logits", "teacher_features")
 
 
 def join(dataset: Any, cache: CachedSplit, id_column: str = "example_id", features: bool = False) -> Any:
-    """Add the teacher's targets to a ``datasets.Dataset``, by id, whatever the order of either.
+    """Add the teacher's targets to a ``datasets.Dataset`` by id.
 
     Args:
-        dataset: has the ids, in any order, any subset of the cache's; where it has a column
-            ``content_hash``, a text that the teacher did not read is refused.
+        dataset: any subset of the cache's examples, in any order. If it has a column
+            ``content_hash``, each text must be the one that the teacher read.
         cache: from ``load_cache``.
-        id_column: the column that holds the ids.
+        id_column: name of the column of ids.
         features: add ``teacher_features`` too.
 
     Returns:
         The dataset with a column ``teacher_logits``, one list of float32 per row.
 
     Raises:
-        DataError: no such column, or no features in the cache.
-        CacheStale: ids that the cache lacks or that are there twice, or a changed text.
+        DataError: the dataset lacks the column, or the cache lacks features.
+        CacheStale: an id is not in the cache or occurs twice, or a text has changed.
     """
     if id_column not in dataset.column_names:
         raise DataError(
@@ -47,13 +47,13 @@ def join(dataset: Any, cache: CachedSplit, id_column: str = "example_id", featur
 
 @dataclass(frozen=True)
 class KDCollator:
-    """Rows → a batch: pads what the tokenizer made, stacks labels and the teacher's targets.
+    """A collator that pads the inputs, and stacks labels and the teacher's targets.
 
-    Everything else in a row (ids, texts) is left out, so that a ``Trainer`` can run with
-    ``remove_unused_columns=False``, which it must: otherwise it drops the targets in silence.
+    It leaves out everything else in a row, such as ids and texts. A ``Trainer`` must therefore run
+    with ``remove_unused_columns=False``; otherwise it silently drops the targets.
 
     Args:
-        tokenizer: the one that made the rows' ``input_ids``.
+        tokenizer: that made the rows' ``input_ids``.
     """
 
     tokenizer: Any
@@ -65,11 +65,11 @@ class KDCollator:
             rows: with ``input_ids`` …, ``label`` and ``teacher_logits``.
 
         Returns:
-            The model's inputs, ``labels``, and float32 ``teacher_logits`` of shape (batch,
-            num_labels), perhaps ``teacher_features`` of shape (batch, dim).
+            The model's inputs, ``labels``, float32 ``teacher_logits`` of shape (batch, num_labels)
+            and, if the rows have them, ``teacher_features`` of shape (batch, dim).
 
         Raises:
-            DataError: the rows have lost their targets.
+            DataError: the rows have no targets.
         """
         if "teacher_logits" not in rows[0]:
             raise DataError(

@@ -1,7 +1,7 @@
-"""Rows → Parquet files, the manifest after them, and all of it into place at once.
+"""Writing a cache: Parquet files, then the manifest, then all of them moved into place at once.
 
-A build goes on where it was killed: what is dear, the teacher's outputs, is kept in parts in
-the scratch folder, each under the sha256 of its own bytes. Only whole parts have such a name.
+A killed build resumes. The teacher's outputs, which are expensive, are stored part by part in the
+scratch folder, each under the sha256 of its own bytes, so that a broken part is noticed.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdcache.cache.ids import name_some, repeated_ids
+from kdcache.cache.ids import name_some, repeated_in_file
 from kdcache.cache.location import Location
-from kdcache.cache.manifest import MANIFEST, Manifest
+from kdcache.cache.manifest import MANIFEST, Manifest, parse_manifest
 from kdcache.cache.rows import CacheRows
 from kdcache.cache.schema import PARQUET, ROW_GROUP_ROWS, describe_columns
 from kdcache.digests import RowsDigest, file_digest, value_digest
@@ -28,20 +28,20 @@ from kdcache.errors import CacheError, ShapeError
 
 PART_ROWS = 2048
 
-# Some arrays, by name, that belong to the same rows.
+# Arrays of the same rows, by name.
 Arrays = dict[str, np.ndarray]
 
 
 class CacheWriter:
-    """One cache in the making; a context in which no other process writes the same one.
+    """A context manager that writes one cache and keeps other processes from writing it.
 
     Args:
-        location: where the cache will lie; untouched until ``finish``.
-        scratch: a local folder that only builds of this very cache use: its name must say all
-            that decides the content. The lock lies beside it.
+        location: of the cache; untouched until ``finish``.
+        scratch: a local folder for builds of exactly this cache. Its name must depend on everything
+            that decides the content. The lock lies next to it.
 
     Raises:
-        CacheError: on entering, where another process is at work or the place is read-only.
+        CacheError: on entering, if another process is writing or the place is read-only.
 
     ::
 
@@ -82,13 +82,13 @@ class CacheWriter:
     def resume(
         self, name: str, num_rows: int, compute: Callable[[slice], Arrays]
     ) -> Iterator[tuple[slice, Arrays]]:
-        """Compute arrays part by part, each part once in the life of the scratch folder.
+        """Compute arrays part by part, and store each part, so that a killed build can resume.
 
         Args:
             name: of this sequence of parts.
-            num_rows: how many rows there are.
-            compute: rows → arrays whose first axis is these rows; not called for a part that
-                an earlier, killed build left whole.
+            num_rows: number of rows in all parts.
+            compute: rows → arrays whose first axis is these rows. It is not called for a part that
+                an earlier build stored.
 
         Yields:
             (rows, arrays), in order.
@@ -98,7 +98,7 @@ class CacheWriter:
             part = self._read_part(f"{name}-{start:010d}")
             if part is None:
                 part = compute(rows)
-                self._keep_part(f"{name}-{start:010d}", part)
+                self._store_part(f"{name}-{start:010d}", part)
             yield rows, part
 
     def write(self, split: str, chunks: Iterable[CacheRows]) -> None:
@@ -106,11 +106,11 @@ class CacheWriter:
 
         Args:
             split: its name.
-            chunks: the rows; how they are cut into chunks leaves no trace in the bytes.
+            chunks: the rows. The sizes of the chunks do not change the bytes.
 
         Raises:
-            ShapeError: see ``CacheRows.to_table``; columns that differ between chunks or
-                splits; an id that is there twice; no rows at all.
+            ShapeError: see ``CacheRows.to_table``; or columns differ between chunks or splits, an
+                id occurs twice, or there are no rows.
             CacheError: the disk is full or read-only.
         """
         digest, counts = RowsDigest(), {"rows": 0, "labelled": 0, "correct": 0}
@@ -128,29 +128,32 @@ class CacheWriter:
         self._write_groups(path, _row_groups(tables()))
         if not counts["rows"]:
             raise ShapeError(f"cache rows: {split} must hold at least one row, got none.")
-        if twice := repeated_ids(pq.ParquetFile(path)):
+        if twice := repeated_in_file(pq.ParquetFile(path)):
             raise ShapeError(f"cache rows: ids of {split} must be unique, got twice {name_some(twice)}.")
         self._data[split] = digest.hexdigest()
         self._files[path.name] = {**counts, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
     def finish(self, identity: dict[str, Any], **facts: Any) -> Manifest:
-        """Write the manifest, move everything into place, and drop the scratch folder.
+        """Write the manifest, move everything into place, and remove the scratch folder.
 
         Args:
-            identity: of the teacher.
+            identity: of the teacher, see ``manifest.Identity``.
             facts: further fields of ``Manifest``.
 
         Returns:
             The manifest as written. The same rows and facts give the same bytes.
 
         Raises:
-            CacheError: the place is full or read-only; the parts are kept.
+            ShapeError: no split was written, or a field of the manifest is missing or of the wrong type.
+            CacheError: the place is full or read-only. The parts are kept.
         """
-        assert self._schema is not None
-        manifest = Manifest(
-            identity=identity, data=self._data, files=self._files,
-            columns=describe_columns(self._schema), **facts,
-        )  # fmt: skip
+        if self._schema is None:
+            raise ShapeError("cache manifest: at least one split must be written first, got none.")
+        body = {"identity": identity, "data": self._data, "files": self._files, **facts}
+        try:
+            manifest = parse_manifest(body | {"columns": describe_columns(self._schema)})
+        except ValueError as error:
+            raise ShapeError(f"cache manifest: {error}.") from None
         with self._one_line():
             manifest.write(self.made / MANIFEST)
             for path in sorted(self.made.iterdir()):
@@ -193,7 +196,7 @@ class CacheWriter:
             path.unlink()
         return None
 
-    def _keep_part(self, name: str, part: Arrays) -> None:
+    def _store_part(self, name: str, part: Arrays) -> None:
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **part)
         content = buffer.getvalue()
@@ -207,21 +210,21 @@ class CacheWriter:
 
     @contextlib.contextmanager
     def _one_line(self) -> Iterator[None]:
-        """Turn what the operating system refuses into one line; finished parts stay."""
+        """Turn an error of the operating system into one line."""
         try:
             yield
         except OSError as error:
             reason = error.strerror or str(error).splitlines()[0].rstrip(".")
             raise CacheError(
                 f"{self.location}: the cache must fit where it is written, got: {reason}. "
-                "Finished parts are kept: mend that, then run the same command again."
+                "Fix that, then run the same command again. Finished parts are kept."
             ) from None
 
 
 def write_cache(
     location: Location | Path | str, scratch: Path, splits: dict[str, CacheRows], **facts: Any
 ) -> Manifest:
-    """Write rows that are all there: ``CacheWriter`` without parts.
+    """Write a cache of rows that are already in memory.
 
     Args:
         location, scratch: see ``CacheWriter``.
@@ -235,7 +238,7 @@ def write_cache(
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Cut and join tables into row groups of the format's size; the last may be smaller."""
+    """Cut and join tables into row groups of the format's size; the last one may be smaller."""
     pending: list[pa.Table] = []
     for table in tables:
         pending.append(table)
@@ -248,6 +251,6 @@ def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file's bytes are on the disk, so that a rename never outruns them."""
+    """Wait until a file's bytes are on the disk, so that they are there before the rename."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -1,9 +1,13 @@
-"""People's door: the command ``kdcache``. One module per group of commands."""
+"""The command ``kdcache``. One module per group of commands."""
+
+from typing import Annotated
 
 import typer
 
+import kdcache
 from kdcache.cli.caches import clean, diff, export, import_, verify
 from kdcache.cli.compare import compare
+from kdcache.cli.init import init
 from kdcache.cli.inspect import inspect
 from kdcache.cli.losses import losses
 from kdcache.cli.pipeline import cache, distill, prepare, report, run, teach
@@ -18,12 +22,29 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(
         "Distil a larger teacher into small prompt-tuned students, through cached logits. "
-        "The order is prepare, teach, cache, shrink, distill, report; `dvc repro` runs them all. "
-        "Run it in a project folder: parameters come from its params.yaml."
+        "`kdcache init` starts a project; the other commands run in its folder and read its params.yaml. "
+        "The order is prepare, teach, cache, shrink, distill, report; `dvc repro` runs them all."
     ),
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"kdcache {kdcache.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None: ...
+
+
 for command in (
-    prepare, teach, cache, shrink, select, distill, predict, report, run,
+    init, prepare, teach, cache, shrink, select, distill, predict, report, run,
     compare, inspect, verify, diff, import_, export, clean, losses,
 ):  # fmt: skip
     app.command(command.__name__.rstrip("_"))(command)

@@ -1,4 +1,4 @@
-"""Commands on a cache as it lies there."""
+"""Commands on caches: verify, diff, import, export, clean."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Task = Annotated[str, typer.Option("--task", help="Task name.")]
 Where = Annotated[
     str | None,
-    typer.Argument(help="A cache: folder or URI. Those of --task when left out.", metavar="[CACHE]"),
+    typer.Argument(help="Folder or URI of a cache. Default: the caches of --task.", metavar="[CACHE]"),
 ]
 
 
@@ -26,12 +26,13 @@ def verify(
     cache: Where = None,
     task: Tasks = None,
     teacher_rows: Annotated[
-        int, typer.Option(min=0, help="Random rows per split to compute again, where the teacher is there.")
+        int,
+        typer.Option(min=0, help="Random rows per split that the teacher computes again."),
     ] = 8,
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Check a cache from its bytes to its numbers; exit code 1 where anything is wrong."""
+    """Check a cache from its bytes to its numbers. The exit code is 1 if anything is wrong."""
     if cache:
         with errors_in_one_line(debug):
             from kdcache.cache.verify import verify_cache
@@ -40,25 +41,26 @@ def verify(
     else:
         with open_project(set_, debug, task) as project:
             chosen = chosen_tasks(project, task)
-            from kdcache.teacher.verify_cache import verify as stage
+            from kdcache.teacher.verify_task import verify_task
 
-            sound = all([_show_checks(name, stage(project, name, teacher_rows)) for name in chosen])
+            sound = all([_show_checks(name, verify_task(project, name, teacher_rows)) for name in chosen])
     if not sound:
         raise typer.Exit(1)
 
 
 def diff(
-    a: Annotated[str, typer.Argument(help="A cache: folder or URI.")],
-    b: Annotated[str, typer.Argument(help="Another cache of the same task.")],
+    a: Annotated[str, typer.Argument(help="Folder or URI of a cache.")],
+    b: Annotated[str, typer.Argument(help="Folder or URI of another cache of the same task.")],
     debug: Debug = False,
 ) -> None:
-    """Say what differs between two caches: what made them, rows, how far logits moved."""
+    """Show the differences between two caches: their origins, their rows, how far the logits moved."""
     with errors_in_one_line(debug):
         from kdcache.cache.diff import diff_caches
 
         found = diff_caches(a, b)
-        for name, (old, new) in found.fields.items():
-            console.print(f"  {name}: {_shown(old)} → {_shown(new)}", markup=False, soft_wrap=True)
+        for name, values in found.fields.items():
+            text = " → ".join(_format(value) for value in values)
+            console.print(f"  {name}: {text}", markup=False, soft_wrap=True)
         for split, rows in found.splits.items():
             console.print(f"{split}: {_describe(rows)}", markup=False, soft_wrap=True)
         if not found.fields:
@@ -66,11 +68,11 @@ def diff(
 
 
 def clean(set_: Overrides = None, debug: Debug = False) -> None:
-    """Empty the scratch folder: what interrupted runs left to go on from."""
+    """Empty the scratch folder, which holds what interrupted runs resume from."""
     with open_project(set_, debug) as project:
-        from kdcache.scratch import clean as stage
+        from kdcache.project import clean as clean_scratch
 
-        typer.echo(f"{project.paths.scratch}: freed {stage(project) / 1e6:.1f} MB")
+        typer.echo(f"{project.paths.scratch}: freed {clean_scratch(project) / 1e6:.1f} MB")
 
 
 def import_(
@@ -78,65 +80,65 @@ def import_(
     task: Task,
     missing_mass: Annotated[
         Literal["refuse", "renormalise", "spread"],
-        typer.Option(help="What becomes of probability that the file does not give to any label."),
+        typer.Option(help="Policy for rows whose probabilities do not sum to 1."),
     ] = "refuse",
-    id_column: Annotated[str, typer.Option(help="The column that holds the example ids.")] = "example_id",
+    id_column: Annotated[str, typer.Option(help="Name of the column of example ids.")] = "example_id",
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Make a cache of any teacher's logits, probabilities or log-probabilities: file + data → cache/TASK/."""
+    """Make a cache from a file of any teacher's logits, probabilities or log-probabilities."""
     with open_project(set_, debug) as project:
         from kdcache.cache.location import Location
-        from kdcache.teacher.external import import_cache as stage
+        from kdcache.teacher.external import import_cache
 
-        manifest = stage(project, task, file, missing_mass, id_column)
+        manifest = import_cache(project, task, file, missing_mass, id_column)
         show_cache(Location.parse(project.paths.cache, task), manifest)
 
 
 def export(
     file: Annotated[Path, typer.Argument(help="The .csv, .jsonl, .parquet or .npz file to write.")],
     task: Task,
-    split: Annotated[list[str] | None, typer.Option(help="Split; repeatable. All when left out.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="A split; may be repeated. Default: all.")] = None,
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Write a cache's ids, labels and logits as a file that others, and import, read."""
+    """Write the ids, labels and logits of a cache to a file, which import reads."""
     with open_project(set_, debug) as project:
-        from kdcache.teacher.external import export_cache as stage
+        from kdcache.teacher.external import export_cache
 
-        typer.echo(f"{file}: {stage(project, task, split or [], file)} rows")
+        typer.echo(f"{file}: {export_cache(project, task, split or [], file)} rows")
 
 
 def show_cache(location: "Location", manifest: "Manifest") -> None:
-    """Print what the manifest knows."""
+    """Print a cache's splits, their metrics and the teacher's identity."""
     metrics = list(next(iter(manifest.metrics.values()), {"accuracy": 0.0}))
     metrics = [name for name in metrics if name != "rows"]
-    crossed = bool(manifest.num_folds)
+    cross_fitted = bool(manifest.num_folds)
     table = Table(title=f"{location}, format {manifest.format_version}", title_justify="left")
     table.add_column("split", no_wrap=True)
     table.add_column("rows", justify="right")
     table.add_column("bytes/row", justify="right")
     for metric in metrics:
         table.add_column(f"{metric}, cached", justify="right")
-        if crossed:
+        if cross_fitted:
             table.add_column(f"{metric}, teacher on all rows", justify="right")
     for name, entry in manifest.files.items():
         split = name.removesuffix(".parquet")
         cells = [split, str(entry["rows"]), f"{entry['bytes'] / max(1, entry['rows']):.0f}"]
         for metric in metrics:
-            for scores in (manifest.metrics, manifest.all_rows_teacher)[: 1 + crossed]:
+            for scores in (manifest.metrics, manifest.all_rows_teacher)[: 1 + cross_fitted]:
                 value = scores.get(split, {}).get(metric)
-                cells.append("—" if value is None else f"{100 * value:.1f} %")
+                cells.append("—" if value is None else f"{100 * value:.1f}%")
         table.add_row(*cells)
     console.print(table)
     columns = ", ".join(f"{name} {kind}" for name, kind in manifest.columns[4:])
     facts = {**manifest.identity, "dtype": manifest.dtype, **_prefixed("drift", manifest.drift)}
     for field, value in {**facts, "columns": columns, "manifest": manifest.digest}.items():
-        console.print(f"  {field:18} {_shown(value)}", markup=False, soft_wrap=True)
+        console.print(f"  {field:18} {_format(value)}", markup=False, soft_wrap=True)
 
 
 def _show_checks(name: str, checks: "list[Check]") -> bool:
-    """Print what was checked; problems go to standard error, one line each."""
+    """Print the checks. Problems go to standard error, one line each."""
     problems = [check.problem for check in checks if check.problem]
     for problem in problems:
         typer.echo(problem, err=True)
@@ -151,7 +153,7 @@ def _describe(rows: "SplitDiff") -> str:
     parts = [f"{rows.rows} shared rows"]
     for what, ids in (
         ("only in the first", rows.only_a), ("only in the second", rows.only_b),
-        ("with another text", rows.texts), ("with another label", rows.labels),
+        ("with different texts", rows.texts), ("with different labels", rows.labels),
     ):  # fmt: skip
         parts += [f"{len(ids)} {what}"] if ids else []
     moved = f"logits moved by {rows.max_abs:.3g} at most, {rows.mean_abs:.3g} on average"
@@ -162,7 +164,7 @@ def _prefixed(prefix: str, values: dict[str, float]) -> dict[str, str]:
     return {prefix: ", ".join(f"{name} {value:g}" for name, value in values.items())} if values else {}
 
 
-def _shown(value: object) -> str:
-    return (
-        "—" if value in (None, "", []) else ", ".join(map(str, value if isinstance(value, list) else [value]))
-    )
+def _format(value: object) -> str:
+    if value in (None, "", []):
+        return "—"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""``kdcache losses``: what an arm may name."""
+"""The command ``kdcache losses``."""
 
 from typing import Annotated
 
@@ -9,9 +9,11 @@ from kdcache.cli.options import console
 
 
 def losses(
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/losses.md instead.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/reference/losses.md instead of a table.")
+    ] = False,
 ) -> None:
-    """List every loss: what it does, its formula, what it needs, what it costs, where it is from."""
+    """List the losses: formula, needs, cost and source."""
     from kdcache.losses.cards import FAMILIES, cards_markdown, read_cards
 
     if markdown:

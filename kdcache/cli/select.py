@@ -34,11 +34,11 @@ def select(
             value: replace(Project.load([*(set_ or ()), f"{key}={value}"]), tasks=project.tasks)
             for value in values.split(",")
         }
-        from kdcache.students.select import compare
+        from kdcache.students.select import rank
         from kdcache.students.select import select as stage
 
         scores = stage(tried, name, arm, folds)
-        ranked = compare(scores)
+        ranked = rank(scores)
         table = Table(key, "mean, %", "each fold, %", "behind the best, in standard errors")
         for value, mean, gap in ranked:
             each = ", ".join(f"{100 * score:.1f}" for score in scores[value])

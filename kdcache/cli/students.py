@@ -1,8 +1,7 @@
-"""Commands on trained students."""
+"""The command ``kdcache predict``."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,88 +10,105 @@ from kdcache.errors import ParamsError
 from kdcache.project import errors_in_one_line
 
 
-class Format(StrEnum):
-    """Of a predictions file."""
-
-    csv = "csv"
-    jsonl = "jsonl"
-    superglue = "superglue"
-
-
 def predict(
-    task: Tasks = None,
-    split: Annotated[str, typer.Option("--split", help="A prepared split.")] = "test",
-    arm: Annotated[str | None, typer.Option("--arm", help="The pipeline's student, first seed.")] = None,
     student: Annotated[
         list[Path] | None,
-        typer.Option("--student", help="A student's folder; repeatable with --input, for mixed tasks."),
+        typer.Option(
+            "--student", metavar="FOLDER",
+            help="A student's folder. With --input, repeat it for several tasks over one backbone.",
+        ),
     ] = None,
-    form: Annotated[
-        Format | None,
-        typer.Option("--format", help="superglue: the benchmark's submission file.", show_default="csv"),
+    arm: Annotated[
+        str | None,
+        typer.Option("--arm", metavar="NAME", help="Instead of --student: this arm's student of each task, "
+                     "first seed, as dvc repro trained it."),
     ] = None,
-    zip_: Annotated[
-        bool, typer.Option("--zip", help="Also the diagnostics, and all submission files in a zip.")
-    ] = False,
     input_: Annotated[
         str | None,
         typer.Option(
-            "--input", metavar="FILE|-",
-            help="Rows of text instead of a split: .jsonl, .csv, .tsv, or - for JSON lines from a pipe. "
-            "Columns text, text_pair or choices; with several students task or student.",
+            "--input", metavar="FILE",
+            help="A .csv, .tsv or .jsonl file with the columns text and, where the task needs them, "
+            "text_pair or choices. With several students, also task or student. "
+            "- reads JSON lines from standard input.",
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="With --input: a .jsonl or .csv file to write.")
+        Path | None,
+        typer.Option("--output", metavar="FILE",
+                     help="The .csv or .jsonl file that the rows of --input go to. "
+                     "Standard output when left out."),
     ] = None,
-    chunk: Annotated[
-        int, typer.Option(min=1, help="With --input: rows read before the first are answered.")
-    ] = 512,
+    task: Tasks = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="The prepared split to label, without --input.", show_default="test"),
+    ] = None,
+    form: Annotated[
+        Literal["csv", "jsonl", "superglue"] | None,
+        typer.Option(
+            "--format",
+            help="superglue writes the benchmark's submission files: the task's, for --split test also those "
+            "of its diagnostics, and superglue.zip with all of them. By default csv, or as --output or "
+            "--input.",
+        ),
+    ] = None,
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:  # fmt: skip
-    """Label a prepared split → runs/predictions/, or with --input rows of text as they come → --output."""
+    """Label a prepared split, or your own rows.
+
+    Rows come out as example_id, prediction, probability_<label> per label,
+    and their other columns.
+
+    A prepared split goes to runs/predictions/. The rows of --input need no
+    project and go to --output. A pipe is labelled as its rows arrive.
+
+    Examples:
+
+        kdcache predict --arm kl --task wic --split validation
+
+        kdcache predict --student models/students/wic/kl-0 --input rows.csv
+
+        cat rows.jsonl | kdcache predict --student runs/wic/kl-0 --input -
+
+        kdcache predict --arm kl --format superglue
+    """
     students = student or []
     if input_ is not None:
         with errors_in_one_line(debug):
-            project_options = {"--task": task, "--arm": arm, "--zip": zip_, "--set": set_}
-            for option in (name for name, value in project_options.items() if value):
-                raise ParamsError(
-                    f"--input: it must go without {', '.join(project_options)}, got {option}. Remove it."
-                )
-            _serve(students, input_, output, form, chunk)
+            others = {"--task": task, "--split": split, "--arm": arm, "--set": set_}
+            for option in (name for name, value in others.items() if value):
+                raise ParamsError(f"{option} has no meaning with --input. Remove it.")
+            if not students:
+                raise ParamsError("--input needs a student. Add: --student FOLDER")
+            if form == "superglue":
+                raise ParamsError("--format superglue is for prepared splits. Use csv or jsonl with --input.")
+            from kdcache.serve.files import label_file
+
+            label_file(students, input_, output, form)
         return
     with open_project(set_, debug, task) as project:
-        chosen = chosen_tasks(project, task)
-        form = form or Format.csv
         if (arm is None) == (not students):
-            raise ParamsError(
-                "predict: one of --arm and --student must be given, got none or both. Give one."
-            )
-        if len(students) > 1 or output is not None:
-            which = "--output" if output else "more than one --student"
-            raise ParamsError(f"predict: {which} must go with --input, got none. Add: --input FILE")
+            raise ParamsError("Name one student: by --arm NAME or by --student FOLDER.")
+        if output is not None:
+            raise ParamsError("--output needs --input. The predictions of a split go to runs/predictions/.")
+        if len(students) > 1:
+            raise ParamsError("Several students need --input. Give one --student for a split.")
+        if students and task is None:
+            from kdcache.students.export import read_about
+
+            task = [read_about(students[0]).task.name]
+        chosen = chosen_tasks(project, task)
         if students and len(chosen) > 1:
-            raise ParamsError(f"--student: the task must be one, got {', '.join(chosen)}. Add: --task TASK")
-        if zip_ and form is not Format.superglue:
-            raise ParamsError(f"--zip: the format must be superglue, got {form}. Add: --format superglue")
-        from kdcache.serve import prepared as stage
+            raise ParamsError(f"A student has one task, got {', '.join(chosen)}. Remove --task.")
+        from kdcache.serve import prepared
 
+        split = split or "test"
         for name in chosen:
-            folder = students[0] if students else stage.student_folder(project, name, arm or "")
-            for part in [split, *(stage.diagnostics(project, name) if zip_ else ())]:
-                typer.echo(stage.predict(project, name, part, folder, form.value))
-        if zip_:
-            path, missing = stage.write_zip(project)
-            lacks = f" without {', '.join(missing)}" if missing else ""
-            typer.echo(f"{path}{lacks}")
-
-
-def _serve(students: list[Path], source: str, output: Path | None, form: Format | None, chunk: int) -> None:
-    if not students:
-        raise ParamsError("--input: a student must be named, got none. Add: --student FOLDER")
-    if form is Format.superglue:
-        raise ParamsError("--format superglue: it must go with --split, got --input. Use csv or jsonl.")
-    from kdcache.serve.files import serve
-
-    serve(students, source, output, form and form.value, chunk)
+            folder = students[0] if students else prepared.student_folder(project, name, arm or "")
+            also = prepared.diagnostics(project, name) if form == "superglue" and split == "test" else ()
+            for part in (split, *also):
+                typer.echo(prepared.label_split(project, name, part, folder, form or "csv"))
+        if form == "superglue":
+            path, missing = prepared.write_zip(project)
+            typer.echo(f"{path}{' without ' if missing else ''}{', '.join(missing)}")

@@ -1,4 +1,4 @@
-"""Commands on tasks: which there are, and what is wrong with one of your own."""
+"""The commands ``kdcache tasks`` and ``kdcache tasks check``."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,29 +18,25 @@ if TYPE_CHECKING:
 BAR = 40  # characters of the longest bar
 LABELS_SHOWN = 12
 
-app = typer.Typer(
-    help="List the tasks, or check one of your own before training.", invoke_without_command=True
-)
+app = typer.Typer(help="List the tasks, or check one before training.", invoke_without_command=True)
 
 
 @app.callback()
 def tasks(context: typer.Context, set_: Overrides = None, debug: Debug = False) -> None:
-    """List the tasks, or check one of your own before training."""
+    """List the tasks, or check one before training."""
     if context.invoked_subcommand:
         return
     with open_project(set_, debug) as project:
-        from kdcache.data.find import own_tasks
         from kdcache.data.superglue import SUPERGLUE
-        from kdcache.data.taskfile import read_task_file
+        from kdcache.data.taskfile import own_tasks, read_task_file
 
         table = Table("task", "metrics", "labels")
         table.add_column("source", overflow="fold")
-        for name, source in SUPERGLUE.items():
-            table.add_row(name, ", ".join(source.task.metrics), ", ".join(source.task.labels), "SuperGLUE")
-        for name, path in own_tasks(Path(project.paths.tasks)).items():
+        for name, path in (SUPERGLUE | own_tasks(Path(project.paths.tasks))).items():
             file = read_task_file(path)
             labels = ", ".join(file.label_names) or "those of train"
-            table.add_row(name, ", ".join(file.metrics), labels, path.as_posix())
+            source = "SuperGLUE" if name in SUPERGLUE else path.as_posix()
+            table.add_row(name, ", ".join(file.metrics), labels, source)
         console.print(table)
         typer.echo(f"tasks in params.yaml: {', '.join(project.tasks)}")
 
@@ -51,7 +47,7 @@ def check(
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Read all rows of a task; show examples, labels and lengths, and say what is wrong."""
+    """Read all rows of a task, show examples, labels and lengths, and list the problems found."""
     with open_project(set_, debug, [task]) as project:
         name = Path(task).stem  # any task: it need not be one of params.yaml's
         from kdcache.data.check import find_problems, label_counts, length_histogram, shown_examples
@@ -67,12 +63,12 @@ def check(
         if lengths:
             _show_bars("train, tokens", length_histogram(lengths))
         problems = find_problems(found, splits, lengths, max_length)
-        for problem in problems or ["Nothing wrong was found."]:
+        for problem in problems or ["No problems found."]:
             console.print(f"- {problem}", markup=False, soft_wrap=True)
 
 
 def _encode(project: "Project", task: "Task", rows: Sequence["Example"]) -> "tuple[Encoded | None, int]":
-    """Rows as the teacher will read them, uncut; None where its model is not there."""
+    """Encode rows as the teacher will read them, without cutting; None if its model is not there."""
     from kdcache.data.splits import build_table, sequences
     from kdcache.encoder.batching import encode
     from kdcache.encoder.load import load_tokenizer, resolve
@@ -82,7 +78,7 @@ def _encode(project: "Project", task: "Task", rows: Sequence["Example"]) -> "tup
     try:
         tokenizer = load_tokenizer(resolve(params.model))
     except ModelError as error:
-        console.print(f"No tokens are shown. {error}", markup=False, soft_wrap=True)
+        console.print(f"Tokens are not shown. {error}", markup=False, soft_wrap=True)
         return None, params.max_length
     texts, seconds = sequences(build_table(rows, task), task)
     uncut = encode(tokenizer, texts, seconds, 10**9, task.truncate, task.num_choices)

@@ -1,4 +1,4 @@
-"""What a task is, where its rows come from, how they are split and scored.
+"""Tasks: their task files, readers of their rows, splits and metrics.
 
-``task`` and ``splits`` are all that later stages know of the data; ``prepare`` alone reads sources.
+Only ``prepare`` reads sources. Later stages know the data by ``task`` and ``splits``.
 """

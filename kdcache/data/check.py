@@ -1,4 +1,4 @@
-"""A look at a task before any training: what its rows are, and what is wrong with them, in words."""
+"""Checks of a task before training: counts of labels and lengths, and problems in words."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from kdcache.data.task import Example, Task
 
 Splits = Mapping[str, Sequence[Example]]
 
-FEW_ROWS = 10  # of a label in train: below, neither folds nor a tune split hold it reliably
+FEW_ROWS = 10  # of a label in train; with fewer, folds and the tune split may lack it
 SKEWED = 0.8  # share of the largest class above which accuracy says little
 BIN_EDGES = (8, 16, 32, 64, 128, 256, 512)  # of the histogram, in tokens
 
 
 def label_counts(task: Task, splits: Splits) -> dict[str, dict[str, int]]:
-    """Label → split → rows, the largest in train first; labelled splits only."""
+    """Count the rows of each label in each labelled split; the most frequent of train comes first."""
     counts = {split: Counter(e.label for e in rows if e.label >= 0) for split, rows in splits.items()}
     labelled = [split for split, count in counts.items() if count]
     order = sorted(range(task.num_labels), key=lambda index: -counts["train"][index])
@@ -24,7 +24,7 @@ def label_counts(task: Task, splits: Splits) -> dict[str, dict[str, int]]:
 
 
 def length_histogram(lengths: Sequence[int]) -> dict[str, int]:
-    """Range of lengths → rows, without empty ranges at either end.
+    """Count the rows in each range of lengths, without the empty ranges at either end.
 
     Args:
         lengths: per row, in tokens.
@@ -41,7 +41,7 @@ def length_histogram(lengths: Sequence[int]) -> dict[str, int]:
 
 
 def shown_examples(rows: Sequence[Example], count: int = 3) -> list[Example]:
-    """The first rows, of as many labels as can be."""
+    """Choose the first rows, of as many labels as possible."""
     firsts = {row.label: row for row in reversed(rows)}
     chosen = sorted(firsts.values(), key=rows.index)[:count]
     rest = (row for row in rows if row not in chosen)
@@ -51,12 +51,12 @@ def shown_examples(rows: Sequence[Example], count: int = 3) -> list[Example]:
 def find_problems(
     task: Task, splits: Splits, lengths: Sequence[int] | None = None, max_length: int | None = None
 ) -> list[str]:
-    """Say what is wrong with a task's rows, one sentence each; nothing here stops a run.
+    """Describe the problems of a task's rows, one sentence each. None of them stops a run.
 
     Args:
         task: the task.
         splits: its examples.
-        lengths: of the rows of train, in tokens; None skips what needs them.
+        lengths: of the rows of train, in tokens; None skips the check that needs them.
         max_length: of the teacher's inputs, in tokens.
     """
     train, validation = splits["train"], splits["validation"]
@@ -68,7 +68,7 @@ def find_problems(
             if shared:
                 found.append(
                     f"{shared} of {len(rows)} rows of {split} ({shared / len(rows):.1%}) have the text of a "
-                    "training row: their scores measure memory."
+                    "training row, which inflates scores."
                 )
     error = (0.25 / len(validation)) ** 0.5
     if error > 0.02:
@@ -93,7 +93,7 @@ def _class_problems(task: Task, splits: Splits) -> list[str]:
     few = [label for label, rows in train.items() if 0 < rows < FEW_ROWS]
     found = []
     if none:
-        found.append(f"No training row has the label {_list(none)}: it cannot be learnt.")
+        found.append(f"No training row has the label {_list(none)}: it cannot be learned.")
     if few:
         found.append(f"Fewer than {FEW_ROWS} training rows have the label {_list(few)}.")
     share = max(train.values()) / max(1, sum(train.values()))
@@ -104,7 +104,7 @@ def _class_problems(task: Task, splits: Splits) -> list[str]:
         )
     absent = [label for label, rows in counts.items() if rows.get("validation", 0) == 0]
     if absent:
-        found.append(f"No validation row has the label {_list(absent)}: nothing measures it.")
+        found.append(f"No validation row has the label {_list(absent)}: no score covers it.")
     return found
 
 
@@ -117,15 +117,15 @@ def _duplicate_problems(train: Sequence[Example]) -> list[str]:
     found = []
     if again:
         found.append(
-            f"{again} of {len(train)} training rows ({again / len(train):.1%}) repeat another's text."
+            f"{again} of {len(train)} training rows ({again / len(train):.1%}) repeat the text of another."
         )
     if torn:
-        found.append(f"Texts of train whose rows have different labels: {torn}.")
+        found.append(f"Texts of train that occur with different labels: {torn}.")
     return found
 
 
 def _read(row: Example) -> tuple[str, ...]:
-    """All that the model reads of a row."""
+    """Everything that the model reads of a row."""
     return (row.text, row.text_pair, *row.choices)
 
 

@@ -1,4 +1,7 @@
-"""Scores of predictions, by name; every task lists the ones that its benchmark reports."""
+"""Metrics by name; every task lists those that its benchmark reports.
+
+scikit-learn and scipy are imported where a metric needs them: importing this module needs neither.
+"""
 
 import re
 import string
@@ -7,31 +10,48 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from kdcache.errors import DataError
-
-# Beside labels and logits, what a metric reads of the rows: ``unit``, ``candidate``, ``answers``.
+# What a metric reads of the rows besides labels and logits: ``unit``, ``candidate``, ``answers``.
 Columns = Mapping[str, Sequence[Any]]
 
 
+def _accuracy(labels: np.ndarray, logits: np.ndarray, _columns: Columns) -> float:
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(labels, logits.argmax(axis=1)))
+
+
+def _f1(average: str) -> Callable[[np.ndarray, np.ndarray, Columns], float]:
+    def f1(labels: np.ndarray, logits: np.ndarray, _columns: Columns) -> float:
+        from sklearn.metrics import f1_score
+
+        return float(f1_score(labels, logits.argmax(axis=1), average=average, zero_division=0.0))
+
+    return f1
+
+
+def _matthews(labels: np.ndarray, logits: np.ndarray, _columns: Columns) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(labels, logits.argmax(axis=1)))
+
+
 def _exact_match(labels: np.ndarray, logits: np.ndarray, columns: Columns) -> float:
-    """Share of units whose rows are all right (MultiRC: all answers of a question)."""
+    """Share of units whose rows are all right; in MultiRC a unit is a question."""
     right = logits.argmax(axis=1) == labels
     return float(np.mean([right[rows].all() for rows in _units(columns)]))
 
 
 def _gender_parity(_labels: np.ndarray, logits: np.ndarray, columns: Columns) -> float:
-    """Share of units whose rows get the same prediction (Winogender: the two genders)."""
+    """Share of units whose rows get the same prediction; in AX-g a unit is a pair of genders."""
     predictions = logits.argmax(axis=1)
     return float(np.mean([len(set(predictions[rows].tolist())) == 1 for rows in _units(columns)]))
 
 
 def _answer_score(score: Callable[[str, str], float]) -> Callable[[np.ndarray, np.ndarray, Columns], float]:
-    """Mean over units of the best score, over the answers, of the unit's chosen candidate (ReCoRD).
+    """Mean over units of the chosen candidate's best score over the answers, as ReCoRD has it.
 
-    Chosen is the candidate whose logits most say "true"; of equal ones the first.
+    The chosen candidate is the one whose logits most say "true", the first of equal ones.
     """
 
     def mean(_labels: np.ndarray, logits: np.ndarray, columns: Columns) -> float:
@@ -45,16 +65,22 @@ def _answer_score(score: Callable[[str, str], float]) -> Callable[[np.ndarray, n
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray, Columns], float]] = {
-    "accuracy": lambda labels, logits, _: accuracy_score(labels, logits.argmax(axis=1)),
-    "macro_f1": lambda labels, logits, _: f1_score(
-        labels, logits.argmax(axis=1), average="macro", zero_division=0.0
-    ),
-    "matthews": lambda labels, logits, _: matthews_corrcoef(labels, logits.argmax(axis=1)),
-    "f1a": lambda labels, logits, _: f1_score(labels, logits.argmax(axis=1), zero_division=0.0),
+    "accuracy": _accuracy,
+    "macro_f1": _f1("macro"),
+    "matthews": _matthews,
+    "f1a": _f1("binary"),
     "exact_match": _exact_match,
     "gender_parity": _gender_parity,
     "answer_f1": _answer_score(lambda candidate, answer: token_f1(candidate, answer)),
     "answer_exact_match": _answer_score(lambda a, b: float(normalise_answer(a) == normalise_answer(b))),
+}
+
+# Metric → the columns that it reads; the others read none.
+COLUMNS_READ = {
+    "exact_match": ("unit",),
+    "gender_parity": ("unit",),
+    "answer_f1": ("unit", "candidate", "answers"),
+    "answer_exact_match": ("unit", "candidate", "answers"),
 }
 
 
@@ -65,13 +91,13 @@ def compute_metrics(
 
     Args:
         names: keys of ``METRICS``.
-        labels: int array of shape (rows,); rows with −1 do not count.
+        labels: int array of shape (rows,). Rows with −1 do not count.
         logits: array of shape (rows, num_labels).
-        columns: name → (rows,), what the metrics read beside.
+        columns: name → (rows,), what the metrics of ``COLUMNS_READ`` need.
 
     Returns:
-        name → value between 0 and 1 (matthews: −1 and 1), plus ``rows``, how many were scored;
-        empty without labels.
+        name → value between 0 and 1 (matthews: −1 and 1), and ``rows``, the number of rows scored. Empty
+        without labels.
 
     >>> compute_metrics(["accuracy"], np.array([0, 1, -1]), np.array([[2., 1.], [2., 1.], [0., 1.]]))
     {'accuracy': 0.5, 'rows': 2}
@@ -90,14 +116,14 @@ def compute_metrics(
 def majority_metrics(
     names: Sequence[str], labels: np.ndarray, num_labels: int, columns: Columns | None = None
 ) -> dict[str, float]:
-    """Score the constant answer: the class that most of these rows have."""
+    """Score the constant answer, the most frequent class of these rows."""
     counts = np.bincount(labels[labels >= 0], minlength=num_labels)
     constant = np.tile((np.arange(num_labels) == counts.argmax()).astype(float), (len(labels), 1))
     return compute_metrics(names, labels, constant, columns)
 
 
 def choose(logits: np.ndarray, units: Iterable[Sequence[int]]) -> list[int]:
-    """The row of each unit whose logits most say class 1; of equal ones the first.
+    """Choose the row of each unit whose logits most say class 1, the first of equal ones.
 
     Args:
         logits: of shape (rows, 2).
@@ -111,7 +137,7 @@ def choose(logits: np.ndarray, units: Iterable[Sequence[int]]) -> list[int]:
 
 
 def group_rows(units: Sequence[str]) -> dict[str, list[int]]:
-    """unit → its rows, both in the order they come.
+    """Map each unit to its rows, both in the order they come.
 
     >>> group_rows(["a", "b", "a"])
     {'a': [0, 2], 'b': [1]}
@@ -127,7 +153,7 @@ def _units(columns: Columns) -> list[list[int]]:
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and surplus blanks, as SQuAD and ReCoRD compare answers.
+    """Lower-case and drop punctuation, articles and extra spaces, as SQuAD and ReCoRD compare answers.
 
     Reference:
         Rajpurkar et al. (2016).
@@ -140,7 +166,7 @@ def normalise_answer(text: str) -> str:
 
 
 def token_f1(candidate: str, answer: str) -> float:
-    """Harmonic mean of precision and recall over the words of two normalised answers.
+    """Compute the harmonic mean of precision and recall over the words of two normalised answers.
 
     >>> token_f1("Barack Obama", "President Obama")
     0.5
@@ -150,48 +176,8 @@ def token_f1(candidate: str, answer: str) -> float:
     return 2 * common / (len(ours) + len(theirs)) if common else 0.0
 
 
-# The eight tasks of SuperGLUE, and the metrics whose mean is a task's score.
-SUPERGLUE_METRICS = {
-    "boolq": ("accuracy",),
-    "cb": ("accuracy", "macro_f1"),
-    "copa": ("accuracy",),
-    "multirc": ("f1a", "exact_match"),
-    "record": ("answer_f1", "answer_exact_match"),
-    "rte": ("accuracy",),
-    "wic": ("accuracy",),
-    "wsc": ("accuracy",),
-}
-
-
-def superglue_score(scores: Mapping[str, Mapping[str, float]]) -> float:
-    """The benchmark's one number: the mean over the eight tasks of each task's mean metric.
-
-    Args:
-        scores: task → metric → value; other tasks and metrics may be there.
-
-    Raises:
-        DataError: a task or one of its metrics is missing.
-
-    Reference:
-        Wang et al. (2019). The diagnostics do not count.
-    """
-    missing = [
-        f"{task} {name}"
-        for task, names in SUPERGLUE_METRICS.items()
-        for name in names
-        if name not in scores.get(task, {})
-    ]
-    if missing:
-        raise DataError(
-            f"superglue_score: every task must have its metrics, got no {', '.join(missing)}. "
-            "Score the missing tasks first."
-        )
-    means = [np.mean([scores[task][name] for name in names]) for task, names in SUPERGLUE_METRICS.items()]
-    return float(np.mean(means))
-
-
 def accuracy_interval(accuracy: float, rows: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of one model's accuracy over independent rows.
+    """Compute Wilson's 95% interval of one model's accuracy over independent rows.
 
     Reference:
         Wilson (1927).
@@ -200,5 +186,7 @@ def accuracy_interval(accuracy: float, rows: int) -> tuple[float, float]:
     >>> print(f"{low:.3f} {high:.3f}")
     0.404 0.596
     """
+    from scipy.stats import binomtest
+
     interval = binomtest(round(accuracy * rows), rows).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)

@@ -1,4 +1,4 @@
-"""Prepared splits: one Parquet file per task × split, and how kdcache cuts its own splits."""
+"""Prepared splits: their schema and Parquet files, folds, hold-outs and subsets of rows."""
 
 import hashlib
 import warnings
@@ -12,18 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdcache.data.task import Example, Task
+from kdcache.data.task import Example, Task, read_task
 from kdcache.digests import RowsDigest, value_digest
 from kdcache.errors import DataError
 
 SPLITS = ("train", "tune", "validation", "test", "unlabelled")
 
-# What some metrics read beside the labels; see ``schema.Example``.
+# What some metrics read besides the labels; see ``task.Example``.
 METRIC_COLUMNS = {"unit": pa.string(), "candidate": pa.string(), "answers": pa.list_(pa.string())}
 
 
 def split_schema(task: Task) -> pa.Schema:
-    """The columns of a task's splits; no column is nullable.
+    """Return the columns of a task's splits; none is nullable.
 
     >>> split_schema(Task("t", ("no", "yes"), "t/1", ("accuracy",))).names
     ['example_id', 'label', 'content_hash', 'group', 'text', 'text_pair']
@@ -42,7 +42,7 @@ def split_schema(task: Task) -> pa.Schema:
 
 
 def content_hash(template: str, text: str, *others: str) -> str:
-    """Hash what the model reads: 32 hexadecimal digits.
+    """Hash what the model reads, to 32 hexadecimal digits.
 
     >>> content_hash("wic/1", "a", "b")
     '78b877fee897c0eb8ddb5124fd7db124'
@@ -51,7 +51,7 @@ def content_hash(template: str, text: str, *others: str) -> str:
 
 
 def build_table(examples: Sequence[Example], task: Task) -> pa.Table:
-    """Turn examples into a table of the task's schema, in the given order."""
+    """Build a table of the task's schema from examples, in the given order."""
     schema = split_schema(task)
     columns = {
         name: [getattr(example, name) for example in examples]
@@ -67,7 +67,7 @@ def build_table(examples: Sequence[Example], task: Task) -> pa.Table:
 
 
 def sequences(table: pa.Table, task: Task) -> tuple[list[str], list[str]]:
-    """The first and the second sequences of a table's rows; ``num_choices`` of each per row."""
+    """Return the first and the second sequences of a table's rows, ``num_choices`` of each per row."""
     texts = table["text"].to_pylist()
     if task.num_choices == 1:
         return texts, table["text_pair"].to_pylist()
@@ -76,12 +76,12 @@ def sequences(table: pa.Table, task: Task) -> tuple[list[str], list[str]]:
 
 
 def metric_columns(table: pa.Table, task: Task) -> dict[str, list[Any]]:
-    """What the task's metrics read beside labels and logits."""
+    """Return what the task's metrics read besides labels and logits."""
     return {name: table[name].to_pylist() for name in task.columns}
 
 
 def write_split(table: pa.Table, path: Path) -> None:
-    """Write one split; the same rows give the same bytes."""
+    """Write one split. The same rows give the same bytes."""
     pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
@@ -91,17 +91,14 @@ def read_split(folder: Path, split: str, task: Task) -> pa.Table:
     Args:
         folder: the task's data folder.
         split: one of ``SPLITS`` or the task's diagnostics.
-        task: whose.
+        task: the task.
 
     Raises:
-        DataError: the split was never prepared, or the file is of another schema.
+        DataError: the split was not prepared, or the file has another schema.
     """
     path = folder / f"{split}.parquet"
     if not path.is_file():
-        raise DataError(
-            f"{path}: the prepared split must exist, got nothing there. "
-            f"Run: kdcache prepare --task {task.name}"
-        )
+        raise DataError(f"{path}: the split is not prepared. Run: kdcache prepare --task {task.name}")
     table = pq.read_table(path, page_checksum_verification=True)
     if table.schema != split_schema(task):
         raise DataError(
@@ -112,19 +109,19 @@ def read_split(folder: Path, split: str, task: Task) -> pa.Table:
 
 
 def existing_splits(folder: Path, task: Task) -> list[str]:
-    """Names of the prepared splits in a task's data folder, in canonical order."""
+    """Return the names of the prepared splits in a task's data folder, in canonical order."""
     return [split for split in (*SPLITS, *task.diagnostics) if (folder / f"{split}.parquet").is_file()]
 
 
 def table_digest(table: pa.Table) -> str:
-    """``RowsDigest`` of a table that has the three columns."""
+    """Return the ``RowsDigest`` of a table with the columns example_id, content_hash and label."""
     digest = RowsDigest()
     digest.update(*(table[name].to_pylist() for name in ("example_id", "content_hash", "label")))
     return digest.hexdigest()
 
 
 def assign_folds(labels: Sequence[int], groups: Sequence[str], num_folds: int, seed: int) -> np.ndarray:
-    """Deal rows into folds: stratified by label, a group never in two folds.
+    """Deal rows into folds, stratified by label and with each group in one fold.
 
     Args:
         labels: class index per row.
@@ -158,28 +155,29 @@ def assign_folds(labels: Sequence[int], groups: Sequence[str], num_folds: int, s
 
 
 def hold_out(labels: Sequence[int], groups: Sequence[str], fraction: float, seed: int) -> np.ndarray:
-    """Choose a share of the rows: stratified by label, a group never on both sides.
+    """Choose a share of the rows, stratified by label and with each group on one side.
 
     Args:
         labels: class index per row.
         groups: group id per row.
-        fraction: the share, 0 < … ≤ 0.5; 3/20 takes 3 of 20 folds.
+        fraction: the share, 0 < … ≤ 0.5. It is taken in folds: 3/20 is 3 of 20.
         seed: of the choice.
 
     Returns:
         bool array of shape (rows,).
 
     Raises:
-        DataError: fewer groups than it takes folds.
+        DataError: there are fewer groups than folds.
     """
     share = Fraction(fraction).limit_denominator(max(20, round(1 / fraction)))
     return assign_folds(labels, groups, share.denominator, seed) < share.numerator
 
 
 def keep_rows(examples: Sequence[Example], max_rows: int | None, seed: int) -> list[Example]:
-    """Keep a pseudo-random subset that depends on ids only, in the given order.
+    """Keep a pseudo-random subset of examples, in the given order.
 
-    Units stay whole: one that does not fit into what is left is passed over.
+    The choice depends only on ids and seed. Units stay whole: one that is too large for what is left is
+    skipped.
     """
     if max_rows is None or len(examples) <= max_rows:
         return list(examples)
@@ -194,3 +192,22 @@ def keep_rows(examples: Sequence[Example], max_rows: int | None, seed: int) -> l
             kept.add(unit)
             left -= sizes[unit]
     return [example for example in examples if (example.unit or example.example_id) in kept]
+
+
+def read_tables(data: Path | str, task_name: str) -> tuple[Task, dict[str, pa.Table]]:
+    """Read a task and all of its prepared splits.
+
+    Args:
+        data: the folder of all tasks' data.
+        task_name: the task's folder in it.
+
+    Returns:
+        The task, and split → rows in canonical order of the splits.
+
+    Raises:
+        DataError: nothing was prepared, or a file has other columns.
+    """
+    folder = Path(data) / task_name
+    task = read_task(folder, task_name)
+    splits = existing_splits(folder, task) or ["train"]
+    return task, {split: read_split(folder, split, task) for split in splits}

@@ -1,4 +1,4 @@
-"""What a task is: data, not code. ``prepare`` writes it beside the rows, later stages read it."""
+"""``Task`` and ``Example``, and ``task.json``, which ``prepare`` writes beside the rows for later stages."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -16,16 +16,16 @@ class Example:
     """One row as the model reads it.
 
     Args:
-        example_id: names the row within its task.
-        label: index of the class, −1 where none is given.
-        group: rows of one group never fall on both sides of a split that kdcache makes itself.
+        example_id: unique within the task.
+        label: index of the class; −1 is unlabelled.
+        group: rows of one group never fall on both sides of a split that kdcache makes.
         text: the first sequence.
-        text_pair: the second; empty in a task of single sequences, or of choices.
-        choices: the second sequences, one per choice, in a task of choices.
-        unit: rows of one unit are scored together, and kept together by ``max_rows``; empty
-            means the row alone.
-        candidate: the answer that the row proposes, where the metric compares answers.
-        answers: the right answers of the row's unit, where the metric compares answers.
+        text_pair: the second sequence; empty in a task of single sequences or of choices.
+        choices: the second sequences of a task of choices, one per choice.
+        unit: rows of one unit are scored together, and ``max_rows`` keeps them together. Empty means that
+            the row is a unit of its own.
+        candidate: the answer that the row proposes, for metrics that compare answers.
+        answers: the right answers of the row's unit, for the same metrics.
     """
 
     example_id: str
@@ -41,19 +41,18 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """What teacher, cache and students need to know of a task; nothing about files.
+    """What teacher, cache and students need to know of a task. Nothing here is about files.
 
     Args:
-        name: what users type, lower case.
-        labels: names of the classes; position = class index.
+        name: what users type, in lower case.
+        labels: names of the classes, in index order.
         template: name and version of the rendering; part of the teacher's identity.
-        metrics: names in ``metrics.METRICS``; the first is the one that reports show.
-        num_choices: sequences per example. 1: the head gives a logit per class. More: it
-            gives one logit per sequence, and the classes are the sequences.
-        truncate: which sequence loses tokens where both are too long; ``longest`` shortens
-            the longer of the two.
-        columns: what the metrics read beside the labels, of ``splits.METRIC_COLUMNS``.
-        diagnostics: extra split → its metrics; scored with the task's models, never trained on.
+        metrics: names in ``metrics.METRICS``. Reports show the first.
+        num_choices: sequences per example. With 1, the head gives one logit per class. With more, it gives
+            one logit per sequence, and the classes are the sequences.
+        truncate: which sequence loses tokens if both are too long; ``longest`` shortens the longer one.
+        columns: the columns of ``splits.METRIC_COLUMNS`` that the metrics read.
+        diagnostics: extra split → its metrics. The task's models are scored on it and never trained on it.
     """
 
     name: str
@@ -67,12 +66,12 @@ class Task:
 
     @property
     def num_labels(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.labels)
 
     @property
     def num_outputs(self) -> int:
-        """How many logits the head gives per sequence.
+        """Number of logits that the head gives per sequence.
 
         >>> Task("copa", ("choice1", "choice2"), "copa/1", ("accuracy",), num_choices=2).num_outputs
         1
@@ -80,12 +79,12 @@ class Task:
         return 1 if self.num_choices > 1 else self.num_labels
 
     def metrics_of(self, split: str) -> tuple[str, ...]:
-        """Names of the metrics that score a split."""
+        """Return the names of the metrics that score a split."""
         return self.diagnostics.get(split, self.metrics)
 
 
 def write_task(task: Task, folder: Path) -> None:
-    """Write ``task.json``; the same task gives the same bytes."""
+    """Write ``task.json``. The same task gives the same bytes."""
     text = json.dumps(asdict(task), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / TASK).write_text(text + "\n", encoding="utf-8")
 
@@ -95,18 +94,16 @@ def read_task(folder: Path, task_name: str) -> Task:
 
     Args:
         folder: the task's data folder.
-        task_name: for the remedy.
+        task_name: the task's, for messages.
 
     Raises:
-        DataError: the task was never prepared, or by another version of kdcache.
+        DataError: the task was not prepared, or another version of kdcache prepared it.
     """
     path = folder / TASK
     remedy = f"Run: kdcache prepare --task {task_name}"
     if not path.is_file():
-        raise DataError(f"{path}: the prepared task must exist, got nothing there. {remedy}")
+        raise DataError(f"{path}: the task is not prepared. {remedy}")
     try:
         return build(Task, json.loads(path.read_bytes()), TASK)
     except (ValueError, ParamsError):
-        raise DataError(
-            f"{path}: it must be a task as prepare writes it, got other content. {remedy}"
-        ) from None
+        raise DataError(f"{path}: this is not a task of this version of kdcache. {remedy}") from None

@@ -1,125 +1,47 @@
-"""A task file: a task of your own as data, in TOML or YAML. Its name is the file's."""
+"""Task files, read and checked: a task as data, in TOML or YAML. The file's name is the task's.
+
+The tasks of SuperGLUE are such files too; see ``kdcache.data.superglue``.
+"""
 
 import re
 import tomllib
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from kdcache.data.rows import PLACE, Layout
-from kdcache.digests import value_digest
-from kdcache.errors import ParamsError
-from kdcache.params import NonNegativeInt, Range, build, parse_yaml
+from kdcache.data.metrics import COLUMNS_READ, METRICS
+from kdcache.data.schema import TaskFile, places, spell_label
+from kdcache.data.splits import SPLITS
+from kdcache.data.superglue import SUPERGLUE
+from kdcache.errors import ParamsError, nearest
+from kdcache.params import build, parse_yaml
 
 ENDINGS = (".toml", ".yaml")
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
-@dataclass(frozen=True)
-class Files:
-    """Split → file, or split → the hub's name of it where rows come from a hub.
-
-    ``tune`` is cut from train where none is named; ``unlabelled`` needs no label column, and
-    its labels are not read where it has one.
-    """
-
-    train: str
-    tune: str | None = None
-    validation: str | None = None
-    test: str | None = None
-    unlabelled: str | None = None
-
-    @property
-    def named(self) -> dict[str, str]:
-        """Those that are there, in canonical order."""
-        return {split: name for split, name in vars(self).items() if name is not None}
-
-
-@dataclass(frozen=True)
-class HoldOut:
-    """Validation rows taken from train: stratified, groups together.
+def own_tasks(folder: Path, files: Iterable[Path] = ()) -> dict[str, Path]:
+    """Find the task files of the user.
 
     Args:
-        fraction: share of train, 0.05 … 0.5.
-        seed: of the choice.
+        folder: all task files in it; it may be absent.
+        files: more of them, anywhere.
+
+    Returns:
+        Name → task file.
+
+    Raises:
+        ParamsError: two files of one name, or one with the name of a SuperGLUE task.
     """
-
-    fraction: Annotated[float, Range(0.05, 0.5)]
-    seed: NonNegativeInt = 0
-
-
-@dataclass(frozen=True)
-class Hub:
-    """A data set on the hub, read by ``datasets``; pinned, or it is another one tomorrow.
-
-    Args:
-        name: such as ``aps/super_glue``.
-        revision: a commit.
-        config: one of its configurations, where it has several.
-    """
-
-    name: str
-    revision: str
-    config: str | None = None
-
-
-@dataclass(frozen=True)
-class TaskFile:
-    """What a task file says.
-
-    Args:
-        splits: split → file. Names are relative to ``prepare.path`` with ``prepare.source:
-            files``, else to the task file's folder.
-        text: a column, or a template such as ``{title}. {body}``: the first sequence.
-        text_pair: the second one, where the task has two.
-        label: the column of the label.
-        labels: the labels in index order, or label → name to show; None takes those of train,
-            sorted, and then a label that train lacks is an error.
-        id: a column of unique ids; None numbers the rows of each file from 1.
-        group: a column; rows that agree in it stay on one side of every cut. None groups
-            rows of the same text.
-        metrics: the first is the one that reports show; accuracy is always scored.
-        holdout: makes validation, where no file does.
-        read: how the files are written.
-        hub: where rows come from the hub instead.
-    """
-
-    splits: Files
-    text: str
-    text_pair: str | None = None
-    label: str = "label"
-    labels: tuple[str | int | bool, ...] | dict[str, str] | None = None
-    id: str | None = None
-    group: str | None = None
-    metrics: tuple[Literal["accuracy", "macro_f1", "matthews"], ...] = ("accuracy",)
-    holdout: HoldOut | None = None
-    read: Layout = field(default_factory=Layout)
-    hub: Hub | None = None
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """Labels as shown, in index order; empty where they are those of train."""
-        labels = self.labels.values() if isinstance(self.labels, dict) else self.labels or ()
-        return tuple(map(str, labels))
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns that every row must have, whatever its split."""
-        texts = [name for text in (self.text, self.text_pair) if text for name in places(text)]
-        others = [name for name in (self.id, self.group) if name]
-        return tuple(dict.fromkeys(texts + others))
-
-    def template(self, name: str) -> str:
-        """Name and version of the rendering; another template is another version."""
-        return f"{name}/{value_digest([self.text, self.text_pair])[:8]}"
-
-
-def places(template: str) -> list[str]:
-    """The columns that a template names; a bare column is its own template.
-
-    >>> places("{title}. {body}"), places("#1 String")
-    (['title', 'body'], ['#1 String'])
-    """
-    return PLACE.findall(template) or [template]
+    found: dict[str, Path] = {}
+    for path in [*sorted(folder.glob("*")), *files]:
+        if path.suffix not in ENDINGS:
+            continue
+        other = found.setdefault(path.stem, path)
+        if path.stem in SUPERGLUE or not other.samefile(path):
+            taken = f"that of {other}" if other != path else "that of a SuperGLUE task"
+            raise ParamsError(f"{path}: a task file must have a name of its own, got {taken}. Rename it.")
+    return found
 
 
 def read_task_file(path: Path) -> TaskFile:
@@ -130,24 +52,16 @@ def read_task_file(path: Path) -> TaskFile:
     """
     if not path.is_file():
         raise ParamsError(f"{path}: the task file must exist, got nothing there. Check the path.")
-    if path.suffix not in ENDINGS or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", path.stem):
+    if path.suffix not in ENDINGS or not NAME.fullmatch(path.stem):
         raise ParamsError(
             f"{path}: a task file must be called NAME{' or NAME'.join(ENDINGS)}, NAME of a-z, 0-9, _ "
-            f"and -, got {path.name}. Rename it: the task is called as its file."
+            f"and -, got {path.name}. Rename it: its name is the name of the task."
         )
-    where = path.as_posix()
-    task = build(TaskFile, _parse(path), where)
-    task.read.check(f"{where}.read")
-    names = task.label_names
-    if task.labels is not None and (len(names) < 2 or len(set(names)) < len(names)):
-        raise ParamsError(f"{where}.labels: they must be at least 2 different ones, got {', '.join(names)}.")
-    if (task.splits.validation is None) == (task.holdout is None):
-        raise ParamsError(
-            f"{where}: validation must be a file in splits or a holdout of train, got "
-            f"{'neither' if task.holdout is None else 'both'}. "
-            "Set splits.validation, or for example holdout = {fraction = 0.2}."
-        )
-    return task
+    file = build(TaskFile, _parse(path), path.as_posix())
+    file.read.check(f"{path.as_posix()}.read")
+    if problems := list(_problems(file, path.as_posix())):
+        raise ParamsError("\n".join(problems))
+    return file
 
 
 def _parse(path: Path) -> Any:
@@ -163,3 +77,45 @@ def _parse(path: Path) -> Any:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ParamsError(f"{path}: the text must be TOML, got an error: {error}.") from None
+
+
+def _problems(file: TaskFile, where: str) -> Iterator[str]:
+    """What no single key shows: keys that do not fit each other."""
+    names = (
+        [*file.labels.values()] if isinstance(file.labels, dict) else [*map(spell_label, file.labels or ())]
+    )
+    if file.labels is not None and (len(names) < 2 or len(set(names)) < len(names)):
+        yield f"{where}.labels: they must be at least 2 different ones, got {', '.join(names)}."
+    if (file.splits.validation is None) == (file.holdout is None):
+        yield (
+            f"{where}: validation must be a file in splits or a holdout of train, got "
+            f"{'neither' if file.holdout is None else 'both'}. "
+            "Set splits.validation, or for example holdout = {fraction = 0.2}."
+        )
+    if file.choices and file.text_pair:
+        yield f"{where}.choices: set either choices or text_pair, not both."
+    if file.choices and len(file.choices) != len(names or file.choices):
+        yield f"{where}.choices: there must be one per label ({len(names)}), got {len(file.choices)}."
+    texts = [name for template in file.templates for name in places(template)]
+    for key, column in [*((f"spans[{i}].column", s.column) for i, s in enumerate(file.spans)),
+                        *((f"required[{i}]", column) for i, column in enumerate(file.required))]:  # fmt: skip
+        if column not in texts:
+            yield f"{where}.{key}: no text has the column {column!r}. {nearest(column, texts)}"
+    may_lack = [split for split in file.files if split not in ("train", "validation")]
+    for split in file.optional:
+        if split not in may_lack:
+            yield f"{where}.optional: the split {split!r} must not be absent. {nearest(split, may_lack)}"
+    for split in file.diagnostics:
+        if split in SPLITS or not NAME.fullmatch(split):
+            yield f"{where}.diagnostics.{split}: the name is taken, or not of a-z, 0-9, _ and -. Rename it."
+    for part, key in [
+        (file, where),
+        *((file.for_split(d), f"{where}.diagnostics.{d}") for d in file.diagnostics),
+    ]:
+        for i, metric in enumerate(part.metrics):
+            lacking = [column for column in COLUMNS_READ.get(metric, ()) if not getattr(part, column)]
+            if metric not in METRICS:
+                yield f"{key}.metrics[{i}]: there is no metric {metric!r}. {nearest(metric, METRICS)}"
+            elif lacking:
+                column = lacking[0]
+                yield f'{key}.metrics[{i}]: {metric} needs a column. Name it: {column} = "…".'

@@ -212,3 +212,18 @@ def iterate(
     """Yield (row indices, padded batch on the device) along a plan."""
     for indices in plan:
         yield indices, encoded.batch(indices, device)
+
+
+def in_row_order(batches: Sequence[torch.Tensor], plan: Sequence[np.ndarray]) -> torch.Tensor:
+    """Put what a model made of the batches of a plan together, in the order of the rows.
+
+    Args:
+        batches: one tensor per batch, of shape (rows of the batch, …).
+        plan: index arrays that together hold every row once.
+
+    >>> plan = [np.array([1, 2]), np.array([0])]
+    >>> in_row_order([torch.tensor([10, 20]), torch.tensor([0])], plan).tolist()
+    [0, 10, 20]
+    """
+    stacked = torch.cat(list(batches))
+    return stacked[torch.from_numpy(np.argsort(np.concatenate(plan))).to(stacked.device)]

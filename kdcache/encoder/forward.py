@@ -1,4 +1,4 @@
-"""Frozen forward passes: rows in, (logits, features) out, in the order of the rows."""
+"""Forward passes over all rows, without gradients: logits, features and [CLS] states in row order."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdcache.encoder.batching import Encoded, fixed_plan, iterate
+from kdcache.encoder.batching import Encoded, fixed_plan, in_row_order, iterate
 from kdcache.encoder.last_layer import finish_only_cls
-from kdcache.encoder.load import last_linear
+from kdcache.encoder.parts import last_linear
 from kdcache.errors import ModelError
 
 Dtype = Literal["float32", "bfloat16"]
@@ -77,17 +77,34 @@ def extract(
     half = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
     with capture_features(model, num_labels) as latest, half, finish_only_cls(model):
         for indices, batch in iterate(plan, encoded, device):
-            logits.append(encoded.by_row(model(**batch).logits).float().cpu().numpy())
-            features.append(encoded.by_row(latest[0]).float().cpu().numpy())
+            logits.append(encoded.by_row(model(**batch).logits).float().cpu())
+            features.append(encoded.by_row(latest[0]).float().cpu())
             if after_batch:
                 after_batch(len(indices))
     model.train(was_training)
-    order = np.concatenate(plan)
-    return _in_row_order(logits, order), _in_row_order(features, order)
+    return in_row_order(logits, plan).numpy(), in_row_order(features, plan).numpy()
 
 
-def _in_row_order(batches: list[np.ndarray], order: np.ndarray) -> np.ndarray:
-    stacked = np.concatenate(batches)
-    result = np.empty_like(stacked)
-    result[order] = stacked
-    return result
+@torch.no_grad()
+def cls_states(
+    read: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    encoded: Encoded,
+    batch_size: int,
+    device: torch.device,
+) -> torch.Tensor:
+    """Compute the [CLS] state of every sequence.
+
+    Args:
+        read: batch of shape (batch · choices, tokens) → [CLS] states of shape (batch · choices, dim).
+        encoded: the rows.
+        batch_size: rows per forward pass.
+        device: where ``read`` computes.
+
+    Returns:
+        Of shape (rows, choices, dim), in the order of the rows.
+    """
+    plan = fixed_plan(encoded.lengths, batch_size)
+    states = [
+        read(batch).unflatten(0, (-1, encoded.num_choices)) for _, batch in iterate(plan, encoded, device)
+    ]
+    return in_row_order(states, plan)

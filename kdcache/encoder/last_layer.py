@@ -1,9 +1,9 @@
-"""The last layer for [CLS] alone, which is all that heads read; exact.
+"""The last layer of a BERT-like encoder, computed for [CLS] only, which is all that heads read; exact.
 
 After the last attention no token looks at another, so what follows it is computed for [CLS] only.
-In that attention one query faces all tokens, and none of these needs a key or a value of its own:
+In that attention there is a single query, and no token needs a key or a value of its own:
 q · (W h) = (Wᵀ q) · h, and a weighted sum of values W h is W times the weighted sum of the h.
-Of that layer's matrix products hardly any are left.
+This saves nearly all matrix products of the layer.
 """
 
 from contextlib import ExitStack
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-CLS_READERS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # heads on the first token's state
+from kdcache.encoder.architectures import has_bert_layers
 
 
 def finish_only_cls(model: nn.Module) -> ExitStack:
@@ -22,15 +22,15 @@ def finish_only_cls(model: nn.Module) -> ExitStack:
     Plain transformers and peft, which know nothing of it, give the same logits.
 
     Args:
-        model: a classifier or an encoder, PEFT-wrapped or not; of another architecture than
-            ``CLS_READERS`` it is left as it is.
+        model: a classifier or an encoder, PEFT-wrapped or not. One that is not known to have
+            BERT's layers is left as it is.
 
     Returns:
         A context whose end, or ``close()``, undoes it; never closed, it lasts.
     """
     config: Any = model.config
     undo = ExitStack()
-    if config.model_type not in CLS_READERS:
+    if not has_bert_layers(config):
         return undo
     last = f"encoder.layer.{config.num_hidden_layers - 1}.attention"
     for name, module in model.named_modules():

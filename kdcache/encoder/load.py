@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from kdcache.digests import file_digest, value_digest
@@ -25,7 +24,6 @@ KNOWN_WEIGHTS = {
 HUB_TIMEOUT_S = 5
 HUB_FILES = ["config.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json"]
 WEIGHTS = "model.safetensors"
-COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")  # the first position is the padding token's + 1
 
 
 def setup(threads: int) -> torch.device:
@@ -122,40 +120,37 @@ def load_classifier(folder: Path, num_labels: int, seed: int, **config: Any) -> 
     Args:
         folder: a model folder.
         num_labels: size of the head.
-        seed: of the head's and any other new weight's initialisation.
+        seed: of the initialisation of the head, and of any other weight that the folder lacks.
         config: overrides of the model's config, such as ``num_hidden_layers``.
 
     Raises:
         ModelError: the folder holds no encoder that can classify.
     """
+    return _load(AutoModelForSequenceClassification, folder, seed, num_labels=num_labels, **config)
+
+
+def load_encoder(folder: Path) -> PreTrainedModel:
+    """Load an encoder without a head, float32, in eval mode; its config says that heads read [CLS].
+
+    Raises:
+        ModelError: transformers cannot load it.
+    """
+    model = _load(AutoModel, folder, seed=0)  # of a pooler that the folder lacks
+    if hasattr(model.config, "classifier_pooling"):
+        model.config.classifier_pooling = "cls"
+    return model
+
+
+def _load(auto: Any, folder: Path, seed: int, **options: Any) -> PreTrainedModel:
     torch.manual_seed(seed)
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            str(folder), num_labels=num_labels, dtype=torch.float32, **config
-        )
+        model = auto.from_pretrained(str(folder), dtype=torch.float32, **options)
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ModelError(
             f"{folder}: it must hold an encoder that transformers loads, got: {first_line}"
         ) from None
     return model.eval()
-
-
-def last_linear(model: nn.Module, num_labels: int) -> nn.Linear:
-    """Return the Linear that makes the logits; its input is what kdcache calls features.
-
-    In a PEFT model this is the trained copy of the head, which comes after the original.
-
-    Raises:
-        ModelError: no Linear has ``num_labels`` outputs.
-    """
-    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == num_labels]
-    if not found:
-        raise ModelError(
-            f"{type(model).__name__}: it must end in a Linear of {num_labels} outputs, got none. "
-            "Use an encoder with a classification head."
-        )
-    return found[-1]
 
 
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:

@@ -1,9 +1,9 @@
-"""The losses, as pure functions ``loss(student, teacher, …) → scalar``; usable in anyone's own loop.
+"""The losses as pure functions ``loss(student, teacher, …) → scalar``, for any training loop.
 
-The teacher is always detached and second. Logits are (batch, num_labels), features (batch, dim),
-labels (batch,) with −1 for a row without one; T is the temperature, P(T) = softmax(Z / T), Z̄ is
-Z with each row centred, C the number of classes. ``LOSSES`` is the table of all, ``Objective``
-adds up those of an arm.
+The teacher comes second and is detached. Logits have the shape (batch, num_labels), features (batch, dim),
+labels (batch,), with −1 for an unlabelled row. T is the temperature, P(T) = softmax(Z / T), Z̄ is Z with
+each row centred, and C is the number of classes. ``LOSSES`` lists all losses. ``Objective`` adds up the
+terms of an arm.
 """
 
 from kdcache.losses.feature import feature_cosine, feature_mse

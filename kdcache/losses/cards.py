@@ -1,4 +1,4 @@
-"""Each loss's card, read from its docstring: what ``kdcache losses`` lists and docs/losses.md shows."""
+"""The card of each loss, read from its docstring, for ``kdcache losses`` and docs/reference/losses.md."""
 
 import inspect
 import re
@@ -16,13 +16,13 @@ SECTIONS = ("Returns", "Needs", "Cost", "Reference", "Differs", "Relations")
 
 @dataclass(frozen=True)
 class Card:
-    """One loss.
+    """The card of one loss.
 
     Args:
-        name: as an arm names it.
-        families: the keys under which it may.
-        summary: what it does, and its formula.
-        sections: ``SECTIONS`` that its docstring has → their text.
+        name: its name in params.yaml.
+        families: the keys of an arm under which it may stand.
+        summary: its aim and its formula.
+        sections: the ``SECTIONS`` of its docstring → their text.
     """
 
     name: str
@@ -32,17 +32,17 @@ class Card:
 
     @property
     def aim(self) -> str:
-        """The summary's first half: what the student is to do."""
+        """First half of the summary: what the student learns."""
         return self.summary.partition(": ")[0]
 
     @property
     def formula(self) -> str:
-        """The summary's second half."""
+        """Second half of the summary."""
         return self.summary.partition(": ")[2].removesuffix(".")
 
 
 def read_cards() -> list[Card]:
-    """The cards of all losses, in the table's order."""
+    """The cards of all losses, in the order of the table."""
     cards = []
     for name, loss in LOSSES.items():
         text = inspect.getdoc(loss.function) or ""
@@ -57,13 +57,15 @@ def read_cards() -> list[Card]:
 
 
 def cards_markdown() -> str:
-    """docs/losses.md: the cards by family."""
+    """The page docs/reference/losses.md: the cards by family."""
     lines = [
-        "# The losses", "",
-        "Made from the docstrings by `kdcache losses --markdown`. Student first, then teacher, which gets no",
-        "gradient. T is the temperature, P = softmax(Z / T), Z̄ = Z with each row centred, C the number of",
-        "classes. Everything is computed in double precision where the device has it. An arm's total is",
-        "ce_weight · CE + Σ weight · term.", "",
+        "# Losses", "",
+        "<!-- Written by `kdcache losses --markdown` from the docstrings; do not edit. -->", "",
+        "Every loss takes the student first and the teacher second. The teacher gets no gradient. T is the",
+        "temperature, P = softmax(Z / T), Z̄ is Z with each row centred, and C is the number of classes.",
+        "Losses are computed in double precision if the device has it. The total loss of an arm is",
+        "ce_weight · CE + Σ weight · term. [Losses and arms](../concepts/losses.md) says which one to use.",
+        "",
     ]  # fmt: skip
     for family, title in FAMILIES.items():
         lines += [f"## {title}", ""]
@@ -73,9 +75,9 @@ def cards_markdown() -> str:
             lines += [f"### `{card.name}`", "", f"{card.aim}: {card.formula}.", ""]
             lines += [f"- **{key}.** {text}" for key, text in card.sections.items()]
             if len(card.families) > 1:
-                lines.append('- **On features too**, under `feature`; dims may differ (`on="features"`).')
+                lines.append('- **Features.** Works on features too, under `feature` (`on="features"`).')
             lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines[:-1]) + "\n"
 
 
 def _joined(text: str) -> str:

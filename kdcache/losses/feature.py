@@ -1,6 +1,6 @@
-"""On pooled features: the arm that the paper compares logits against.
+"""The feature losses: ``feature_mse`` and ``feature_cosine``, on pooled features.
 
-The student's features go through a trained projection to the teacher's dim first (``Objective``).
+``Objective`` first projects the student's features to the teacher's dim by a trained linear layer.
 """
 
 import torch
@@ -9,29 +9,29 @@ from kdcache.losses.inputs import FLOOR, like, paired, unit_rows
 
 
 def feature_mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Copy the features: mean over batch and dim of (fs − ft)² / mean(ft²).
+    """Match the features: mean over batch and dim of (fs − ft)² / mean(ft²).
 
     Args:
-        student: features of shape (batch, dim_t), projected first where dims differ.
+        student: features of shape (batch, dim_t), projected before if the dims differ.
         teacher: features of shape (batch, dim_t); detached.
 
     Returns:
-        A scalar ≥ 0; about 1 for features of zero.
+        A scalar ≥ 0; 1 if the student's features are all zero.
 
     Raises:
         ShapeError: the shapes differ.
 
     Needs:
-        A projection, which an arm trains with the student and throws away.
+        A projection. An arm trains it with the student and discards it.
 
     Cost:
-        O(batch · dim), and dim_s · dim_t for the projection.
+        O(batch · dim), and O(batch · dim_s · dim_t) for the projection.
 
     Reference:
         Romero et al. (2015), equation 3.
 
     Differs:
-        Divided by the teacher's mean square, so that the weight does not depend on its scale.
+        Divided by the teacher's mean square, so that the weight does not depend on the features' scale.
 
     >>> feature_mse(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]])).item()
     1.0
@@ -41,28 +41,28 @@ def feature_mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 def feature_cosine(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Copy the features' directions: 1 − cosine(fs, ft), mean over the batch.
+    """Match the directions of the features: 1 − cosine(fs, ft), mean over the batch.
 
-    Computed as ½‖â − b̂‖² of the rows over their norms.
+    Computed as ½‖â − b̂‖², where â and b̂ are the rows divided by their norms.
 
     Args:
-        student: features of shape (batch, dim_t), projected first where dims differ.
+        student: features of shape (batch, dim_t), projected before if the dims differ.
         teacher: features of shape (batch, dim_t); detached.
 
     Returns:
-        A scalar between 0 and 2; unchanged by the length of a row.
+        A scalar between 0 and 2. Scaling a row does not change it.
 
     Raises:
         ShapeError: the shapes differ.
 
     Needs:
-        A projection, as ``feature_mse``.
+        A projection, like ``feature_mse``.
 
     Cost:
-        O(batch · dim), and dim_s · dim_t for the projection.
+        O(batch · dim), and O(batch · dim_s · dim_t) for the projection.
 
     Reference:
-        As in the last-layer loss of Sanh et al. (2019), DistilBERT, section 3.
+        Sanh et al. (2019), DistilBERT, section 3, the loss on the last layer.
 
     >>> feature_cosine(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]])).item()
     1.0

@@ -1,4 +1,4 @@
-"""What every loss does first: check shapes, detach the teacher, leave low precision; and last: come back."""
+"""Preparation of the arguments of every loss: shapes, detaching, double precision, norms."""
 
 from typing import Literal
 
@@ -6,9 +6,9 @@ import torch
 
 from kdcache.errors import ShapeError
 
-# Norms and standard deviations are clamped from below, never added to: an added 1e-8 shifts every value,
-# and gives near-uniform rows a loss of 0.5 at student = teacher. What is smaller counts as constant,
-# which also bounds the gradient at an (almost) uniform student.
+# Norms and standard deviations are clamped from below. Adding 1e-8 instead would shift every value and give
+# near-uniform rows a loss of 0.5 where student and teacher are equal. Smaller values count as constant, which
+# also bounds the gradient of an almost uniform student.
 FLOOR = 1e-3
 
 On = Literal["logits", "features"]
@@ -18,34 +18,33 @@ Others = tuple[torch.Tensor, torch.Tensor] | None
 def paired(
     student: torch.Tensor, teacher: torch.Tensor, same_dim: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return both in double precision where the device has it, the teacher detached.
+    """Return both in double precision if the device has it, the teacher detached.
 
     Args:
         student: of shape (batch, dim_s).
         teacher: of shape (batch, dim_t).
-        same_dim: whether dim_s must be dim_t.
+        same_dim: whether dim_s must equal dim_t.
 
     Raises:
-        ShapeError: not two matrices, other batches, or other dims where they must agree.
+        ShapeError: they are not two matrices, the batch sizes differ, or the dims differ and must not.
     """
     shape_s, shape_t = student.shape, teacher.shape
     if shape_s != shape_t or len(shape_s) != 2:
         fits = len(shape_s) == len(shape_t) == 2 and shape_s[0] == shape_t[0]
         if same_dim or not fits:
-            wanted = "of one shape" if same_dim else "with one row per instance"
+            wanted = "two matrices of one shape" if same_dim else "matrices with one row per instance"
             raise ShapeError(
-                f"loss: student and teacher must be two matrices {wanted}, "
-                f"got {tuple(shape_s)} and {tuple(shape_t)}."
+                f"Student and teacher must be {wanted}, got {tuple(shape_s)} and {tuple(shape_t)}."
             )
     dtype = torch.float32 if student.is_mps else torch.float64
     return student.to(dtype), teacher.detach().to(dtype)
 
 
 def compared(student: torch.Tensor, teacher: torch.Tensor, on: On) -> tuple[torch.Tensor, torch.Tensor]:
-    """``paired``, then logits row-centred, since softmax does not see a row's mean; features stay.
+    """``paired``, with logits row-centred, because softmax ignores the mean of a row.
 
     Raises:
-        ShapeError: as ``paired``; dims of features may differ.
+        ShapeError: as in ``paired``. The dims of features may differ.
     """
     student, teacher = paired(student, teacher, same_dim=on == "logits")
     if on == "logits":
@@ -54,7 +53,7 @@ def compared(student: torch.Tensor, teacher: torch.Tensor, on: On) -> tuple[torc
 
 
 def row_centred(x: torch.Tensor) -> torch.Tensor:
-    """Z̄: each row less its mean."""
+    """Z̄: each row minus its mean."""
     return x - x.mean(dim=1, keepdim=True)
 
 
@@ -64,6 +63,6 @@ def unit_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def like(value: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-    """The value in the student's dtype, in float32 where that is a half."""
+    """The value in the student's dtype, or in float32 if that is a half precision."""
     half = student.dtype in (torch.float16, torch.bfloat16)
     return value.to(torch.float32 if half else student.dtype)

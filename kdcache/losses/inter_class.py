@@ -1,4 +1,7 @@
-"""Within one instance, over its classes. Logits in; T² where the softened gradient shrinks by it."""
+"""Cross-entropy and the inter-class losses: ``kl``, ``dist_inter`` and ``dkd``.
+
+All take logits. A loss with a temperature T is multiplied by T², because its gradient shrinks by 1 / T².
+"""
 
 import torch
 from torch.nn import functional
@@ -12,14 +15,14 @@ def cross_entropy(student: torch.Tensor, labels: torch.Tensor, label_smoothing: 
 
     Args:
         student: logits of shape (batch, num_labels).
-        labels: int64 of shape (batch,); rows with −1 drop out.
-        label_smoothing: share of each target spread evenly over all classes, 0 … 1.
+        labels: int64 of shape (batch,); rows with −1 are ignored.
+        label_smoothing: share of each target that is spread evenly over all classes, 0 … 1.
 
     Returns:
-        A scalar; 0 without any labelled row.
+        A scalar; 0 if no row is labelled.
 
     Reference:
-        Szegedy et al. (2016), section 7, for the smoothing.
+        Szegedy et al. (2016), section 7, for label smoothing.
 
     >>> round(cross_entropy(torch.zeros(2, 2), torch.tensor([1, -1])).item(), 4)
     0.6931
@@ -31,7 +34,7 @@ def cross_entropy(student: torch.Tensor, labels: torch.Tensor, label_smoothing: 
 
 
 def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Follow the teacher's probabilities: T² · Σ_c Pt(T) log(Pt(T) / Ps(T)), mean over the batch, in nats.
+    """Match the teacher's probabilities: T² · Σ_c Pt(T) log(Pt(T) / Ps(T)), mean over the batch, in nats.
 
     Args:
         student: logits of shape (batch, num_labels).
@@ -39,13 +42,13 @@ def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -
         temperature: T > 0.
 
     Returns:
-        A scalar ≥ 0; 0 where the two softmaxes agree.
+        A scalar ≥ 0; 0 if the two softmaxes are equal.
 
     Raises:
         ShapeError: the shapes differ.
 
     Needs:
-        Nothing: any number of classes, any batch.
+        Nothing. It works with any number of classes and any batch size.
 
     Cost:
         O(batch · num_labels).
@@ -54,7 +57,7 @@ def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -
         Hinton, Vinyals & Dean (2015), section 2.
 
     Relations:
-        Knows one instance at a time; put ``gram`` beside it for relations between instances.
+        Looks at one instance at a time. Add ``gram`` for relations between instances.
 
     >>> round(kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]])).item(), 4)
     0.3278
@@ -67,9 +70,9 @@ def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -
 
 
 def dist_inter(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Follow the order of classes, not the sureness: T² · (1 − Pearson_c(Ps(T), Pt(T))), mean over the batch.
+    """Correlate with the teacher's probabilities: T² · (1 − Pearson_c(Ps(T), Pt(T))), mean over the batch.
 
-    Computed as T² · ½‖â − b̂‖² of the centred rows over their norms.
+    Computed as T² · ½‖â − b̂‖², where â and b̂ are the centred rows divided by their norms.
 
     Args:
         student: logits of shape (batch, num_labels).
@@ -77,25 +80,25 @@ def dist_inter(student: torch.Tensor, teacher: torch.Tensor, temperature: float 
         temperature: T > 0.
 
     Returns:
-        A scalar between 0 and 2 T²; unchanged by a positive affine map of a row of Ps.
+        A scalar between 0 and 2 T². A positive affine map of a row of Ps does not change it.
 
     Raises:
         ShapeError: the shapes differ.
 
     Needs:
-        Three classes: with two, a row's correlation is ±1 whatever the student does.
+        At least three classes. With two, the correlation of a row is always ±1.
 
     Cost:
         O(batch · num_labels).
 
     Reference:
-        Huang et al. (2022), DIST, its inter-class relation.
+        Huang et al. (2022), DIST, inter-class relation.
 
     Differs:
-        Norms are clamped, not shifted by 1e-8.
+        Norms are clamped from below instead of shifted by 1e-8.
 
     Relations:
-        Forgives a student that is less sure than its teacher, which ``kl`` does not.
+        Allows a student to be less confident than its teacher; ``kl`` does not.
 
     >>> t = torch.tensor([[0.0, 0.0, 2.0]])
     >>> round(dist_inter(torch.tensor([[0.0, 2.0, 0.0]]), t).item(), 4)
@@ -114,26 +117,27 @@ def dkd(
     alpha: float = 1.0,
     beta: float = 8.0,
 ) -> torch.Tensor:
-    """``kl`` in two parts with their own weights: α · TCKD + β · NCKD, each · T², mean over labelled rows.
+    """``kl`` as two terms with separate weights: α · TCKD + β · NCKD, each · T², mean over labelled rows.
 
-    TCKD is the divergence of (label, all others) as two classes, NCKD that among the others alone.
+    TCKD is the divergence over the two classes (label, any other). NCKD is the divergence over the other
+    classes only.
 
     Args:
         student: logits of shape (batch, num_labels).
         teacher: logits of the same shape; detached.
-        labels: int64 of shape (batch,); rows with −1 drop out.
+        labels: int64 of shape (batch,); rows with −1 are ignored.
         temperature: T > 0.
-        alpha: weight of the label's class.
-        beta: weight of the other classes.
+        alpha: weight of TCKD.
+        beta: weight of NCKD.
 
     Returns:
-        A scalar ≥ 0, in nats; 0 without any labelled row.
+        A scalar ≥ 0, in nats; 0 if no row is labelled.
 
     Raises:
-        ShapeError: the shapes differ, or labels of another batch.
+        ShapeError: the shapes differ, or the labels have another batch size.
 
     Needs:
-        Labels. With two classes it is exactly α · ``kl``.
+        Labels. With two classes it equals α · ``kl``.
 
     Cost:
         O(batch · num_labels).
@@ -142,7 +146,7 @@ def dkd(
         Zhao et al. (2022), Decoupled Knowledge Distillation.
 
     Relations:
-        Beside ``kl`` it brings out what the teacher knows about the wrong classes.
+        Gives more weight than ``kl`` to the teacher's probabilities of the wrong classes.
 
     >>> t = torch.tensor([[0.0, 0.0, 2.0]])
     >>> round(dkd(torch.zeros(1, 3), t, torch.tensor([2])).item(), 4)
@@ -163,7 +167,7 @@ def dkd(
 
 
 def _others(z: torch.Tensor, is_label: torch.Tensor) -> torch.Tensor:
-    """The logits beside the label's, of shape (batch, num_labels − 1)."""
+    """The logits of all classes but the label, of shape (batch, num_labels − 1)."""
     return z[~is_label].view(len(z), z.shape[1] - 1)
 
 

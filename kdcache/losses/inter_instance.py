@@ -1,8 +1,9 @@
-"""Between the instances of a batch: the relation matrix, and how the student's differs from the teacher's.
+"""The inter-instance losses with a linear-time form: ``gram``, ``gram_centred``, ``sp`` and ``cka``.
 
-These four cost O(batch · dim²) by ``relations.relation_distance``. They also take ``others``,
-instances beyond the batch whose relations to it count too, and ``group``, processes whose
-batches count as one. ``pairwise.py`` has the relations that have no such form.
+Each compares the student's relation matrix with the teacher's. ``relations.relation_distance`` computes
+them in O(batch · dim²). They also take ``others``, instances outside the batch that the batch is related
+to, and ``group``, processes whose batches count as one. ``pairwise.py`` holds the relations that have no
+linear-time form.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from kdcache.losses.relations import Group, joint_sum, relation_distance, relati
 
 _Sets = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
-HALFWAY = 0.5  # how sure a teacher must be for gram to take its energy as the measure
+HALFWAY = 0.5  # confidence, from 0 (uniform) to 1 (one-hot), below which gram divides by the floor E₀
 
 
 def gram(
@@ -25,31 +26,31 @@ def gram(
     others: Others = None,
     group: Group = None,
 ) -> torch.Tensor:
-    """Which instances share a class: ‖Ps Psᵀ − Pt Ptᵀ‖²_F / max(E, E₀), E = ‖(Pt − 1/C)(Pt − 1/C)ᵀ‖²_F.
+    """Match which instances share a class: ‖Ps Psᵀ − Pt Ptᵀ‖²_F / max(E, E₀), E = ‖(Pt − 1/C)(Pt − 1/C)ᵀ‖²_F.
 
-    P is taken at T; an entry of P Pᵀ is the chance that two instances, drawn independently,
-    fall into one class. E₀ = (batch · ½(1 − 1/C))² / (C − 1) is the energy of a balanced batch
-    whose rows lie halfway, in squared distance, between uniform and one-hot.
+    P is taken at temperature T. An entry of P Pᵀ is the probability that two instances have the same class
+    when each class is drawn independently. E₀ = (batch · ½(1 − 1/C))² / (C − 1) is the energy of a balanced
+    batch whose rows lie halfway, in squared distance, between uniform and one-hot.
 
     Args:
         student: logits of shape (batch, num_labels).
         teacher: logits of the same shape; detached.
         temperature: T > 0.
-        others: (student, teacher) logits of instances beyond the batch, each of shape
-            (others, num_labels); relations run from the batch to batch and others.
-        group: processes that share one batch; the value is the joint one on each, the gradient
-            that of its own rows. Under DDP, which averages gradients, multiply by the world size.
+        others: (student, teacher) logits of instances outside the batch, each of shape
+            (others, num_labels). The batch is then related to itself and to them.
+        group: processes whose batches count as one. Each returns the joint value and the gradient of its
+            own rows. DDP averages gradients, so multiply the loss by the world size there.
 
     Returns:
-        A scalar ≥ 0, about 1 for an uninformed student of an informed teacher; 0 where the
-        relation matrices agree.
+        A scalar ≥ 0. It is 0 if the relation matrices are equal, and about 1 if the student is uniform and
+        the teacher is confident.
 
     Raises:
         ShapeError: the shapes differ.
 
     Needs:
-        Something beside it that tells the classes apart: it is blind to a permutation of the
-        student's classes. Zero gradient at an exactly uniform student.
+        Another term that tells the classes apart, because permuting the student's classes does not change
+        it. Its gradient is zero if the student is exactly uniform.
 
     Cost:
         O((batch + others) · num_labels²), memory O(num_labels²).
@@ -58,13 +59,13 @@ def gram(
         After Jin et al. (2023), batch level.
 
     Differs:
-        The divisor, the teacher's own energy, is ours: without it the value shrinks like T⁻⁴
-        and with the batch, until the term does nothing. So no T² either. Its floor E₀ is ours
-        too: a hesitant teacher's energy goes to 0, and the quotient then forbids the student
-        to become surer than its teacher (docs/log.md has the run that showed it).
+        Divided by the teacher's energy E. Without the divisor the value shrinks with T⁻⁴ and with the batch
+        until the term has no effect. With it no factor T² is needed. E has the floor E₀: the energy of an
+        unconfident teacher goes to 0, and the quotient would then keep the student from becoming more
+        confident than its teacher (docs/log.md has the run).
 
     Relations:
-        The default. ``sp`` compares the same matrix on logits, where sureness has no bound.
+        The default. ``sp`` compares the same kind of matrix on logits, which are unbounded.
 
     >>> t = torch.tensor([[9.0, -9.0], [-9.0, 9.0]])
     >>> round(gram(torch.zeros(2, 2), t).item(), 3)
@@ -83,32 +84,32 @@ def gram(
 def gram_centred(
     student: torch.Tensor, teacher: torch.Tensor, others: Others = None, group: Group = None
 ) -> torch.Tensor:
-    """Cosines between instances: ‖Ûs Ûsᵀ − Ût Ûtᵀ‖²_F / batch², Û the rows of Z̄ over their norms.
+    """Match the cosines between instances: ‖Ûs Ûsᵀ − Ût Ûtᵀ‖²_F / batch², Û the unit rows of Z̄.
 
     Args:
         student: logits of shape (batch, num_labels).
         teacher: logits of the same shape; detached.
-        others: see ``gram``; the divisor is then batch · (batch + others).
+        others: see ``gram``. The divisor is then batch · (batch + others).
         group: see ``gram``.
 
     Returns:
-        A scalar between 0 and 4; unchanged by the scale of a row of logits.
+        A scalar between 0 and 4. Scaling a row of logits does not change it.
 
     Raises:
         ShapeError: the shapes differ.
 
     Needs:
-        Three classes: with two, a cosine is ±1 and has no gradient. Something beside it that
-        tells the classes apart.
+        At least three classes: with two, every cosine is ±1 and has no gradient. Another term that tells the
+        classes apart.
 
     Cost:
         O((batch + others) · num_labels²), memory O(num_labels²).
 
     Reference:
-        Ours, after the angular relations of Park et al. (2019).
+        This library, after the angular relations of Park et al. (2019).
 
     Relations:
-        ``gram`` weighs an instance by how sure the teacher is; here all weigh the same.
+        ``gram`` weights instances by the teacher's confidence. This loss weights all instances equally.
 
     >>> t = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
     >>> round(gram_centred(t[[0, 0]], t).item(), 4)
@@ -125,35 +126,36 @@ def sp(
     others: Others = None,
     group: Group = None,
 ) -> torch.Tensor:
-    """Similarity-preserving: ‖Ĝs − Ĝt‖²_F / batch², Ĝ the rows of G = Z̄ Z̄ᵀ over their L2 norms.
+    """Match the similarities between instances: ‖Ĝs − Ĝt‖²_F / batch², Ĝ the unit rows of G = Z̄ Z̄ᵀ.
 
     Args:
         student: logits of shape (batch, num_labels), or features of shape (batch, dim_s).
         teacher: logits of the same shape, or features of shape (batch, dim_t); detached.
         on: ``logits`` are row-centred first, ``features`` are taken as they are.
-        others: see ``gram``; the divisor is then batch · (batch + others).
+        others: see ``gram``. The divisor is then batch · (batch + others).
         group: see ``gram``.
 
     Returns:
-        A scalar between 0 and 4 / batch; unchanged by one scale of all logits.
+        A scalar between 0 and 4 / batch. Scaling all logits together does not change it.
 
     Raises:
-        ShapeError: other batches, or logits of other shapes.
+        ShapeError: the batch sizes differ, or the shapes of logits do.
 
     Needs:
-        Something beside it that tells the classes apart.
+        Another term that tells the classes apart.
 
     Cost:
-        O((batch + others) · dim²), memory O(dim²); the dense form where dim nears the batch.
+        O((batch + others) · dim²), memory O(dim²). The dense form is used if dim is close to the batch size.
 
     Reference:
         Tung & Mori (2019), Similarity-Preserving Knowledge Distillation.
 
     Differs:
-        Logits are row-centred: half of the gradient went where softmax cannot see it.
+        Logits are row-centred first. Otherwise half of the gradient goes into the row means, which softmax
+        ignores.
 
     Relations:
-        Smaller by 1 / batch than ``gram``: it wants a larger weight.
+        Smaller than ``gram`` by a factor 1 / batch, so it needs a larger weight.
 
     >>> t = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> round(sp(t[[0, 0]], t).item(), 4)
@@ -172,34 +174,34 @@ def cka(
     others: Others = None,
     group: Group = None,
 ) -> torch.Tensor:
-    """1 − linear CKA: ½‖Âs Âsᵀ − Ât Âtᵀ‖²_F, Â = X / √‖XᵀX‖_F of the column-centred X.
+    """Maximise the linear CKA: ½‖Âs Âsᵀ − Ât Âtᵀ‖²_F, Â = X / √‖XᵀX‖_F, X column-centred.
 
-    The difference of unit matrices has the value of 1 − ⟨·, ·⟩ without its cancellation.
+    This equals 1 − CKA, computed without its cancellation.
 
     Args:
         student: logits of shape (batch, num_labels), or features of shape (batch, dim_s).
         teacher: logits of the same shape, or features of shape (batch, dim_t); detached.
         on: ``logits`` are row-centred first, ``features`` are taken as they are.
-        others: see ``gram``; means are then taken over batch and others.
+        others: see ``gram``. Means are then taken over the batch and the others.
         group: see ``gram``.
 
     Returns:
-        A scalar between 0 and 1; unchanged by scale, shift and rotation of all rows together.
+        A scalar between 0 and 1. Scaling, shifting or rotating all rows together does not change it.
 
     Raises:
-        ShapeError: other batches, or logits of other shapes.
+        ShapeError: the batch sizes differ, or the shapes of logits do.
 
     Needs:
-        Two rows that differ. Something beside it that tells the classes apart.
+        Two rows that differ. Another term that tells the classes apart.
 
     Cost:
-        O((batch + others) · dim²), memory O(dim²); the dense form where dim nears the batch.
+        O((batch + others) · dim²), memory O(dim²). The dense form is used if dim is close to the batch size.
 
     Reference:
         Kornblith et al. (2019), CKA with linear kernels.
 
     Relations:
-        The relation for features of other dims: no projection is needed.
+        Suits features of different dims, because it needs no projection.
 
     >>> t = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     >>> round(cka(t[[0, 0, 2]], t, on="features").item(), 4)
@@ -211,7 +213,7 @@ def cka(
 
 
 def _sets(student: torch.Tensor, teacher: torch.Tensor, others: Others) -> _Sets:
-    """(Xs, Xt, Ys, Yt): the batch, and batch and others in one set; the others are detached."""
+    """(Xs, Xt, Ys, Yt): the batch, and the batch with the others, which are detached."""
     if others is None:
         return student, teacher, None, None
     others_s, others_t = paired(others[0].detach(), others[1], same_dim=False)
@@ -227,7 +229,7 @@ def _mapped(function: Callable[[torch.Tensor], torch.Tensor], sets: _Sets) -> _S
 
 
 def _entries(x: torch.Tensor, y: torch.Tensor | None, group: Group) -> float | torch.Tensor:
-    """How many entries the relation matrix has, over all processes."""
+    """Number of entries of the relation matrix over all processes."""
     columns = len(x) if y is None else len(y)
     if group is None:
         return float(len(x) * columns)
@@ -236,7 +238,7 @@ def _entries(x: torch.Tensor, y: torch.Tensor | None, group: Group) -> float | t
 
 
 def _over_relation_norm(x: torch.Tensor, y: torch.Tensor | None, group: Group) -> torch.Tensor:
-    """Rows of X over the norms of the rows of X Yᵀ: nᵢ = √(xᵢᵀ (YᵀY) xᵢ)."""
+    """Rows of X divided by the norms of the rows of X Yᵀ: nᵢ = √(xᵢᵀ (YᵀY) xᵢ)."""
     y = x if y is None else y
     squares = ((x @ joint_sum(y.T @ y, group)) * x).sum(dim=1, keepdim=True)
     return x / squares.clamp(min=FLOOR**2).sqrt()
@@ -245,7 +247,7 @@ def _over_relation_norm(x: torch.Tensor, y: torch.Tensor | None, group: Group) -
 def _over_norm(
     x: torch.Tensor, y: torch.Tensor | None, group: Group
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """X and Y, column-centred by the mean of Y, over √‖X Yᵀ‖_F."""
+    """X and Y, column-centred by the mean of Y and divided by √‖X Yᵀ‖_F."""
     everyone = x if y is None else y
     count = joint_sum(torch.ones((), dtype=x.dtype, device=x.device) * len(everyone), group)
     mean = joint_sum(everyone.sum(dim=0), group) / count

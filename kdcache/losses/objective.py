@@ -1,4 +1,4 @@
-"""How an arm adds its terms up, and what it remembers of instances beyond the batch."""
+"""The objective of an arm: the weighted sum of its terms, and the logits kept for wider scopes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from kdcache.losses.terms import Ramp, Term, queue_length, value_at
 
 @dataclass(frozen=True)
 class Targets:
-    """What the rows of a batch are taught.
+    """The targets of a batch.
 
     Args:
-        rows: int64 of shape (batch,), their indices among the training rows.
+        rows: int64 of shape (batch,), the indices of its rows among the training rows.
         labels: int64 of shape (batch,), −1 = unlabelled.
         logits: the teacher's, of shape (batch, num_labels).
         features: the teacher's, of shape (batch, dim_t).
@@ -29,15 +29,14 @@ class Targets:
 
 
 class Objective(nn.Module):
-    """The total of an arm: ce_weight · CE + Σ weight · term.
+    """The total loss of an arm: ce_weight · CE + Σ weight · term.
 
     Args:
-        terms: family → term or None, checked with ``check_terms`` before.
+        terms: family → term or None, checked by ``check_terms`` before.
         ce_weight: weight of cross-entropy.
         dim_s: dim of the student's features.
-        dim_t: dim of the teacher's; where a feature loss needs equal dims, a projection between
-            the two is trained with the student and thrown away, the identity at start where
-            dims agree.
+        dim_t: dim of the teacher's features. A feature loss that needs equal dims trains a projection with
+            the student and discards it. If the dims are equal, it starts as the identity.
         label_smoothing: of cross-entropy.
     """
 
@@ -74,8 +73,8 @@ class Objective(nn.Module):
             logits: the student's, of shape (batch, num_labels).
             features: the student's, of shape (batch, dim_s).
             targets: of the same rows.
-            progress: share of all steps that are done, for ramps.
-            remember: whether wider scopes may keep these logits for later batches.
+            progress: share of the steps done so far, for ramps.
+            remember: whether these logits are kept for later batches, for wider scopes.
         """
         values = {}
         if self.ce_weight != 0:
@@ -114,7 +113,7 @@ class Objective(nn.Module):
 
 
 def term_key(family: str, term: Term) -> str:
-    """The name of a term among the values: the loss's, marked where a relation is on features.
+    """The name of a term among the values: its loss, with a prefix if a relation is on features.
 
     >>> term_key("feature", Term("sp")), term_key("inter_instance", Term("sp"))
     ('feature_sp', 'sp')
@@ -124,20 +123,20 @@ def term_key(family: str, term: Term) -> str:
 
 
 class Memory:
-    """The last logits of rows trained on before: what ``scope: queue:N | all`` relates a batch to.
+    """The last logits of rows seen before, to which ``scope: queue:N | all`` relates a batch.
 
     Args:
-        length: rows kept beyond the batch; None keeps every row seen.
+        length: number of rows kept outside the batch; None keeps all rows seen.
     """
 
     def __init__(self, length: int | None) -> None:
         self.length = length
         self.now = 0
-        self.seen = torch.zeros(0, dtype=torch.int64)  # row → when it was seen last, 0 = never
+        self.seen = torch.zeros(0, dtype=torch.int64)  # row → step at which it was last seen, 0 = never
         self.student = self.teacher = torch.zeros(0, 0)  # row → logits
 
     def remember(self, rows: torch.Tensor, student: torch.Tensor, teacher: torch.Tensor) -> None:
-        """Keep a batch's logits, in place of what these rows had before."""
+        """Keep the logits of a batch and replace earlier ones of the same rows."""
         missing = int(rows.max()) + 1 - len(self.seen)
         if missing > 0:
             wider = (student.new_zeros(missing, student.shape[1]) for _ in range(2))
@@ -153,15 +152,15 @@ class Memory:
         self.student[rows], self.teacher[rows] = student.detach(), teacher.to(self.teacher.dtype)
 
     def state(self) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What is remembered, for a checkpoint."""
+        """The state for a checkpoint."""
         return self.now, self.seen, self.student, self.teacher
 
     def restore(self, state: tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         self.now, self.seen, self.student, self.teacher = state
 
     def beyond(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The (student, teacher) logits of the rows remembered, less those of the batch itself."""
+        """The (student, teacher) logits of the rows kept, without those of the batch itself."""
         seen = self.seen.clone()
         seen[rows[rows < len(seen)]] = 0
         kept = torch.nonzero(seen)[:, 0]

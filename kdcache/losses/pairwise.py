@@ -1,8 +1,8 @@
-"""Between the instances of a batch, the losses that are no product X Yᵀ.
+"""The inter-instance losses without a linear-time form: ``dist_intra``, ``rkd_*`` and ``pkt``.
 
-Those that need the whole relation matrix go by blocks of rows, each recomputed in the backward
-pass, so that memory is O(block · batch). Distances are taken by direct differences: ‖x‖² + ‖y‖² − 2xy makes
-two rows 1.7e-4 apart coincide in single precision.
+Those that need the whole relation matrix compute it in blocks of rows and recompute each block in the
+backward pass, so that memory is O(block · batch). Distances are computed from differences: in single
+precision ‖x‖² + ‖y‖² − 2xy gives 0 for two rows 1.7e-4 apart.
 """
 
 import torch
@@ -15,9 +15,9 @@ PKT_EPSILON = 1e-7
 
 
 def dist_intra(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Rank the instances within each class as the teacher does: T² · (1 − Pearson_batch), mean over classes.
+    """Correlate the instances within each class: T² · (1 − Pearson_batch), mean over classes.
 
-    Computed as T² · ½‖â − b̂‖² of the centred columns of P(T) over their norms.
+    Computed as T² · ½‖â − b̂‖², where â and b̂ are the centred columns of P(T) divided by their norms.
 
     Args:
         student: logits of shape (batch, num_labels).
@@ -25,26 +25,26 @@ def dist_intra(student: torch.Tensor, teacher: torch.Tensor, temperature: float 
         temperature: T > 0.
 
     Returns:
-        A scalar between 0 and 2 T²; unchanged by a positive affine map of a column of Ps. 0
-        below three rows. Classes that the teacher gives one probability throughout drop out.
+        A scalar between 0 and 2 T². A positive affine map of a column of Ps does not change it. It is 0 for
+        fewer than three rows. Classes whose teacher probability is the same in all rows are ignored.
 
     Raises:
         ShapeError: the shapes differ.
 
     Needs:
-        Three rows. Of the relations only this one sees which class is which.
+        At least three rows. It is the only relation that tells the classes apart.
 
     Cost:
         O(batch · num_labels).
 
     Reference:
-        Huang et al. (2022), DIST, its intra-class relation.
+        Huang et al. (2022), DIST, intra-class relation.
 
     Differs:
-        Deviations are clamped, not shifted; a constant column of the teacher drops out.
+        Deviations are clamped from below instead of shifted. Constant columns of the teacher are ignored.
 
     Relations:
-        DIST is this beside ``dist_inter``.
+        Together with ``dist_inter`` it is DIST.
 
     >>> t = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
     >>> round(dist_intra(t.roll(1, 0), t).item(), 4)
@@ -62,10 +62,10 @@ def dist_intra(student: torch.Tensor, teacher: torch.Tensor, temperature: float 
 
 
 def rkd_distance(student: torch.Tensor, teacher: torch.Tensor, on: On = "logits") -> torch.Tensor:
-    """Distances between instances: Huber(ds / mean ds − dt / mean dt), mean over batch².
+    """Match the distances between instances: Huber(ds / mean ds − dt / mean dt), mean over batch².
 
-    d is the Euclidean distance of two rows of Z̄, its mean is over pairs with d > 0, Huber's
-    bend is at 1.
+    d is the Euclidean distance between two rows of Z̄. Its mean is taken over pairs with d > 0. The Huber
+    threshold is 1.
 
     Args:
         student: logits of shape (batch, num_labels), or features of shape (batch, dim_s).
@@ -73,14 +73,14 @@ def rkd_distance(student: torch.Tensor, teacher: torch.Tensor, on: On = "logits"
         on: ``logits`` are row-centred first, ``features`` are taken as they are.
 
     Returns:
-        A scalar ≥ 0; unchanged by scale, shift and rotation of all rows together. 0 where all
-        of the teacher's rows are equal.
+        A scalar ≥ 0. Scaling, shifting or rotating all rows together does not change it. It is 0 if all rows
+        of the teacher are equal.
 
     Raises:
-        ShapeError: other batches, or logits of other shapes.
+        ShapeError: the batch sizes differ, or the shapes of logits do.
 
     Needs:
-        Two rows that differ. Something beside it that tells the classes apart.
+        Two rows that differ. Another term that tells the classes apart.
 
     Cost:
         O(batch² · dim), memory O(block · batch).
@@ -89,7 +89,7 @@ def rkd_distance(student: torch.Tensor, teacher: torch.Tensor, on: On = "logits"
         Park et al. (2019), Relational Knowledge Distillation, RKD-D.
 
     Relations:
-        Sees how far apart instances of one class are, to which ``gram`` on sure rows is blind.
+        Measures how far apart instances of one class are. ``gram`` does not where the rows are confident.
 
     >>> t = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
     >>> round(rkd_distance(t.roll(1, 0), t, on="features").item(), 4)
@@ -105,9 +105,9 @@ def rkd_distance(student: torch.Tensor, teacher: torch.Tensor, on: On = "logits"
 
 
 def rkd_angle(student: torch.Tensor, teacher: torch.Tensor, on: On = "logits") -> torch.Tensor:
-    """Angles within triplets: Huber(cos∠s − cos∠t), mean over batch³.
+    """Match the angles within triplets: Huber(cos∠s − cos∠t), mean over batch³.
 
-    cos∠ is taken at each row i between the directions to rows j and k, Huber's bend is at 1.
+    cos∠ is the cosine at row i between the directions to rows j and k. The Huber threshold is 1.
 
     Args:
         student: logits of shape (batch, num_labels), or features of shape (batch, dim_s).
@@ -115,14 +115,14 @@ def rkd_angle(student: torch.Tensor, teacher: torch.Tensor, on: On = "logits") -
         on: ``logits`` are row-centred first, ``features`` are taken as they are.
 
     Returns:
-        A scalar between 0 and 1.5; unchanged by scale, shift and rotation of all rows together.
+        A scalar between 0 and 1.5. Scaling, shifting or rotating all rows together does not change it.
 
     Raises:
-        ShapeError: other batches, or logits of other shapes.
+        ShapeError: the batch sizes differ, or the shapes of logits do.
 
     Needs:
-        Three classes on logits: with two, all rows lie on a line and a cosine is ±1. Something
-        beside it that tells the classes apart.
+        At least three classes on logits: with two, all rows lie on a line and every cosine is ±1.
+        Another term that tells the classes apart.
 
     Cost:
         O(batch³ + batch² · dim), memory O(block · batch²).
@@ -131,7 +131,7 @@ def rkd_angle(student: torch.Tensor, teacher: torch.Tensor, on: On = "logits") -
         Park et al. (2019), Relational Knowledge Distillation, RKD-A.
 
     Relations:
-        ``rkd_distance`` is a batch cheaper.
+        ``rkd_distance`` is cheaper by a factor of the batch size.
 
     >>> t = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
     >>> round(rkd_angle(t.roll(1, 0), t, on="features").item(), 4)
@@ -144,9 +144,9 @@ def rkd_angle(student: torch.Tensor, teacher: torch.Tensor, on: On = "logits") -
 
 
 def pkt(student: torch.Tensor, teacher: torch.Tensor, on: On = "logits") -> torch.Tensor:
-    """Who is near whom, as probabilities: Kt log((Kt + ε) / (Ks + ε)), mean over batch².
+    """Match which instances are near each other: Kt log((Kt + ε) / (Ks + ε)), mean over batch².
 
-    K = (cosine + 1) / 2 of the rows of Z̄, each row of K divided by its sum; ε = 1e-7.
+    K = (cosine + 1) / 2 between rows of Z̄, each row of K divided by its sum; ε = 1e-7.
 
     Args:
         student: logits of shape (batch, num_labels), or features of shape (batch, dim_s).
@@ -154,14 +154,14 @@ def pkt(student: torch.Tensor, teacher: torch.Tensor, on: On = "logits") -> torc
         on: ``logits`` are row-centred first, ``features`` are taken as they are.
 
     Returns:
-        A scalar, 0 at student = teacher; unchanged by the scale of a row.
+        A scalar; 0 if student and teacher are equal. Scaling a row does not change it.
 
     Raises:
-        ShapeError: other batches, or logits of other shapes.
+        ShapeError: the batch sizes differ, or the shapes of logits do.
 
     Needs:
-        Three classes on logits: with two, a cosine is ±1 and has no gradient. Something beside
-        it that tells the classes apart.
+        At least three classes on logits: with two, every cosine is ±1 and has no gradient. Another term that
+        tells the classes apart.
 
     Cost:
         O(batch² · dim), memory O(block · batch).
@@ -170,7 +170,7 @@ def pkt(student: torch.Tensor, teacher: torch.Tensor, on: On = "logits") -> torc
         Passalis & Tefas (2018), Probabilistic Knowledge Transfer.
 
     Relations:
-        Its entries are of order 1 / batch, their mean divergence is tiny: it wants a large weight.
+        Its entries are of order 1 / batch and their mean divergence is small, so it needs a large weight.
 
     >>> t = torch.tensor([[0.1, 0.0], [1.0, 0.0], [0.0, 2.0]])
     >>> round(pkt(t.roll(1, 0), t, on="features").item(), 4)
@@ -187,7 +187,7 @@ def _distances(rows: slice, x: torch.Tensor) -> torch.Tensor:
 
 
 def _mean_distance(x: torch.Tensor) -> torch.Tensor:
-    """Mean over the pairs that are apart; 0 where none is."""
+    """Mean over the pairs with a distance above 0; 0 if there is none."""
     rows = len(x)
     with torch.no_grad():
         apart = sum_over_rows(lambda block: (_distances(block, x) > 0).sum(), rows, rows)
@@ -207,7 +207,7 @@ def _huber_of_angles(rows: slice, s: torch.Tensor, t: torch.Tensor) -> torch.Ten
 
 
 def _cosines(rows: slice, x: torch.Tensor) -> torch.Tensor:
-    """Of shape (rows, batch, batch): at row i, between the directions to j and k."""
+    """Cosines at row i between the directions to j and k, of shape (rows, batch, batch)."""
     ways = functional.normalize(x[None] - x[rows, None], dim=2, eps=FLOOR)
     return ways @ ways.transpose(1, 2)
 

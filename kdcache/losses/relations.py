@@ -1,14 +1,15 @@
-"""How far the relations between instances differ, without ever writing the relation matrices.
+"""Distances between relation matrices in linear time, without forming the matrices.
 
-A relation here is a product X Yᵀ between two sets of instances, the batch X with itself or
-with a larger set Y. With D = Xs − Xt and S = Xs + Xt, and the same for Y,
+A relation is a product X Yᵀ between two sets of instances: the batch X, and itself or a larger set Y.
+With D = Xs − Xt and S = Xs + Xt, and the same for Y,
 
     Xs Ysᵀ − Xt Ytᵀ = ½ (Dx Syᵀ + Sx Dyᵀ)
     ‖Xs Ysᵀ − Xt Ytᵀ‖²_F = ¼ [⟨DxᵀDx, SyᵀSy⟩ + ⟨SxᵀSx, DyᵀDy⟩ + 2 tr(DxᵀSx · DyᵀSy)]
     ∂/∂Xs = Dx (SyᵀYs) + Sx (DyᵀYs),   ∂/∂Ys = Sy (DxᵀXs) + Dy (SxᵀXs)
 
-so that time is O((batch + others) · dim²) and memory O(dim²), exactly. The three-term form
-‖XsᵀYs‖² + ‖XtᵀYt‖² − 2 ⟨XsᵀYs, XtᵀYt⟩ has the same cost and cancels; it is not used.
+This is exact and takes O((batch + others) · dim²) time and O(dim²) memory. The three-term
+form ‖XsᵀYs‖² + ‖XtᵀYt‖² − 2 ⟨XsᵀYs, XtᵀYt⟩ costs the same but loses digits to cancellation,
+so it is not used.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 Group = dist.ProcessGroup | None
 
-# The linear form wins from this many rows per dim, and this many rows, on (benchmarks/losses.py).
+# The linear form is faster from this many rows per dim and this many rows on (benchmarks/losses.py).
 ROWS_PER_DIM = 2
 FEW_ROWS = 160
 BLOCK_ENTRIES = 2**20  # entries of a relation matrix held at once by the losses that need it
@@ -43,8 +44,8 @@ def relation_distance(
         xt: the teacher's, of shape (batch, dim_t); gets no gradient.
         ys: the student's other set, of shape (others, dim_s); None takes ``xs``.
         yt: the teacher's, of shape (others, dim_t); gets no gradient.
-        group: processes whose rows count as one batch; each returns the value on the joint
-            batch and the gradient of its own rows. None: this process alone.
+        group: processes whose rows count as one batch. Each returns the value of the joint batch and the
+            gradient of its own rows. None: this process only.
 
     Returns:
         A scalar ≥ 0.
@@ -68,13 +69,13 @@ def _padded(x: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def _dense(xs: torch.Tensor, xt: torch.Tensor, ys: Any, yt: Any) -> torch.Tensor:
-    """By the matrix itself, where that is small."""
+    """The distance from the matrices themselves; faster if they are small."""
     gap = xs @ (xs if ys is None else ys).T - xt @ (xt if yt is None else yt).T
     return gap.square().sum()
 
 
 class _Linear(torch.autograd.Function):
-    """By the sums above. The gradient needs the same sums: it is made on the way forward, and scaled back."""
+    """The distance from the sums above. The forward pass also computes the gradient, from the same sums."""
 
     @staticmethod
     def forward(ctx: Any, xs: torch.Tensor, xt: torch.Tensor, ys: Any, yt: Any, group: Group) -> torch.Tensor:
@@ -97,7 +98,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _form(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The bracket above, from [[DᵀD, DᵀS], [SᵀD, SᵀS]] of both sets."""
+    """A quarter of the bracket above, from [[DᵀD, DᵀS], [SᵀD, SᵀS]] of both sets."""
     dim = len(x) // 2
     d, s = slice(None, dim), slice(dim, None)
     value = (x[d, d] * y[s, s]).sum() + (x[s, s] * y[d, d]).sum() + 2 * (x[d, s] * y[s, d]).sum()
@@ -112,7 +113,7 @@ def _weights(sums: torch.Tensor) -> torch.Tensor:
 
 
 def _reduced(sums: list[torch.Tensor], group: Group) -> list[torch.Tensor]:
-    """Add up over the group in one message."""
+    """Sums over the group, in one message."""
     if group is None:
         return sums
     joint = torch.stack(sums)
@@ -121,7 +122,7 @@ def _reduced(sums: list[torch.Tensor], group: Group) -> list[torch.Tensor]:
 
 
 def joint_sum(x: torch.Tensor, group: Group) -> torch.Tensor:
-    """Sum over the processes of a group, forward and, for gradients, backward."""
+    """Sum over the processes of a group, in the forward and the backward pass."""
     return x if group is None else all_reduce(x, group=group)
 
 
@@ -147,13 +148,13 @@ def relation_energy(x: torch.Tensor, y: torch.Tensor | None = None, group: Group
 def sum_over_rows(function: Callable[..., torch.Tensor], batch: int, width: int, *args: Any) -> torch.Tensor:
     """Σ function(block, …) over blocks of rows, each recomputed in the backward pass.
 
-    Memory is one block's, and not the whole matrix's.
+    It needs the memory of one block instead of the whole matrix.
 
     Args:
         function: ``(slice of rows, *args) → scalar``.
         batch: number of rows.
-        width: entries that one row needs.
-        args: passed on; tensors among them get their gradients.
+        width: number of entries per row.
+        args: further arguments. Tensors among them get gradients.
     """
     rows = max(1, BLOCK_ENTRIES // max(1, width))
     if rows >= batch:

@@ -1,4 +1,4 @@
-"""The table of losses: what an arm may name, and where each can work."""
+"""The table of losses: the names that an arm may use, and what each loss needs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ Family = Literal["inter_class", "inter_instance", "feature"]
 
 @dataclass(frozen=True)
 class Loss:
-    """One row of the table.
+    """One loss.
 
     Args:
-        function: the loss; its docstring is its card.
-        families: the keys under which an arm may name it.
-        temperature: whether it takes one.
+        function: the loss. Its docstring is its card.
+        families: the keys of an arm under which it may stand.
+        temperature: whether it takes a temperature.
         labels: whether it takes labels.
-        linear: whether it takes ``others`` and ``group``.
-        projected: whether student features need the teacher's dim first.
+        linear: whether it has a linear-time form, and so takes ``others`` and ``group``.
+        projected: whether the student's features must first be projected to the teacher's dim.
         two_classes: whether it has a gradient on the logits of two classes.
-        ignores_slots: whether exchangeable classes (COPA's two choices) may swap unnoticed.
-        tells_classes_apart: whether it is not blind to a permutation of the student's classes.
-        min_rows: a smaller batch has nothing to compare.
+        ignores_slots: whether swapping exchangeable classes (COPA's two choices) leaves it unchanged.
+        tells_classes_apart: whether permuting the student's classes changes it.
+        min_rows: the smallest batch that it works on.
     """
 
     function: Callable[..., torch.Tensor]

@@ -1,4 +1,4 @@
-"""The terms of an arm as params.yaml writes them, and what is wrong with them before the first step."""
+"""The terms of an arm as params.yaml writes them, and their checks before training."""
 
 import re
 from collections.abc import Mapping
@@ -11,15 +11,15 @@ from kdcache.params import NonNegativeFloat, PositiveFloat
 
 @dataclass(frozen=True)
 class Ramp:
-    """A number that moves: from ``start`` to ``end`` over the first ``over`` of all steps, then ``end``.
+    """A number that changes linearly from ``start`` to ``end`` over the first ``over`` of the steps.
 
-    A term warms up with ``{start: 0, end: 1, over: 0.2}``. Teacher annealing (Clark et al., 2019)
-    is a ramp of ``ce_weight`` from 0 to 1 beside one of the teacher's term from 1 to 0.
+    ``{start: 0, end: 1, over: 0.2}`` warms a term up. For teacher annealing (Clark et al., 2019) use one ramp
+    of ``ce_weight`` from 0 to 1 and one of the teacher's term from 1 to 0.
 
     Args:
-        start: at the first step.
-        end: from ``over`` on.
-        over: share of all steps, > 0.
+        start: value at the first step.
+        end: value from ``over`` on.
+        over: share of the steps, > 0.
     """
 
     start: NonNegativeFloat
@@ -33,11 +33,11 @@ class Term:
 
     Args:
         name: a key of ``LOSSES``.
-        weight: its factor in the total; a number or a ramp.
-        temperature: T, for losses that take one; a number or a ramp.
-        scope: which instances are related: ``batch``; ``queue:N``, the batch and the N rows
-            trained on last; ``all``, every training row. Rows beyond the batch enter with the
-            logits that the student gave them last.
+        weight: its factor in the total loss; a number or a ramp.
+        temperature: T, for losses that have a temperature; a number or a ramp.
+        scope: the instances that the batch is related to: ``batch``, itself; ``queue:N``, also the N rows
+            trained on last; ``all``, every training row seen so far. Rows outside the batch have the logits
+            that the student gave them last.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Term:
 
 
 def value_at(number: float | Ramp, progress: float) -> float:
-    """The value of a number or ramp when ``progress`` (0 … 1) of all steps is done.
+    """The value of a number or ramp after a share ``progress`` (0 … 1) of the steps.
 
     >>> [value_at(Ramp(0.0, 2.0, 0.5), progress) for progress in (0.0, 0.25, 0.9)]
     [0.0, 1.0, 2.0]
@@ -58,7 +58,7 @@ def value_at(number: float | Ramp, progress: float) -> float:
 
 
 def describe(number: float | Ramp) -> str:
-    """A number or ramp in a few characters.
+    """A number or ramp as a short text.
 
     >>> describe(Ramp(0.0, 1.0, 0.2))
     '0 → 1 over 0.2'
@@ -70,12 +70,12 @@ def describe(number: float | Ramp) -> str:
 
 
 def is_zero(number: float | Ramp) -> bool:
-    """Whether it is zero throughout."""
+    """Whether it is zero at every step."""
     return (number.start == number.end == 0) if isinstance(number, Ramp) else number == 0
 
 
 def queue_length(scope: str) -> int | None:
-    """How many rows beyond the batch a scope keeps; None keeps all of them.
+    """Number of rows outside the batch that a scope keeps; None keeps all.
 
     >>> [queue_length(scope) for scope in ("batch", "queue:512", "all")]
     [0, 512, None]
@@ -91,22 +91,22 @@ def check_terms(
     num_choices: int = 1,
     batch_size: int | None = None,
 ) -> list[str]:
-    """Refuse at start what could not work at step 300.
+    """Check the terms of an arm before training.
 
     Args:
         terms: family → term, None where an arm has none.
         ce_weight: weight of cross-entropy.
         where: the arm, for messages.
-        num_labels: classes of the task; None leaves out what depends on it.
-        num_choices: > 1 where the classes are exchangeable slots (COPA).
-        batch_size: rows per step, where known.
+        num_labels: number of classes; None skips the checks that depend on it.
+        num_choices: > 1 if the classes are exchangeable slots (COPA).
+        batch_size: rows per step, if known.
 
     Returns:
-        Warnings: terms that work, but not as one might think.
+        Warnings about terms that work, but differently than their name suggests.
 
     Raises:
-        ParamsError: an unknown loss or one of another family, a scope or temperature that it
-            cannot have, no gradient on two classes, blind terms alone, too few rows.
+        ParamsError: a loss is unknown or of another family, has no such scope or temperature, has no gradient
+            on two classes, or needs a larger batch; or no term tells the classes apart.
     """
     given = {family: term for family, term in terms.items() if term is not None}
     warnings = []

@@ -32,7 +32,7 @@ def report(project: Project) -> None:
     params = project.section("report", ReportParams)
     findings = find([_read_record(project, task) for task in project.tasks], params)
     sections = build_sections(findings, _commands(project), _shared_identities(project))
-    made = project.scratch("report", project.tasks)
+    made = project.scratch(__name__, project.tasks)
     shutil.rmtree(made)
     made.mkdir()
     title = f"Distilled prompts on {', '.join(project.tasks)}"

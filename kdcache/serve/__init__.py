@@ -1,1 +1,1 @@
-"""Trained students that label text: one, many in mixed batches, files and streams."""
+"""Trained students that label text: single texts, mixed batches, files, pipes and prepared splits."""

@@ -1,71 +1,104 @@
-"""students + rows of text → labels and probabilities, as the rows come; needs no project's parameters."""
+"""Rows of a file or a pipe, labelled as they come; needs no project."""
 
 import contextlib
-import csv
-import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from tqdm import tqdm
 
-from kdcache.data.rows import Row
-from kdcache.data.stream import Kind, stream_rows
-from kdcache.errors import DataError, ParamsError, shorten
-from kdcache.serve.pool import StudentPool, load_student
-from kdcache.serve.requests import LoadedStudent, Prediction, Request, predict
+from kdcache.data.formats import Row
+from kdcache.data.readers import Kind, stream_rows
+from kdcache.errors import DataError, ParamsError
+from kdcache.serve.labelled import Form, LabelledWriter
+from kdcache.serve.pool import StudentPool
+from kdcache.serve.requests import LoadedStudent, Request, predict_requests
 
 STDIN = "-"
 KINDS: dict[str, Kind] = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv"}
-PREDICTION, PROBABILITIES, PROBABILITY = "prediction", "probabilities", "probability_"
+CHUNK = 512  # rows that are read before they are labelled, at most
+PIPE_BYTES = 65536  # what a pipe holds on Linux
 
 
-def serve(folders: Sequence[Path], source: str, output: Path | None, form: str | None, chunk: int) -> int:
-    """Label rows of text, and write each row with its label behind it.
+def label_file(folders: Sequence[Path], source: str, output: Path | None, form: Form | None) -> int:
+    """Label rows of text, and write each row with its label.
 
     Args:
-        folders: of students; with several of one backbone each row names its ``task`` or ``student``.
-        source: a .jsonl, .csv or .tsv file, or - for JSON lines from standard input; columns
-            ``text``, ``text_pair`` or ``choices``, others pass through.
-        output: a file to write; None is standard output.
-        form: of the output, ``csv`` or ``jsonl``; None goes by the output's ending, else by the source's.
-        chunk: rows that are read before the first are answered.
+        folders: of students. Where there are several, each row names its ``task`` or ``student``.
+        source: a .jsonl, .csv or .tsv file, or - for JSON lines from standard input. It has the
+            columns ``text`` and, where the task needs it, ``text_pair`` or ``choices``.
+        output: the file to write; None is standard output.
+        form: of the output; None goes by the ending of ``output``, else of ``source``.
 
     Returns:
-        Rows that were answered.
+        How many rows were labelled.
 
     Raises:
-        ParamsError: an ending that says no format, or the output would overwrite the source.
-        ModelError: see ``load_student`` and ``StudentPool``.
-        DataError: a bad row; what stands before it is written.
+        ParamsError: an unknown ending, or the output would overwrite the source.
+        ModelError: see ``StudentPool``.
+        DataError: a bad row. Those before it are written.
     """
     kind = _kind(source)
     form = form or _form(output, kind)
     if output is not None and output.exists() and source != STDIN and output.samefile(source):
-        raise ParamsError(f"--output: it must be another file than the input, got {output}. Name another.")
-    served = _load(folders)
-    labels = [label for student in _students(served) for label in student.labels]
+        raise ParamsError(f"--output would overwrite the input {output}. Name another file.")
+    pool = StudentPool(folders, "cuda" if torch.cuda.is_available() else "cpu")
     with contextlib.ExitStack() as stack:
-        file = sys.stdin.buffer if source == STDIN else stack.enter_context(Path(source).open("rb"))
         out = sys.stdout.buffer if output is None else stack.enter_context(output.open("wb"))
-        write = _csv_writer(out, list(dict.fromkeys(labels))) if form == "csv" else _jsonl_writer(out)
         bar = stack.enter_context(_progress(source, output))
-        rows = stream_rows(file, "standard input" if source == STDIN else source, kind, ["text"])
+        if source == STDIN:
+            pipe = Pipe(sys.stdin.buffer)
+            rows = stream_rows(pipe, "standard input", kind, ["text"])  # type: ignore[arg-type]
+            chunks = _chunks(_requests(rows, pool), lambda: pipe.has_line)
+        else:
+            file = stack.enter_context(Path(source).open("rb"))
+            chunks = _chunks(_requests(stream_rows(file, source, kind, ["text"]), pool), lambda: True)
+        writer = LabelledWriter(out, form, pool.labels)
         count = 0
-        for some in _chunks(_requests(rows, served), chunk):
-            predictions = predict([request for _, request in some])
-            for (row, _), prediction in zip(some, predictions, strict=True):
-                write(row, prediction)
+        for chunk in chunks:
+            predictions = predict_requests([request for _, request in chunk])
+            for (row, _), prediction in zip(chunk, predictions, strict=True):
+                writer.write(row, prediction)
             out.flush()
-            count += len(some)
+            count += len(chunk)
             bar.set_postfix(rows=count, refresh=False)
-            bar.update(len(some) if source == STDIN else file.tell() - bar.n)
+            bar.update(len(chunk) if source == STDIN else file.tell() - bar.n)
         return count
+
+
+class Pipe:
+    """Lines of a pipe, and whether a whole one has already come.
+
+    A pipe's own ``readline`` does not tell whether the next call will wait. So rows that came
+    would have to wait, unlabelled, for rows that a live producer has not sent.
+
+    Args:
+        pipe: open for reading, in binary.
+    """
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        self._pipe = pipe
+        self._held = bytearray()
+
+    def readline(self, size: int) -> bytes:
+        """Read a line, or ``size`` bytes of a longer one."""
+        while (end := self._held.find(b"\n", 0, size) + 1) == 0 and len(self._held) < size:
+            arrived = self._pipe.read1(PIPE_BYTES)  # type: ignore[attr-defined]
+            if not arrived:
+                break
+            self._held += arrived
+        line = bytes(self._held[: end or size])
+        del self._held[: len(line)]
+        return line
+
+    @property
+    def has_line(self) -> bool:
+        """Whether a line that is not blank can be read without waiting."""
+        return b"\n" in self._held.lstrip()
 
 
 def _kind(source: str) -> Kind:
@@ -73,46 +106,39 @@ def _kind(source: str) -> Kind:
         return "jsonl"
     path = Path(source)
     if not path.is_file():
-        raise DataError(f"{source}: the input must be a file, got nothing there. Check the path.")
+        raise DataError(f"There is no input file {source}. Check the path.")
     if path.suffix not in KINDS:
-        raise ParamsError(f"--input: the file must end in {', '.join(KINDS)}, got {source}. Rename it.")
+        raise ParamsError(f"--input takes files that end in {', '.join(KINDS)}, got {source}. Rename it.")
     return KINDS[path.suffix]
 
 
-def _form(output: Path | None, kind: Kind) -> str:
+def _form(output: Path | None, kind: Kind) -> Form:
     if output is None:
         return "jsonl" if kind == "jsonl" else "csv"
     if output.suffix not in (".csv", ".jsonl"):
-        raise ParamsError(f"--output: the file must end in .csv or .jsonl, got {output}. Rename it.")
+        raise ParamsError(
+            f"--output takes a file that ends in .csv or .jsonl, got {output}. Rename it, or add --format."
+        )
     return "csv" if output.suffix == ".csv" else "jsonl"
 
 
-def _load(folders: Sequence[Path]) -> LoadedStudent | StudentPool:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_student(folders[0], device) if len(folders) == 1 else StudentPool(folders, device)
-
-
-def _students(served: LoadedStudent | StudentPool) -> list[LoadedStudent]:
-    return [served] if isinstance(served, LoadedStudent) else list(served.students.values())
-
-
-def _requests(rows: Iterator[Row], served: LoadedStudent | StudentPool) -> Iterator[tuple[Row, Request]]:
+def _requests(rows: Iterator[Row], pool: StudentPool) -> Iterator[tuple[Row, Request]]:
     for row in rows:
-        student = served if isinstance(served, LoadedStudent) else _named(row, served)
+        student = _student(row, pool)
         yield row, student.request(row.values["text"], _second(row, student), row.where)
 
 
-def _named(row: Row, pool: StudentPool) -> LoadedStudent:
+def _student(row: Row, pool: StudentPool) -> LoadedStudent:
+    if len(pool.students) == 1:
+        return next(iter(pool.students.values()))
     name = row.values.get("student") or row.values.get("task")
     if name is None:
-        raise DataError(
-            f"{row.where}: the row must name its task or student, got neither. Add a column task."
-        )
+        raise DataError(f"{row.where}: With several students, a row names its task. Add a column: task")
     return pool.find(name, row.where)
 
 
 def _second(row: Row, student: LoadedStudent) -> Any:
-    """The second sequence, or the choices; a cell holds choices as a JSON list."""
+    """The second sequence, or the choices. A cell holds choices as a JSON list."""
     if student.task.num_choices == 1:
         return row.values.get("text_pair")
     choices = row.values.get("choices")
@@ -122,84 +148,29 @@ def _second(row: Row, student: LoadedStudent) -> Any:
     return choices
 
 
-def _chunks(requests: Iterator[tuple[Row, Request]], size: int) -> Iterator[list[tuple[Row, Request]]]:
-    """Cut an endless stream; what stands before a bad row is passed on before its error."""
-    while True:
-        some: list[tuple[Row, Request]] = []
-        try:
-            for request in islice(requests, size):
-                some.append(request)  # one by one: kept where the next is bad
-        except DataError:
-            if some:
-                yield some
-            raise
-        if not some:
-            return
-        yield some
+def _chunks(
+    requests: Iterator[tuple[Row, Request]], has_more: Callable[[], bool]
+) -> Iterator[list[tuple[Row, Request]]]:
+    """Cut a stream where it would wait, or after ``CHUNK`` rows; the rows before a bad one come first."""
+    chunk: list[tuple[Row, Request]] = []
+    try:
+        for request in requests:
+            chunk.append(request)
+            if len(chunk) == CHUNK or not has_more():
+                yield chunk
+                chunk = []
+    except DataError:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk
 
 
 def _progress(source: str, output: Path | None) -> Any:
-    """In bytes of a file, in rows of a pipe; none where the rows themselves are shown."""
+    """A bar in bytes of a file or rows of a pipe; hidden where the rows themselves are shown."""
     size = None if source == STDIN else os.path.getsize(source)
     shown = output is None and sys.stdout.isatty()
     hidden = shown or (size is None and not sys.stderr.isatty())
     unit = "row" if size is None else "B"
     return tqdm(total=size, desc="predict", unit=unit, unit_scale=size is not None, disable=hidden)
-
-
-def _jsonl_writer(out: BinaryIO) -> Callable[[Row, Prediction], None]:
-    def write(row: Row, prediction: Prediction) -> None:
-        _refuse_taken(row, lambda name: name in (PREDICTION, PROBABILITIES))
-        probabilities = {label: round(p, 6) for label, p in prediction.probabilities.items()}
-        line = {**row.values, PREDICTION: prediction.label, PROBABILITIES: probabilities}
-        out.write(_bytes(json.dumps(line, ensure_ascii=False) + "\n"))
-
-    return write
-
-
-def _csv_writer(out: BinaryIO, labels: Sequence[str]) -> Callable[[Row, Prediction], None]:
-    """The first row's columns, the label, and a probability per label of any task, blank for others'."""
-    columns: list[str] = []
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-
-    def write(row: Row, prediction: Prediction) -> None:
-        if not columns:
-            _refuse_taken(row, lambda name: name == PREDICTION or name.startswith(PROBABILITY))
-            columns.extend(row.values)
-            writer.writerow([*columns, PREDICTION, *(f"{PROBABILITY}{label}" for label in labels)])
-        if more := [name for name in row.values if name not in columns]:
-            raise DataError(
-                f"{row.where}: the columns must be those of the first row in CSV, got {more[0]!r} too. "
-                "Add: --format jsonl"
-            )
-        shares = [prediction.probabilities.get(label) for label in labels]
-        writer.writerow(
-            [*(_cell(row.values.get(name)) for name in columns), prediction.label]
-            + ["" if share is None else f"{share:.6f}" for share in shares]
-        )
-        out.write(_bytes(text.getvalue()))
-        text.seek(0)
-        text.truncate()
-
-    return write
-
-
-def _refuse_taken(row: Row, taken: Callable[[str], bool]) -> None:
-    for name in filter(taken, row.values):
-        raise DataError(
-            f"{row.where}: the columns must leave {shorten(name)} to the predictions, got one of that name. "
-            "Rename it."
-        )
-
-
-def _cell(value: Any) -> str:
-    """JSON's other values in CSV: nothing for null, JSON for lists and the like."""
-    if isinstance(value, str):
-        return value
-    return "" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _bytes(text: str) -> bytes:
-    """UTF-8; half a character, which JSON can spell in a column that passes through, as JSON spells it."""
-    return text.encode("utf-8", "backslashreplace")

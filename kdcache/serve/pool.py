@@ -1,4 +1,4 @@
-"""Students served from their folders: one, or those of many tasks over one backbone."""
+"""Students loaded from their folders: one, or a pool of many tasks over one backbone."""
 
 import contextlib
 import warnings
@@ -19,22 +19,23 @@ from kdcache.serve.requests import (
     Request,
     Second,
     compute_logits,
-    predict,
+    predict_requests,
 )
 from kdcache.students.export import find_backbone, load_folder, read_about
-from kdcache.students.frozen import Backbone
-from kdcache.students.student import REFERENCES
+from kdcache.students.methods import METHODS
+from kdcache.students.prompted import Backbone
 
 
 def load_student(folder: Path | str, device: torch.device | str = "cpu") -> LoadedStudent:
-    """Load a student of any method, references included, to label text with.
+    """Load a student of any method to label text with.
 
     Args:
-        folder: of a student; its backbone is found from the current folder, the project's root.
+        folder: the student's folder. The path of its backbone in student.json is relative to the
+            current folder, which should be the project's root.
         device: where to compute.
 
     Raises:
-        ModelError: no student there, or its backbone is missing.
+        ModelError: the folder holds no student, or its backbone is missing.
     """
     base = find_backbone(Path(folder), read_about(Path(folder)))
     with _quiet():
@@ -44,34 +45,42 @@ def load_student(folder: Path | str, device: torch.device | str = "cpu") -> Load
 
 
 class StudentPool:
-    """Students of many tasks over one frozen backbone, served in mixed batches.
+    """Students of many tasks over one frozen backbone, which label mixed batches.
 
-    A student answers to its folder as given, and to its task's name if it is the only one of
-    its task. Rows whose prompts enter the backbone at the same place share forward passes,
-    those of heads without prompts with any; over a backbone that counts padding as distance
-    (DeBERTa, ModernBERT), only rows with prompts of one length do.
+    A row names its student by folder, or by task if the pool has one student of that task.
+    Rows whose prompts enter the backbone at the same place share forward passes; heads without
+    prompts share with any. Over a backbone that counts padding as distance (DeBERTa, ModernBERT),
+    only prompts of equal length share.
 
     Args:
-        folders: of students over the same backbone.
+        folders: the students' folders.
         device: where to compute.
 
     Raises:
-        ModelError: no student in a folder, two backbones, or a student with weights of its own
-            (methods ``lora`` and ``full``).
+        ModelError: a folder holds no student, the students have two backbones, or one of several
+            has weights of its own (methods ``lora`` and ``full``).
     """
 
     def __init__(self, folders: Iterable[Path | str], device: torch.device | str = "cpu") -> None:
         paths = list(dict.fromkeys(Path(folder) for folder in folders))
-        first = _check_same_backbone(paths)
-        with _quiet():
-            backbone = Backbone.load(first).to(torch.device(device))
-            tokenizer = load_tokenizer(first)
-            self.students = {
-                path.as_posix(): LoadedStudent(*load_folder(path, backbone), tokenizer) for path in paths
-            }
+        if len(paths) == 1:
+            self.students = {paths[0].as_posix(): load_student(paths[0], device)}
+        else:
+            base = _check_same_backbone(paths)
+            with _quiet():
+                backbone = Backbone.load(base).to(torch.device(device))
+                tokenizer = load_tokenizer(base)
+                self.students = {
+                    path.as_posix(): LoadedStudent(*load_folder(path, backbone), tokenizer) for path in paths
+                }
         self._of_task: dict[str, list[str]] = {}
         for name, student in self.students.items():
             self._of_task.setdefault(student.task.name, []).append(name)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of all tasks, without repeats."""
+        return tuple(dict.fromkeys(label for student in self.students.values() for label in student.labels))
 
     def predict(
         self, rows: Sequence[tuple[str, str, Second]], batch_size: int = BATCH_SIZE
@@ -83,17 +92,17 @@ class StudentPool:
             batch_size: sequences per forward pass.
 
         Returns:
-            One per row, in order.
+            One prediction per row, in order.
 
         Raises:
-            DataError: a row names no student, or is not as its task wants it.
+            DataError: a row names no student of the pool, or does not fit its task.
         """
-        return predict(self._requests(rows), batch_size)
+        return predict_requests(self._requests(rows), batch_size)
 
     def logits(
         self, rows: Sequence[tuple[str, str, Second]], batch_size: int = BATCH_SIZE
     ) -> list[np.ndarray]:
-        """The same rows' logits, each of shape (num_labels,) of its task.
+        """Compute the same rows' logits: one array per row, of shape (num_labels,) of its task.
 
         Raises:
             DataError: as ``predict``.
@@ -101,14 +110,14 @@ class StudentPool:
         return compute_logits(self._requests(rows), batch_size)
 
     def find(self, name: Any, where: str) -> LoadedStudent:
-        """The student that answers to a name.
+        """Return the student of a name.
 
         Args:
             name: a task, or a student's folder as given.
-            where: who asks, for messages.
+            where: the row's place, for messages.
 
         Raises:
-            DataError: none does, or several do.
+            DataError: the name fits no student, or several.
         """
         if name in self.students:
             return self.students[name]
@@ -117,16 +126,12 @@ class StudentPool:
             return self.students[some[0]]
         if some:
             raise DataError(
-                f"{where}: the task must have one student, got {name} with {', '.join(some)}. "
-                "Name one of these instead."
+                f"{where}: The pool has several students of {name}. Name one of them: {', '.join(some)}."
             )
         known = [*self._of_task, *self.students]
-        raise DataError(
-            f"{where}: the task or student must be one of the pool's, got {shorten(name)}. "
-            f"{nearest(str(name), known)}"
-        )
+        raise DataError(f"{where}: Unknown task or student {shorten(name)}. {nearest(str(name), known)}")
 
-    def _requests(self, rows: Sequence[tuple[str, str, Second]]) -> list["Request"]:
+    def _requests(self, rows: Sequence[tuple[str, str, Second]]) -> list[Request]:
         places = [f"row {number}" for number in range(1, len(rows) + 1)]
         return [
             self.find(name, where).request(text, second, where)
@@ -135,29 +140,27 @@ class StudentPool:
 
 
 def _check_same_backbone(folders: Sequence[Path]) -> Path:
-    """Return the backbone of all; read from their folders before any weights are."""
+    """Return the folder of the backbone that all students share, before any weights are read."""
     if not folders:
-        raise ModelError("StudentPool: it must hold at least one student, got none. Name their folders.")
+        raise ModelError("A pool needs at least one student. Name their folders.")
     bases: dict[Path, Path] = {}  # → a student over it
     for folder in folders:
         about = read_about(folder)
-        if about.method in REFERENCES:
+        if METHODS[about.method].own_weights:
             raise ModelError(
-                f"{folder}: a pool's students must have a prompt or a head alone, got one of method "
-                f"{about.method} with weights of its own. Serve it by kdcache.load_student."
+                f"{folder}: A student of method {about.method} has weights of its own and cannot share a "
+                "pool with others. Load it with kdcache.load_student."
             )
         bases.setdefault(find_backbone(folder, about), folder)
     if len(bases) > 1:
         got = " and ".join(f"{base} ({folder})" for base, folder in list(bases.items())[:2])
-        raise ModelError(
-            f"StudentPool: the students must share one backbone, got {got}. Make a pool for each."
-        )
+        raise ModelError(f"The students of a pool must share one backbone, got {got}. Make a pool for each.")
     return next(iter(bases))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Loading reports each head as newly initialised, before its weights are put in."""
+    """Silence what loading says of weights that are replaced a moment later."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

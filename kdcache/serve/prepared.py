@@ -1,97 +1,98 @@
-"""student + data → predictions; no stage of the pipeline, but it knows the layout."""
+"""A prepared split, labelled by one student of the project: predictions, or SuperGLUE's submission files."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
-from kdcache.data.splits import existing_splits, metric_columns, read_split, sequences
+from kdcache.data.formats import Row
+from kdcache.data.splits import existing_splits, metric_columns, read_split
 from kdcache.data.task import Task, read_task
-from kdcache.encoder.batching import encode
-from kdcache.encoder.load import load_tokenizer, setup
+from kdcache.encoder.load import setup
 from kdcache.errors import DataError, ModelError, nearest
 from kdcache.project import Project, require
-from kdcache.serve.submissions import (
-    SUBMISSION_NAMES,
-    csv_text,
-    jsonl_text,
-    submission_name,
-    superglue_text,
-    zip_bytes,
-)
-from kdcache.students.arms import DistillParams
-from kdcache.students.export import load_folder
-from kdcache.students.student import predict as student_predict
+from kdcache.serve.files import CHUNK
+from kdcache.serve.labelled import LabelledWriter
+from kdcache.serve.pool import load_student
+from kdcache.serve.requests import LoadedStudent, Request, compute_logits, to_prediction
+from kdcache.serve.submissions import SUBMISSION_NAMES, submission_name, superglue_text, zip_bytes
+from kdcache.students.arms import DistillParams, resolve_arm
+from kdcache.students.student import EVAL_BATCH_SIZE
 
 PREDICTIONS = "predictions"  # below paths.runs
 ZIP = "superglue.zip"
 
-Format = Literal["csv", "jsonl", "superglue"]
 
-
-def predict(project: Project, task_name: str, split: str, student: Path, form: Format) -> Path:
-    """Let one student predict one split, and write the file.
+def label_split(
+    project: Project, task_name: str, split: str, folder: Path, form: Literal["csv", "jsonl", "superglue"]
+) -> Path:
+    """Label one split with one student, and write the file.
 
     Args:
         project: the project.
         task_name: the task.
-        split: one of the prepared ones.
-        student: a student's folder.
+        split: a prepared split of the task.
+        folder: the student's.
         form: of the file.
 
     Returns:
-        Where it was written: runs/predictions/<task>-<split>.<form>, or the benchmark's file name.
+        The file: runs/predictions/<task>-<split>.<form>, or the name that SuperGLUE gives it.
 
     Raises:
         DataError: the split was not prepared.
-        ModelError: no student there, or one of another task.
-        ParamsError: a submission file of a task that is none of SuperGLUE's.
+        ModelError: the folder holds no student, or one of another task.
+        ParamsError: a submission file of a task that SuperGLUE does not have.
     """
     data = Path(project.paths.data) / task_name
     task = read_task(data, task_name)
     if split not in (there := existing_splits(data, task)):
-        raise DataError(f"{data}: the split must be a prepared one, got {split!r}. {nearest(split, there)}")
-    official = form == "superglue"
-    name = submission_name(task_name, split) if official else f"{task_name}-{split}.{form}"
+        raise DataError(f"{data}: There is no prepared split {split!r}. {nearest(split, there)}")
+    name = submission_name(task_name, split) if form == "superglue" else f"{task_name}-{split}.{form}"
     table = read_split(data, split, task)
-    ids = table["example_id"].to_pylist()
-    logits = _logits(project, task, student, *sequences(table, task))
-    if official:
-        text = superglue_text(task, split, ids, logits, metric_columns(table, task))
-    else:
-        text = (csv_text if form == "csv" else jsonl_text)(task, ids, logits)
+    student = _load(project, task, folder)
+    rows = list(_rows(table, task, f"{data}/{split}.parquet"))
+    logits = _logits(student, rows)
     path = Path(project.paths.runs) / PREDICTIONS / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    with path.open("wb") as file:
+        if form == "superglue":
+            ids = table["example_id"].to_pylist()
+            file.write(superglue_text(task, split, ids, logits, metric_columns(table, task)).encode())
+        else:
+            writer = LabelledWriter(file, form, task.labels)
+            for row, own in zip(rows, logits, strict=True):
+                writer.write(row, to_prediction(task.labels, own))
     return path
 
 
 def student_folder(project: Project, task_name: str, arm: str) -> Path:
-    """The pipeline's student of an arm's first seed.
+    """The folder of the pipeline's student of an arm, first seed.
 
     Raises:
-        ParamsError: no such arm.
-        ModelError: it was not trained yet.
+        ParamsError: an unknown arm.
+        ModelError: the student was not trained yet.
     """
     params = project.section("distill", DistillParams)
-    params.arm(arm)
+    resolve_arm(params, arm)
     folder = Path(project.paths.students) / task_name / f"{arm}-{params.seeds[0]}"
     return require(folder, "the student", f"dvc repro distill@{task_name}", ModelError)
 
 
 def diagnostics(project: Project, task_name: str) -> list[str]:
-    """The task's extra splits that were prepared."""
+    """The task's diagnostic splits that were prepared."""
     data = Path(project.paths.data) / task_name
     task = read_task(data, task_name)
     return [split for split in existing_splits(data, task) if split in task.diagnostics]
 
 
 def write_zip(project: Project) -> tuple[Path, list[str]]:
-    """Pack the submission files that are there.
+    """Pack all submission files in runs/predictions/.
 
     Returns:
-        The zip, and the names of the benchmark's files that it lacks.
+        The zip, and the names of the submission files that it lacks.
     """
     folder = Path(project.paths.runs) / PREDICTIONS
     names = [f"{name}.jsonl" for name in SUBMISSION_NAMES.values()]
@@ -100,18 +101,41 @@ def write_zip(project: Project) -> tuple[Path, list[str]]:
     return folder / ZIP, [name for name in names if name not in texts]
 
 
-def _logits(project: Project, task: Task, folder: Path, texts: list[str], seconds: list[str]) -> np.ndarray:
-    device = setup(project.threads)
-    student, about = load_folder(folder)
-    if about.task.labels != task.labels:
+def _load(project: Project, task: Task, folder: Path) -> LoadedStudent:
+    student = load_student(folder, setup(project.threads))
+    if (student.labels, student.task.num_choices) != (task.labels, task.num_choices):
         raise ModelError(
-            f"{folder}: the student must be one of {task.name}, got one of {about.task.name}. "
-            "Name a student of this task."
+            f"{folder}: This is a student of {student.task.name}, which has other labels than {task.name}. "
+            f"Name a student of {task.name}."
         )
-    student.backbone.to(device)
-    student.to(device)
-    tokenizer = load_tokenizer(Path(about.backbone))
-    encoded = encode(tokenizer, texts, seconds, about.max_length, task.truncate, task.num_choices)
-    with tqdm(total=len(encoded), desc=f"{task.name} predictions", unit="row") as bar:
-        logits, _ = student_predict(student, encoded, after_batch=bar.update)
-    return logits
+    return student
+
+
+def _rows(table: pa.Table, task: Task, where: str) -> Iterator[Row]:
+    """Rows as an input file would have them, labels by name."""
+    second = "text_pair" if task.num_choices == 1 else "choices"
+    names = ["example_id", "label", "text", second, "group", *task.columns]
+    for number, values in enumerate(table.select(names).to_pylist(), start=1):
+        label = values["label"]
+        values["label"] = None if label < 0 else task.labels[label]
+        yield Row(f"{where} row {number}", values)
+
+
+def _logits(student: LoadedStudent, rows: list[Row]) -> np.ndarray:
+    """Logits of shape (rows, num_labels). ``prepare`` has checked the rows."""
+    requests = [
+        Request(
+            student,
+            row.values["text"],
+            tuple(row.values["choices"]) if student.task.num_choices > 1 else (row.values["text_pair"],),
+            row.where,
+        )
+        for row in rows
+    ]
+    found = []
+    with tqdm(total=len(rows), desc=f"{student.task.name} predictions", unit="row") as bar:
+        for start in range(0, len(requests), CHUNK):
+            some = requests[start : start + CHUNK]
+            found += compute_logits(some, EVAL_BATCH_SIZE)
+            bar.update(len(some))
+    return np.stack(found)

@@ -1,8 +1,7 @@
-"""A student that reads text, and mixed batches: rows for several students in one forward pass.
+"""A student that labels text, checked requests to it, and forward passes shared by several students.
 
-What a prompt-tuned student adds to its backbone is a few vectors and a head, so that rows for
-the students of many tasks fit into one batch: each row carries its own student's prompt through
-the shared layers.
+A prompt-tuned student adds a few vectors and a head to its backbone. So rows for the students of
+many tasks fit into one batch: each row takes its own student's prompt through the shared layers.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -13,10 +12,10 @@ import numpy as np
 import torch
 
 from kdcache.data.task import Task
+from kdcache.encoder.architectures import has_bert_layers
 from kdcache.encoder.batching import Encoded, encode, fixed_plan
 from kdcache.errors import DataError, ParamsError, shorten
 from kdcache.students.export import About
-from kdcache.students.frozen import DEEP
 from kdcache.students.student import Student, forward
 
 BATCH_SIZE = 32  # sequences per forward pass
@@ -25,7 +24,7 @@ Second = str | Sequence[str] | None
 
 
 class Prediction(NamedTuple):
-    """The likeliest label of a row, and the probability of each label."""
+    """The most likely label of a row, and the probability of each label."""
 
     label: str
     probabilities: dict[str, float]
@@ -47,7 +46,7 @@ class LoadedStudent:
 
     @property
     def task(self) -> Task:
-        """What it was trained on."""
+        """The task it was trained on."""
         return self.about.task
 
     @property
@@ -61,24 +60,24 @@ class LoadedStudent:
         """Label rows of text.
 
         Args:
-            texts: first sequences, rendered as the task's template does: the column ``text`` of
+            texts: first sequences, as the task's template renders them: the column ``text`` of
                 prepared data.
-            pairs: second sequences, "" or None where there is none; in a task of choices, the
+            pairs: second sequences, "" or None for a row without one. In a task of choices: the
                 choices of each row.
             batch_size: sequences per forward pass.
 
         Returns:
-            One per row, in order.
+            One prediction per row, in order.
 
         Raises:
-            DataError: a row is not as the task wants it; names it.
+            DataError: a row does not fit the task; the message names the row.
         """
-        return predict(self._requests(texts, pairs), batch_size)
+        return predict_requests(self._requests(texts, pairs), batch_size)
 
     def logits(
         self, texts: Sequence[str], pairs: Sequence[Second] | None = None, batch_size: int = BATCH_SIZE
     ) -> np.ndarray:
-        """The same rows' logits.
+        """Compute the logits of the same rows.
 
         Returns:
             float32 array of shape (rows, num_labels).
@@ -98,18 +97,18 @@ class LoadedStudent:
             where: the row's place, for messages.
 
         Raises:
-            DataError: it is not as the task wants it.
+            DataError: the row does not fit the task.
         """
         _check_text(text, "text", where)
         if self.task.num_choices == 1:
             if not isinstance(second, str | None):
-                raise DataError(f"{where}: text_pair must be text, got {shorten(second)}.")
+                raise DataError(f"{where}: text_pair must be a text, got {shorten(second)}.")
             _check_unicode(second or "", "text_pair", where)
             return Request(self, text, (second or "",), where)
         if not isinstance(second, list | tuple) or len(second) != self.task.num_choices:
             raise DataError(
-                f"{where}: choices must be {self.task.num_choices} texts in {self.task.name}, got "
-                f"{shorten(second)}."
+                f"{where}: A row of {self.task.name} has {self.task.num_choices} texts in choices, "
+                f"got {shorten(second)}."
             )
         for choice in second:
             _check_text(choice, "a choice", where)
@@ -118,11 +117,11 @@ class LoadedStudent:
     def _requests(self, texts: Sequence[str], pairs: Sequence[Second] | None) -> list["Request"]:
         if isinstance(texts, str) or isinstance(pairs, str):
             raise DataError(
-                f"predict: texts and pairs must be lists, got the text {shorten(texts)}. Put it in a list."
+                f"texts and pairs must be lists, got a single text, {shorten(texts)}. Put it in a list."
             )
         pairs = [None] * len(texts) if pairs is None else pairs
         if len(pairs) != len(texts):
-            raise DataError(f"predict: pairs must be as many as texts, {len(texts)}, got {len(pairs)}.")
+            raise DataError(f"texts and pairs must have one length, got {len(texts)} and {len(pairs)}.")
         rows = zip(texts, pairs, strict=True)
         return [self.request(*row, f"row {number}") for number, row in enumerate(rows, start=1)]
 
@@ -132,9 +131,9 @@ class Request:
     """A checked row for one student.
 
     Args:
-        student: whose.
+        student: the student that labels it.
         text: the first sequence.
-        seconds: the second one ("" for none), or one per choice.
+        seconds: the second sequence ("" for none), or one per choice.
         where: the row's place, for messages.
     """
 
@@ -144,20 +143,35 @@ class Request:
     where: str
 
 
-def predict(requests: Sequence[Request], batch_size: int = BATCH_SIZE) -> list[Prediction]:
-    """Label requests to students of one backbone, or to a single student; in order."""
+def predict_requests(requests: Sequence[Request], batch_size: int = BATCH_SIZE) -> list[Prediction]:
+    """Label requests to students of one backbone, in order."""
     return [
-        _prediction(request.student.labels, logits)
+        to_prediction(request.student.labels, logits)
         for request, logits in zip(requests, compute_logits(requests, batch_size), strict=True)
     ]
 
 
+def to_prediction(labels: Sequence[str], logits: np.ndarray) -> Prediction:
+    """Turn one row's logits into its label and probabilities: a softmax.
+
+    Args:
+        labels: names of the classes.
+        logits: of shape (num_labels,).
+
+    >>> to_prediction(("no", "yes"), np.array([0.0, 0.0])).probabilities
+    {'no': 0.5, 'yes': 0.5}
+    """
+    exponentials = np.exp(logits - logits.max())
+    probabilities = (exponentials / exponentials.sum()).tolist()
+    return Prediction(labels[int(logits.argmax())], dict(zip(labels, probabilities, strict=True)))
+
+
 @torch.inference_mode()
 def compute_logits(requests: Sequence[Request], batch_size: int = BATCH_SIZE) -> list[np.ndarray]:
-    """Run requests to students of one backbone: sorted by length, padded, put back in order.
+    """Compute the logits of requests to students of one backbone, in batches sorted by length.
 
     Returns:
-        One array of shape (num_labels,) per request.
+        One array of shape (num_labels,) per request, in order.
     """
     if not requests:
         return []
@@ -173,7 +187,7 @@ def compute_logits(requests: Sequence[Request], batch_size: int = BATCH_SIZE) ->
     for members in _passes([student.student for student in students], of):
         for part in fixed_plan(lengths[members], batch_size):
             rows = members[part]
-            rows = rows[np.argsort(of[rows], kind="stable")]  # each student's rows stand together
+            rows = rows[np.argsort(of[rows], kind="stable")]  # rows of one student are contiguous
             here, counts = np.unique(of[rows], return_counts=True)
             batch = encoded.batch(rows, device)
             outputs = forward([students[k].student for k in here], batch, counts.tolist())
@@ -185,20 +199,28 @@ def compute_logits(requests: Sequence[Request], batch_size: int = BATCH_SIZE) ->
 
 
 def _passes(students: Sequence[Student], of: np.ndarray) -> Iterator[np.ndarray]:
-    """The sequences that can share forward passes, given each one's student."""
+    """Groups of sequences that can share forward passes.
+
+    Args:
+        students: without repeats.
+        of: the position in ``students`` of each sequence's student.
+
+    Yields:
+        Positions of sequences.
+    """
     kinds: list[Hashable]
-    if students[0].backbone.config.model_type in DEEP:
+    if has_bert_layers(students[0].backbone.config):
         places = [None if s.prompt is None else s.prompt.place for s in students]
         some = next(filter(None, places), None)
         kinds = [place or some for place in places]
-    else:  # input prompts alone, and what pads a shorter one would count as distance
+    else:  # only input prompts; the padding of a shorter one would count as distance
         kinds = [0 if s.prompt is None else len(s.prompt()) for s in students]
     for kind in dict.fromkeys(kinds):
         yield np.flatnonzero(np.array([other == kind for other in kinds])[of])
 
 
 def _tokenise(requests: Sequence[Request]) -> list[list[dict[str, list[int]]]]:
-    """The sequences of each request, as its student was trained to read them."""
+    """Tokenise the sequences of each request, as its student was trained to read them."""
     by_student: dict[LoadedStudent, list[int]] = {}
     for number, request in enumerate(requests):
         by_student.setdefault(request.student, []).append(number)
@@ -233,28 +255,22 @@ def _refuse_long(student: LoadedStudent, request: Request) -> None:
         first = student.task.truncate == "first"
         kept, value = ("text_pair", request.seconds[0]) if first else ("text", request.text)
         raise DataError(
-            f"{request.where}: {kept} must leave room in the {student.about.max_length} tokens that students "
-            f"of {student.task.name} read, got {shorten(value)}. Shorten it."
+            f"{request.where}: {kept} does not fit into the {student.about.max_length} tokens that this "
+            f"student of {student.task.name} reads, got {shorten(value)}. Shorten it."
         ) from None
-
-
-def _prediction(labels: Sequence[str], logits: np.ndarray) -> Prediction:
-    exponentials = np.exp(logits - logits.max())
-    probabilities = (exponentials / exponentials.sum()).tolist()
-    return Prediction(labels[int(logits.argmax())], dict(zip(labels, probabilities, strict=True)))
 
 
 def _check_text(value: Any, name: str, where: str) -> None:
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: {name} must be text, and not empty, got {shorten(value)}.")
+        raise DataError(f"{where}: {name} must be a text that is not empty, got {shorten(value)}.")
     _check_unicode(value, name, where)
 
 
 def _check_unicode(value: str, name: str, where: str) -> None:
-    """JSON can spell half a character, which no tokenizer reads."""
+    """Refuse half a character: JSON can spell it, but no tokenizer reads it."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where}: {name} must be Unicode text, got half a character, {value[error.start]!a}."
+            f"{where}: {name} holds half a Unicode character, {value[error.start]!a}. Repair the row."
         ) from None

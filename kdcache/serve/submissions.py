@@ -1,81 +1,36 @@
-"""Logits → labels and probabilities, and SuperGLUE's submission files; pure functions, no files."""
+"""SuperGLUE's submission files: their names, nesting and spelling of labels. No files are written here."""
 
-import csv
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
 from kdcache.data.metrics import choose, group_rows
+from kdcache.data.superglue.score import submission_names
 from kdcache.data.task import Task
 from kdcache.errors import ParamsError
 
-# Task or diagnostic split → the submission file's name, without .jsonl.
-SUBMISSION_NAMES = {
-    "boolq": "BoolQ",
-    "cb": "CB",
-    "copa": "COPA",
-    "multirc": "MultiRC",
-    "record": "ReCoRD",
-    "rte": "RTE",
-    "wic": "WiC",
-    "wsc": "WSC",
-    "axb": "AX-b",
-    "axg": "AX-g",
-}
-# Where the benchmark spells labels in another way than the task does.
+# Task or diagnostic split → name of its submission file, without .jsonl.
+SUBMISSION_NAMES = submission_names()
+# Labels that the benchmark spells in another way than the task does.
 _SPELLING: dict[str, Sequence[str | int]] = {"copa": (0, 1), "wsc": ("False", "True")}
 
 
-def csv_text(task: Task, ids: Sequence[str], logits: np.ndarray) -> str:
-    """One line per row: id, label, and the probability of each class.
-
-    >>> task = Task("t", ("no", "yes"), "t/1", ("accuracy",))
-    >>> print(csv_text(task, ["test-0"], np.array([[0.0, 1.0]])), end="")
-    example_id,label,no,yes
-    test-0,yes,0.268941,0.731059
-    """
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["example_id", "label", *task.labels])
-    for example_id, label, probabilities in _predictions(task, ids, logits):
-        writer.writerow([example_id, label, *(f"{p:.6f}" for p in probabilities)])
-    return out.getvalue()
-
-
-def jsonl_text(task: Task, ids: Sequence[str], logits: np.ndarray) -> str:
-    """The same as JSON lines.
-
-    >>> task = Task("t", ("no", "yes"), "t/1", ("accuracy",))
-    >>> print(jsonl_text(task, ["test-0"], np.array([[0.0, 1.0]])), end="")
-    {"example_id": "test-0", "label": "yes", "probabilities": {"no": 0.268941, "yes": 0.731059}}
-    """
-    return _lines(
-        {
-            "example_id": example_id,
-            "label": label,
-            "probabilities": dict(zip(task.labels, (round(float(p), 6) for p in probabilities), strict=True)),
-        }
-        for example_id, label, probabilities in _predictions(task, ids, logits)
-    )
-
-
 def submission_name(task_name: str, split: str) -> str:
-    """The submission file of a task's split; diagnostics have files of their own.
+    """Return the name of a split's submission file. Diagnostics have files of their own.
 
     Raises:
-        ParamsError: the task is none of SuperGLUE's.
+        ParamsError: SuperGLUE has no such task.
 
     >>> submission_name("wic", "test"), submission_name("rte", "axb")
     ('WiC.jsonl', 'AX-b.jsonl')
     """
     if task_name not in SUBMISSION_NAMES:
         raise ParamsError(
-            f"--format superglue: the task must be one of SuperGLUE's, got {task_name!r}. "
+            f"SuperGLUE has no task {task_name!r}, so there is no submission file for it. "
             "Use --format csv or jsonl."
         )
     return f"{SUBMISSION_NAMES.get(split, SUBMISSION_NAMES[task_name])}.jsonl"
@@ -84,14 +39,17 @@ def submission_name(task_name: str, split: str) -> str:
 def superglue_text(
     task: Task, split: str, ids: Sequence[str], logits: np.ndarray, columns: Mapping[str, Sequence[Any]]
 ) -> str:
-    """The lines of a submission file: the benchmark's idx and its spelling of the labels.
+    """Render a submission file: the benchmark's idx and its spelling of the labels.
 
     Args:
-        task: one of SuperGLUE's.
-        split: whose rows these are; part of their ids.
+        task: a SuperGLUE task.
+        split: the rows' split, which their ids begin with.
         ids: example ids, (rows,).
         logits: of shape (rows, num_labels).
         columns: the task's metric columns.
+
+    Returns:
+        JSON lines.
     """
     numbers = [tuple(map(int, example_id.removeprefix(f"{split}-").split("-"))) for example_id in ids]
     if task.name == "record":
@@ -105,7 +63,7 @@ def superglue_text(
 
 
 def zip_bytes(files: Mapping[str, str]) -> bytes:
-    """A zip of named texts; the same texts give the same bytes."""
+    """Zip named texts. The same texts give the same bytes."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(files):
@@ -113,13 +71,8 @@ def zip_bytes(files: Mapping[str, str]) -> bytes:
     return out.getvalue()
 
 
-def _predictions(task: Task, ids: Sequence[str], logits: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
-    for example_id, row in zip(ids, softmax(logits, axis=1), strict=True):
-        yield example_id, task.labels[int(row.argmax())], row
-
-
 def _nest_answers(numbers: Sequence[tuple[int, ...]], labels: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """(passage, question, answer) numbers → one nested line per passage, in the order they come."""
+    """Nest labels of (passage, question, answer) numbers: one line per passage, in their order."""
     passages: dict[int, dict[int, list[dict[str, int]]]] = {}
     for (passage, question, answer), label in zip(numbers, labels, strict=True):
         answers = passages.setdefault(passage, {}).setdefault(question, [])
@@ -129,5 +82,5 @@ def _nest_answers(numbers: Sequence[tuple[int, ...]], labels: Sequence[int]) -> 
         yield {"idx": passage, "passage": {"questions": nested}}
 
 
-def _lines(values: Any) -> str:
+def _lines(values: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)

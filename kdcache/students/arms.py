@@ -1,48 +1,46 @@
-"""An arm: one row of the results table, a method and what teaches it; and the section they stand in."""
+"""The section ``distill`` of params.yaml, and its arms: as written, and with every value resolved."""
 
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
+from kdcache.encoder.forward import Dtype
+from kdcache.encoder.starts import STARTS
 from kdcache.errors import ParamsError, nearest
-from kdcache.losses.terms import Ramp, Term, describe
+from kdcache.losses.terms import Ramp, Term, check_terms, describe
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
-from kdcache.students.frozen import Dtype
-from kdcache.students.prompts import STARTS
+from kdcache.students.methods import Method
 
-Method = Literal["head", "prefix", "prompt", "p_tuning", "lora", "full"]
+STUDENT = "student:"  # before the folder of a student whose prompt another one starts from
+
+Targets = Literal["cached", "all_rows", "member", "shuffled_within_class"]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A student's recipe as params.yaml writes it; ``{}`` learns from the labels alone.
+    """An arm as params.yaml writes it; ``{}`` learns from the labels only.
 
     Args:
-        method: None takes ``distill.method``.
-        lr: None takes ``distill.lr``; the references ``lora`` and ``full`` want one of their own.
-        epochs: None takes ``distill.epochs``.
-        head_start_epochs: None takes ``distill.head_start_epochs``.
-        batch_size: None takes ``distill.batch_size``.
-        num_virtual_tokens: None takes ``distill.num_virtual_tokens``.
-        init: None takes ``distill.init``.
+        method, lr, epochs, probe_epochs, batch_size, num_virtual_tokens, init: left out, they
+            are those of the section. The references ``lora`` and ``full`` need an ``lr`` of
+            their own.
         ce_weight: weight of cross-entropy with the labels; a number or a ramp.
-        label_smoothing: of cross-entropy; with no other term, the control of a teacher that
-            knows nothing.
+        label_smoothing: of cross-entropy. Without another term, it is the control of a teacher
+            that knows nothing.
         inter_class: a loss within one instance, over classes.
         inter_instance: a loss on the relations between the instances of a batch.
         feature: a loss on pooled features.
-        targets: ``cached``; ``plain``, where these are cross-fitted: the logits of the teacher on
-            all rows, which saw the training rows; ``member``, where these are an ensemble's: the
-            student of seed s learns from member s alone, so that what is said of the seeds holds
-            for new teachers too; or ``shuffled_within_class``, the control that gives each row the
-            cached targets of another row of its label.
-        unlabelled: whether to learn from the split ``unlabelled`` too, where ``distill.unlabelled``
-            says so and a teacher's term can.
+        targets: ``cached``: the cache's own. ``all_rows``: the logits of the teacher trained on
+            all rows, in place of cross-fitted ones. ``member``: the student of seed s learns
+            from member s of an ensemble only, so that results hold for new teachers too.
+            ``shuffled_within_class``: a control, in which each row gets the targets of another
+            row of its label.
+        unlabelled: whether rows without a label teach too, where ``distill.unlabelled`` says so.
     """
 
     method: Method | None = None
     lr: PositiveFloat | None = None
     epochs: Count | None = None
-    head_start_epochs: Count | None = None
+    probe_epochs: Count | None = None
     batch_size: Count | None = None
     num_virtual_tokens: Count | None = None
     init: str | None = None
@@ -51,42 +49,8 @@ class Arm:
     inter_class: Term | None = None
     inter_instance: Term | None = None
     feature: Term | None = None
-    targets: Literal["cached", "plain", "member", "shuffled_within_class"] = "cached"
+    targets: Targets = "cached"
     unlabelled: bool = True
-
-    @property
-    def terms(self) -> dict[str, Term | None]:
-        """Family → term."""
-        families = ("inter_class", "inter_instance", "feature")
-        return {family: getattr(self, family) for family in families}
-
-    @property
-    def uses_unlabelled(self) -> bool:
-        """Whether rows without a label teach: by a teacher's term, on targets of their own."""
-        return self.unlabelled and any(self.terms.values()) and self.targets != "shuffled_within_class"
-
-    def describe(self) -> str:
-        """The objective in one line.
-
-        >>> Arm(inter_class=Term("kl", 0.5, 2.0)).describe()
-        '1 · ce + 0.5 · kl (T = 2)'
-        """
-        parts = [f"{describe(self.ce_weight)} · ce"] if self.ce_weight != 0 else []
-        if parts and self.label_smoothing:
-            parts[0] += f" (smoothed by {self.label_smoothing:g})"
-        parts += [
-            f"{describe(t.weight)} · {t.name} (T = {describe(t.temperature)}"
-            + ("" if t.scope == "batch" else f", {t.scope}") + ")"
-            for t in self.terms.values() if t
-        ]  # fmt: skip
-        notes = {
-            "cached": "",
-            "plain": ", plain targets",
-            "member": ", each student by one member of the ensemble",
-            "shuffled_within_class": ", targets shuffled within the class",
-        }
-        alone = "" if self.unlabelled else ", labelled rows alone"
-        return " + ".join(parts) + notes[self.targets] + alone
 
 
 @dataclass(frozen=True)
@@ -97,30 +61,31 @@ class DistillParams:
         method: of arms that name none: ``head`` (the control without prompts), ``prefix``,
             ``prompt``, ``p_tuning``, or the references ``lora`` and ``full``.
         num_virtual_tokens: length of the prompt, in tokens.
-        init: where prompts start: the backbone's own ``separators`` or ``words`` of real text, or
-            ``student:FOLDER``, another student's prompt.
+        init: where prompts start: the backbone's own states of ``separators`` or of ``words`` of
+            real text, or ``student:FOLDER``, another student's prompt.
         lr: peak learning rate of the prompts.
         epochs: passes over the training rows with prompts.
-        head_start_lr: peak learning rate of head and pooler alone, before the prompts.
-        head_start_epochs: passes of that phase; all of the training of method ``head``.
-        head_lr: peak learning rate of head and pooler beside the prompts.
+        probe_lr: peak learning rate of head and pooler in the linear-probe warm-up, which comes
+            before the prompts.
+        probe_epochs: passes of that phase, which is all of the training of method ``head``.
+        head_lr: peak learning rate of head and pooler while prompts are trained.
         batch_size: rows per step; also the batch within which instances are related.
         max_length: in tokens.
         weight_decay: on head and pooler.
-        warmup_fraction: share of the steps that warm up, 0 … 0.9.
+        warmup_fraction: share of each phase's steps that warm up, 0 … 0.9.
         dropout: within the frozen backbone while prompts are trained.
         dtype: ``bfloat16`` trains under autocast, faster on hardware that has it.
-        students_per_pass: how many train in one forward and backward; ``auto`` takes 1 on a
+        students_per_pass: how many train in one forward and backward pass; ``auto`` takes 1 on a
             CPU, where stacking gains nothing, and as many as fit on a GPU.
         arms: name → arm.
         seeds: one student each per arm.
         unlabelled: whether arms with a teacher's term learn from the split ``unlabelled`` too,
             where the task has one.
         select: ``last`` epoch, or the one with the best first metric on ``tune``, the end of
-            the head start included.
+            the linear-probe warm-up included.
         expect: fields of the teacher's identity that a shared cache must have.
         log_with: experiment trackers by accelerate's names (tensorboard, wandb, mlflow, dvclive,
-            …), each of which gets one run per student.
+            …); each gets one run per student.
     """
 
     method: Method
@@ -128,8 +93,8 @@ class DistillParams:
     init: str
     lr: PositiveFloat
     epochs: Count
-    head_start_lr: PositiveFloat
-    head_start_epochs: Count
+    probe_lr: PositiveFloat
+    probe_epochs: Count
     head_lr: PositiveFloat
     batch_size: Count
     max_length: Annotated[int, Range(8)]
@@ -145,20 +110,105 @@ class DistillParams:
     expect: dict[str, str | int]
     log_with: tuple[str, ...]
 
-    def arm(self, name: str) -> Arm:
-        """An arm, with the section's values where it names none.
 
-        Raises:
-            ParamsError: no such arm.
-        """
-        if name not in self.arms:
-            raise ParamsError(f"distill.arms: it must hold the arm, got {name!r}. {nearest(name, self.arms)}")
-        arm = self.arms[name]
-        own = ("method", "lr", "epochs", "head_start_epochs", "batch_size", "num_virtual_tokens", "init")
-        arm = replace(arm, **{key: getattr(self, key) for key in own if getattr(arm, key) is None})
-        if arm.init not in STARTS and not str(arm.init).startswith("student:"):
-            raise ParamsError(
-                f"distill.arms.{name}.init: it must be separators, words or student:FOLDER, got "
-                f"{arm.init!r}. Leave it out for distill.init."
-            )
-        return arm
+@dataclass(frozen=True)
+class ArmSpec:
+    """An arm with every value that applies to its students: what training, logs and cards read.
+
+    Args:
+        name: of the arm.
+        terms: family → term of the teacher, without families that the arm leaves out.
+        unlabelled: whether rows without a label teach: section and arm say so, there is a term
+            of the teacher, and targets are not shuffled, for which rows need labels.
+
+    All other values are those of ``Arm`` and ``DistillParams``.
+    """
+
+    name: str
+    method: Method
+    num_virtual_tokens: int
+    init: str
+    lr: float
+    epochs: int
+    probe_lr: float
+    probe_epochs: int
+    head_lr: float
+    batch_size: int
+    max_length: int
+    weight_decay: float
+    warmup_fraction: float
+    select: Literal["last", "tune"]
+    ce_weight: float | Ramp
+    label_smoothing: float
+    terms: dict[str, Term]
+    targets: Targets
+    unlabelled: bool
+
+    def describe(self) -> str:
+        """Write the objective in one line, such as ``1 · ce + 0.5 · kl (T = 2)``."""
+        parts = [f"{describe(self.ce_weight)} · ce"] if self.ce_weight != 0 else []
+        if parts and self.label_smoothing:
+            parts[0] += f" (smoothed by {self.label_smoothing:g})"
+        for term in self.terms.values():
+            scope = "" if term.scope == "batch" else f", {term.scope}"
+            parts.append(f"{describe(term.weight)} · {term.name} (T = {describe(term.temperature)}{scope})")
+        targets = {
+            "cached": "",
+            "all_rows": ", targets of the teacher on all rows",
+            "member": ", each student by one member of the ensemble",
+            "shuffled_within_class": ", targets shuffled within the class",
+        }
+        only = ", labelled rows only" if self.terms and not self.unlabelled else ""
+        return " + ".join(parts) + targets[self.targets] + only
+
+    def as_settings(self) -> dict[str, Any]:
+        """Return all values as plain ones, each term under its family."""
+        settings = asdict(self)
+        return settings | settings.pop("terms")
+
+
+def resolve_arm(params: DistillParams, name: str) -> ArmSpec:
+    """Resolve an arm: the section's values where it has none of its own.
+
+    Args:
+        params: the section.
+        name: of the arm.
+
+    Raises:
+        ParamsError: no such arm, terms that cannot work, or an unknown start.
+    """
+    if name not in params.arms:
+        raise ParamsError(f"distill.arms: unknown arm {name!r}. {nearest(name, params.arms)}")
+    arm = params.arms[name]
+    families = {"inter_class": arm.inter_class, "inter_instance": arm.inter_instance, "feature": arm.feature}
+    terms = {family: term for family, term in families.items() if term}
+    check_terms(terms, arm.ce_weight, f"distill.arms.{name}")
+    init = arm.init or params.init
+    if init not in STARTS and not init.startswith(STUDENT):
+        raise ParamsError(
+            f"distill.arms.{name}.init: it must be separators, words or student:FOLDER, got {init!r}. "
+            "Leave it out for distill.init."
+        )
+    return ArmSpec(
+        name=name,
+        method=arm.method or params.method,
+        num_virtual_tokens=arm.num_virtual_tokens or params.num_virtual_tokens,
+        init=init,
+        lr=arm.lr or params.lr,
+        epochs=arm.epochs or params.epochs,
+        probe_lr=params.probe_lr,
+        probe_epochs=arm.probe_epochs or params.probe_epochs,
+        head_lr=params.head_lr,
+        batch_size=arm.batch_size or params.batch_size,
+        max_length=params.max_length,
+        weight_decay=params.weight_decay,
+        warmup_fraction=params.warmup_fraction,
+        select=params.select,
+        ce_weight=arm.ce_weight,
+        label_smoothing=arm.label_smoothing,
+        terms=terms,
+        targets=arm.targets,
+        unlabelled=(
+            params.unlabelled and arm.unlabelled and bool(terms) and arm.targets != "shuffled_within_class"
+        ),
+    )

@@ -1,42 +1,43 @@
-"""cache + data + backbone → models/students/<task>/<arm>-<seed>/, metrics/, predictions/, curves/."""
+"""The stage ``distill``: cache + data + backbone → students, metrics, predictions and curves of a task."""
 
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcache.errors import TrainingDiverged
 from kdcache.project import Project, place, write_json
-from kdcache.students.grid import PREDICTIONS, Grid
-from kdcache.students.results import mean_curves
+from kdcache.students.arms import resolve_arm
+from kdcache.students.grid import Grid
+from kdcache.students.results import gather_predictions, mean_curves, summarise
 
 
 def distill(project: Project, task_name: str) -> None:
     """Train every arm × seed of a task and write students, metrics, predictions and curves in place.
 
-    Interrupted, the next run goes on where it stopped, and ends with the same bytes. A student
-    whose loss is no longer finite is left out and named in the metrics.
+    An interrupted run goes on where it stopped, and ends with the same bytes. A student whose loss
+    is no longer finite is left out and named in the metrics.
 
     Raises:
         ParamsError, DataError, ModelError, CacheError: one line each.
         TrainingDiverged: no student's loss stayed finite.
     """
     grid = Grid(project, task_name)
-    made = grid.scratch / "students"
-    results = grid.train(list(grid.params.arms), list(grid.params.seeds), made)
+    scratch, made = grid.scratch, grid.scratch / "students"
+    results = grid.train(list(grid.specs), grid.params.seeds, made)
     finished = _finished(results)
-    write_json(grid.summarise(results), grid.scratch / "metrics.json")
-    mean_curves(finished).to_csv(grid.scratch / "curves.csv", index=False, lineterminator="\n")
-    _gather_predictions(grid, finished, made, grid.scratch / "predictions.parquet")
+    write_json(summarise(results, grid.task, grid.splits, grid.manifest), scratch / "metrics.json")
+    mean_curves(finished).to_csv(scratch / "curves.csv", index=False, lineterminator="\n")
+    predictions = gather_predictions(finished, grid.splits["validation"], made)
+    pq.write_table(predictions, scratch / "predictions.parquet", write_page_checksum=True)
     paths = project.paths
     place(made, Path(paths.students) / task_name)
-    place(grid.scratch / "metrics.json", Path(paths.metrics) / f"{task_name}.json")
-    place(grid.scratch / "curves.csv", Path(paths.curves) / f"{task_name}.csv")
-    place(grid.scratch / "predictions.parquet", Path(paths.predictions) / f"{task_name}.parquet")
-    shutil.rmtree(grid.scratch)
+    place(scratch / "metrics.json", Path(paths.metrics) / f"{task_name}.json")
+    place(scratch / "curves.csv", Path(paths.curves) / f"{task_name}.csv")
+    place(scratch / "predictions.parquet", Path(paths.predictions) / f"{task_name}.parquet")
+    shutil.rmtree(scratch)
 
 
 def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
@@ -56,14 +57,14 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
     """
     grid = Grid(project, task_name)
     for arm in arms:
-        grid.params.arm(arm)
+        resolve_arm(grid.params, arm)
     made = grid.scratch / "students"
-    results = grid.train(list(arms or grid.params.arms), list(seeds or grid.params.seeds), made)
+    results = grid.train(arms or list(grid.specs), seeds or grid.params.seeds, made)
     for result in _finished(results):
         name = f"{result['arm']}-{result['seed']}"
         place(made / name, Path(project.paths.runs) / task_name / name)
     shutil.rmtree(grid.scratch)
-    return grid.summarise(results)
+    return summarise(results, grid.task, grid.splits, grid.manifest)
 
 
 def _finished(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -75,26 +76,3 @@ def _finished(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             "Lower the learning rate that is named above."
         )
     return finished
-
-
-def _gather_predictions(grid: Grid, results: Sequence[Mapping[str, Any]], made: Path, path: Path) -> None:
-    """One row per arm, seed and validation row: what paired statistics need."""
-    tables = []
-    for result in results:
-        table = pq.read_table(made / f"{result['arm']}-{result['seed']}" / PREDICTIONS)
-        tables.append(_marked(table, result["arm"], result["seed"]))
-    rows = grid.splits["validation"]
-    plain = rows.targets.logits_plain
-    teachers = [("teacher_cached", 0, rows.targets.logits)]
-    teachers += [] if plain is None else [("teacher", 0, plain)]
-    teachers += [("teacher_member", m, logits) for m, logits in enumerate(rows.targets.members)]
-    for name, seed, logits in teachers:
-        table = rows.table.select(["example_id", "label", "group"])
-        table = table.append_column("logits", pa.array(list(logits), pa.list_(pa.float32())))
-        tables.append(_marked(table, name, seed))
-    pq.write_table(pa.concat_tables(tables), path, write_page_checksum=True)
-
-
-def _marked(table: pa.Table, arm: str, seed: int) -> pa.Table:
-    table = table.append_column("arm", pa.array([arm] * len(table), pa.string()))
-    return table.append_column("seed", pa.array([seed] * len(table), pa.int64()))

@@ -1,8 +1,7 @@
-"""Students ↔ folders: PEFT adapters that plain peft loads, wherever peft's own forward is the right one."""
+"""Students' folders: PEFT adapters, which plain peft loads wherever its own forward pass is the right one."""
 
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,25 +24,21 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from kdcache.data.task import Task
 from kdcache.digests import file_digest
-from kdcache.encoder.adapters import WEIGHTS, save_adapter
+from kdcache.encoder.adapters import WEIGHTS, quiet_peft, save_adapter
 from kdcache.encoder.batching import Encoded
 from kdcache.encoder.load import WEIGHTS as BACKBONE_WEIGHTS
 from kdcache.encoder.load import load_classifier
+from kdcache.encoder.parts import head_names, take_apart
 from kdcache.errors import ModelError
 from kdcache.params import build
-from kdcache.students.frozen import Backbone, head_names, take_apart
-from kdcache.students.prompts import PROMPTS, Prompt
+from kdcache.students.methods import METHODS
+from kdcache.students.prompted import Backbone
+from kdcache.students.prompts import Prompt
 from kdcache.students.student import Head, Student, predict
 
 ABOUT = "student.json"
 RELOAD_ROWS = 8
 RELOAD_TOLERANCE = 1e-5
-
-# What loads a student's folder besides kdcache.
-LOADERS = {
-    "head": "peft", "prefix": "peft", "lora": "peft", "full": "transformers",
-    "prompt": None, "p_tuning": None,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class About:
     """What ``student.json`` says, so that a folder serves text without the project that made it.
 
     Args:
-        method: one of ``student.METHODS``.
+        method: a key of ``METHODS``.
         backbone: its folder, relative to the project's root.
         backbone_sha256: of its weights: prompts fit no others.
         num_virtual_tokens: length of the prompt, in tokens; 0 without.
@@ -123,7 +118,7 @@ def load_folder(folder: Path, backbone: Backbone | None = None) -> tuple[Student
     if (found := file_digest(base / BACKBONE_WEIGHTS)) != about.backbone_sha256:
         raise ModelError(
             f"{folder}: the sha256 of {base / BACKBONE_WEIGHTS} must be {about.backbone_sha256}, "
-            f"got {found}. The backbone was made anew: train the student again."
+            f"got {found}. The backbone was made again since: train the student again."
         )
     plain = load_classifier(base, outputs, seed=0)
     if about.method == "lora":
@@ -135,9 +130,8 @@ def load_folder(folder: Path, backbone: Backbone | None = None) -> tuple[Student
     for name, module in zip(names, head.chain, strict=True):
         own = {k.partition(f".{name}.")[2]: v for k, v in weights.items() if f".{name}." in k}
         module.load_state_dict(own)
-    prompt = None
-    if about.method in PROMPTS:
-        prompt = Prompt(PROMPTS[about.method][1], weights["prompt_embeddings"])
+    place = METHODS[about.method].place
+    prompt = Prompt(place, weights["prompt_embeddings"]) if place else None
     shared = backbone or Backbone.load(base)
     return Student(about.method, shared, prompt, head).to(shared.device), about
 
@@ -189,9 +183,7 @@ def _as_peft(student: Student, backbone: Path, num_outputs: int) -> PeftModel:
         config = kind(task_type=TaskType.SEQ_CLS, num_virtual_tokens=len(prompt), modules_to_save=also)
         if not deep:
             config.token_dim = prompt.shape[1]  # ELECTRA's embeddings have a dim of their own
-    with warnings.catch_warnings():
-        # PEFT warns that prefix tuning does not know `modules_to_save`; the round-trip test says it does.
-        warnings.simplefilter("ignore")
+    with quiet_peft():
         whole = get_peft_model(model, config)
     for wrapper, own in zip(take_apart(model)[1], student.head.chain, strict=True):
         wrapper.modules_to_save["default"].load_state_dict(own.state_dict())  # type: ignore[union-attr,index]
@@ -204,18 +196,16 @@ def _as_peft(student: Student, backbone: Path, num_outputs: int) -> PeftModel:
 @torch.no_grad()
 def _check_reload(student: Student, folder: Path, num_outputs: int, probe: Encoded) -> None:
     wanted = torch.from_numpy(predict(student, probe, RELOAD_ROWS)[0])
-    loader = LOADERS[student.method]
+    loader = METHODS[student.method].loader
     if loader is None:
         reader, found = "kdcache", torch.from_numpy(predict(load_folder(folder)[0], probe, RELOAD_ROWS)[0])
     else:
         reader = f"plain {loader}"
         auto: Any = (
-            AutoModelForSequenceClassification
-            if loader == "transformers"
-            else (AutoPeftModelForSequenceClassification)
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the same as in _as_peft
+            AutoModelForSequenceClassification if loader == "transformers"
+            else AutoPeftModelForSequenceClassification
+        )  # fmt: skip
+        with quiet_peft():
             reloaded = auto.from_pretrained(str(folder), num_labels=num_outputs)
         found = probe.by_row(reloaded.eval()(**probe.batch(range(len(probe)))).logits)
     gap = ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1)).item()
@@ -227,7 +217,7 @@ def _check_reload(student: Student, folder: Path, num_outputs: int, probe: Encod
 
 
 def _model_card(about: About, card: Mapping[str, str]) -> str:
-    loader = LOADERS[about.method]
+    loader = METHODS[about.method].loader
     library = "transformers" if loader == "transformers" else "peft"
     header = [
         "---", f"base_model: {about.backbone}", f"library_name: {library}",

@@ -1,24 +1,13 @@
-"""Soft prompts: what is trained in front of a frozen backbone, and where it starts.
+"""Soft prompts: the vectors that are trained in front of a frozen backbone (their starts: encoder/starts)."""
 
-PEFT's default start is N(0, 1), far from anything the backbone has seen. Here prompts start
-as the backbone's own states for separators in real text, which encoders attend to as a way to
-do nothing (Clark et al., 2019), so that the student starts near the backbone it is and not as
-one that reads sixteen words too many (docs/log.md has the measurements).
-"""
-
-from typing import Literal
-
-import numpy as np
 import torch
 from torch import nn
 
-from kdcache.encoder.adapters import INIT_ROWS, keys_and_values
+from kdcache.encoder.architectures import Place
 from kdcache.encoder.batching import Encoded
+from kdcache.encoder.starts import Start, keys_and_values, pick_tokens
 from kdcache.errors import ModelError
-from kdcache.students.frozen import Backbone, Place
-
-Start = Literal["separators", "words"]
-STARTS = ("separators", "words")
+from kdcache.students.prompted import Backbone
 
 MLP_DIM = 128
 
@@ -79,16 +68,10 @@ class PTuning(Prompt):
         return self.weight + self.mlp(self.code)
 
 
-# Method → the class of its prompt, and where it enters.
-PROMPTS: dict[str, tuple[type[Prompt], Place]] = {
-    "prefix": (Prompt, "deep"),
-    "prompt": (Prompt, "input"),
-    "p_tuning": (PTuning, "input"),
-}
-
-
+@torch.no_grad()
 def build_prompt(
     method: str,
+    place: Place,
     backbone: Backbone,
     num_virtual_tokens: int,
     real_text: Encoded,
@@ -98,34 +81,18 @@ def build_prompt(
     """Build an untrained prompt.
 
     Args:
-        method: a key of ``PROMPTS``.
+        method: ``prefix``, ``prompt`` or ``p_tuning``.
+        place: where it enters.
         backbone: the frozen encoder.
         num_virtual_tokens: its length, in tokens.
         real_text: rows whose tokens it starts from.
         seed: of which tokens, and of p-tuning's MLP.
         start: which tokens of real text it starts from.
     """
-    cls, place = PROMPTS[method]
-    rng = np.random.default_rng(seed)
-    batch = real_text.batch(rng.permutation(len(real_text))[:INIT_ROWS], backbone.device)
-    row, position = torch.nonzero(_tokens_of(start, batch, real_text), as_tuple=True)
-    picks = torch.from_numpy(rng.choice(len(row), num_virtual_tokens, replace=len(row) < num_virtual_tokens))
-    picked = row[picks], position[picks]
+    batch, picked = pick_tokens(real_text, num_virtual_tokens, seed, start, backbone.device)
+    if place == "deep":
+        values = keys_and_values(backbone.encoder, batch, picked)
+    else:
+        values = backbone.encoder.get_input_embeddings()(batch["input_ids"][picked])
     torch.manual_seed(seed)
-    if place == "input":
-        return cls(place, _embeddings(backbone, batch["input_ids"][picked]))
-    return cls(place, keys_and_values(backbone.encoder, batch, picked))
-
-
-def _tokens_of(start: Start, batch: dict[str, torch.Tensor], real_text: Encoded) -> torch.Tensor:
-    """Which tokens of a batch a prompt may start from: bool of shape (batch, tokens)."""
-    ids = batch["input_ids"]
-    if start == "separators":
-        return ids == real_text.tokenizer.sep_token_id
-    special = torch.tensor(real_text.tokenizer.all_special_ids, device=ids.device)
-    return ~torch.isin(ids, special)
-
-
-@torch.no_grad()
-def _embeddings(backbone: Backbone, ids: torch.Tensor) -> torch.Tensor:
-    return backbone.encoder.get_input_embeddings()(ids)
+    return (PTuning if method == "p_tuning" else Prompt)(place, values)

@@ -1,19 +1,148 @@
-"""Results of single students → what metrics/<task>.json and curves/<task>.csv hold; pure functions."""
+"""What comes of students: the files of each, and what metrics, curves and predictions hold of all."""
 
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdcache.cache.manifest import Manifest
+from kdcache.data.metrics import compute_metrics, majority_metrics
+from kdcache.data.splits import metric_columns
+from kdcache.data.task import Task
+from kdcache.project import write_json
+from kdcache.students.export import save_student
+from kdcache.students.rows import StudentRows
+from kdcache.students.run import Run
+from kdcache.students.student import predict
+
+RESULT = "result.json"  # in each student's folder, as is:
+PREDICTIONS = "validation.parquet"
 
 Result = Mapping[str, Any]
+Splits = Mapping[str, StudentRows]
+
+
+def diagnostic_splits(task: Task, splits: Splits) -> list[str]:
+    """Return the task's extra splits that are there, with labels."""
+    return [
+        split for split in task.diagnostics if split in splits and bool((splits[split].labels >= 0).any())
+    ]
+
+
+def write_student(
+    run: Run, task: Task, splits: Splits, manifest: Manifest, backbone: Path, folder: Path
+) -> None:
+    """Score a trained student and write its folder; of a diverged one, write only what happened.
+
+    Args:
+        run: finished.
+        task: the student's.
+        splits: with ``validation``.
+        manifest: of the cache that taught it.
+        backbone: the shared backbone's folder.
+        folder: where to.
+    """
+    spec, student = run.spec, run.student
+    result: dict[str, Any] = {"arm": spec.name, "seed": run.seed, "method": spec.method}
+    if run.diverged:
+        step, last = run.diverged
+        write_json(result | {"diverged": {"step": step, "last_finite_loss": last}}, folder / RESULT)
+        return
+
+    scored = ["validation", *diagnostic_splits(task, splits)]
+    logits = {split: predict(student, splits[split].encoded)[0] for split in scored}
+    scores = {split: splits[split].taught_by(spec.targets, run.seed).score(logits[split]) for split in scored}
+    result |= {
+        "objective": spec.describe(),
+        "targets": spec.targets if spec.terms else None,
+        "validation": scores.pop("validation"),
+        "diagnostics": scores,
+        "history": run.history,
+        "epoch": run.history[-1]["epoch"] if run.best.epoch is None else run.best.epoch,
+        "probe_epoch": run.best_probe.epoch or spec.probe_epochs,
+        "probe_steps": run.probe_steps,
+        "steps": run.steps - run.probe_steps,
+        "examples": spec.epochs * len(run.rows) if student.tuned else 0,
+        "prompt_parameters": sum(p.numel() for p in student.tuned),
+        "head_parameters": sum(p.numel() for p in student.head_parameters),
+    }
+    about = {"max_length": spec.max_length, "task": task}
+    card = _card(run, task, result["validation"], manifest)
+    validation = splits["validation"]
+    save_student(student, folder, backbone, about, card, validation.encoded)
+    predictions = _logits_table(validation, logits["validation"])
+    pq.write_table(predictions, folder / PREDICTIONS, write_page_checksum=True)
+    write_json(result, folder / RESULT)
+
+
+def _card(run: Run, task: Task, scores: Mapping[str, float], manifest: Manifest) -> dict[str, str]:
+    """Facts for the student's model card."""
+    spec, seed = run.spec, run.seed
+    member = f", member {seed}" if spec.targets == "member" else ""
+    validation = ", ".join(f"{name} {score:.4f}" for name, score in scores.items() if name != "rows")
+    return {
+        "task": task.name,
+        "labels": ", ".join(task.labels),
+        "template": task.template,
+        "arm": spec.name,
+        "seed": str(seed),
+        "method": spec.method,
+        "objective": spec.describe(),
+        f"validation ({scores.get('rows', 0)} rows)": validation,
+        "teacher": manifest.teacher_digest + member,
+        "cache": manifest.digest,
+        "command": f"`kdcache distill --task {task.name} --arm {spec.name} --seed {seed}`",
+    }
+
+
+def summarise(results: Sequence[Result], task: Task, splits: Splits, manifest: Manifest) -> dict[str, Any]:
+    """Make what metrics/<task>.json holds: each arm over its seeds, the teacher, the majority, the cost.
+
+    Args:
+        results: of single students, as ``write_student`` writes them.
+        task: theirs.
+        splits: what they were trained and scored on.
+        manifest: of the cache that taught them.
+    """
+    validation = splits["validation"]
+    names, columns = task.metrics, metric_columns(validation.table, task)
+    labels = validation.labels.cpu().numpy()
+    finished = [result for result in results if "diverged" not in result]
+    members = {
+        m: compute_metrics(names, labels, logits, columns)
+        for m, logits in enumerate(validation.cached.members)
+    }
+    all_rows = manifest.all_rows_teacher
+    return {
+        "task": task.name,
+        "metric": task.metrics[0],
+        "rows": {split: len(rows) for split, rows in splits.items()},
+        "truncated": {split: float(rows.encoded.truncated.mean()) for split, rows in splits.items()},
+        "majority": majority_metrics(names, labels, task.num_labels, columns),
+        "teacher": {
+            "folds": manifest.num_folds,
+            "all_rows": all_rows.get("validation", {}),
+            "cached": manifest.metrics.get("validation", {}),
+            "diagnostics": {split: all_rows[split] for split in diagnostic_splits(task, splits)},
+            "cost": manifest.cost,
+        }
+        | ({"members": over_seeds(members)} if members else {}),
+        "arm_order": list(dict.fromkeys(result["arm"] for result in finished)),
+        "arms": summarise_arms(finished),
+        "diverged": [result for result in results if "diverged" in result],
+    }
 
 
 def summarise_arms(results: Sequence[Result]) -> dict[str, Any]:
     """Put each arm's students together.
 
     Args:
-        results: of single students, as ``students.distill`` writes them beside each.
+        results: of single students that finished.
 
     Returns:
         arm → method, objective, targets (None without a teacher), trained parameters, counts added over
@@ -40,13 +169,13 @@ def summarise_arms(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def mean_curves(results: Sequence[Result]) -> pd.DataFrame:
-    """One row per arm and epoch: losses and tune scores, means over seeds."""
+    """Return one row per arm and epoch: losses and tune scores, means over seeds."""
     rows = [{"arm": result["arm"], **entry} for result in results for entry in result["history"]]
     return pd.DataFrame(rows).groupby(["arm", "epoch"], sort=False).mean().reset_index()
 
 
 def over_seeds(by_seed: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
-    """Scores of one student or teacher per seed → metric → mean, sd, seeds; ``rows`` is no score."""
+    """Summarise scores of one student or teacher per seed: metric → mean, sd, seeds; ``rows`` is no score."""
     names = [name for name in next(iter(by_seed.values())) if name != "rows"]
     return {name: _spread({seed: scores[name] for seed, scores in by_seed.items()}) for name in names}
 
@@ -58,3 +187,37 @@ def _spread(by_seed: Mapping[int, float]) -> dict[str, Any]:
         "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
         "seeds": {str(seed): value for seed, value in by_seed.items()},
     }
+
+
+def gather_predictions(results: Sequence[Result], validation: StudentRows, students: Path) -> pa.Table:
+    """Put the logits of all students and teachers together: what paired statistics need.
+
+    Args:
+        results: of students that finished.
+        validation: the rows.
+        students: the folder that holds each student's.
+
+    Returns:
+        One row per arm, seed and validation row.
+    """
+    tables = []
+    for result in results:
+        table = pq.read_table(students / f"{result['arm']}-{result['seed']}" / PREDICTIONS)
+        tables.append(_with_arm(table, result["arm"], result["seed"]))
+    cached = validation.cached
+    tables.append(_with_arm(_logits_table(validation, cached.logits), "teacher_cached", 0))
+    if cached.logits_plain is not None:
+        tables.append(_with_arm(_logits_table(validation, cached.logits_plain), "teacher", 0))
+    for member, logits in enumerate(cached.members):
+        tables.append(_with_arm(_logits_table(validation, logits), "teacher_member", member))
+    return pa.concat_tables(tables)
+
+
+def _logits_table(rows: StudentRows, logits: np.ndarray) -> pa.Table:
+    table = rows.table.select(["example_id", "label", "group"])
+    return table.append_column("logits", pa.array(list(logits), pa.list_(pa.float32())))
+
+
+def _with_arm(table: pa.Table, arm: str, seed: int) -> pa.Table:
+    table = table.append_column("arm", pa.array([arm] * len(table), pa.string()))
+    return table.append_column("seed", pa.array([seed] * len(table), pa.int64()))

@@ -1,7 +1,7 @@
-"""data + cache → a student's score under each value of a parameter, on k folds of train; writes nothing.
+"""Choosing a student's parameter by k-fold cross-validation on train; nothing is written.
 
-For tasks too small for a tune split to tell two values apart. Neither ``tune`` nor
-``validation`` is looked at.
+This is for tasks whose tune split is too small to tell two values apart. Neither ``tune`` nor
+``validation`` is used.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import numpy as np
 
 from kdcache.data.splits import assign_folds
 from kdcache.project import Project
+from kdcache.students.arms import resolve_arm
 from kdcache.students.grid import Grid
 
 
@@ -41,7 +42,7 @@ def select(
     scores: dict[str, list[float]] = {}
     for value, project in projects.items():
         grid = Grid(project, task_name)
-        grid.params.arm(arm)
+        resolve_arm(grid.params, arm)
         grid.params = replace(grid.params, log_with=())  # a fold is no run of its own
         train, seed = grid.splits["train"], grid.params.seeds[0]
         folds = assign_folds(train.labels.tolist(), train.table["group"].to_pylist(), num_folds, seed)
@@ -50,11 +51,12 @@ def select(
         scores[value] = []
         for fold in range(num_folds):
             print(f"{task_name} {arm}, {value}: fold {fold + 1} of {num_folds}", flush=True)
-            grid.splits = {
-                **others,
-                "train": train.take(np.flatnonzero(folds != fold)),
-                "validation": train.take(np.flatnonzero(folds == fold)),
+            held_out = folds == fold
+            parts = {
+                "train": train.take(np.flatnonzero(~held_out)),
+                "validation": train.take(np.flatnonzero(held_out)),
             }
+            grid.use(others | parts)
             (result,) = grid.train([arm], [seed], made / str(fold))
             scores[value].append(result["validation"][grid.task.metrics[0]])
         shutil.rmtree(made)
@@ -63,7 +65,7 @@ def select(
     return scores
 
 
-def compare(scores: Mapping[str, Sequence[float]]) -> list[tuple[str, float, float | None]]:
+def rank(scores: Mapping[str, Sequence[float]]) -> list[tuple[str, float, float | None]]:
     """Rank values: (value, mean, gap to the best in its standard errors), the best first.
 
     The gap is the mean of the folds' differences, over their standard deviation divided by

@@ -1,23 +1,22 @@
 """A student: a backbone, perhaps a prompt, and a head; and the forward pass of many at once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
-from transformers import PreTrainedModel
 
-from kdcache.encoder.batching import Encoded, Padded, fixed_plan
-from kdcache.encoder.load import last_linear, load_classifier
-from kdcache.students.frozen import Backbone, RowPrompts, head_names, take_apart
-from kdcache.students.prompts import PROMPTS, Prompt, Start, build_prompt
+from kdcache.encoder.adapters import add_lora
+from kdcache.encoder.batching import Encoded, Padded, fixed_plan, in_row_order
+from kdcache.encoder.load import load_classifier
+from kdcache.encoder.parts import last_linear, take_apart
+from kdcache.encoder.starts import Start
+from kdcache.students.arms import ArmSpec
+from kdcache.students.methods import METHODS
+from kdcache.students.prompted import Backbone, RowPrompts
+from kdcache.students.prompts import Prompt, build_prompt
 
-# Methods with weights of their own, trained one at a time; PROMPTS and ``head`` share a frozen backbone.
-REFERENCES = ("lora", "full")
-METHODS = ("head", *PROMPTS, *REFERENCES)
 EVAL_BATCH_SIZE = 128
 LORA_RANK = 8
 
@@ -56,7 +55,7 @@ class Student(nn.Module):
     """What is trained and saved.
 
     Args:
-        method: one of ``METHODS``.
+        method: a key of ``METHODS``.
         backbone: the shared frozen one, or a reference's own.
         prompt: None for methods without.
         head: its own.
@@ -94,35 +93,19 @@ class Student(nn.Module):
         return [p for p in self.head.parameters() if p.requires_grad]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What decides an untrained student beside its backbone.
-
-    Args:
-        method: one of ``METHODS``.
-        num_outputs: logits per sequence.
-        num_virtual_tokens: length of the prompt, in tokens.
-        max_length: of the inputs, in tokens.
-        seed: of head and start.
-        start: which tokens of real text the prompt starts from.
-    """
-
-    method: str
-    num_outputs: int
-    num_virtual_tokens: int
-    max_length: int
-    seed: int
-    start: Start = "separators"
-
-
-def build_student(recipe: Recipe, folder: Path, backbone: Backbone, real_text: Encoded) -> Student:
+def build_student(
+    spec: ArmSpec, num_outputs: int, seed: int, folder: Path, backbone: Backbone, real_text: Encoded
+) -> Student:
     """Build an untrained student.
 
     Args:
-        recipe: what to build.
+        spec: its arm.
+        num_outputs: logits per sequence.
+        seed: of head and prompt.
         folder: the backbone's, for a fresh head (and a reference's own copy).
         backbone: the shared frozen one, made of the same folder.
-        real_text: rows whose tokens a prompt starts from.
+        real_text: rows whose tokens a prompt starts from; where the arm starts from another
+            student's prompt, that one is to be put in afterwards.
 
     Returns:
         A student whose prompt and head, or own weights, require a gradient and nothing else.
@@ -130,32 +113,21 @@ def build_student(recipe: Recipe, folder: Path, backbone: Backbone, real_text: E
     Raises:
         ModelError: the method does not work on this architecture, or positions run out.
     """
-    method = recipe.method
-    place = PROMPTS[method][1] if method in PROMPTS else None
-    backbone.check(place, recipe.num_virtual_tokens, recipe.max_length)
-    model = load_classifier(folder, recipe.num_outputs, recipe.seed)
-    if method in REFERENCES:
-        return _build_reference(model, recipe, backbone)
+    facts = METHODS[spec.method]
+    backbone.check(facts.place, spec.num_virtual_tokens, spec.max_length)
+    model = load_classifier(folder, num_outputs, seed)
+    if facts.own_weights:
+        whole = add_lora(model, LORA_RANK, 2 * LORA_RANK) if spec.method == "lora" else model
+        encoder, chain = take_apart(model)
+        own = Backbone(encoder, backbone.dtype, backbone.dropout).to(backbone.device)
+        return Student(spec.method, own, None, Head(chain, num_outputs), whole).to(backbone.device)
     prompt = None
-    if place is not None:
+    if facts.place:
+        start: Start = "words" if spec.init == "words" else "separators"
         prompt = build_prompt(
-            method, backbone, recipe.num_virtual_tokens, real_text, recipe.seed, recipe.start
+            spec.method, facts.place, backbone, spec.num_virtual_tokens, real_text, seed, start
         )
-    head = Head(take_apart(model)[1], recipe.num_outputs)
-    return Student(method, backbone, prompt, head).to(backbone.device)
-
-
-def _build_reference(model: PreTrainedModel, recipe: Recipe, shared: Backbone) -> Student:
-    whole: nn.Module = model
-    if recipe.method == "lora":
-        config = LoraConfig(
-            task_type=TaskType.SEQ_CLS, r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear",
-            modules_to_save=[name.rpartition(".")[2] for name in head_names(model)],
-        )  # fmt: skip
-        whole = get_peft_model(model, config)
-    encoder, chain = take_apart(model)
-    own = Backbone(encoder, shared.dtype, shared.dropout).to(shared.device)
-    return Student(recipe.method, own, None, Head(chain, recipe.num_outputs), whole).to(shared.device)
+    return Student(spec.method, backbone, prompt, Head(take_apart(model)[1], num_outputs)).to(backbone.device)
 
 
 def forward(
@@ -206,5 +178,6 @@ def predict(
         features.append(encoded.by_row(some_features))
         if after_batch:
             after_batch(len(rows))
-    back = np.argsort(np.concatenate(plan))
-    return torch.cat(logits).cpu().numpy()[back], torch.cat(features).float().cpu().numpy()[back]
+    return (
+        in_row_order(logits, plan).cpu().numpy(), in_row_order(features, plan).float().cpu().numpy()
+    )  # fmt: skip

@@ -1,1 +1,1 @@
-"""The teacher: fine-tuning, its folder, and the cache that is made of it."""
+"""The teacher: its training, its folder, and the cache that is made from it."""

@@ -1,7 +1,7 @@
-"""teacher + data → cache/<task>/: extraction meets the writer here, and nowhere else."""
+"""Stage cache_teacher: the teacher's logits and features of every prepared row, written as a cache."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,20 +9,21 @@ import numpy as np
 import pyarrow as pa
 
 from kdcache.cache.location import Location
+from kdcache.cache.rows import CacheRows
 from kdcache.cache.writer import CacheWriter
 from kdcache.data.metrics import compute_metrics
-from kdcache.data.splits import existing_splits, metric_columns, read_split
-from kdcache.data.task import Task, read_task
+from kdcache.data.splits import metric_columns, read_tables
+from kdcache.data.task import Task
 from kdcache.digests import file_digest
 from kdcache.encoder.forward import Dtype
 from kdcache.encoder.load import setup
 from kdcache.errors import ModelError
 from kdcache.params import Count
-from kdcache.project import COST, Project, require, require_task
-from kdcache.teacher.folder import read_identity
-from kdcache.teacher.rows import Teacher
+from kdcache.project import Project, require, require_task
+from kdcache.teacher.extraction import Teacher
+from kdcache.teacher.folder import COST, read_identity
 
-# How far a logit may move when it is computed again in another batch, as measured with a margin.
+# How far a logit may move if it is computed again in another batch: measured, with a margin.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 
 
@@ -32,7 +33,7 @@ class CacheTeacherParams:
 
     Args:
         batch_size: rows per forward pass.
-        dtype: what the teacher computes in; the manifest says how far bfloat16 moved the logits.
+        dtype: of the computation. The manifest records how far bfloat16 moved the logits.
     """
 
     batch_size: Count
@@ -40,51 +41,50 @@ class CacheTeacherParams:
 
 
 def cache_teacher(project: Project, task_name: str) -> None:
-    """Run every prepared row through the teacher and write the cache.
+    """Run the teacher on every prepared row and write the cache.
 
-    With folds, a training row goes through the one fold teacher that never saw it, and a row
-    of another split through all of them, its logits and features being their means; beside these
-    stands what the teacher on all rows says. An ensemble speaks as the mean of its members, beside
-    which stands what each of them says.
-    Interrupted, the next run goes on after the last whole part.
+    With folds, the logits of a training row come from the teacher that was trained without its fold;
+    the logits and features of any other row are means over the teachers of all folds. The logits of
+    the teacher trained on all rows are stored too. An ensemble's logits and features are means over
+    its members, and the logits of each member are stored too. An interrupted run resumes after the
+    last stored part.
 
     Raises:
-        ModelError: no teacher in place, or one with other weights than its identity names.
-        DataError: no prepared data, or other training rows than the teacher's.
+        ModelError: there is no teacher, or its weights do not have the digests in its identity.
+        DataError: there are no prepared data, or the training rows are not those of the teacher.
         CacheError: the cache cannot be written.
     """
     params = project.section("cache_teacher", CacheTeacherParams)
     require_task(project, task_name)
-    _teacher_folder(project, task_name)
-    data = Path(project.paths.data) / task_name
-    task = read_task(data, task_name)
-    tables = {split: read_split(data, split, task) for split in existing_splits(data, task)}
+    _require_teacher(project, task_name)
+    task, tables = read_tables(project.paths.data, task_name)
     teacher = open_teacher(project, task, params, tables)
     cost = json.loads((teacher.folder / COST).read_text(encoding="utf-8"))
 
     location = Location.parse(project.paths.cache, task_name)
+    data = Path(project.paths.data) / task_name
     digests = [file_digest(data / f"{split}.parquet") for split in tables]
     scratch = project.scratch(
-        "cache", teacher.identity, params.batch_size, params.dtype, project.threads, digests
+        __name__, teacher.identity, params.batch_size, params.dtype, project.threads, digests
     )
-    metrics, all_rows = {}, {}
+    metrics, all_rows_metrics = {}, {}
     with CacheWriter(location, scratch) as writer:
         for split, table in tables.items():
             teacher.run(writer, split)
             scored: list[tuple[np.ndarray, np.ndarray]] = []
-            writer.write(split, teacher.rows(writer, split, scored))
-            ours, whole = (np.concatenate(part) for part in zip(*scored, strict=True))
+            writer.write(split, _record(teacher.rows(writer, split), scored))
+            logits, all_rows_logits = (np.concatenate(part) for part in zip(*scored, strict=True))
             labels = table["label"].to_numpy()
             names, columns = task.metrics_of(split), metric_columns(table, task)
-            metrics[split] = compute_metrics(names, labels, ours, columns)
-            all_rows[split] = compute_metrics(names, labels, whole, columns)
+            metrics[split] = compute_metrics(names, labels, logits, columns)
+            all_rows_metrics[split] = compute_metrics(names, labels, all_rows_logits, columns)
         truncated = {split: int(encoded.truncated.sum()) for split, encoded in teacher.encoded.items()}
         forward = sum(teacher.passes(split) * len(tables[split]) for split in tables)
         manifest = writer.finish(
             teacher.identity, dtype=params.dtype, tolerance=TOLERANCE[params.dtype],
             drift={} if params.dtype == "float32" else teacher.drift("train"),
             metrics={k: v for k, v in metrics.items() if v},
-            all_rows_teacher={k: v for k, v in all_rows.items() if v},
+            all_rows_teacher={k: v for k, v in all_rows_metrics.items() if v},
             cost={f"training_{key}": value for key, value in cost.items()}
             | {"forward_examples": forward, "truncated_examples": sum(truncated.values())},
         )  # fmt: skip
@@ -93,25 +93,31 @@ def cache_teacher(project: Project, task_name: str) -> None:
     print(f"{task_name}: cached {rows} rows, {size / rows:.0f} bytes/row")
     for split, count in truncated.items():
         if count:
-            share = count / len(tables[split])
-            print(f"{task_name} {split}: {share:.1%} of the rows lost tokens to max_length")
+            print(f"{task_name} {split}: {count / len(tables[split]):.1%} of rows are cut at max_length")
 
 
 def open_teacher(
     project: Project, task: Task, params: CacheTeacherParams, tables: Mapping[str, pa.Table]
 ) -> Teacher:
-    """The teacher of a task, ready for the prepared rows ``tables`` (split → table).
+    """Open the teacher of a task for the prepared rows ``tables`` (split → table).
 
     Raises:
-        ModelError: no teacher in place, or one with other weights than its identity names.
-        DataError: other training rows than the teacher's.
+        ModelError: there is no teacher, or its weights do not have the digests in its identity.
+        DataError: the training rows are not those of the teacher.
     """
-    folder = _teacher_folder(project, task.name)
+    folder = _require_teacher(project, task.name)
     return Teacher(
         folder, task, read_identity(folder), tables, params.batch_size, params.dtype, setup(project.threads)
     )
 
 
-def _teacher_folder(project: Project, task_name: str) -> Path:
+def _record(chunks: Iterator[CacheRows], scored: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[CacheRows]:
+    """Pass rows on, and record their cached logits and those of the teacher trained on all rows."""
+    for chunk in chunks:
+        scored.append((chunk.logits, chunk.all_rows_teacher().logits))
+        yield chunk
+
+
+def _require_teacher(project: Project, task_name: str) -> Path:
     folder = Path(project.paths.teacher) / task_name
     return require(folder, "the teacher", f"kdcache teach --task {task_name}", ModelError)

@@ -1,10 +1,17 @@
-"""A file of someone else's outputs + data → cache/<task>/, and the cache back to such a file."""
+"""Import of any teacher's outputs as a cache, and export of a cache to such a file."""
 
 from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache.exchange import FLOOR, MissingMass, Outputs, read_outputs, to_logits, write_outputs
+from kdcache.cache.exchange import (
+    MIN_PROBABILITY,
+    MissingMass,
+    Outputs,
+    read_outputs,
+    to_logits,
+    write_outputs,
+)
 from kdcache.cache.ids import name_some
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import EXTERNAL, Manifest, read_manifest
@@ -13,8 +20,7 @@ from kdcache.cache.rows import CacheRows
 from kdcache.cache.schema import ALL_ROWS_TEACHER
 from kdcache.cache.writer import CacheWriter
 from kdcache.data.metrics import compute_metrics
-from kdcache.data.splits import existing_splits, metric_columns, read_split
-from kdcache.data.task import read_task
+from kdcache.data.splits import metric_columns, read_tables
 from kdcache.digests import file_digest
 from kdcache.errors import DataError
 from kdcache.project import Project, require_task
@@ -24,45 +30,43 @@ def import_cache(
     project: Project, task_name: str, path: Path, missing_mass: MissingMass = "refuse",
     id_column: str = "example_id",
 ) -> Manifest:  # fmt: skip
-    """Make a verified cache of a teacher that kdcache did not run.
+    """Make a cache from the outputs of a teacher that kdcache did not run.
 
-    Rows are joined to the prepared data by id, whatever split they are in. Splits of which the
-    file holds no row are left out; one that it holds in part is refused.
+    Rows are joined to the prepared data by id, in all splits. A split without any row in the file is
+    left out, except train. A split with only some of its rows in the file is refused.
 
     Args:
         project: the project.
         task_name: the task.
         path: see ``cache.exchange``.
         missing_mass: see ``cache.exchange.to_logits``.
-        id_column: the column that holds the ids.
+        id_column: name of the column of ids.
 
     Returns:
-        The manifest; its identity is of kind ``external`` and names the file by its digest.
+        The manifest. Its identity is of kind ``external`` and holds the digest of the file.
 
     Raises:
-        DataError: no prepared data, or a file that does not fit it.
+        DataError: there are no prepared data, or the file does not fit them.
         CacheError: the cache cannot be written.
     """
     require_task(project, task_name)
-    data = Path(project.paths.data) / task_name
-    task = read_task(data, task_name)
-    tables = {split: read_split(data, split, task) for split in existing_splits(data, task)}
+    task, tables = read_tables(project.paths.data, task_name)
     outputs = read_outputs(path, task.labels, id_column)
     logits = to_logits(outputs, missing_mass, str(path))
     row_of = {example_id: row for row, example_id in enumerate(outputs.example_id)}
     known = {i for table in tables.values() for i in table["example_id"].to_pylist()}
     if unknown := [i for i in outputs.example_id if i not in known]:
         raise DataError(
-            f"{path}: every id must be one of data/{task_name}, got unknown {name_some(unknown)}."
+            f"{path}: every id must be in {project.paths.data}/{task_name}, got unknown {name_some(unknown)}."
         )
 
     identity = {
         "kind": EXTERNAL, "task": task.name, "template": task.template, "labels": list(task.labels),
         "num_labels": task.num_labels, "source": path.name, "source_sha256": file_digest(path),
-        "given": outputs.kind, "missing_mass": missing_mass, "floor": FLOOR,
+        "given": outputs.kind, "missing_mass": missing_mass, "floor": MIN_PROBABILITY,
     }  # fmt: skip
     metrics = {}
-    scratch = project.scratch("import", identity)
+    scratch = project.scratch(__name__, identity)
     with CacheWriter(Location.parse(project.paths.cache, task_name), scratch) as writer:
         for split, table in tables.items():
             ids, hashes = table["example_id"].to_pylist(), table["content_hash"].to_pylist()
@@ -86,15 +90,15 @@ def export_cache(project: Project, task_name: str, splits: list[str], path: Path
     Args:
         project: the project.
         task_name: the task.
-        splits: which; empty takes all.
+        splits: to write; empty writes all.
         path: a .csv, .jsonl, .parquet or .npz file.
 
     Returns:
-        How many rows were written.
+        Number of rows written.
 
     Raises:
-        CacheError: no such cache or split.
-        DataError: another ending.
+        CacheError: there is no such cache or split.
+        DataError: the file has another ending.
     """
     require_task(project, task_name)
     location = Location.parse(project.paths.cache, task_name)
@@ -110,11 +114,15 @@ def _require_rows(
 ) -> None:
     missing = [i for i in ids if i not in row_of]
     if missing:
-        raise DataError(f"{path}: every row of {split} must be in it, got none for {name_some(missing)}.")
-    if outputs.content_hash is not None:
-        theirs = outputs.content_hash
-        changed = [i for i, ours in zip(ids, hashes, strict=True) if theirs[row_of[i]] != ours]
-        if changed:
-            raise DataError(
-                f"{path}: the text must be that of data/, got another content_hash for {name_some(changed)}."
-            )
+        raise DataError(
+            f"{path}: every row of {split} must be in the file, got none for {name_some(missing)}."
+        )
+    found = outputs.content_hash
+    if found is None:
+        return
+    changed = [i for i, expected in zip(ids, hashes, strict=True) if found[row_of[i]] != expected]
+    if changed:
+        raise DataError(
+            f"{path}: the texts must be those of the prepared data, got another content_hash for "
+            f"{name_some(changed)}."
+        )

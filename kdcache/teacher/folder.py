@@ -1,4 +1,4 @@
-"""A teacher's folder: the models in it, and the digests that name them."""
+"""The folder of a teacher: its files, the models in it, and the digests that identify them."""
 
 import json
 from pathlib import Path
@@ -10,45 +10,58 @@ from kdcache.encoder.load import WEIGHTS, config_digest, resolve
 from kdcache.errors import ModelError
 from kdcache.project import IDENTITY
 
-ALL_ROWS = -1  # in place of a fold
+# Files next to identity.json and what save_pretrained writes.
+COST = "cost.json"  # steps and examples of the training
+FOLDS = "folds.parquet"  # example_id → fold
 
 
-def part(folder: Path, fold: int, member: int) -> Path:
-    """Where one model of a teacher lies.
+def teacher_folds(num_folds: int) -> tuple[int | None, ...]:
+    """List the teachers of a task, each by the fold that it was trained without.
+
+    None stands for the teacher trained on all rows.
+
+    >>> teacher_folds(2)
+    (None, 0, 1)
+    """
+    return (None, *range(num_folds))
+
+
+def model_folder(folder: Path, fold: int | None, member: int) -> Path:
+    """Return the folder of one model.
 
     Args:
-        folder: of the teacher; the first model on all rows lies in it directly.
-        fold: which one it never saw, or ``ALL_ROWS``.
-        member: which one of the ensemble.
+        folder: of the teacher. The first model trained on all rows lies directly in it.
+        fold: see ``teacher_folds``.
+        member: number of the model in its ensemble, from 0.
     """
-    folder = folder if fold == ALL_ROWS else folder / f"fold-{fold}"
+    folder = folder if fold is None else folder / f"fold-{fold}"
     return folder / f"member-{member}" if member else folder
 
 
-def describe_teacher(folder: Path, folds: int, ensemble: int) -> dict[str, Any]:
-    """The digests in ``identity.json``: of each teacher's weights, of config and tokenizer.
+def describe_teacher(folder: Path, num_folds: int, ensemble: int) -> dict[str, Any]:
+    """Compute the digests in ``identity.json``: of all weights, of config and tokenizer.
 
-    An adapter's are over its own file and that of the model it adapts, an ensemble's over those
-    of its members: they stand for exactly these weights, whatever they are made of.
+    The digest of an adapter is over its own file and the weights of its base model. The digest of
+    an ensemble is over those of its members. So each digest stands for exactly these weights.
     """
     members = [
-        [_weights_digest(part(folder, fold, member)) for member in range(ensemble)]
-        for fold in range(ALL_ROWS, folds)
+        [_weights_digest(model_folder(folder, fold, member)) for member in range(ensemble)]
+        for fold in teacher_folds(num_folds)
     ]
-    whole, *crossed = [digests[0] if ensemble == 1 else value_digest(digests) for digests in members]
+    all_rows, *folds = [digests[0] if ensemble == 1 else value_digest(digests) for digests in members]
     return {
-        "weights_sha256": whole,
-        "folds_sha256": crossed,
+        "weights_sha256": all_rows,
+        "folds_sha256": folds,
         "config_sha256": _config_digest(folder),
         "tokenizer_sha256": file_digest(folder / "tokenizer.json"),
     } | ({"members_sha256": members} if ensemble > 1 else {})
 
 
 def read_identity(folder: Path) -> dict[str, Any]:
-    """Read ``identity.json``, and make sure that the weights are still the ones it names.
+    """Read ``identity.json`` and check that the weights have the digests in it.
 
     Raises:
-        ModelError: they are not: a file was changed, or the model that an adapter adapts.
+        ModelError: a file has changed, or the base model of an adapter.
     """
     identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
     found = describe_teacher(folder, len(identity["folds_sha256"]), identity.get("ensemble", 1))

@@ -1,4 +1,4 @@
-"""Fine-tune the teacher, whole or through a PEFT adapter, with the transformers Trainer."""
+"""Fine-tuning of a teacher, fully or with a PEFT adapter, by the transformers Trainer."""
 
 import json
 import math
@@ -14,16 +14,17 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from kdcache.encoder.adapters import add_lora, add_prefix, check_positions
+from kdcache.encoder.adapters import add_lora, add_prefix
+from kdcache.encoder.architectures import check_positions
 from kdcache.encoder.batching import Encoded
 from kdcache.encoder.load import load_classifier
 from kdcache.errors import ParamsError, TrainingDiverged
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
 
-CHECKPOINT_STEPS = 200  # with optimizer state: three times the size of what is trained
+SAVE_STEPS = 200  # a checkpoint takes three times the bytes of the trained weights
 
-Method = Literal["full", "prefix", "lora"]
-KEYS_OF: dict[Method, tuple[str, ...]] = {
+TeacherMethod = Literal["full", "prefix", "lora"]
+KEYS_OF: dict[TeacherMethod, tuple[str, ...]] = {
     "full": (),
     "prefix": ("num_virtual_tokens",),
     "lora": ("lora_rank", "lora_alpha"),
@@ -39,22 +40,23 @@ class TrainTeacherParams:
         epochs: passes over the training rows.
         lr: peak learning rate of AdamW, after a linear warm-up.
         batch_size: rows per step.
-        max_length: in tokens; longer pairs lose the end of their longer part.
+        max_length: in tokens. The longer text of a pair is cut at its end.
         weight_decay: of AdamW.
         warmup_fraction: share of the steps that warm up, 0 … 0.9.
-        folds: k ≥ 2 trains k teachers more, each on the other folds, so that a training row's
-            cached logits come from a teacher that never saw it; 0 trains the one teacher.
-        select: ``last`` epoch, or the one with the best first metric on ``tune``.
-        seed: of head, dropout and order.
-        method: what is trained: ``full``, all weights; ``prefix``, prompts, pooler and head, the rest
-            frozen; ``lora``, low-rank updates of every linear layer, merged into plain weights at the end.
+        folds: k ≥ 2 trains k more teachers, each without one fold, so that the cached logits of a
+            training row come from a teacher that was not trained on it. 0 trains one teacher.
+        select: ``last`` epoch, or the epoch with the best first metric on ``tune``.
+        seed: of the head, dropout and the order of rows.
+        method: ``full`` trains all weights. ``prefix`` trains prompts, pooler and head, and freezes
+            the rest. ``lora`` trains low-rank updates of every linear layer, which are merged into
+            the weights at the end.
         num_virtual_tokens: of ``prefix``, length of the prompt, in tokens.
         lora_rank, lora_alpha: of ``lora``, see ``adapters.add_lora``.
-        ensemble: n ≥ 2 trains n teachers, of seeds seed … seed + n − 1, in place of each; the cache
-            holds the mean of their logits, and those of each member.
+        ensemble: n ≥ 2 trains n models with seeds seed … seed + n − 1 instead of each teacher. The
+            cache holds the mean of their logits, and those of each member.
 
     Raises:
-        ParamsError: a key that the method lacks, or one of another method.
+        ParamsError: a key of the method is missing, or a key of another method is set.
     """
 
     model: str
@@ -67,7 +69,7 @@ class TrainTeacherParams:
     folds: NonNegativeInt
     select: Literal["last", "tune"]
     seed: NonNegativeInt
-    method: Method = "full"
+    method: TeacherMethod = "full"
     num_virtual_tokens: Count | None = None
     lora_rank: Count | None = None
     lora_alpha: Count | None = None
@@ -79,7 +81,7 @@ class TrainTeacherParams:
             for key in keys:
                 value = getattr(self, key)
                 if method == self.method and value is None:
-                    problems.append(f"train_teacher.{key}: it must be set with method {method}, got nothing.")
+                    problems.append(f"train_teacher.{key}: it must be set with method {method}.")
                 if method != self.method and value is not None:
                     problems.append(
                         f"train_teacher.{key}: it must be null with method {self.method}, got {value}. "
@@ -90,10 +92,10 @@ class TrainTeacherParams:
 
 
 class _KeepBest(TrainerCallback):
-    """What is trained, of the epoch with the highest score, on disk, so that an interrupted run keeps it.
+    """Keeps the trained weights of the epoch with the highest score on disk.
 
-    Scores at the last step of an epoch, before the trainer writes a checkpoint there: what a
-    checkpoint has behind it has been scored.
+    It scores at the last step of an epoch, before the trainer writes a checkpoint there. So every
+    epoch before a checkpoint has been scored, and an interrupted run keeps its best epoch.
     """
 
     def __init__(self, score: Callable[[nn.Module], float], steps_per_epoch: int, folder: Path) -> None:
@@ -110,7 +112,7 @@ class _KeepBest(TrainerCallback):
                 self.note.write_text(json.dumps({"score": score, "step": state.global_step}))
 
     def restore(self, model: nn.Module) -> None:
-        model.load_state_dict(load_file(self.weights), strict=False)  # what is frozen never moved
+        model.load_state_dict(load_file(self.weights), strict=False)  # frozen weights are not in the file
 
 
 def fine_tune(
@@ -123,24 +125,25 @@ def fine_tune(
     scratch: Path,
     score: Callable[[nn.Module], float] | None = None,
 ) -> tuple[PreTrainedModel | PeftModel, dict[str, int]]:
-    """Fine-tune a model on some rows; keep the last epoch, or the one that scores best.
+    """Fine-tune a model on some rows, and keep the last or the best epoch.
 
     Args:
         folder: the pretrained model.
         encoded: tokenised rows.
         labels: class index per row; rows with −1 must not be among ``indices``.
         indices: the rows to train on.
-        num_labels: outputs of the head, per sequence; 1 where the classes are the sequences.
+        num_labels: outputs of the head per sequence; 1 if each class is a sequence of its own.
         params: the settings.
-        scratch: checkpoints, every ``CHECKPOINT_STEPS``; an interrupted run goes on from the last.
-        score: of a model after each epoch, higher is better; None keeps the last.
+        scratch: folder of the checkpoints, one every ``SAVE_STEPS``. An interrupted run resumes
+            from the last.
+        score: of a model after each epoch, higher is better. None keeps the last epoch.
 
     Returns:
-        The model in eval mode on the CPU, a PEFT model for method ``prefix``, and its cost: steps,
-        examples.
+        The model in eval mode on the CPU, a PEFT model for method ``prefix``, and its cost: numbers
+        of steps and examples.
 
     Raises:
-        ModelError: the method does not work on this architecture, or positions run out.
+        ModelError: the method does not work on this architecture, or the model has too few positions.
         TrainingDiverged: the loss became NaN or infinite.
     """
     model = _build(folder, encoded.take(indices), num_labels, params)
@@ -154,7 +157,7 @@ def fine_tune(
         warmup_steps=params.warmup_fraction,
         lr_scheduler_type="linear",
         save_strategy="steps",
-        save_steps=CHECKPOINT_STEPS,
+        save_steps=SAVE_STEPS,
         save_total_limit=1,
         logging_strategy="epoch",
         logging_nan_inf_filter=False,
@@ -198,10 +201,12 @@ def fine_tune(
 def _build(
     folder: Path, encoded: Encoded, num_labels: int, params: TrainTeacherParams
 ) -> PreTrainedModel | PeftModel:
-    """The untrained model; only what ``params.method`` trains requires a gradient."""
+    """Build the untrained model; only the weights that ``params.method`` trains require a gradient."""
     model = load_classifier(folder, num_labels, params.seed)
     if params.num_virtual_tokens:
-        check_positions(model, params.num_virtual_tokens, params.max_length, folder, "train_teacher")
+        check_positions(
+            model.config, params.max_length, params.num_virtual_tokens, str(folder), "train_teacher"
+        )
         return add_prefix(model, params.num_virtual_tokens, encoded, params.seed, "train_teacher")
     if params.lora_rank and params.lora_alpha:
         return add_lora(model, params.lora_rank, params.lora_alpha)

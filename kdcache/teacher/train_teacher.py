@@ -1,4 +1,4 @@
-"""data → models/teacher/<task>/: a folder per fold and seed, the first one itself, and identity.json."""
+"""Stage train_teacher: a teacher on all rows and one per fold, with their identity."""
 
 import itertools
 import json
@@ -32,8 +32,6 @@ from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_tokenizer, resolve, save_model, setup
 from kdcache.errors import DataError
 from kdcache.project import (
-    COST,
-    FOLDS,
     IDENTITY,
     Project,
     place,
@@ -41,21 +39,21 @@ from kdcache.project import (
     require_tune,
     write_json,
 )
-from kdcache.teacher.folder import ALL_ROWS, describe_teacher, part
+from kdcache.teacher.folder import COST, FOLDS, describe_teacher, model_folder, teacher_folds
 from kdcache.teacher.train import TrainTeacherParams, fine_tune
 
-EVAL_BATCH_SIZE = 64
+SCORE_BATCH_SIZE = 64
 
 
 def train_teacher(project: Project, task_name: str) -> None:
-    """Fine-tune the teacher on all training rows, and one more per fold for cross-fitted logits.
+    """Fine-tune a teacher on all training rows, and one more per fold for cross-fitted logits.
 
-    Each of them is an ensemble where ``ensemble`` says so. Interrupted, the next run goes on:
-    finished models are kept whole, the one at work from its last checkpoint.
+    With ``ensemble``, each teacher is several models. An interrupted run resumes: finished models are
+    kept, and the unfinished one continues from its last checkpoint.
 
     Raises:
-        ParamsError: ``select: tune`` without a tune split; keys that contradict the method.
-        DataError: no prepared data, or too few labelled rows.
+        ParamsError: ``select: tune`` without a tune split, or a key contradicts the method.
+        DataError: there are no prepared data, or too few labelled rows.
         ModelError: the model reference does not resolve, or the method does not work on that model.
         TrainingDiverged: the loss became NaN or infinite.
     """
@@ -68,11 +66,11 @@ def train_teacher(project: Project, task_name: str) -> None:
     device = setup(project.threads)
 
     labels = train["label"].to_pylist()
-    folds = _folds(train, params)
+    folds = _deal_folds(train, params)
     tokenizer = load_tokenizer(base)
     encoded = encode(tokenizer, *sequences(train, task), params.max_length, task.truncate, task.num_choices)
     if encoded.truncated.any():
-        print(f"{task_name}: {encoded.truncated.mean():.1%} of {len(encoded)} rows lose tokens to max_length")
+        print(f"{task_name}: {encoded.truncated.mean():.1%} of {len(encoded)} rows are cut at max_length")
 
     made_of = [task_name, asdict(params), project.threads, table_digest(train)]
     score = None
@@ -81,20 +79,21 @@ def train_teacher(project: Project, task_name: str) -> None:
         tune = read_split(data, "tune", task)
         made_of.append(table_digest(tune))
         score = _scorer(task, tune, tokenizer, params, device)
-    scratch = project.scratch("teacher", *made_of)
+    scratch = project.scratch(__name__, *made_of)
     made = scratch / "made"
     cost = {"steps": 0, "examples": 0}
-    for fold, member in itertools.product(range(ALL_ROWS, params.folds), range(params.ensemble)):
-        rows = [i for i, label in enumerate(labels) if label >= 0 and (fold == ALL_ROWS or folds[i] != fold)]
-        folder = part(made, fold, member)
-        done = scratch / f"cost{fold}-{member}.json"
+    for fold, member in itertools.product(teacher_folds(params.folds), range(params.ensemble)):
+        rows = [i for i, label in enumerate(labels) if label >= 0 and (fold is None or folds[i] != fold)]
+        folder = model_folder(made, fold, member)
+        name = f"{'all-rows' if fold is None else f'fold-{fold}'}-{member}"
+        done = scratch / f"cost-{name}.json"
         if not done.is_file():
-            shutil.rmtree(folder, ignore_errors=True)  # parts made later may lie in it, none made before
+            shutil.rmtree(folder, ignore_errors=True)  # models made later may lie in it, none made before
             seed = params.seed + member
-            what = "all rows" if fold == ALL_ROWS else f"all folds but {fold}"
+            what = "all rows" if fold is None else f"all folds but {fold}"
             what += f", seed {seed}" if params.ensemble > 1 else ""
             print(f"{task_name}: teacher on {what}, {len(rows)} rows, {params.epochs} epochs")
-            checkpoints = scratch / f"checkpoints{fold}-{member}"
+            checkpoints = scratch / f"checkpoints-{name}"
             model, spent = fine_tune(
                 base, encoded, labels, rows, task.num_outputs, replace(params, seed=seed), checkpoints, score
             )
@@ -123,21 +122,21 @@ def _save(model: PreTrainedModel | PeftModel, tokenizer: Any, folder: Path, base
 def _scorer(
     task: Task, tune: pa.Table, tokenizer: Any, params: TrainTeacherParams, device: torch.device
 ) -> Callable[[nn.Module], float]:
-    """A model → its first metric on ``tune``."""
+    """Return a function that computes a model's first metric on ``tune``."""
     encoded = encode(tokenizer, *sequences(tune, task), params.max_length, task.truncate, task.num_choices)
     labels, columns = tune["label"].to_numpy(), metric_columns(tune, task)
 
     def score(model: nn.Module) -> float:
-        logits, _ = extract(model, encoded, task.num_outputs, EVAL_BATCH_SIZE, device)
+        logits, _ = extract(model, encoded, task.num_outputs, SCORE_BATCH_SIZE, device)
         return compute_metrics(task.metrics[:1], labels, logits, columns)[task.metrics[0]]
 
     return score
 
 
-def _folds(train: pa.Table, params: TrainTeacherParams) -> np.ndarray:
+def _deal_folds(train: pa.Table, params: TrainTeacherParams) -> np.ndarray:
     labels = train["label"].to_pylist()
     if sum(label >= 0 for label in labels) < 2:
-        raise DataError("train: there must be at least 2 labelled rows, got fewer. Check prepare.max_rows.")
+        raise DataError("train: the split must have at least 2 labelled rows. Check prepare.max_rows.")
     if params.folds == 0:
         return np.full(len(labels), -1, dtype=np.int8)
     return assign_folds(labels, train["group"].to_pylist(), params.folds, params.seed)

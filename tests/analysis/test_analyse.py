@@ -1,4 +1,4 @@
-"""What a cache holds, on caches whose answer is planted."""
+"""Analysis of caches whose answer is planted."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ def analyse(
 ) -> CacheAnalysis:
     """Write a cache and analyse it; with folds, row i of train is of fold i mod k.
 
-    ``all_rows``: split → accuracy of the teacher on all rows; it is wrong on the last rows.
+    ``all_rows``: split → accuracy of the teacher trained on all rows; it is wrong on the last rows.
     """
     rows, metrics = {}, {}
     for split, (labels, logits) in splits.items():
@@ -161,16 +161,16 @@ def test_teachers_that_differ_are_counted_row_by_row(tmp_path):
     labels = np.zeros(100, int)
     logits = np.where(np.arange(100)[:, None] < 70, [[1.0, 0]], [[0, 1.0]])  # right on the first 70
     found = analyse(tmp_path, 2, {"train": 0.9}, train=(labels, logits)).agreement["train"]
-    assert (found.all_rows, found.crossed, found.same, found.rows, found.one_right) == (
+    assert (found.all_rows, found.fold_teachers, found.same, found.rows, found.discordant) == (
         0.9,
         0.7,
         0.8,
         100,
         0.2,
     )
-    lost, error = found.lost  # 20 rows are right for the teacher on all of them alone
+    drop, error = found.drop  # only the teacher trained on all rows is correct on 20 rows
     differences = np.repeat([1.0, 0.0], [20, 80])
-    assert (lost, error) == pytest.approx((differences.mean(), differences.std() / 10))
+    assert (drop, error) == pytest.approx((differences.mean(), differences.std() / 10))
     assert analyse(tmp_path / "plain", train=(labels, logits)).agreement == {}
 
 
@@ -183,15 +183,17 @@ def test_members_of_an_ensemble_are_compared_two_by_two(tmp_path):
     identity = {"task": "t", "labels": ["a", "b", "c"], "folds_sha256": []}
     splits = {"train": replace(rows, members=members)}
     write_cache(tmp_path / "c", tmp_path / "s" / "x", splits, identity=identity)
-    found = analyse_cache(tmp_path / "c").seeds["train"]
-    said = [one.argmax(1) for one in members]
-    assert found.members == pytest.approx([(one == labels).mean() for one in said])
-    assert found.mean == pytest.approx((rows.logits.argmax(1) == labels).mean())
-    pairs = [(said[a] == said[b]).mean() for a, b in ((0, 1), (0, 2), (1, 2))]
+    found = analyse_cache(tmp_path / "c").members["train"]
+    predictions = [one.argmax(1) for one in members]
+    assert found.accuracies == pytest.approx([(one == labels).mean() for one in predictions])
+    assert found.ensemble == pytest.approx((rows.logits.argmax(1) == labels).mean())
+    pairs = [(predictions[a] == predictions[b]).mean() for a, b in ((0, 1), (0, 2), (1, 2))]
     assert found.same == pytest.approx(np.mean(pairs))
-    assert found.unanimous == pytest.approx(((said[0] == said[1]) & (said[0] == said[2])).mean())
+    assert found.unanimous == pytest.approx(
+        np.mean([len(set(row)) == 1 for row in np.stack(predictions, axis=1).tolist()])
+    )
     assert found.unanimous < found.same < 1
-    assert analyse(tmp_path / "one", train=(labels, logits)).seeds == {}
+    assert analyse(tmp_path / "one", train=(labels, logits)).members == {}
 
 
 def test_folds_are_told_apart(tmp_path):

@@ -64,10 +64,13 @@ def test_scaled_logits_are_undone_by_that_temperature(k):
     assert plain.rows == 5000
 
 
-def test_interval_of_the_temperature_covers_the_truth_as_often_as_it_says():
-    found = [fit_temperature(*calibrated(200, seed=seed)) for seed in range(300)]
+@pytest.mark.parametrize(
+    ("seeds", "least", "most"), [(80, 0.88, 0.99), pytest.param(300, 0.92, 0.98, marks=pytest.mark.slow)]
+)
+def test_interval_of_the_temperature_covers_the_truth_as_often_as_it_says(seeds, least, most):
+    found = [fit_temperature(*calibrated(200, seed=seed)) for seed in range(seeds)]
     covered = np.mean([fit.low <= 1 <= (fit.high or np.inf) for fit in found])
-    assert 0.92 < covered < 0.98
+    assert least < covered < most
 
 
 def test_no_temperature_where_there_is_none():

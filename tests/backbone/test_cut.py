@@ -6,7 +6,8 @@ from conftest import SMALL
 from encoders import ENCODERS, build, read_texts, states_of
 from transformers import AlbertConfig, AutoModel
 
-from kdcache.backbone.cut import choose_layers, cut, load_encoder
+from kdcache.backbone.cut import choose_layers, cut
+from kdcache.encoder.load import load_encoder
 from kdcache.errors import ModelError, ParamsError
 
 

@@ -8,9 +8,10 @@ import torch
 from encoders import CPU, ENCODERS, build, params, read_texts, states_of
 from transformers import AutoModel
 
-from kdcache.backbone.cut import cut, load_encoder
+from kdcache.backbone.cut import cut
 from kdcache.backbone.heal import heal, shiftable_from
 from kdcache.encoder.batching import Encoded
+from kdcache.encoder.load import load_encoder
 from kdcache.errors import ParamsError, TrainingDiverged
 
 FIRST_POSITION = {"bert": 0, "roberta": 2, "electra": 0, "deberta-v2": None, "modernbert": None}

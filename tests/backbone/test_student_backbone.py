@@ -36,7 +36,7 @@ def test_stage_reports_what_the_cut_keeps(project):
         assert row["train_rows"] + row["tune_rows"] == 32
         assert f"{name:24}" in out
     assert str(folder) not in json.dumps(record)
-    assert not list((folder / ".kdcache").glob("backbone-*"))
+    assert not list((folder / ".kdcache").glob("student_backbone-*"))
 
     first = bytes_of(folder / "models/backbone")
     assert run("shrink")[0] == 0
@@ -79,7 +79,7 @@ def test_interrupted_shrink_goes_on_and_equals_an_uninterrupted_one(project, mon
     monkeypatch.setattr(torch.optim.AdamW, "step", kill)
     assert run("shrink")[0] == 130
     assert bytes_of(folder / "models/backbone") == uninterrupted  # untouched
-    assert list((folder / ".kdcache").glob("backbone-*/healing.pt"))
+    assert list((folder / ".kdcache").glob("student_backbone-*/healing.pt"))
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     assert run("shrink")[0] == 0
     assert bytes_of(folder / "models/backbone") == uninterrupted

@@ -26,7 +26,7 @@ from kdcache.errors import CacheMissing
 
 ROWS, PART_ROWS = 600, 50
 IDS = [f"train-{i}" for i in range(ROWS)]
-IDENTITY = {"task": "wic", "num_labels": 3}
+IDENTITY = {"task": "wic", "labels": ["a", "b", "c"], "num_labels": 3}
 
 
 def compute(rows: slice) -> dict[str, np.ndarray]:

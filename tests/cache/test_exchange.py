@@ -1,4 +1,4 @@
-"""Other people's files: every format and kind gives the same logits, and nothing is guessed."""
+"""Files of any teacher: every format and kind gives the same logits, and nothing is guessed."""
 
 import json
 from pathlib import Path
@@ -104,7 +104,7 @@ def test_missing_mass_goes_where_the_policy_says(policy, given, wanted):
     [
         ([[0.5, 0.5], [0.5, 0.4]], "probabilities",
          "x.csv: probabilities must be given for each label and sum to 1, got less for id-1. "
-         "Choose what becomes of the rest: --missing-mass renormalise or spread."),
+         "Choose a policy: --missing-mass renormalise or spread."),
         ([[0.5, NAN]], "probabilities", "got less for id-0"),
         ([[0.9, 0.2]], "probabilities",
          "x.csv: probabilities must lie between 0 and 1 and sum to at most 1, got others for id-0."),
@@ -125,15 +125,15 @@ def test_numbers_that_mean_nothing_are_named(given, kind, message):
     ("name", "content", "message"),
     [
         ("x.txt", "", "x.txt: the file must end in .csv, .jsonl, .parquet, .npz, got .txt."),
-        ("x.csv", "example_id,label\na,0\n", "it must hold logits, probabilities, logprobs or columns"),
+        ("x.csv", "example_id,label\na,0\n", "the file must hold logits, probabilities, logprobs or columns"),
         ("x.csv", "id,logit_0,logit_1\na,0,1\n", "example_id must hold the ids, got columns id, logit_0"),
         ("x.csv", "example_id,logit_0,logit_1\na,0,1\na,0,1\n", "ids must be unique, got twice a."),
-        ("x.csv", "example_id,logit_0,logit_1\na,0,one\n", "must be readable, got: could not convert"),
-        ("x.csv", "", "the numbers must be readable, got: Empty CSV file."),
+        ("x.csv", "example_id,logit_0,logit_1\na,0,one\n", "cannot be read: could not convert"),
+        ("x.csv", "", "the numbers cannot be read: Empty CSV file."),
         ("x.jsonl", '{"example_id": 1, "logits": [1, 2, 3]}\n', "2 numbers per row (false, true), got shape"),
-        ("x.jsonl", "{", "the numbers must be readable, got: "),
-        ("x.parquet", "PAR1", "the numbers must be readable, got: "),
-        ("x.npz", "", "the numbers must be readable, got: "),
+        ("x.jsonl", "{", "the numbers cannot be read: "),
+        ("x.parquet", "PAR1", "the numbers cannot be read: "),
+        ("x.npz", "", "the numbers cannot be read: "),
     ],
 )  # fmt: skip
 def test_unreadable_files_are_one_line(tmp_path: Path, name, content, message):
@@ -145,5 +145,5 @@ def test_unreadable_files_are_one_line(tmp_path: Path, name, content, message):
 
 
 def test_missing_file_is_one_line(tmp_path: Path):
-    with pytest.raises(DataError, match=r"x.csv: the file must exist, got nothing there."):
+    with pytest.raises(DataError, match=r"x.csv: the file does not exist\."):
         read_outputs(tmp_path / "x.csv", LABELS)

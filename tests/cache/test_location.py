@@ -1,4 +1,4 @@
-"""Where a cache may lie: any folder, another disk, memory, an S3-compatible store."""
+"""Places of a cache: any folder, another disk, memory, an S3-compatible store."""
 
 import os
 import shutil
@@ -60,7 +60,7 @@ def test_upload_that_stops_half_way_leaves_no_cache(memory: str, tmp_path: Path,
         copy(source, target, **options)
 
     monkeypatch.setattr(pafs, "copy_files", stop_before)
-    with pytest.raises(CacheError, match=r"must fit where it is written, got: connection lost. Finished"):
+    with pytest.raises(CacheError, match=r"must fit where it is written, got: connection lost. Fix that"):
         write(memory, tmp_path, rows(seed=2))
     with pytest.raises(CacheMissing):
         load_cache(memory, "train")
@@ -92,6 +92,15 @@ def test_unknown_scheme_is_one_line():
         "nosuch://bucket/wic: it must be a folder or a URI that pyarrow or fsspec opens, got: "
         "Protocol not known: nosuch. Check its scheme, or install what fsspec needs for it."
     )
+
+
+def test_a_file_uri_is_the_local_folder_with_blanks_and_umlauts(tmp_path: Path):
+    folder = tmp_path / "ein Käse?"
+    write(folder / "wic", tmp_path)
+    place = Location.parse(f"file://{tmp_path}/ein Käse", "wic")
+    assert place.folder == tmp_path / "ein Käse" / "wic"
+    assert Location.parse(folder, "wic").folder == folder / "wic"
+    assert len(load_cache(Location.parse(folder, "wic"), "train")) == 10
 
 
 def test_the_task_goes_before_the_options_of_a_uri():

@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import IDENTITY, write
 
 from kdcache.cache.manifest import Manifest, check_identity, read_manifest
-from kdcache.errors import CacheCorrupt, CacheStale, ParamsError
+from kdcache.digests import value_digest
+from kdcache.errors import CacheCorrupt, CacheStale, ParamsError, ShapeError
 
 
 @pytest.fixture
@@ -43,6 +45,56 @@ def test_fields_of_no_format_are_refused_though_their_digest_is_right(cache: Pat
     replace(manifest, columns=[["x", "y"]]).write(cache / "manifest.json")
     with pytest.raises(CacheCorrupt, match="it must have this format's fields, got: column x of type y"):
         read_manifest(cache)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"tolerance": "a"}, "tolerance: input should be a valid number"),
+        ({"tolerance": True}, "canonical form"),
+        ({"files": []}, "files: input should be a valid dictionary"),
+        ({"files": {"train.parquet": {"rows": 1}}}, "files.train.parquet.correct: field required"),
+        ({"data": {"train": 3}}, "data.train: input should be a valid string"),
+        (
+            {"metrics": {"train": {"accuracy": None}}},
+            "metrics.train.accuracy: input",
+        ),
+        ({"columns": [["label"]]}, "not enough values"),
+        ({"columns": [1]}, "columns.0: input should be a valid list"),
+        ({"identity": {"task": "wic"}}, "labels: field required"),
+        ({"identity": {"task": "wic", "labels": "ab"}}, "labels: input should be a valid list"),
+    ],
+)
+def test_wrong_types_are_one_line_that_names_the_field(cache: Path, changes: dict[str, Any], named: str):
+    replace(read_manifest(cache), **changes).write(cache / "manifest.json")
+    with pytest.raises(CacheCorrupt) as error:
+        read_manifest(cache)
+    assert named in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_unknown_fields_and_missing_ones_are_named(cache: Path):
+    body = json.loads((cache / "manifest.json").read_text())
+    del body["digest"], body["cost"]
+    body["extra"] = 1
+    text = json.dumps(body | {"digest": value_digest(body)}, indent=2, sort_keys=True) + "\n"
+    (cache / "manifest.json").write_text(text)
+    with pytest.raises(CacheCorrupt, match="must have this format's fields, got: extra: "):
+        read_manifest(cache)
+
+
+@pytest.mark.parametrize("number", [1, 1.0, 1e-4])
+def test_numbers_keep_their_spelling(cache: Path, number: float):
+    """So that a cache of before, or of another writer, keeps its bytes and its digest."""
+    replace(read_manifest(cache), tolerance=number, cost={"rows": number}).write(cache / "manifest.json")
+    before = (cache / "manifest.json").read_bytes()
+    assert read_manifest(cache).to_bytes() == before
+
+
+def test_a_manifest_that_no_reader_would_take_is_not_written(cache: Path, tmp_path: Path):
+    with pytest.raises(ShapeError, match="cache manifest: labels: field required"):
+        write(tmp_path / "other", tmp_path, identity={"task": "wic"})
+    assert not (tmp_path / "other").exists()
 
 
 def check(manifest: Manifest, **changes) -> None:

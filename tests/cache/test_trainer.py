@@ -1,4 +1,4 @@
-"""In other people's loops: each row gets its own target, and a dropped target is an error."""
+"""Your own training loop: each row gets its own target, and a dropped target is an error."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import run
 from datasets import Dataset
 
 import kdcache
@@ -26,7 +25,12 @@ def cache(tmp_path: Path):
         ["a", "b", "c"], ["ha", "hb", "hc"], np.array([0, 1, -1]), np.full(3, -1, np.int8),
         np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.1]], np.float32), np.eye(3, 4),
     )  # fmt: skip
-    write_cache(tmp_path / "wic", tmp_path / "s" / "key", {"train": rows}, identity={"task": "wic"})
+    write_cache(
+        tmp_path / "wic",
+        tmp_path / "s" / "key",
+        {"train": rows},
+        identity={"task": "wic", "labels": ["false", "true"]},
+    )
     return kdcache.load_cache(tmp_path / "wic", split="train")
 
 
@@ -74,13 +78,12 @@ def test_collator_pads_inputs_stacks_targets_and_leaves_the_rest_out(tiny_model:
 
 # the Trainer asks for pinned memory on machines without an accelerator too
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
-def test_the_example_in_the_docs_runs_and_its_trap_is_an_error(project, monkeypatch, capsys):
-    folder = project(train_teacher={"folds": 0})
+def test_the_example_in_the_docs_runs_and_its_trap_is_an_error(cached_project, monkeypatch, capsys):
+    folder = cached_project("wic", train_teacher={"folds": 0})
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "hf")
-    for command in (["prepare"], ["teach", "--task", "wic"], ["cache", "--task", "wic"], ["shrink"]):
-        assert run(*command)[0] == 0
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "trainer.md").read_text(), flags=re.DOTALL)[0]
-    exec(compile(code, "docs/trainer.md", "exec"), {})
+    page = (ROOT / "docs" / "reference" / "trainer.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0]
+    exec(compile(code, "docs/reference/trainer.md", "exec"), {})
     assert 0 < float(capsys.readouterr().out.splitlines()[-1]) < 5
     with pytest.raises(DataError, match="KDCollator: each row must hold teacher_logits, got "):
         exec(code.replace("remove_unused_columns=False", "remove_unused_columns=True"), {})

@@ -32,8 +32,8 @@ def test_same_rows_give_the_same_bytes_however_they_are_cut(tmp_path: Path, monk
         ).read_bytes()
 
 
-def test_killed_at_any_moment_the_next_run_ends_in_the_same_bytes(tmp_path: Path):
-    kills = 32
+@pytest.mark.parametrize(("kills", "spread"), [(5, 1), pytest.param(32, 10, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_the_next_run_ends_in_the_same_bytes(tmp_path: Path, kills: int, spread: int):
     script = Path(__file__).parent / "kill.py"
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path), str(kills)], capture_output=True, text=True, check=False
@@ -41,7 +41,7 @@ def test_killed_at_any_moment_the_next_run_ends_in_the_same_bytes(tmp_path: Path
     assert done.returncode == 0, done.stderr
     killed = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(killed) == kills
-    assert sum(0 < k["parts"] < k["of"] for k in killed) >= 10, killed  # and they were spread over the build
+    assert sum(0 < k["parts"] < k["of"] for k in killed) >= spread, killed  # some in the middle of the build
 
 
 def arrays(part: slice) -> dict[str, np.ndarray]:
@@ -116,7 +116,7 @@ def test_full_disk_is_one_line_and_keeps_what_was_done(tmp_path: Path, monkeypat
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     message = str(error.value)
     assert message.startswith(f"{tmp_path}/wic: the cache must fit where it is written, got: ")
-    assert message.endswith("Finished parts are kept: mend that, then run the same command again.")
+    assert message.endswith("Fix that, then run the same command again. Finished parts are kept.")
     assert len(message.splitlines()) == 1
     assert len(list((tmp_path / "s" / "key" / "parts").iterdir())) == 3
     assert (tmp_path / "wic" / "train.parquet").read_bytes() == before
@@ -137,7 +137,7 @@ def test_refused_writes_at_other_moments_are_one_line_too(
             list(cache.resume("train", 10, arrays)) if moment == "part" else cache.finish(IDENTITY)
     assert str(error.value) == (
         f"{tmp_path}/wic: the cache must fit where it is written, got: No space left on device. "
-        "Finished parts are kept: mend that, then run the same command again."
+        "Fix that, then run the same command again. Finished parts are kept."
     )
     with pytest.raises(CacheMissing):
         load_cache(tmp_path / "wic", "train")

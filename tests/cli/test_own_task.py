@@ -69,7 +69,7 @@ def test_files_of_task_files_may_lie_elsewhere(csv_project):
     code, _, error = run("prepare", "--task", "cb", "--set", "prepare.source=files")
     assert code == 1
     assert error.strip() == (
-        "prepare.source: it must be sample, superglue or hub for a task without a task file, got files for "
+        "prepare.source: it must be superglue or hub for a task without a task file, got files for "
         "cb. Write tasks/cb.toml, or change the source."
     )
 
@@ -94,7 +94,7 @@ BAD = {  # what is changed → what the one line must say
     "wrong encoding": ({"train.csv": "text,category\ncafé,a\n".encode("latin-1")},
                        "own/train.csv:2: the text must be utf-8, got byte 0xe9."),
     "10 MB line": ({"train.csv": b"text,category\n" + b"x " * 5_000_000 + b",a\n"},
-                   "own/train.csv:2: a line must be at most 1000000 characters, got 10000003."),
+                   "own/train.csv:2: a line must be at most 1000000 characters, got more."),
     "label only in validation": ({"train.csv": "text,category\nx,a\ny,b\n",
                                   "test.csv": "text,category\nz,c\n"},
                                  "own/test.csv:2: category must be one of the 2 labels of train, got 'c'."),
@@ -138,7 +138,7 @@ def test_check_shows_examples_with_tokens_balance_lengths_and_what_is_wrong(csv_
 
     code, out, _ = run("tasks", "check", "own/mine.toml", "--set", "train_teacher.model=package:nope")
     assert code == 0
-    assert "No tokens are shown. package:nope: 'nope' must be an installed Python package" in out
+    assert "Tokens are not shown. package:nope: 'nope' must be an installed Python package" in out
     assert "train-1: card_arrival" in out
 
 

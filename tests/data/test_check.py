@@ -1,4 +1,4 @@
-"""What a look at a task finds: each problem once, in words, and none where there is none."""
+"""Checks of a task: each problem is described once, and nothing is where nothing is wrong."""
 
 from kdcache.data.check import find_problems, label_counts, length_histogram, shown_examples
 from kdcache.data.task import Example, Task
@@ -23,18 +23,20 @@ def test_nothing_is_found_where_nothing_is_wrong():
 
 def test_each_problem_is_one_sentence():
     cases = {
-        "No training row has the label 'maybe': it cannot be learnt.": {"train": rows("train", *[0, 1] * 20)},
+        "No training row has the label 'maybe': it cannot be learned.": {
+            "train": rows("train", *[0, 1] * 20)
+        },
         "Fewer than 10 training rows have the label 'maybe'.": {"train": rows("train", *[0, 1] * 20, 2)},
-        "No validation row has the label 'no', 'maybe': nothing measures it.": {
+        "No validation row has the label 'no', 'maybe': no score covers it.": {
             "validation": rows("validation", *[1] * 900)
         },
         "89% of the training rows have the label 'no': accuracy says little. Set metrics = [\"macro_f1\"].": {
             "train": rows("train", *[0] * 160, *[1, 2] * 10)
         },
-        "2 of 62 training rows (3.2%) repeat another's text.": {
+        "2 of 62 training rows (3.2%) repeat the text of another.": {
             "train": good()["train"] + [good()["train"][0]] * 2
         },
-        "3 of 903 rows of validation (0.3%) have the text of a training row: their scores measure memory.": {
+        "3 of 903 rows of validation (0.3%) have the text of a training row, which inflates scores.": {
             "validation": good()["validation"] + good()["train"][:3]
         },
         "validation has 300 rows: the standard error of an accuracy is up to 2.9 points, so smaller "
@@ -47,7 +49,7 @@ def test_each_problem_is_one_sentence():
 def test_rows_of_one_text_and_two_labels_are_found():
     again = good()["train"] + [Example("train-x", 1, "", good()["train"][0].text)]
     assert find_problems(TASK, good() | {"train": again})[1] == (
-        "Texts of train whose rows have different labels: 1."
+        "Texts of train that occur with different labels: 1."
     )
 
 

@@ -1,20 +1,20 @@
 """The official metrics, on examples worked by hand and at their edges."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from kdcache.data.metrics import (
     METRICS,
-    SUPERGLUE_METRICS,
     accuracy_interval,
     choose,
     compute_metrics,
     majority_metrics,
     normalise_answer,
-    superglue_score,
     token_f1,
 )
-from kdcache.errors import DataError
 
 
 def logits_of(predictions: list[int], num_labels: int = 2) -> np.ndarray:
@@ -136,15 +136,9 @@ def test_majority_is_scored_with_the_same_columns():
     assert scores == {"accuracy": pytest.approx(2 / 3), "exact_match": 0.5, "rows": 3}
 
 
-def test_superglue_score_weighs_tasks_and_not_metrics():
-    scores = {task: dict.fromkeys(names, 0.0) for task, names in SUPERGLUE_METRICS.items()}
-    scores["cb"] = {"accuracy": 0.8, "macro_f1": 0.4, "rows": 56}
-    scores["wic"] = {"accuracy": 1.0}
-    scores["axb"] = {"matthews": 1.0}  # diagnostics do not count
-    assert superglue_score(scores) == pytest.approx((0.6 + 1.0) / 8)
-    del scores["cb"]["macro_f1"], scores["wsc"]
-    with pytest.raises(DataError, match=r"must have its metrics, got no cb macro_f1, wsc accuracy. Score"):
-        superglue_score(scores)
+def test_importing_metrics_needs_neither_scikit_learn_nor_scipy():
+    code = "import sys, kdcache.data.metrics; assert not {'sklearn', 'scipy'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_interval_covers_what_it_must():

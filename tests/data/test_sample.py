@@ -4,11 +4,17 @@ import json
 from collections import Counter
 
 import pytest
+from conftest import SAMPLE
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from kdcache.data.find import find_source
-from kdcache.data.official import SAMPLE, read_official
+from kdcache.data.examples import read_examples
+from kdcache.data.superglue import SUPERGLUE
+from kdcache.data.taskfile import read_task_file
+
+
+def examples(name: str) -> dict:
+    return read_examples(name, read_task_file(SUPERGLUE[name]), SAMPLE)[1]
 
 
 def raw_rows(folder: str, split: str) -> list[dict]:
@@ -18,7 +24,7 @@ def raw_rows(folder: str, split: str) -> list[dict]:
 
 @pytest.mark.parametrize("name", ["wic", "cb"])
 def test_bag_of_words_stays_near_the_majority_class(name):
-    splits = read_official(SAMPLE, find_source(name))
+    splits = examples(name)
     texts = {split: [f"{row.text} {row.text_pair}" for row in rows] for split, rows in splits.items()}
     labels = {split: [row.label for row in rows] for split, rows in splits.items()}
     words = CountVectorizer(binary=True).fit(texts["train"])
@@ -29,7 +35,7 @@ def test_bag_of_words_stays_near_the_majority_class(name):
 
 
 def test_bag_of_words_of_premise_and_choice_stays_near_a_coin():
-    splits = read_official(SAMPLE, find_source("copa"))
+    splits = examples("copa")
     texts, right = {}, {}
     for split, rows in splits.items():
         texts[split] = [f"{row.text} {choice}" for row in rows for choice in row.choices]

@@ -3,8 +3,8 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import superglue_task
 
-from kdcache.data.find import find_source
 from kdcache.data.splits import (
     assign_folds,
     build_table,
@@ -17,7 +17,7 @@ from kdcache.data.splits import (
 from kdcache.data.task import Example
 from kdcache.errors import DataError
 
-WIC = find_source("wic").task
+WIC = superglue_task("wic")
 
 
 def examples(count: int) -> list[Example]:
@@ -94,7 +94,7 @@ def test_split_round_trip_is_byte_identical(tmp_path):
 
 
 def test_content_hash_depends_on_the_template():
-    wic, cb = (build_table(examples(1), find_source(name).task) for name in ("wic", "cb"))
+    wic, cb = (build_table(examples(1), superglue_task(name)) for name in ("wic", "cb"))
     assert table_digest(wic) != table_digest(cb)
 
 

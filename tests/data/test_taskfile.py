@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.data.find import own_tasks
-from kdcache.data.metrics import METRICS
-from kdcache.data.taskfile import Files, HoldOut, TaskFile, read_task_file
+from kdcache.data.schema import Files, HoldOut, TaskFile
+from kdcache.data.taskfile import own_tasks, read_task_file
 from kdcache.errors import ParamsError
 
 MINIMAL = 'splits = {train = "train.csv", validation = "val.csv"}\ntext = "review"\n'
@@ -46,11 +45,22 @@ def test_yaml_says_the_same_as_toml(tmp_path: Path):
     assert one.columns == ("title", "body")
 
 
-def test_template_names_its_version(tmp_path: Path):
-    one = read_task_file(write(tmp_path / "one.toml", MINIMAL))
-    two = read_task_file(write(tmp_path / "two.toml", MINIMAL.replace('"review"', '"A review: {review}"')))
-    assert one.template("one") == "one/" + one.template("x").removeprefix("x/")
-    assert one.template("t") != two.template("t")
+def test_what_the_model_reads_decides_the_version_unless_it_is_named(tmp_path: Path):
+    texts = [
+        MINIMAL,
+        MINIMAL.replace('"review"', '"A review: {review}"'),
+        MINIMAL + 'text_pair = "title"\n',
+        MINIMAL + 'choices = ["title", "body"]\n',
+        MINIMAL + 'spans = [{column = "review", start = "a", end = "b"}]\n',
+        MINIMAL + 'spans = [{column = "review", start = "a", end = "b", mark = "#"}]\n',
+        MINIMAL + "version = 1\n",
+    ]
+    files = [read_task_file(write(tmp_path / "one.toml", text)) for text in texts]
+    assert len({file.template("t") for file in files}) == len(texts)
+    assert files[0].template("one") == "one/" + files[0].template("x").removeprefix("x/")
+    assert files[-1].template("t") == "t/1"
+    same = read_task_file(write(tmp_path / "one.toml", MINIMAL + 'label = "stars"\ngroup = "author"\n'))
+    assert same.template("t") == files[0].template("t")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +73,21 @@ def test_template_names_its_version(tmp_path: Path):
          "{path}.splits.validaton: the key must be a known parameter, got 'validaton'. "
          "Did you mean validation?"),
         (MINIMAL + 'metrics = ["acuracy"]\n',
-         "{path}.metrics[0]: it must be one of accuracy, macro_f1, matthews, got 'acuracy'."),
+         "{path}.metrics[0]: there is no metric 'acuracy'. Did you mean accuracy?"),
+        (MINIMAL + 'metrics = ["exact_match"]\n',
+         '{path}.metrics[0]: exact_match needs a column. Name it: unit = "…".'),
+        (MINIMAL + 'text_pair = "a"\nchoices = ["b", "c"]\n',
+         "{path}.choices: set either choices or text_pair, not both."),
+        (MINIMAL + 'choices = ["b", "c"]\nlabels = [0, 1, 2]\n',
+         "{path}.choices: there must be one per label (3), got 2."),
+        (MINIMAL + 'spans = [{column = "reviw", start = "a", end = "b"}]\n',
+         "{path}.spans[0].column: no text has the column 'reviw'. Did you mean review?"),
+        (MINIMAL + 'required = ["title"]\n',
+         "{path}.required[0]: no text has the column 'title'. Known: review."),
+        (MINIMAL.replace("}", ', test = "t.csv"}') + 'optional = ["tset"]\n',
+         "{path}.optional: the split 'tset' must not be absent. Did you mean test?"),
+        (MINIMAL + 'diagnostics = {test = {file = "a.csv", metrics = ["accuracy"]}}\n',
+         "{path}.diagnostics.test: the name is taken, or not of a-z, 0-9, _ and -. Rename it."),
         (MINIMAL + "read = {quotes = 0}\n", "{path}.read.quotes: it must be true or false, got 0."),
         (MINIMAL + 'read = {encoding = "utf9"}\n',
          "{path}.read.encoding: it must be an encoding that Python knows, got 'utf9'. "
@@ -103,9 +127,16 @@ def test_file_must_be_there_under_a_name_a_task_can_have(tmp_path: Path):
             read_task_file(write(tmp_path / name, MINIMAL))
 
 
-def test_metrics_are_ones_that_are_computed():
-    offered = TaskFile.__annotations__["metrics"].__args__[0].__args__
-    assert set(offered) <= set(METRICS)
+def test_accuracy_is_added_unless_rows_are_scored_in_units(tmp_path: Path):
+    for metrics, unit, scored in (
+        ('["matthews"]', "", ("matthews", "accuracy")),
+        ('["macro_f1", "accuracy"]', "", ("macro_f1", "accuracy")),
+        ('["f1a", "exact_match"]', 'unit = "question"\n', ("f1a", "exact_match")),
+    ):
+        file = read_task_file(write(tmp_path / "mine.toml", f"{MINIMAL}metrics = {metrics}\n{unit}"))
+        task = file.task("mine", ["no", "yes"])
+        assert task.metrics == scored
+        assert task.columns == (("unit",) if unit else ())
 
 
 def test_own_tasks_are_found_by_name_and_none_hides_another(tmp_path: Path):

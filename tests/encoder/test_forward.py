@@ -8,7 +8,8 @@ import torch
 
 from kdcache.encoder.batching import encode, fixed_plan, num_batches, training_plan
 from kdcache.encoder.forward import extract
-from kdcache.encoder.load import last_linear, load_classifier, load_tokenizer
+from kdcache.encoder.load import load_classifier, load_tokenizer
+from kdcache.encoder.parts import last_linear
 from kdcache.errors import ModelError
 
 CPU = torch.device("cpu")

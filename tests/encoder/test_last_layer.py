@@ -7,11 +7,13 @@ import torch
 from peft import LoraConfig, PrefixTuningConfig, TaskType, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from kdcache.encoder.architectures import ARCHITECTURES
 from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
-from kdcache.encoder.last_layer import CLS_READERS, finish_only_cls
+from kdcache.encoder.last_layer import finish_only_cls
 from kdcache.encoder.load import load_classifier, load_tokenizer
 
+BERT_LIKE = [name for name, facts in ARCHITECTURES.items() if facts.bert_layers]
 TEXTS = ["the bank", "we sat on the bank of the river and looked", "a bat", "the match was long"]
 
 
@@ -49,7 +51,7 @@ def logits_and_gradients(model: torch.nn.Module, batch: dict) -> list[torch.Tens
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("wrap", ["plain", "prefix", "lora"])
-@pytest.mark.parametrize("kind", CLS_READERS)
+@pytest.mark.parametrize("kind", BERT_LIKE)
 def test_logits_and_gradients_are_those_of_the_whole_layer(kind, wrap, attention, encoded):
     model = build(kind, wrap, attention)
     for rows in (range(4), [0], [1, 1]):  # with padding and without: then there is no mask

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kdcache.encoder import load as models
-from kdcache.encoder.load import config_digest, last_linear, load_classifier, resolve
+from kdcache.encoder.load import config_digest, load_classifier, load_encoder, resolve
+from kdcache.encoder.parts import last_linear
 from kdcache.errors import ModelError
 
 
@@ -50,9 +51,10 @@ def test_changed_package_weights_are_refused(monkeypatch: pytest.MonkeyPatch):
 
 def test_folder_that_is_no_encoder_is_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "no-such-type"}')
-    with pytest.raises(ModelError, match="it must hold an encoder that transformers loads") as caught:
-        load_classifier(tmp_path, 2, seed=0)
-    assert "\n" not in str(caught.value)
+    for load in (load_encoder, lambda folder: load_classifier(folder, 2, seed=0)):
+        with pytest.raises(ModelError, match="it must hold an encoder that transformers loads") as caught:
+            load(tmp_path)
+        assert "\n" not in str(caught.value)
 
 
 def test_head_depends_on_the_seed_alone(tiny_model: Path):

@@ -106,23 +106,6 @@ def test_scopes_by_length():
     assert [queue_length(scope) for scope in ("batch", "queue:7", "all")] == [0, 7, None]
 
 
-def test_an_arm_reads_from_params_as_a_row_of_a_paper_table():
-    arm = build(
-        Arm,
-        {
-            "ce_weight": {"start": 0.0, "end": 1.0},
-            "inter_class": {"name": "kl", "weight": {"start": 1, "end": 0}, "temperature": 2},
-            "inter_instance": {"name": "gram", "scope": "queue:64"},
-            "targets": "shuffled_within_class",
-        },
-        "arm",
-    )
-    assert arm.describe() == (
-        "0 → 1 · ce + 1 → 0 · kl (T = 2) + 1 · gram (T = 1, queue:64), targets shuffled within the class"
-    )
-    assert build(Arm, {"label_smoothing": 0.1}, "arm").describe() == "1 · ce (smoothed by 0.1)"
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -1,4 +1,4 @@
-"""kdcache predict --input: every format the same answers, as they come, and nothing spoilt by a bad row."""
+"""kdcache predict --input: one schema in every format, answers as rows come, and bad rows in one line."""
 
 import csv
 import io
@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 import kdcache
 from kdcache.cli import app
-from kdcache.serve.files import serve
+from kdcache.serve import files
+from kdcache.serve.files import Pipe, label_file
+from kdcache.serve.requests import predict_requests
 
 ROWS = [{"id": number, "text": text, "text_pair": TEXTS[-1]} for number, text in enumerate(TEXTS)]
 
@@ -53,7 +55,12 @@ def parsed(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_every_format_gives_the_same_answers_with_the_columns_it_had(tmp_path, write_jsonl):
+def shares_of(row: dict, labels: tuple[str, ...] = CB.labels) -> dict[str, float]:
+    return {label: float(row[f"probability_{label}"]) for label in labels}
+
+
+def test_every_format_gives_the_same_rows(tmp_path, write_jsonl, monkeypatch):
+    monkeypatch.setattr(files, "CHUNK", 5)
     wanted = kdcache.load_student("cb").predict([row["text"] for row in ROWS], [TEXTS[-1]] * len(ROWS))
     sources = [
         str(write_table(tmp_path / "in.csv", ROWS)), str(write_table(tmp_path / "in.tsv", ROWS)),
@@ -61,25 +68,34 @@ def test_every_format_gives_the_same_answers_with_the_columns_it_had(tmp_path, w
     ]  # fmt: skip
     for source in sources:
         for form in ("csv", "jsonl"):
-            code, out, _ = run(
-                "--student", "cb", "--input", source, "--format", form, "--chunk", "5", piped=as_lines(ROWS)
-            )
+            code, out, _ = run("--student", "cb", "--input", source, "--format", form, piped=as_lines(ROWS))
             assert code == 0
-            if form == "csv":
-                found = list(csv.DictReader(io.StringIO(out)))
-                names = [f"probability_{label}" for label in CB.labels]
-                assert list(found[0]) == ["id", "text", "text_pair", "prediction", *names]
-                shares = [[float(row[name]) for name in names] for row in found]
-            else:
-                found = parsed(out)
-                assert list(found[0]) == ["id", "text", "text_pair", "prediction", "probabilities"]
-                shares = [list(row["probabilities"].values()) for row in found]
-            assert [(str(row["id"]), row["text"]) for row in found] == [
-                (str(row["id"]), row["text"]) for row in ROWS
-            ]
-            assert [row["prediction"] for row in found] == [prediction.label for prediction in wanted]
-            for some, prediction in zip(shares, wanted, strict=True):
-                assert some == pytest.approx(list(prediction.probabilities.values()), abs=1e-5)
+            found = list(csv.DictReader(io.StringIO(out))) if form == "csv" else parsed(out)
+            names = [f"probability_{label}" for label in CB.labels]
+            assert list(found[0]) == ["example_id", "prediction", *names, "id", "text", "text_pair"]
+            for row, given, prediction in zip(found, ROWS, wanted, strict=True):
+                assert row["example_id"] == str(row["id"]) == str(given["id"])
+                assert row["text"] == given["text"]
+                assert row["prediction"] == prediction.label
+                assert shares_of(row) == pytest.approx(prediction.probabilities, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("row", "example_id"),
+    [
+        ({"example_id": "a", "id": "b"}, "a"),
+        ({"id": 7}, "7"),
+        ({"id": "", "example_id": None}, "2"),
+        ({}, "2"),
+    ],
+)
+def test_a_row_without_an_id_gets_its_number(row, example_id):
+    rows = [{"text": "bank"}, {**row, "text": "bank"}]
+    code, out, _ = run("--student", "wic", "--input", "-", piped=as_lines(rows))
+    assert code == 0
+    first, second = parsed(out)
+    assert (first["example_id"], second["example_id"]) == ("1", example_id)
+    assert second.get("id") == row.get("id")
 
 
 def test_output_goes_by_its_ending_and_its_rows_can_be_a_teachers(tmp_path, write_jsonl):
@@ -110,9 +126,11 @@ def test_mixed_tasks_in_one_input(tmp_path):
     for row, answer in zip(rows, found, strict=True):
         name = row.get("task") or row["student"]
         second = row.get("choices") or row.get("text_pair")
-        (alone,) = kdcache.load_student(name).predict([row["text"]], [second])
-        assert answer["prediction"] == alone.label
-        assert answer["probabilities"] == pytest.approx(alone.probabilities, abs=1e-5)
+        student = kdcache.load_student(name)
+        (by_itself,) = student.predict([row["text"]], [second])
+        assert answer["prediction"] == by_itself.label
+        assert shares_of(answer, student.labels) == pytest.approx(by_itself.probabilities, abs=1e-5)
+        assert len([name for name in answer if name.startswith("probability_")]) == len(student.labels)
         assert answer.items() >= row.items()
 
     table = [
@@ -123,56 +141,77 @@ def test_mixed_tasks_in_one_input(tmp_path):
     assert code == 0
     wic, copa = csv.DictReader(io.StringIO(out))
     assert (wic["probability_choice1"], copa["probability_true"]) == ("", "")
-    assert float(copa["probability_choice1"]) == pytest.approx(found[1]["probabilities"]["choice1"], abs=1e-5)
+    assert shares_of(copa, COPA.labels) == pytest.approx(shares_of(found[1], COPA.labels), abs=1e-5)
+
+
+def test_one_student_labels_every_row_whatever_its_column_task_says():
+    code, out, _ = run("--student", "cb", "--input", "-", piped=as_lines([{"text": "bat", "task": "mine"}]))
+    assert code == 0
+    assert parsed(out)[0]["task"] == "mine"
 
 
 class Producer:
     """A pipe that sends its next rows only when it has seen the answers to the ones before."""
 
-    def __init__(self, out: io.BytesIO, ahead: int) -> None:
-        self.out, self.ahead, self.sent = out, ahead, 0
+    def __init__(self, out: io.BytesIO, at_once: int, end: bytes) -> None:
+        self.out, self.at_once, self.end, self.sent = out, at_once, end, 0
 
-    def readline(self, _size: int) -> bytes:
-        answered = self.out.getvalue().count(b"\n")
-        assert self.sent - answered < self.ahead
+    def read1(self, _size: int) -> bytes:
+        assert self.out.getvalue().count(b"\n") == self.sent
         if self.sent == 12:
             return b""
-        self.sent += 1
-        return b'{"text": "bank"}\n'
+        self.sent += self.at_once
+        return (b'{"text": "bank"}' + self.end) * self.at_once
 
 
-@pytest.mark.parametrize("chunk", [1, 5])
-def test_answers_come_before_the_input_ends_and_no_more_than_a_chunk_is_held(monkeypatch, chunk):
+@pytest.mark.parametrize(("at_once", "end"), [(1, b"\n"), (4, b"\n"), (4, b"\r\n \n\n")])
+def test_a_pipe_is_answered_as_its_rows_come(monkeypatch, at_once, end):
     out = io.BytesIO()
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Producer(out, chunk)))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Producer(out, at_once, end)))
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=out, isatty=lambda: False))
-    assert serve([Path("wic")], "-", None, None, chunk) == 12
+    assert label_file([Path("wic")], "-", None, None) == 12
     assert len(parsed(out.getvalue().decode())) == 12
 
 
+def test_no_more_than_a_chunk_of_a_pipe_is_held(monkeypatch):
+    sizes = []
+
+    def count(requests):
+        sizes.append(len(requests))
+        return predict_requests(requests)
+
+    monkeypatch.setattr(files, "CHUNK", 5)
+    monkeypatch.setattr(files, "predict_requests", count)
+    assert run("--student", "wic", "--input", "-", piped='{"text": "bank"}\n' * 12)[0] == 0
+    assert sizes == [5, 5, 2]
+
+
+def test_lines_of_a_pipe_are_those_of_its_bytes():
+    """However the bytes are cut into arrivals, and with a limit on a line."""
+    data = b"a\n\nlonger than the limit\nlast"
+    for size in (1, 2, 3, len(data)):
+        arrivals = [data[i : i + size] for i in range(0, len(data), size)]
+        pipe = Pipe(SimpleNamespace(read1=lambda _, left=arrivals: left.pop(0) if left else b""))
+        assert list(iter(lambda pipe=pipe: pipe.readline(8), b"")) == [
+            b"a\n", b"\n", b"longer t", b"han the ", b"limit\n", b"last",
+        ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("bad", "message"),
+    ("bad", "told"),
     [
-        (
-            '{"text": ',
-            "the line must be a JSON object, got '{\"text\": ' (Expecting value: character 9). "
-            "Repair or remove the line.",
-        ),
-        ('{"text": "a"}', "the row must name its task or student, got neither. Add a column task."),
-        (
-            '{"text": "a", "task": "wick"}',
-            "the task or student must be one of the pool's, got 'wick'. Did you mean wic?",
-        ),
-        ('{"text": 5, "task": "wic"}', "text must be text, and not empty, got 5."),
-        ('{"text": "a", "task": "wic", "text_pair": ["b"]}', "text_pair must be text, got ['b']."),
-        ('{"text": "a", "task": "copa", "choices": "b"}', "choices must be 2 texts in copa, got 'b'."),
-        (
-            '{"text": "a", "task": "wic", "prediction": "b"}',
-            "the columns must leave 'prediction' to the predictions, got one of that name. Rename it.",
-        ),
+        ('{"text": ', "JSON"),
+        ('{"text": "a"}', "task"),
+        ('{"text": "a", "task": "wick"}', "Did you mean wic?"),
+        ('{"text": 5, "task": "wic"}', "text"),
+        ('{"text": "a", "task": "wic", "text_pair": ["b"]}', "['b']"),
+        ('{"text": "a", "task": "copa", "choices": "b"}', "'b'"),
+        ('{"text": "a", "task": "wic", "prediction": "b"}', "'prediction'"),
+        ('{"text": "a", "task": "wic", "probability_choice1": 1}', "'probability_choice1'"),
+        ('{"text": "a", "task": "wic", "id": [1]}', "id must be"),
     ],
-)  # fmt: skip
-def test_a_bad_row_is_one_line_and_those_before_it_are_answered(tmp_path, bad, message):
+)
+def test_a_bad_row_is_one_line_and_those_before_it_are_answered(tmp_path, bad, told):
     good = '{"text": "bank", "task": "wic"}\n'
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(good * 3 + bad + "\n" + good)
@@ -180,8 +219,18 @@ def test_a_bad_row_is_one_line_and_those_before_it_are_answered(tmp_path, bad, m
         "--student", "wic", "--student", "copa", "--input", str(source), "--output", str(output)
     )
     assert code == 1
-    assert error.splitlines()[-1] == f"{source}:4: {message}"
+    assert error.splitlines()[-1].startswith(f"{source}:4: ")
+    assert told in error.splitlines()[-1]
     assert [row["task"] for row in parsed(output.read_text())] == ["wic"] * 3
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_columns_that_only_resemble_those_written_pass_through(form):
+    row = {"text": "a", "probability_other": 0.5, "Prediction": "x"}
+    code, out, _ = run("--student", "wic", "--input", "-", "--format", form, piped=as_lines([row]))
+    assert code == 0
+    (found,) = csv.DictReader(io.StringIO(out)) if form == "csv" else parsed(out)
+    assert (float(found["probability_other"]), found["Prediction"]) == (0.5, "x")
 
 
 def test_columns_that_come_late_are_refused_in_csv():
@@ -190,10 +239,10 @@ def test_columns_that_come_late_are_refused_in_csv():
         piped='{"text": "a", "n": null}\n{"text": "b", "n": [1]}\n{"text": "c"}\n{"text": "d", "m": 1}\n',
     )  # fmt: skip
     assert code == 1
-    assert error.splitlines() == [
-        "standard input:4: the columns must be those of the first row in CSV, got 'm' too. "
-        "Add: --format jsonl"
-    ]
+    (line,) = error.splitlines()
+    assert line.startswith("standard input:4: ")
+    assert "'m'" in line
+    assert "--format jsonl" in line
     assert [(row["text"], row["n"]) for row in csv.DictReader(io.StringIO(out))] == [
         ("a", ""),
         ("b", "[1]"),
@@ -209,47 +258,36 @@ def test_half_a_character_passes_through_as_json_spells_it():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "told"),
     [
-        (
-            ["--input", "in.csv"],
-            "--input: a student must be named, got none. Add: --student FOLDER",
-        ),
-        (
-            ["--input", "in.csv", "--student", "wic", "--arm", "kl"],
-            "--input: it must go without --task, --arm, --zip, --set, got --arm. Remove it.",
-        ),
-        (
-            ["--input", "in.csv", "--student", "wic"],
-            "in.csv: the input must be a file, got nothing there. Check the path.",
-        ),
-        (
-            ["--input", "wic/README.md", "--student", "wic"],
-            "--input: the file must end in .jsonl, .csv, .tsv, got wic/README.md. Rename it.",
-        ),
-        (
-            ["--input", "-", "--student", "wic", "--output", "out.txt"],
-            "--output: the file must end in .csv or .jsonl, got out.txt. Rename it.",
-        ),
+        (["--input", "in.csv"], ["--student FOLDER"]),
+        (["--input", "in.csv", "--student", "wic", "--arm", "kl"], ["--arm", "Remove it."]),
+        (["--input", "in.csv", "--student", "wic", "--split", "test"], ["--split", "Remove it."]),
+        (["--input", "in.csv", "--student", "wic", "--set", "a=1"], ["--set", "Remove it."]),
+        (["--input", "in.csv", "--student", "wic"], ["no input file in.csv"]),
+        (["--input", "wic/README.md", "--student", "wic"], [".jsonl, .csv, .tsv", "wic/README.md"]),
+        (["--input", "-", "--student", "wic", "--output", "out.txt"], [".csv or .jsonl", "out.txt"]),
         (
             ["--input", "rows.jsonl", "--student", "wic", "--output", "./rows.jsonl"],
-            "--output: it must be another file than the input, got rows.jsonl. Name another.",
+            ["overwrite the input", "rows.jsonl"],
         ),
-        (
-            ["--input", "-", "--student", "wic", "--format", "superglue"],
-            "--format superglue: it must go with --split, got --input. Use csv or jsonl.",
-        ),
+        (["--input", "-", "--student", "wic", "--format", "superglue"], ["csv or jsonl"]),
     ],
 )
-def test_mistakes_are_one_clear_line(arguments, message):
+def test_mistakes_are_one_clear_line(arguments, told):
     Path("rows.jsonl").write_text('{"text": "a"}\n')
-    code, _, error = run(*arguments)
-    assert (code, error.splitlines()) == (1, [message])
+    code, out, error = run(*arguments)
+    assert (code, out) == (1, "")
+    (line,) = error.splitlines()
+    for part in told:
+        assert part in line
+    assert Path("rows.jsonl").read_text() == '{"text": "a"}\n'
 
 
 def test_options_of_an_input_need_one(project):
     project()
-    for option in (["--student", "a", "--student", "b"], ["--student", "a", "--output", "x.csv"]):
-        code, _, error = run("--task", "wic", *option)
-        which = "--output" if "--output" in option else "more than one --student"
-        assert (code, error) == (1, f"predict: {which} must go with --input, got none. Add: --input FILE\n")
+    for options in (["--student", "a", "--student", "b"], ["--student", "a", "--output", "x.csv"]):
+        code, _, error = run("--task", "wic", *options)
+        assert code == 1
+        (line,) = error.splitlines()
+        assert "--input" in line

@@ -1,5 +1,6 @@
-"""Served students: a mixed batch gives what each student gives alone, whatever is in it."""
+"""Students in a pool: a mixed batch gives each row what its own student gives it."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import kdcache
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_tokenizer
 from kdcache.errors import DataError, ModelError
+from kdcache.serve.requests import LoadedStudent
 from kdcache.students.export import load_folder
 from kdcache.students.student import predict
 
@@ -53,12 +55,36 @@ def some_rows(names: list[str], count: int, seed: int) -> list[tuple]:
     return rows
 
 
-def alone(rows: list[tuple], double: bool = False) -> list[np.ndarray]:
-    """Each row through its own student, in a batch of itself."""
-    students = {name: kdcache.load_student(name) for name in {row[0] for row in rows}}
-    for student in students.values() if double else ():
+@pytest.fixture(scope="module")
+def students(home: Path) -> dict[str, LoadedStudent]:
+    """Each student loaded by itself."""
+    return load_students(home)
+
+
+@pytest.fixture(scope="module")
+def doubles(home: Path) -> dict[str, LoadedStudent]:
+    """The same in double precision."""
+    found = load_students(home)
+    for student in found.values():
         to_double(student)
+    return found
+
+
+def load_students(home: Path) -> dict[str, LoadedStudent]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        return {name: kdcache.load_student(name) for name in FOLDERS}
+
+
+def one_by_one(rows: list[tuple], students: dict[str, LoadedStudent]) -> list[np.ndarray]:
+    """Each row through its own student, in a batch of itself."""
     return [students[name].logits([text], [second])[0] for name, text, second in rows]
+
+
+def gap(found: list[np.ndarray], wanted: list[np.ndarray]) -> float:
+    """The largest difference of logits; all rows must have the shapes wanted."""
+    assert [row.shape for row in found] == [row.shape for row in wanted]
+    return max(np.abs(a - b).max() for a, b in zip(found, wanted, strict=True))
 
 
 def to_double(student) -> None:
@@ -77,16 +103,13 @@ def to_double(student) -> None:
         (list(FOLDERS), 5),
     ],
 )
-def test_mixed_batch_is_each_student_alone(names, batch_size):
-    rows = some_rows(names, 24, seed=len(names))
+def test_mixed_batch_is_each_student_by_itself(names, batch_size, students, doubles):
+    rows = some_rows(names, 16, seed=len(names))
     pool = kdcache.StudentPool(names)
-    for found, wanted in zip(pool.logits(rows, batch_size), alone(rows), strict=True):
-        assert found.shape == wanted.shape
-        assert np.abs(found - wanted).max() <= 1e-5
+    assert gap(pool.logits(rows, batch_size), one_by_one(rows, students)) <= 1e-5
     for student in pool.students.values():
         to_double(student)
-    for found, wanted in zip(pool.logits(rows, batch_size), alone(rows, double=True), strict=True):
-        assert np.abs(found - wanted).max() <= 1e-10
+    assert gap(pool.logits(rows, batch_size), one_by_one(rows, doubles)) <= 1e-10
 
 
 @pytest.mark.parametrize("kind", ["deberta-v2", "modernbert"])
@@ -97,9 +120,9 @@ def test_backbones_that_count_padding_as_distance_serve_mixed_batches_too(tmp_pa
     for name, tokens in zip(names[:3], (3, 3, 8), strict=True):
         make_student(Path(name), backbone, WIC, "prompt", tokens, tokens)
     make_student(Path("d"), backbone, CB, "head", 9)
-    rows = some_rows(names, 16, seed=1)
-    found = kdcache.StudentPool(names).logits(rows)
-    assert max(np.abs(a - b).max() for a, b in zip(found, alone(rows), strict=True)) <= 1e-5
+    rows = some_rows(names, 12, seed=1)
+    students = {name: kdcache.load_student(name) for name in names}
+    assert gap(kdcache.StudentPool(names).logits(rows), one_by_one(rows, students)) <= 1e-5
 
 
 def test_answers_follow_their_rows():
@@ -112,7 +135,7 @@ def test_answers_follow_their_rows():
 
 
 @pytest.mark.parametrize("name", ["cb-prefix", "wic-prompt", "copa-prefix"])
-def test_a_students_logits_are_those_of_its_training(name):
+def test_a_students_logits_are_those_of_its_training(name, students):
     """The same rows through the path that distill scores students by."""
     student, about = load_folder(Path(name))
     task, n = about.task, about.task.num_choices
@@ -120,7 +143,7 @@ def test_a_students_logits_are_those_of_its_training(name):
     encoded = encode(load_tokenizer(Path("backbone")), texts, TEXTS, 32, task.truncate, n)
     wanted = predict(student, encoded, 4)[0]
     rows = texts[::n], TEXTS if n == 1 else list(zip(TEXTS[::2], TEXTS[1::2], strict=True))
-    loaded = kdcache.load_student(name)
+    loaded = students[name]
     assert (loaded.task, loaded.labels) == (task, task.labels)
     assert np.abs(loaded.logits(*rows) - wanted).max() <= 1e-5
     for prediction, logits in zip(loaded.predict(*rows), wanted, strict=True):
@@ -132,29 +155,24 @@ def test_a_students_logits_are_those_of_its_training(name):
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_references_are_served_alone_and_refused_in_a_pool(method, tmp_path):
+def test_students_with_weights_of_their_own_are_served_by_themselves(method, tmp_path):
     folder = make_student(tmp_path / method, Path("backbone"), WIC, method)
     encoded = encode(load_tokenizer(Path("backbone")), TEXTS, TEXTS[::-1], 32)
     wanted = predict(load_folder(folder)[0], encoded, 4)[0]
     assert np.abs(kdcache.load_student(folder).logits(TEXTS, TEXTS[::-1]) - wanted).max() <= 1e-5
-    with pytest.raises(ModelError) as refusal:
+    rows = [("wic", text, second) for text, second in zip(TEXTS, TEXTS[::-1], strict=True)]
+    assert np.abs(np.stack(kdcache.StudentPool([folder]).logits(rows)) - wanted).max() <= 1e-5
+    with pytest.raises(ModelError, match=f"{method} has weights of its own and cannot share") as refusal:
         kdcache.StudentPool(["wic-prefix", folder])
-    assert str(refusal.value) == (
-        f"{folder}: a pool's students must have a prompt or a head alone, got one of method {method} with "
-        "weights of its own. Serve it by kdcache.load_student."
-    )
+    assert str(refusal.value).startswith(f"{folder}: ")
 
 
 def test_pool_refuses_two_backbones_and_none():
     shutil.copytree("backbone", "other", dirs_exist_ok=True)
     make_student(Path("strange"), Path("other"), CB)
-    with pytest.raises(ModelError) as refusal:
+    with pytest.raises(ModelError, match=r"got backbone \(wic-prefix\) and other \(strange\)"):
         kdcache.StudentPool(["wic-prefix", "strange"])
-    assert str(refusal.value) == (
-        "StudentPool: the students must share one backbone, got backbone (wic-prefix) and other (strange). "
-        "Make a pool for each."
-    )
-    with pytest.raises(ModelError, match=r"must hold at least one student, got none. Name their folders."):
+    with pytest.raises(ModelError, match="at least one student"):
         kdcache.StudentPool([])
 
 
@@ -170,48 +188,34 @@ def test_elsewhere_the_missing_backbone_is_named(home, tmp_path, monkeypatch):
 def test_a_student_answers_to_its_folder_and_to_a_task_of_its_own():
     pool = kdcache.StudentPool(["wic-prefix", "wic-head", Path("cb-prefix")])
     by_task, by_folder = pool.predict([("cb", "bank", None), ("cb-prefix", "bank", "")])
-    assert by_task == by_folder
-    for name, message in (
-        (
-            "wic",
-            "row 1: the task must have one student, got wic with wic-prefix, wic-head. "
-            "Name one of these instead.",
-        ),
-        (
-            "wicc",
-            "row 1: the task or student must be one of the pool's, got 'wicc'. Did you mean wic?",
-        ),
-    ):
-        with pytest.raises(DataError) as refusal:
+    assert by_task.label == by_folder.label
+    assert by_task.probabilities == pytest.approx(by_folder.probabilities, abs=1e-6)
+    for name, told in (("wic", "wic-prefix, wic-head"), ("wicc", "Did you mean wic?")):
+        with pytest.raises(DataError, match=f"row 1: .*{re.escape(told)}"):
             pool.predict([(name, "bank", None)])
-        assert str(refusal.value) == message
 
 
 @pytest.mark.parametrize(
-    ("name", "texts", "pairs", "message"),
+    ("name", "texts", "pairs", "told"),
     [
-        (
-            "wic-head", "bank", None,
-            "predict: texts and pairs must be lists, got the text 'bank'. Put it in a list.",
-        ),
-        ("wic-head", ["a", "b"], ["c"], "predict: pairs must be as many as texts, 2, got 1."),
-        ("wic-head", ["a", " "], None, "row 2: text must be text, and not empty, got ' '."),
-        ("wic-head", ["a"], [5], "row 1: text_pair must be text, got 5."),
-        ("wic-head", ["a\ud800"], None, "row 1: text must be Unicode text, got half a character, '\\ud800'."),
-        ("copa-head", ["a"], None, "row 1: choices must be 2 texts in copa, got None."),
-        ("copa-head", ["a"], ["ab"], "row 1: choices must be 2 texts in copa, got 'ab'."),
-        ("copa-head", ["a"], [("b", "")], "row 1: a choice must be text, and not empty, got ''."),
-        (
-            "cb-prefix", ["a", "b"], ["c", "bank " * 30],
-            "row 2: text_pair must leave room in the 32 tokens that students of cb read, got "
-            f"'{'bank ' * 11}b.... Shorten it.",
-        ),
+        ("wic-head", "bank", None, ["lists", "'bank'"]),
+        ("wic-head", ["a", "b"], ["c"], ["2 and 1"]),
+        ("wic-head", ["a", " "], None, ["row 2: ", "text", "empty", "' '"]),
+        ("wic-head", ["a"], [5], ["row 1: ", "text_pair", "5"]),
+        ("wic-head", ["a\ud800"], None, ["row 1: ", "text", "half", "'\\ud800'"]),
+        ("copa-head", ["a"], None, ["row 1: ", "copa", "2 texts in choices", "None"]),
+        ("copa-head", ["a"], ["ab"], ["row 1: ", "2 texts in choices", "'ab'"]),
+        ("copa-head", ["a"], [("b", "")], ["row 1: ", "a choice", "empty", "''"]),
+        ("cb-prefix", ["a", "b"], ["c", "bank " * 30], ["row 2: ", "text_pair", "32 tokens", "'bank bank "]),
     ],
-)  # fmt: skip
-def test_a_row_unlike_the_task_is_one_clear_line(name, texts, pairs, message):
+)
+def test_a_row_unlike_the_task_is_one_clear_line(name, texts, pairs, told, students):
     with pytest.raises(DataError) as refusal:
-        kdcache.load_student(name).predict(texts, pairs)
-    assert str(refusal.value) == message
+        students[name].predict(texts, pairs)
+    message = str(refusal.value)
+    assert len(message.splitlines()) == 1
+    for part in told:
+        assert part in message
 
 
 def test_loading_is_quiet_and_leaves_the_noise_as_it_was(capfd):

@@ -1,22 +1,28 @@
-"""Predictions: the benchmark's own spelling and nesting, from every task end to end."""
+"""kdcache predict of prepared splits: the schema of every task, and the benchmark's submission files."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from conftest import fails, run
+from conftest import fails, run, run_all, superglue_task, write_project
+from served import make_student
 
+import kdcache
 from kdcache.data.superglue import SUPERGLUE
-from kdcache.data.task import Task
+from kdcache.data.task import read_task, write_task
 from kdcache.errors import ParamsError
+from kdcache.serve import prepared
 from kdcache.serve.submissions import SUBMISSION_NAMES, submission_name, superglue_text, zip_bytes
 
-FIXTURES = Path(__file__).parent / "fixtures" / "superglue"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "superglue"
 
 
 def lines(text: str) -> list:
@@ -35,7 +41,7 @@ def lines(text: str) -> list:
     ],
 )
 def test_labels_are_spelt_as_the_benchmark_does(name, expected):
-    task = SUPERGLUE[name].task
+    task = superglue_task(name)
     logits = np.eye(task.num_labels)[[1, 0]]
     text = superglue_text(task, "test", ["test-7", "test-3"], logits, {})
     assert lines(text) == [{"idx": 7, "label": expected[0]}, {"idx": 3, "label": expected[1]}]
@@ -44,7 +50,7 @@ def test_labels_are_spelt_as_the_benchmark_does(name, expected):
 def test_multirc_is_nested_by_passage_and_question():
     ids = ["test-5-0-0", "test-5-0-1", "test-5-1-2", "test-6-2-3"]
     logits = np.eye(2)[[1, 0, 0, 1]]
-    text = superglue_text(SUPERGLUE["multirc"].task, "test", ids, logits, {})
+    text = superglue_text(superglue_task("multirc"), "test", ids, logits, {})
     assert lines(text) == [
         {"idx": 5, "passage": {"questions": [
             {"idx": 0, "answers": [{"idx": 0, "label": 1}, {"idx": 1, "label": 0}]},
@@ -58,15 +64,15 @@ def test_record_names_the_chosen_candidate_of_each_query():
     ids = ["test-4-90-0", "test-4-90-1", "test-4-91-0"]
     columns = {"unit": ["test-4-90"] * 2 + ["test-4-91"], "candidate": ["Åse", "Oslo", "Riga"]}
     logits = np.array([[0.0, 1.0], [0.0, 3.0], [5.0, 0.0]])
-    text = superglue_text(SUPERGLUE["record"].task, "test", ids, logits, columns)
+    text = superglue_text(superglue_task("record"), "test", ids, logits, columns)
     assert lines(text) == [{"idx": 90, "label": "Oslo"}, {"idx": 91, "label": "Riga"}]
 
 
 def test_every_task_and_diagnostic_has_a_submission_file():
-    splits = {split for source in SUPERGLUE.values() for split in source.task.diagnostics}
-    assert set(SUBMISSION_NAMES) == set(SUPERGLUE) | splits
-    assert {SUBMISSION_NAMES[name] for name in SUPERGLUE} == {s.folder for s in SUPERGLUE.values()}
-    with pytest.raises(ParamsError, match=r"one of SuperGLUE's, got 'mine'. Use --format csv or jsonl."):
+    files = {"BoolQ", "CB", "COPA", "MultiRC", "ReCoRD", "RTE", "WiC", "WSC", "AX-b", "AX-g"}
+    assert {*SUBMISSION_NAMES.values()} == files
+    assert {*SUBMISSION_NAMES} == {*SUPERGLUE, "axb", "axg"}
+    with pytest.raises(ParamsError, match=r"'mine'.*--format csv or jsonl"):
         submission_name("mine", "test")
 
 
@@ -79,120 +85,149 @@ def test_zip_is_the_same_bytes_whatever_the_order():
 
 def official_idx(name: str, split: str) -> list:
     """What the benchmark's server looks for, read straight from the official file."""
-    path = FIXTURES / SUPERGLUE[name].folder / {"validation": "val.jsonl", "test": "test.jsonl"}[split]
+    path = FIXTURES / SUBMISSION_NAMES[name] / {"validation": "val.jsonl", "test": "test.jsonl"}[split]
     rows = lines(path.read_text(encoding="utf-8"))
     return (
         [q["idx"] for row in rows for q in row["qas"]] if name == "record" else [row["idx"] for row in rows]
     )
 
 
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A project with all tasks of SuperGLUE prepared, and an untrained student of each in models/students."""
+    folder = tmp_path_factory.mktemp("official")
+    write_project(
+        folder, tiny_model,
+        prepare={"source": "superglue", "path": str(FIXTURES), "tune_fraction": 0.0},
+        distill={"seeds": [3]},
+    )  # fmt: skip
+    run_all(folder, ["prepare", "--set", f"tasks=[{', '.join(SUPERGLUE)}]"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in SUPERGLUE:
+            task = read_task(Path("data") / name, name)
+            make_student(Path(f"models/students/{name}/kl-3"), Path("tiny"), task, "head", max_length=64)
+    return folder
+
+
 @pytest.fixture
-def student(project, tiny_model):
-    """Make a project on the fixtures with one trained student of a task."""
+def at_official(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, gone to."""
+    shutil.copytree(official, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
 
-    def make(name: str) -> Path:
-        folder = project(
-            prepare={"source": "superglue", "path": str(FIXTURES), "tune_fraction": 0.0},
-            train_teacher={"folds": 0}, student_backbone={"num_layers": "all"},
-            distill={"head_start_epochs": 1},
-        )  # fmt: skip
-        settings = ["--set", f"tasks=[{name}]"]
-        for command in ("prepare", "teach", "cache", "shrink"):
-            assert run(command, *settings)[0] == 0
-        assert run("distill", "--arm", "feature_mse", "--arm", "kl+gram", "--seed", "0", *settings)[0] == 0
-        return folder
 
-    return make
+def test_submission_files_hold_what_the_benchmarks_server_looks_for(at_official):
+    names = [name for name in SUPERGLUE if (Path("data") / name / "test.parquet").is_file()]
+    code, out, _ = run(
+        "predict", "--arm", "kl", "--format", "superglue", "--set", f"tasks=[{','.join(names)}]"
+    )
+    assert code == 0
+    written = {}
+    for name in SUPERGLUE:
+        split = "test" if name in names else "validation"
+        if name not in names:
+            arguments = ["--arm", "kl", "--split", split, "--set", f"tasks=[{name}]"]
+            assert run("predict", *arguments, "--format", "superglue")[0] == 0
+        written[name] = Path("runs/predictions") / f"{SUBMISSION_NAMES[name]}.jsonl"
+        found = [line["idx"] for line in lines(written[name].read_text(encoding="utf-8"))]
+        assert found == official_idx(name, split)
+    archive, _, missing = out.splitlines()[-1].partition(" without ")
+    assert missing.split(", ") == [
+        f"{SUBMISSION_NAMES[name]}.jsonl" for name in SUPERGLUE if name not in names
+    ]
+    with zipfile.ZipFile(archive) as packed:
+        kept = {f"{SUBMISSION_NAMES[name]}.jsonl" for name in names} | {"AX-b.jsonl", "AX-g.jsonl"}
+        assert set(packed.namelist()) == kept
+        for name in names:
+            assert packed.read(written[name].name) == written[name].read_bytes()
+        labels = {line["label"] for line in lines(packed.read("AX-b.jsonl").decode())}
+        assert labels <= {"entailment", "not_entailment"}
 
 
 @pytest.mark.parametrize("name", SUPERGLUE)
-def test_each_task_runs_from_rows_to_a_submission_file(student, name):
-    folder = student(name)
-    split = "test" if (folder / "data" / name / "test.parquet").is_file() else "validation"
-    arguments = [
-        "predict",
-        "--set",
-        f"tasks=[{name}]",
-        "--student",
-        f"runs/{name}/kl+gram-0",
-        "--split",
-        split,
-    ]
-    code, out, _ = run(*arguments, "--format", "superglue", *(["--zip"] if split == "test" else []))
-    assert code == 0
-    path = folder / "runs" / "predictions" / f"{SUPERGLUE[name].folder}.jsonl"
-    assert [line["idx"] for line in lines(path.read_text(encoding="utf-8"))] == official_idx(name, split)
-    if name == "rte":
-        assert "superglue.zip without BoolQ.jsonl, CB.jsonl, " in out
-        with zipfile.ZipFile(folder / "runs" / "predictions" / "superglue.zip") as archive:
-            assert archive.namelist() == ["AX-b.jsonl", "AX-g.jsonl", "RTE.jsonl"]
-            assert {line["label"] for line in lines(archive.read("AX-b.jsonl").decode())} <= {
-                "entailment", "not_entailment",
-            }  # fmt: skip
-
-    code, _, progress = run(*arguments)
-    assert code == 0
+def test_a_split_comes_out_with_its_columns_and_probabilities(name, at_official):
+    """In both formats; in the schema that rows of a file come out in."""
+    arguments = ["predict", "--student", f"models/students/{name}/kl-3", "--split", "validation"]
+    arguments += ["--set", f"tasks=[{name}]"]
+    code, out, progress = run(*arguments)
+    assert (code, out) == (0, f"runs/predictions/{name}-validation.csv\n")
     assert re.search(rf"{name} predictions: 100%.* (\d+)/\1 ", progress)
     assert run(*arguments, "--format", "jsonl")[0] == 0
-    predictions = folder / "runs" / "predictions"
-    rows = list(csv.DictReader((predictions / f"{name}-{split}.csv").read_text().splitlines()))
-    labels = SUPERGLUE[name].task.labels
-    for row in rows:
-        probabilities = {label: float(row[label]) for label in labels}
-        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
-        assert probabilities[row["label"]] == max(probabilities.values())
-    again = lines((predictions / f"{name}-{split}.jsonl").read_text(encoding="utf-8"))
-    assert [(row["example_id"], row["label"]) for row in again] == [
-        (row["example_id"], row["label"]) for row in rows
-    ]
+    task = superglue_task(name)
+    table = pq.read_table(f"data/{name}/validation.parquet").to_pylist()
+    from_jsonl = lines(Path(f"runs/predictions/{name}-validation.jsonl").read_text(encoding="utf-8"))
+    with Path(f"runs/predictions/{name}-validation.csv").open(encoding="utf-8", newline="") as file:
+        from_csv = list(csv.DictReader(file))
+    second = "choices" if task.num_choices > 1 else "text_pair"
+    names = [f"probability_{label}" for label in task.labels]
+    columns = ["example_id", "prediction", *names, "label", "text", second, "group", *task.columns]
+    student = kdcache.load_student(f"models/students/{name}/kl-3")
+    wanted = student.predict([row["text"] for row in table], [row[second] for row in table])
+    for given, row, cells, prediction in zip(table, from_jsonl, from_csv, wanted, strict=True):
+        assert list(row) == list(cells) == columns
+        assert row["label"] == cells["label"] == task.labels[given["label"]]
+        for column in ("example_id", "text", second, "group", *task.columns):
+            assert row[column] == given[column]
+            shown = cells[column]
+            assert (shown if isinstance(given[column], str) else json.loads(shown)) == given[column]
+        assert row["prediction"] == cells["prediction"] == prediction.label
+        for some in (row, cells):
+            shares = {label: float(some[f"probability_{label}"]) for label in task.labels}
+            assert shares == pytest.approx(prediction.probabilities, abs=2e-6)
 
 
-def test_diagnostics_flow_into_cache_metrics_and_students(student):
-    folder = student("rte")
-    manifest = json.loads((folder / "cache" / "rte" / "manifest.json").read_text())
-    assert set(manifest["metrics"]["axb"]) == {"matthews", "rows"}
-    assert set(manifest["metrics"]["axg"]) == {"accuracy", "gender_parity", "rows"}
-    result = json.loads((folder / "runs" / "rte" / "kl+gram-0" / "result.json").read_text())
-    assert set(result["diagnostics"]["axg"]) == {"accuracy", "gender_parity", "rows", "agreement"}
-    assert result["diagnostics"]["axb"]["rows"] == 4
+def test_rows_without_a_label_leave_it_blank(at_official):
+    for form in ("csv", "jsonl"):
+        assert run("predict", "--student", "models/students/cb/kl-3", "--format", form)[0] == 0
+    rows = lines(Path("runs/predictions/cb-test.jsonl").read_text())
+    assert {row["label"] for row in rows} == {None}
+    with Path("runs/predictions/cb-test.csv").open(newline="") as file:
+        assert {row["label"] for row in csv.DictReader(file)} == {""}
 
 
-def test_mistakes_are_one_clear_line(student):
-    student("cb")
-    cb = ["--set", "tasks=[cb]"]
-    assert fails("predict", *cb) == (
-        "predict: one of --arm and --student must be given, got none or both. Give one."
-    )
-    assert fails("predict", *cb, "--arm", "kl") == (
-        "models/students/cb/kl-0: the student must exist, got nothing there. Run: dvc repro distill@cb"
-    )
-    assert fails("predict", *cb, "--arm", "kll").endswith("got 'kll'. Did you mean kl?")
-    student_option = ["--student", "runs/cb/kl+gram-0"]
-    assert fails("predict", *cb, *student_option, "--split", "tset") == (
-        "data/cb: the split must be a prepared one, got 'tset'. Did you mean test?"
-    )
-    assert fails("predict", *cb, *student_option, "--zip") == (
-        "--zip: the format must be superglue, got csv. Add: --format superglue"
-    )
-    assert fails("predict", "--set", "tasks=[cb,wic]", *student_option) == (
-        "--student: the task must be one, got cb, wic. Add: --task TASK"
-    )
-    assert run("prepare", "--set", "tasks=[wic]")[0] == 0
-    assert fails("predict", "--set", "tasks=[wic]", *student_option) == (
-        "runs/cb/kl+gram-0: the student must be one of wic, got one of cb. Name a student of this task."
-    )
+def test_a_students_task_need_not_be_named_and_the_rows_are_those_of_a_file(distilled_project, write_jsonl):
+    """A split through predict, and the same rows through predict --input: the same answers."""
+    student = ["--student", "runs/cb/kl+gram-0"]
+    assert run("predict", *student, "--split", "validation", "--format", "jsonl")[0] == 0
+    rows = lines(Path("runs/predictions/cb-validation.jsonl").read_text())
+    kept = ("example_id", "label", "text", "text_pair", "group")
+    source = write_jsonl(Path("rows.jsonl"), [{name: row[name] for name in kept} for row in rows])
+    assert run("predict", *student, "--input", str(source), "--output", "labelled.jsonl")[0] == 0
+    for by_split, by_file in zip(rows, lines(Path("labelled.jsonl").read_text()), strict=True):
+        assert list(by_split) == list(by_file)
+        for name, value in by_split.items():
+            same = pytest.approx(value, abs=2e-6) if name.startswith("probability_") else value
+            assert by_file[name] == same
 
 
-def test_a_task_without_a_submission_file_is_refused_before_the_work(student, monkeypatch):
-    from kdcache.data import task as schema
-    from kdcache.serve import prepared as stage
+def test_mistakes_are_one_clear_line(distilled_project):
+    student = ["--student", "runs/cb/kl+gram-0"]
+    for arguments, told in (
+        ([], ["--arm NAME", "--student FOLDER"]),
+        ([*student, "--arm", "kl"], ["--arm NAME", "--student FOLDER"]),
+        (["--arm", "kl", "--task", "cb"], ["models/students/cb/kl-0", "dvc repro distill@cb"]),
+        (["--arm", "kll"], ["Did you mean kl?"]),
+        ([*student, "--split", "tset"], ["data/cb", "'tset'", "Did you mean test?"]),
+        ([*student, "--task", "cb", "--task", "wic"], ["cb, wic", "Remove --task"]),
+        ([*student, "--task", "wic"], ["runs/cb/kl+gram-0", "cb", "wic"]),
+        ([*student, "--set", "tasks=[wic]"], ["'cb'", "wic"]),
+        ([*student, "--output", "x.csv"], ["--input", "runs/predictions/"]),
+        (["--student", "runs/cb"], ["runs/cb/student.json"]),
+    ):
+        message = fails("predict", *arguments)
+        for part in told:
+            assert part in message, arguments
+    assert not Path("runs/predictions").exists()
 
-    folder = student("cb")
-    (folder / "data" / "cb").rename(folder / "data" / "mine")
-    task = schema.read_task(folder / "data" / "mine", "mine")
-    schema.write_task(Task(**{**task.__dict__, "name": "mine"}), folder / "data" / "mine")
-    monkeypatch.setattr(stage, "_logits", lambda *_: pytest.fail("ran the student"))
-    message = fails(
-        "predict", "--set", "tasks=[mine]", "--student", "runs/cb/kl+gram-0", "--format", "superglue"
-    )
-    assert message.startswith("--format superglue: the task must be one of SuperGLUE's, got 'mine'.")
+
+def test_a_task_without_a_submission_file_is_refused_before_the_work(distilled_project, monkeypatch):
+    Path("data/cb").rename("data/mine")
+    task = read_task(Path("data/mine"), "mine")
+    write_task(dataclasses.replace(task, name="mine"), Path("data/mine"))
+    monkeypatch.setattr(prepared, "load_student", lambda *_: pytest.fail("loaded the student"))
+    arguments = ["--task", "mine", "--set", "tasks=[mine]", "--student", "runs/cb/kl+gram-0"]
+    message = fails("predict", *arguments, "--format", "superglue")
+    assert "'mine'" in message
+    assert "csv or jsonl" in message

@@ -1,4 +1,4 @@
-"""docs/statistics.md: its code runs on predictions as they lie on disk."""
+"""docs/reference/statistics.md: its code runs on predictions as they lie on disk."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
 def test_code_runs_as_told(tmp_path, monkeypatch, capsys):
-    text = (DOCS / "statistics.md").read_text(encoding="utf-8")
+    text = (DOCS / "reference" / "statistics.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     Path("predictions").mkdir()
@@ -30,7 +30,7 @@ def test_code_runs_as_told(tmp_path, monkeypatch, capsys):
             for arm, seed in [*runs, ("teacher", 0)]
         ]  # fmt: skip
         pd.concat(frames).to_parquet(f"predictions/{task}.parquet")
-    exec(compile(code, "docs/statistics.md", "exec"), {})
+    exec(compile(code, "docs/reference/statistics.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"[+−]\d+\.\d \(95% CI −?\d+\.\d to −?\d+\.\d\)", lines[1])
     assert len(lines) == 5

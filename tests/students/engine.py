@@ -1,54 +1,68 @@
-"""Builders that the tests of the engine share: tiny students on tiny rows."""
+"""Builders that the tests of training share: tiny students on tiny rows."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import torch
+from specs import tiny_spec
 
-from kdcache.encoder.batching import Padded, encode
+from kdcache.cache.rows import CacheRows
+from kdcache.data.task import Task
+from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.load import load_tokenizer
 from kdcache.losses import Objective, Term
-from kdcache.students.frozen import Backbone
-from kdcache.students.run import Run, Settings, TrainingRows
-from kdcache.students.student import Recipe, build_student
-from kdcache.students.train import cls_states, train_students
+from kdcache.students.prompted import Backbone, FrozenInputs
+from kdcache.students.rows import StudentRows
+from kdcache.students.run import Run
+from kdcache.students.student import build_student
+from kdcache.students.train import train_students
 
-SETTINGS = Settings(0.1, 2, 1e-2, 3, 1e-2, 4, 0.01, 0.1)
+TASK = Task("tiny", ("a", "b", "c"), "t/1", ("accuracy",))
 TEXTS = [f"{a} {b}" for a in ("bank", "bat", "crane", "match", "seal") for b in ("the", "river", "on a tree")]
 KL_GRAM = {"inter_class": Term("kl", 1.0, 2.0), "inter_instance": Term("gram")}
 
 
-def build_rows(folder: Path) -> TrainingRows:
-    """Pairs of sequences with random targets, three classes."""
+def make_rows(
+    encoded: Encoded, labels: list[int], backbone: Backbone, task: Task = TASK, dim: int = 6
+) -> StudentRows:
+    """Rows with random targets; member 0 of the ensemble says other random things."""
+    rng, size = np.random.default_rng(0), (len(labels), task.num_labels)
+    ids = [str(i) for i in range(len(labels))]
+    logits, other, member = (rng.normal(size=size).astype(np.float32) for _ in range(3))
+    features = rng.normal(size=(len(labels), dim)).astype(np.float16)
+    label, fold = np.array(labels), np.zeros(len(labels), np.int8)
+    cached = CacheRows(ids, ids, label, fold, logits, features, logits_plain=other, members=(member,))
+    table = pa.table({"example_id": ids, "label": pa.array(labels, pa.int64()), "group": ids})
+    return StudentRows.build(task, "train", table, cached, encoded, backbone)
+
+
+def build_rows(folder: Path, backbone: Backbone | None = None) -> StudentRows:
+    """Pairs of sequences, three classes."""
     encoded = encode(load_tokenizer(folder), TEXTS, TEXTS[::-1], max_length=32)
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(len(TEXTS), 3, generator=generator)
-    features = torch.randn(len(TEXTS), 6, generator=generator)
-    return TrainingRows(encoded, torch.arange(len(TEXTS)) % 3, logits, features)
+    labels = [i % 3 for i in range(len(TEXTS))]
+    return make_rows(encoded, labels, backbone or Backbone.load(folder))
 
 
 def build_run(
-    folder: Path, backbone: Backbone, rows: TrainingRows, method: str = "prefix", seed: int = 0,
-    terms: dict | None = None, start="separators", num_virtual_tokens: int = 4, scores=None,
-    best_by=None, **settings,
+    folder: Path, backbone: Backbone, rows: StudentRows, method: str = "prefix", seed: int = 0,
+    tune: StudentRows | None = None, **changes,
 ) -> Run:  # fmt: skip
-    """A student at step 0; arguments besides are ``Settings``."""
-    num_outputs = 3 if rows.encoded.num_choices == 1 else 1
-    recipe = Recipe(method, num_outputs, num_virtual_tokens, 32, seed, start)
-    student = build_student(recipe, folder, backbone, rows.encoded)
+    """A student before its first step; ``changes`` are those of ``tiny_spec``."""
+    spec = tiny_spec(method, **changes)
+    student = build_student(spec, rows.task.num_outputs, seed, folder, backbone, rows.encoded)
     torch.manual_seed(seed)
     dims = 16 * rows.encoded.num_choices, rows.teacher_features.shape[1]
-    objective = Objective(terms or {}, 1.0, *dims)
-    return Run(student, objective, rows, Settings(**{**SETTINGS.__dict__, **settings}), seed, scores, best_by)
+    objective = Objective(spec.terms, spec.ce_weight, *dims)
+    if rows.inputs.backbone is not backbone:
+        rows = replace(rows, inputs=FrozenInputs(backbone, rows.inputs.encoded))
+    return Run(student, objective, rows, spec, seed, tune)
 
 
 def fit(*runs: Run, checkpoint=None, after_step=None) -> None:
     """Train some runs in one pass."""
-    rows = max((run.rows for run in runs), key=len)
-    padded = Padded.of(rows.encoded)
-    dtype = runs[0].student.backbone.encoder.dtype
-    frozen = runs[0].student.backbone
-    states = cls_states(frozen, rows.encoded, padded).to(dtype)
-    train_students(runs, padded, states, checkpoint, after_step)
+    train_students(runs, checkpoint, after_step)
 
 
 def values(run: Run) -> list[torch.Tensor]:

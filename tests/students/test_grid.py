@@ -1,4 +1,4 @@
-"""The grid from the command line: passes, transfer, plain targets, and a student that diverges."""
+"""The grid from the command line: passes, transfer, targets, and a student that diverges."""
 
 import json
 from pathlib import Path
@@ -33,16 +33,16 @@ def test_students_of_one_pass_are_those_of_many(cached: Path):
     assert alone["ce"] != alone["kl+gram"]
 
 
-def test_an_arm_has_a_batch_size_and_a_head_start_of_its_own(cached: Path):
+def test_an_arm_has_a_batch_size_and_a_warm_up_of_its_own(cached: Path):
     """Each takes the steps of its own settings; in passes of three, other batches stay apart."""
-    own = {"ce": (4, 2), "kl": (8, 3)}  # arm → batch_size, head_start_epochs
+    own = {"ce": (4, 2), "kl": (8, 3)}  # arm → batch_size, probe_epochs
     values = {f"distill.arms.{arm}.batch_size": size for arm, (size, _) in own.items()}
-    values |= {f"distill.arms.{arm}.head_start_epochs": epochs for arm, (_, epochs) in own.items()}
+    values |= {f"distill.arms.{arm}.probe_epochs": epochs for arm, (_, epochs) in own.items()}
     settings = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
     arms = ["distill", "--task", "cb", "--arm", "ce", "--arm", "kl", "--arm", "kl+gram"]
     assert run(*arms, *settings)[0] == 0
     section = yaml.safe_load((cached / "params.yaml").read_text())["distill"]
-    shared = section["batch_size"], section["head_start_epochs"]
+    shared = section["batch_size"], section["probe_epochs"]
     rows = pq.read_metadata(cached / "data" / "cb" / "train.parquet").num_rows
     for arm in ("ce", "kl", "kl+gram"):
         result = json.loads((cached / "runs" / "cb" / f"{arm}-0" / "result.json").read_text())
@@ -74,10 +74,10 @@ def test_a_student_that_never_had_a_finite_loss_is_told_of_the_rate_at_work(cach
     huge = ("--set", "distill.arms.kl.inter_class.weight=1e308")
     code, _, error = run("distill", "--task", "cb", "--arm", "ce", "--arm", "kl", *huge)
     assert code == 0
-    assert "got none at step 1 (last finite: none). Lower distill.head_start_lr (now 0.003)." in error
+    assert "got none at step 1 (last finite: none). Lower distill.probe_lr (now 0.003)." in error
     code, _, _ = run("distill", "--task", "cb", "--arm", "kl", *huge)
     assert code == 1
-    (result,) = (cached / ".kdcache").glob("distill-*/students/kl-0/result.json")
+    (result,) = (cached / ".kdcache").glob("grid-*/students/kl-0/result.json")
     assert json.loads(result.read_text(), parse_constant=pytest.fail)["diverged"] == {
         "step": 1, "last_finite_loss": None,
     }  # fmt: skip
@@ -95,12 +95,12 @@ def test_a_prompt_is_transferred_from_another_student(cached: Path):
     )
 
 
-def test_plain_targets_are_those_of_the_teacher_on_all_rows(cached: Path):
+def test_all_rows_targets_are_those_of_the_teacher_on_all_rows(cached: Path):
     assert run("distill", "--task", "cb", "--arm", "kl")[0] == 0
     crossed = logits(cached, "kl-0")
-    assert run("distill", "--task", "cb", "--arm", "kl", "--set", "distill.arms.kl.targets=plain")[0] == 0
+    assert run("distill", "--task", "cb", "--arm", "kl", "--set", "distill.arms.kl.targets=all_rows")[0] == 0
     assert logits(cached, "kl-0") != crossed
     card = (cached / "runs" / "cb" / "kl-0" / "README.md").read_text()
-    assert "plain targets" in card
+    assert "targets of the teacher on all rows" in card
     about = json.loads((cached / "runs" / "cb" / "kl-0" / "student.json").read_text())
     assert about["task"]["name"] == "cb"

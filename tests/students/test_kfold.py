@@ -55,7 +55,7 @@ def test_mistake_is_one_line(cached):
         ("--grid", "distill.lrr=1,2"): (
             "distill.lrr: the key must be a known parameter, got 'lrr'. Did you mean lr?"
         ),
-        ("--grid", LR, "--arm", "kll"): "distill.arms: it must hold the arm, got 'kll'. Did you mean kl?",
+        ("--grid", LR, "--arm", "kll"): "distill.arms: unknown arm 'kll'. Did you mean kl?",
     }
     for arguments, message in cases.items():
         assert fails("select", "--task", "cb", *arguments) == message

@@ -1,11 +1,10 @@
-"""Every method on every architecture, as the table in docs/methods.md says, cell by cell."""
+"""Every method on every architecture, as the table in docs/reference/methods.md says, cell by cell."""
 
 import json
 import os
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,34 +14,33 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, ROOT, build_tiny_model
-from engine import build_run, fit
+from engine import TASK, build_run, fit, make_rows
 from peft import AutoPeftModelForSequenceClassification
+from specs import tiny_spec
 from transformers import AutoModelForSequenceClassification
 
-from kdcache.data.task import Task
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_tokenizer, setup
 from kdcache.errors import ModelError
-from kdcache.students import frozen as backbone_module
-from kdcache.students.export import LOADERS, load_folder, save_student
-from kdcache.students.frozen import Backbone, RowPrompts
-from kdcache.students.prompts import PROMPTS, build_prompt
-from kdcache.students.run import TrainingRows
-from kdcache.students.student import METHODS, Recipe, build_student, predict
+from kdcache.students import prompted
+from kdcache.students.export import load_folder, save_student
+from kdcache.students.methods import METHODS
+from kdcache.students.prompted import Backbone, RowPrompts
+from kdcache.students.prompts import build_prompt
+from kdcache.students.student import Student, build_student, predict
 
 FIRST = ["the bank of the river", "a bat", "a crane on a tree", "seal", "the match", "bank", "river", "bat"]
 SECOND = ["bank", "", "the crane", "a seal the match the bank", "", "bat", "", "tree"]
-TASK = Task("tiny", ("a", "b", "c"), "t/1", ("accuracy",))
-TOKENS = 4  # those of build_run
-FEW_STEPS = {"epochs": 1, "head_start_epochs": 1}
+TOKENS = 4  # those of tiny_spec
+FEW_STEPS = {"epochs": 1, "probe_epochs": 1}
 ENCODERS = ("bert", "minilm", "roberta", "xlm-roberta", "electra", "deberta", "deberta-v2", "modernbert")
 TAKES_PREFIXES = ENCODERS[:5]
 PLACES = [(name, "input") for name in ENCODERS] + [(name, "deep") for name in TAKES_PREFIXES]
 
 
 def table() -> dict[tuple[str, str], str]:
-    """(architecture, method) → the cell in docs/methods.md."""
-    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    """(architecture, method) → the cell in docs/reference/methods.md."""
+    text = (ROOT / "docs" / "reference" / "methods.md").read_text(encoding="utf-8")
     lines = text.split("<!-- matrix -->")[1].split("<!-- /matrix -->")[0].strip().splitlines()
     head, _, *rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
     return {(row[0], m): cell for row in rows for m, cell in zip(head[1:], row[1:], strict=True)}
@@ -50,6 +48,11 @@ def table() -> dict[tuple[str, str], str]:
 
 CELLS = table()
 WORKING = [cell for cell, loader in CELLS.items() if loader != "refused"]
+# One cell per architecture, and each method at least once; the others are slow.
+BY_DEFAULT = {
+    ("bert", "prefix"), ("minilm", "prompt"), ("roberta", "lora"), ("xlm-roberta", "head"),
+    ("electra", "p_tuning"), ("deberta", "full"), ("deberta-v2", "prompt"), ("modernbert", "lora"),
+}  # fmt: skip
 REFUSED = [cell for cell, loader in CELLS.items() if loader == "refused"]
 
 
@@ -62,11 +65,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def build(architecture: str) -> SimpleNamespace:
         folder = build_tiny_model(root / architecture, architecture=architecture)
         encoded = encode(load_tokenizer(folder), FIRST, SECOND, max_length=32)
-        labels, nothing = torch.arange(len(FIRST)) % 3, torch.zeros(len(FIRST), 3)
-        rows = TrainingRows(encoded, labels, nothing, nothing)
-        return SimpleNamespace(folder=folder, encoded=encoded, rows=rows)
+        return SimpleNamespace(folder=folder, encoded=encoded)
 
     return build
+
+
+def untrained(part: SimpleNamespace, shared: Backbone, method: str, **changes: Any) -> Student:
+    """A student over an architecture's backbone; ``changes`` are those of ``tiny_spec``."""
+    return build_student(tiny_spec(method, **changes), 3, 0, part.folder, shared, part.encoded)
 
 
 def bits(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -85,14 +91,18 @@ def test_the_table_is_whole():
     }
 
 
-@pytest.mark.parametrize(("architecture", "method"), WORKING)
+@pytest.mark.parametrize(
+    ("architecture", "method"),
+    [cell if cell in BY_DEFAULT else pytest.param(*cell, marks=pytest.mark.slow) for cell in WORKING],
+)
 def test_it_trains_only_what_it_should_and_reloads_to_the_same_logits(
     tiny, architecture, method, tmp_path, monkeypatch
 ):
     part = tiny(architecture)
     monkeypatch.chdir(part.folder.parent)
     shared = Backbone.load(part.folder)
-    run = build_run(part.folder, shared, part.rows, method, **FEW_STEPS)
+    labels = [row % 3 for row in range(len(FIRST))]
+    run = build_run(part.folder, shared, make_rows(part.encoded, labels, shared), method, **FEW_STEPS)
     student = run.student
     frozen, before = bits(shared.encoder), bits(student)
     own = {p for p in student.parameters() if p.requires_grad}
@@ -110,14 +120,14 @@ def test_it_trains_only_what_it_should_and_reloads_to_the_same_logits(
     save_student(student, folder, part.folder, about, {"task": "tiny", "arm": "a", "seed": "0"}, part.encoded)
     reloaded = load_folder(folder)[0]
     assert np.abs(predict(reloaded, part.encoded, 8)[0] - logits).max() < 1e-5
-    if method in PROMPTS:  # p_tuning's MLP is gone, its sum is there
+    if METHODS[method].place:  # p_tuning's MLP is gone, its sum is there
         assert torch.equal(reloaded.prompt(), student.prompt())
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["peft_type"] == ("PREFIX_TUNING" if method == "prefix" else "PROMPT_TUNING")
         width = 16 if method == "prefix" else ARCHITECTURES[architecture][1].get("embedding_size", 16)
         assert config["token_dim"] == width
     loader = CELLS[architecture, method]
-    assert (LOADERS[method] or "kdcache") == loader
+    assert (METHODS[method].loader or "kdcache") == loader
     if loader != "kdcache":
         auto = {
             "peft": AutoPeftModelForSequenceClassification,
@@ -146,7 +156,7 @@ def test_what_cannot_work_is_refused_in_one_line(tiny, architecture, method):
             f"got {architecture}. Choose another model for student_backbone.model."
         )
     with pytest.raises(ModelError) as error:
-        build_run(part.folder, Backbone.load(part.folder), part.rows, method)
+        untrained(part, Backbone.load(part.folder), method)
     assert str(error.value) == message
 
 
@@ -169,12 +179,11 @@ def test_positions_run_out_where_the_table_says(tiny, architecture, method, most
     part = tiny(architecture)
     shared = Backbone.load(part.folder)
     longest = most - (0 if method == "head" else TOKENS)
-    recipe = Recipe(method, 3, TOKENS, longest, seed=0)
-    student = build_student(recipe, part.folder, shared, part.encoded)
+    student = untrained(part, shared, method, max_length=longest)
     row = encode(part.encoded.tokenizer, ["the " * 200], None, max_length=longest)
     assert np.isfinite(predict(student, row, 1)[0]).all()
     with pytest.raises(ModelError) as error:
-        build_student(replace(recipe, max_length=longest + 1), part.folder, shared, part.encoded)
+        untrained(part, shared, method, max_length=longest + 1)
     assert str(error.value) == (
         f"distill: max_length + num_virtual_tokens must be at most the {most} positions of the backbone, "
         f"got {most + 1}. Lower distill.max_length or distill.num_virtual_tokens."
@@ -183,7 +192,7 @@ def test_positions_run_out_where_the_table_says(tiny, architecture, method, most
 
 def prompts_of(place: str, backbone: Backbone, encoded: Any, lengths: tuple[int, ...]) -> list[torch.Tensor]:
     method = "prefix" if place == "deep" else "prompt"
-    return [build_prompt(method, backbone, n, encoded, seed=n)().detach() for n in lengths]
+    return [build_prompt(method, place, backbone, n, encoded, seed=n)().detach() for n in lengths]
 
 
 @pytest.mark.parametrize(("architecture", "place"), PLACES)
@@ -247,7 +256,7 @@ def test_segments_survive_a_prompt(tiny, architecture, place):
 def test_the_last_layer_for_cls_alone_is_exact(tiny, architecture, place, monkeypatch):
     part = tiny(architecture)
     fast = Backbone.load(part.folder)
-    monkeypatch.setattr(backbone_module, "finish_only_cls", lambda _encoder: [])
+    monkeypatch.setattr(prompted, "finish_only_cls", lambda _encoder: [])
     full = Backbone.load(part.folder)
     for encoder in (fast.encoder, full.encoder):
         encoder.double()
@@ -263,7 +272,7 @@ def test_the_last_layer_for_cls_alone_is_exact(tiny, architecture, place, monkey
 def test_lora_adapts_the_encoder_and_trains_the_head(tiny, architecture):
     """No module is both adapted and trained whole; every Linear of the encoder is adapted."""
     part = tiny(architecture)
-    student = build_run(part.folder, Backbone.load(part.folder), part.rows, "lora").student
+    student = untrained(part, Backbone.load(part.folder), "lora")
     trained = {name for name, p in student.model.named_parameters() if p.requires_grad}
     adapted = {name for name in trained if "lora_" in name}
     assert adapted
@@ -279,12 +288,12 @@ def save_some(backbone: Path, folder: Path) -> None:
     setup(threads=1)  # another count gives other bits, and tests before this one have set theirs
     encoded = encode(load_tokenizer(backbone), FIRST, SECOND, max_length=32)
     for method in ("prefix", "lora"):
-        recipe = Recipe(method, 3, TOKENS, 32, seed=0)
-        student = build_student(recipe, backbone, Backbone.load(backbone), encoded)
+        student = build_student(tiny_spec(method), 3, 0, backbone, Backbone.load(backbone), encoded)
         card = {"task": "tiny", "arm": "a", "seed": "0"}
         save_student(student, folder / method, backbone, {"task": TASK, "max_length": 32}, card, encoded)
 
 
+@pytest.mark.slow
 def test_a_folder_has_the_same_bytes_in_every_process(tiny, tmp_path, monkeypatch):
     """Here, and there with another hash seed: no order of a set reaches a file."""
     backbone = tiny("roberta").folder

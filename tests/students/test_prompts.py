@@ -8,34 +8,34 @@ import pytest
 import torch
 from engine import TEXTS, build_rows, build_run
 from peft import PrefixTuningConfig, get_peft_model
+from specs import tiny_spec
 from transformers import DistilBertConfig, DistilBertModel
 
 from kdcache.encoder.batching import Padded, encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer, resolve
 from kdcache.errors import ModelError
-from kdcache.students.frozen import Backbone, RowPrompts
-from kdcache.students.prompts import PROMPTS
-from kdcache.students.run import TrainingRows
-from kdcache.students.student import Recipe, build_student, forward, predict
+from kdcache.students.prompted import Backbone, RowPrompts
+from kdcache.students.rows import StudentRows
+from kdcache.students.student import build_student, forward, predict
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def rows(tiny_model: Path) -> TrainingRows:
-    return build_rows(tiny_model)
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def backbone(tiny_model: Path) -> Backbone:
     return Backbone.load(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_model: Path, backbone: Backbone) -> StudentRows:
+    return build_rows(tiny_model, backbone)
 
 
 @pytest.mark.parametrize("which", ["separators", "words"])
 def test_prefix_starts_as_keys_and_values_of_real_tokens(tiny_model: Path, rows, backbone, which):
     """A layer-0 key and value depend on token, position and segment only: recompute them."""
-    start = build_run(tiny_model, backbone, rows, start=which).student.prompt().view(4, 2, 2, 16)
+    start = build_run(tiny_model, backbone, rows, init=which).student.prompt().view(4, 2, 2, 16)
     bert = load_classifier(tiny_model, 3, seed=0).bert
     batch = rows.encoded.batch(range(len(TEXTS)))
     states = bert.embeddings(batch["input_ids"], batch["token_type_ids"])
@@ -50,7 +50,7 @@ def test_prefix_starts_as_keys_and_values_of_real_tokens(tiny_model: Path, rows,
 
 @pytest.mark.parametrize("method", ["prompt", "p_tuning"])
 def test_input_prompts_start_as_embeddings_of_real_words(tiny_model: Path, rows, backbone, method):
-    start = build_run(tiny_model, backbone, rows, method, start="words").student.prompt()
+    start = build_run(tiny_model, backbone, rows, method, init="words").student.prompt()
     words = {int(i) for row in rows.encoded.sequences for i in row["input_ids"]} - {0, 1, 2, 3}
     table = backbone.encoder.get_input_embeddings().weight
     for token in start:
@@ -87,7 +87,9 @@ def test_a_student_starts_nearer_to_its_backbone_than_with_pefts_own_start():
     texts = ["The bank raised its rates.", "We sat on the river bank.", "The bat flew at dusk."] * 4
     encoded = encode(load_tokenizer(folder), texts, texts[::-1], max_length=64)
     wanted = extract(load_classifier(folder, 2, seed=0), encoded, 2, 12, CPU)[1]
-    student = build_student(Recipe("prefix", 2, 16, 64, 0), folder, Backbone.load(folder), encoded)
+    student = build_student(
+        tiny_spec(num_virtual_tokens=16, max_length=64), 2, 0, folder, Backbone.load(folder), encoded
+    )
     ours = predict(student, encoded, 12)[1]
     plain = load_classifier(folder, 2, seed=0)
     config = PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=16)
@@ -109,11 +111,14 @@ def test_padded_rows_are_the_rows_that_the_tokenizer_pads(rows):
 
 
 def test_positions_that_run_out_are_refused_at_start(tiny_model: Path, rows, backbone):
-    for method in PROMPTS:
+    def build(method: str, max_length: int) -> None:
+        build_student(tiny_spec(method, max_length=max_length), 3, 0, tiny_model, backbone, rows.encoded)
+
+    for method in ("prefix", "prompt", "p_tuning"):
         with pytest.raises(ModelError, match=r"at most the 96 positions .* got 97. Lower distill.max_length"):
-            build_student(Recipe(method, 3, 4, 93, 0), tiny_model, backbone, rows.encoded)
-        build_student(Recipe(method, 3, 4, 92, 0), tiny_model, backbone, rows.encoded)
-    build_student(Recipe("head", 3, 4, 93, 0), tiny_model, backbone, rows.encoded)
+            build(method, 93)
+        build(method, 92)
+    build("head", 93)
 
 
 def test_an_architecture_without_a_readable_cls_is_refused(tmp_path: Path):

@@ -10,26 +10,29 @@ import torch
 from engine import KL_GRAM, TEXTS, build_rows, build_run, fit, gap, values
 
 from kdcache.encoder.batching import num_batches, training_plan
+from kdcache.errors import CacheMissing
 from kdcache.losses import Term
 from kdcache.students import run as run_module
 from kdcache.students import train as train_module
-from kdcache.students.frozen import Backbone
-from kdcache.students.run import TrainingRows
-from kdcache.students.student import METHODS, forward, predict
-from kdcache.students.train import Checkpoint
+from kdcache.students.methods import METHODS
+from kdcache.students.prompted import Backbone, FrozenInputs
+from kdcache.students.rows import StudentRows
+from kdcache.students.run import Run
+from kdcache.students.student import forward, predict
+from kdcache.students.train import restore_runs
 
 
-@pytest.fixture
-def rows(tiny_model: Path) -> TrainingRows:
-    return build_rows(tiny_model)
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def backbone(tiny_model: Path) -> Backbone:
     return Backbone.load(tiny_model)
 
 
-def double(folder: Path, rows: TrainingRows, **arguments):
+@pytest.fixture(scope="module")
+def rows(tiny_model: Path, backbone: Backbone) -> StudentRows:
+    return build_rows(tiny_model, backbone)
+
+
+def double(folder: Path, rows: StudentRows, **arguments):
     """A run in float64, over a backbone in float64."""
     backbone = Backbone.load(folder)
     run = build_run(folder, backbone, rows, **arguments)
@@ -55,21 +58,19 @@ def test_only_what_the_method_names_is_trained(tiny_model: Path, rows, backbone,
     assert len(moved & {id(p) for p in run.student.tuned}) > 0 or method == "head"
 
 
-def settings_of_three() -> list[dict]:
-    """Three students that differ in seed, rate, length of training, and objective."""
-    return [
-        {"seed": 0, "terms": KL_GRAM, "epochs": 75},
-        {"seed": 1, "lr": 0.03, "epochs": 60},
-        {"seed": 2, "terms": {"inter_instance": Term("gram", scope="all")}, "epochs": 75},
-    ]
+LONG = [pytest.param(method, 75, marks=pytest.mark.slow) for method in ("prefix", "prompt", "p_tuning")]
 
 
-@pytest.mark.parametrize("method", ["prefix", "prompt", "p_tuning"])
-def test_a_pass_of_three_equals_three_alone_in_double_precision(tiny_model: Path, rows, method):
-    """300 steps with prompts, of students that differ in seed, rate, length and objective."""
+@pytest.mark.parametrize(("method", "epochs"), [("prefix", 5), ("p_tuning", 5), *LONG])
+def test_a_pass_of_three_equals_three_alone_in_double_precision(tiny_model: Path, rows, method, epochs):
+    """Students that differ in seed, rate, length of training and objective."""
     # Large rates make the course chaotic and any rounding grows; what is tested here is the stacking.
-    plans = [{"method": method, "lr": 0.01, **plan} for plan in settings_of_three()]
-    plans[1]["lr"] = 0.003
+    plans = [
+        {"seed": 0, "lr": 0.01, "terms": KL_GRAM, "epochs": epochs},
+        {"seed": 1, "lr": 0.003, "epochs": epochs * 4 // 5},
+        {"seed": 2, "lr": 0.01, "terms": {"inter_instance": Term("gram", scope="all")}, "epochs": epochs},
+    ]
+    plans = [{"method": method, **plan} for plan in plans]
     alone = [double(tiny_model, rows, **plan) for plan in plans]
     for run in alone:
         fit(run)
@@ -78,7 +79,8 @@ def test_a_pass_of_three_equals_three_alone_in_double_precision(tiny_model: Path
     for run in together:
         run.student.backbone = shared
     fit(*together)
-    assert [run.step - run.head_steps for run in together] == [300, 240, 300]
+    steps = [run.step - run.probe_steps for run in together]
+    assert steps == [4 * epochs, 4 * (epochs * 4 // 5), 4 * epochs]
     for one, other in zip(alone, together, strict=True):
         assert gap(values(one), values(other)) <= 1e-8
         assert len(one.history) == len(other.history)
@@ -92,7 +94,7 @@ def test_a_pass_of_three_equals_three_alone_for_the_first_20_steps(tiny_model: P
         fit(run)
     together = [build_run(tiny_model, backbone, rows, **plan) for plan in plans]
     fit(*together)
-    assert together[0].step - together[0].head_steps == 20
+    assert together[0].step - together[0].probe_steps == 20
     assert max(gap(values(a), values(b)) for a, b in zip(alone, together, strict=True)) <= 1e-5
 
 
@@ -111,37 +113,30 @@ class Killed(Exception):
     """Stands for a killed process."""
 
 
-@pytest.mark.parametrize(
-    "kill_at", [3, 11, 14, 23]
-)  # within the head start, at its end, between, near the end
+def start_two(folder: Path, rows: StudentRows) -> list[Run]:
+    """A prompt and a p-tuning with dropout, memory and selection: all that a checkpoint must hold."""
+    backbone = Backbone.load(folder, dropout=0.1)
+    tune = replace(rows, inputs=FrozenInputs(backbone, rows.encoded))
+    terms = {"feature": Term("feature_mse"), "inter_instance": Term("gram", scope="queue:8")}
+    plans = [{"method": "prompt", "terms": terms, "seed": 0}, {"method": "p_tuning", "seed": 1, "epochs": 3}]
+    torch.manual_seed(7)
+    runs = [build_run(folder, backbone, rows, tune=tune, select="tune", **plan) for plan in plans]
+    torch.manual_seed(8)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_model: Path, rows) -> list[Run]:
+    runs = start_two(tiny_model, rows)
+    fit(*runs)
+    return runs
+
+
+@pytest.mark.parametrize("kill_at", [3, 11, 14, 23])  # within the warm-up, at its end, between, near the end
 def test_resumed_equals_uninterrupted_bit_for_bit(
-    tiny_model: Path, rows, tmp_path, monkeypatch, kill_at: int
+    tiny_model: Path, rows, uninterrupted, tmp_path, monkeypatch, kill_at: int
 ):
     monkeypatch.setattr(train_module, "CHECKPOINT_STEPS", 2)
-
-    def start() -> list:
-        backbone = Backbone.load(tiny_model, dropout=0.1)
-
-        def score(student):
-            return {"tune": float(predict(student, rows.encoded, 4)[0].std())}
-
-        def score_head(student):
-            return {"tune": float(student.head.chain[-1].weight.detach().std())}
-
-        terms = {"feature": Term("feature_mse"), "inter_instance": Term("gram", scope="queue:8")}
-        plans = [{"terms": terms, "seed": 0}, {"method": "p_tuning", "seed": 1, "epochs": 3}]
-        plans[0]["method"] = "prompt"
-        torch.manual_seed(7)
-        runs = [
-            build_run(tiny_model, backbone, rows, scores=(score, score_head), best_by="tune", **plan)
-            for plan in plans
-        ]
-        torch.manual_seed(8)
-        return runs
-
-    whole = start()
-    fit(*whole)
-
     taken = 0
 
     def kill(_students: int) -> None:
@@ -150,37 +145,36 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
         if taken == kill_at:
             raise Killed
 
-    checkpoint = Checkpoint(tmp_path / "pass.pt")
+    checkpoint = tmp_path / "pass.pt"
     with pytest.raises(Killed):
-        fit(*start(), checkpoint=checkpoint, after_step=kill)
-    resumed = start()
+        fit(*start_two(tiny_model, rows), checkpoint=checkpoint, after_step=kill)
+    resumed = start_two(tiny_model, rows)
     torch.manual_seed(99)  # a new process starts anywhere
-    checkpoint.restore(resumed)
+    restore_runs(resumed, checkpoint)
     assert sum(run.step for run in resumed) >= kill_at - 2
     fit(*resumed)
-    for one, other in zip(whole, resumed, strict=True):
+    for one, other in zip(uninterrupted, resumed, strict=True):
         assert one.history == other.history
-        assert (one.best.epoch, one.last_finite) == (other.best.epoch, other.last_finite)
+        assert (one.best.epoch, one.best_probe.epoch) == (other.best.epoch, other.best_probe.epoch)
+        assert one.last_finite == other.last_finite
         assert all(torch.equal(a, b) for a, b in zip(values(one), values(other), strict=True))
 
 
-def test_head_start_ends_with_the_epoch_of_its_head_that_is_best_on_tune(tiny_model: Path, rows, backbone):
+def test_the_warm_up_ends_with_its_epoch_that_is_best_on_tune(tiny_model: Path, rows, backbone, monkeypatch):
     script = {1: 0.2, 2: 0.6, 3: 0.6}  # the earlier of equal ones wins
     heads = []
 
-    def score_head(student):
-        heads.append([p.detach().clone() for p in student.head_parameters])
-        return {"tune": script[len(heads)]}
+    def score_probe(run):
+        heads.append([p.detach().clone() for p in run.student.head_parameters])
+        return {"tune_accuracy": script[len(heads)]}
 
-    def score(_student):
-        return {"tune": 0.5}
-
-    chosen = build_run(tiny_model, backbone, rows, "head", scores=(score, score_head), best_by="tune")
-    last = build_run(tiny_model, backbone, rows, "head", scores=(score, score_head))
+    monkeypatch.setattr(Run, "score_probe", score_probe)
+    chosen = build_run(tiny_model, backbone, rows, "head", tune=rows, select="tune")
+    last = build_run(tiny_model, backbone, rows, "head", tune=rows)
     fit(last)
     assert heads == []  # without a wish for the best epoch nothing is looked at
     fit(chosen)
-    assert chosen.best_head.epoch == 2
+    assert chosen.best_probe.epoch == 2
     assert all(map(torch.equal, chosen.student.head_parameters, heads[1]))
     assert all(map(torch.equal, last.student.head_parameters, heads[2]))  # training itself is the same
     assert not torch.equal(heads[1][0], heads[2][0])
@@ -200,7 +194,7 @@ def test_nan_stops_one_student_and_leaves_the_others(tiny_model: Path, rows, bac
     assert late.diverged is not None
     assert ill.diverged == (1, None)  # no loss was ever finite
     step, last = late.diverged
-    assert step == late.head_steps + 2  # the first step with prompts is taken on a finite loss
+    assert step == late.probe_steps + 2  # the first step with prompts is taken on a finite loss
     assert math.isfinite(last)
 
 
@@ -217,7 +211,7 @@ def test_step_of_a_divergence_is_exact_however_seldom_losses_are_looked_at(
 
 
 def test_head_phase_sees_the_states_of_the_whole_forward(tiny_model: Path, rows, backbone):
-    """With a head start alone, training on cached states must equal training on the forward."""
+    """In the warm-up, training on stored states must equal training on the forward pass."""
     cached, direct = (build_run(tiny_model, backbone, rows, "head") for _ in range(2))
     fit(cached)
     head = direct.student.head_parameters
@@ -244,7 +238,7 @@ def test_training_repeats_bit_for_bit_and_lowers_the_loss(tiny_model: Path, rows
     for run in runs:
         fit(run)
     assert gap(*map(values, runs)) == 0.0
-    assert (runs[0].head_steps, runs[0].steps) == (12, 36)
+    assert (runs[0].probe_steps, runs[0].steps) == (12, 36)
     history = runs[0].history
     assert [entry["epoch"] for entry in history] == list(range(7))
     names = ("ce", "kl", "gram", "feature_mse")
@@ -297,3 +291,24 @@ def test_shuffled_targets_stay_within_the_class_and_leave_labels_and_text(rows):
     assert origin != sorted(origin)
     assert torch.equal(rows.labels[origin], rows.labels)
     assert torch.equal(rows.teacher_features[origin], shuffled.teacher_features)
+
+
+def test_an_arm_is_taught_by_the_teacher_that_its_targets_name(rows):
+    assert torch.equal(rows.taught_by("cached", 0).teacher_logits, torch.from_numpy(rows.cached.logits))
+    all_rows, member = rows.taught_by("all_rows", 0), rows.taught_by("member", 0)
+    assert torch.equal(all_rows.teacher_logits, torch.from_numpy(rows.cached.logits_plain))
+    assert torch.equal(member.teacher_logits, torch.from_numpy(rows.cached.members[0]))
+    with pytest.raises(CacheMissing):
+        rows.taught_by("member", 1)
+
+
+def test_a_run_scores_its_student_and_its_head_on_tune(tiny_model: Path, rows, backbone):
+    run = build_run(tiny_model, backbone, rows, tune=rows, select="tune")
+    fit(run)
+    logits = predict(run.student, rows.encoded)[0]
+    right = (logits.argmax(1) == rows.labels.numpy()).mean()
+    assert run.score()["tune_accuracy"] == pytest.approx(right)
+    assert max(entry["tune_accuracy"] for entry in run.history) == pytest.approx(right)  # the best is kept
+    head, _ = run.student.head(backbone.cls_states(rows.encoded.batch(range(len(rows)))))
+    agreement = (head.argmax(1) == rows.teacher_logits.argmax(1)).double().mean().item()
+    assert run.score_probe()["tune_agreement"] == pytest.approx(agreement)

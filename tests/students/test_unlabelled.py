@@ -1,6 +1,7 @@
 """Rows without a label teach students through the teacher, and nobody else."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from kdcache.cache.manifest import read_manifest
 from kdcache.cli import app
 from kdcache.project import Project
-from kdcache.students.distill import Grid
+from kdcache.students.grid import Grid
 
 OWN = ("--set", "paths.tasks=own", "--set", "tasks=[mine]")
 TASK_FILE = """
@@ -27,14 +28,18 @@ def run(*arguments: str) -> None:
 
 
 @pytest.fixture
-def cached(project) -> Path:
+def cached(project, built_projects) -> Path:
     """A project whose task has 48 training and 24 unlabelled rows, up to the cache and the backbone."""
     folder = project(distill={"seeds": [0], "epochs": 2})
-    write_powered(folder)
-    (folder / "clinc150").rename(folder / "own")
-    (folder / "own" / "mine.toml").write_text(TASK_FILE)
-    run("run", "--set", "prepare.max_rows=null")
-    run("shrink")
+    if "unlabelled" not in built_projects:
+        write_powered(folder)
+        (folder / "clinc150").rename(folder / "own")
+        (folder / "own" / "mine.toml").write_text(TASK_FILE)
+        run("run", "--set", "prepare.max_rows=null")
+        run("shrink")
+        built_projects["unlabelled"] = built_projects[""] / "unlabelled"
+        shutil.copytree(folder, built_projects["unlabelled"])
+    shutil.copytree(built_projects["unlabelled"], folder, dirs_exist_ok=True)
     return folder
 
 
@@ -100,12 +105,11 @@ def test_rows_that_train_leaves_over_lose_their_labels(project):
 
 def test_joined_rows_keep_their_own_targets(cached, monkeypatch):
     monkeypatch.chdir(cached)
-    splits = Grid(Project.load([*OWN[1::2]]), "mine").splits
-    train, more = splits["train"], splits["unlabelled"]
-    joined = train.training_rows(more)
+    grid = Grid(Project.load([*OWN[1::2]]), "mine")
+    train, more, joined = grid.splits["train"], grid.splits["unlabelled"], grid.rows
     assert joined.labels.tolist() == [*train.labels.tolist(), *[-1] * 24]
     for i in (0, 35, 36, 59):
         part, row = (train, i) if i < 36 else (more, i - 36)
-        assert joined.teacher_logits[i].tolist() == part.targets.logits[row].tolist()
+        assert joined.teacher_logits[i].tolist() == part.cached.logits[row].tolist()
         assert joined.encoded.take([i]).sequences == part.encoded.take([row]).sequences
         assert joined.encoded.lengths[i] == part.encoded.lengths[row]

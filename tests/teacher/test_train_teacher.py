@@ -1,4 +1,4 @@
-"""Teachers of every method and ensembles, from rows to the cache; plain beside cross-fitted logits."""
+"""Teachers of every method, and ensembles, from rows to the cache."""
 
 import json
 import shutil
@@ -23,10 +23,12 @@ from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_tokenizer
 from kdcache.errors import CacheMissing
-from kdcache.teacher import train as teacher_module
+from kdcache.teacher import train
 
 CACHE, TEACHER = Path("cache/cb"), Path("models/teacher/cb")
 PREFIX = {"method": "prefix", "num_virtual_tokens": 4}
+CACHED = ("prepare", "teach --task cb", "cache --task cb")
+ENSEMBLE = {"ensemble": 2, "seed": 3}
 LORA = {"method": "lora", "lora_rank": 4, "lora_alpha": 8}
 
 
@@ -62,11 +64,18 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("keys", [PREFIX, LORA, {"ensemble": 2}], ids=["prefix", "lora", "ensemble"])
-def test_interrupted_teacher_goes_on_and_equals_an_uninterrupted_one(project, monkeypatch, keys):
-    monkeypatch.setattr(teacher_module, "CHECKPOINT_STEPS", 2)
-    folder = project("interrupted", train_teacher={"epochs": 3, "folds": 0, "batch_size": 8, **keys})
-    run("prepare", "--task", "cb")
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pytest.param(PREFIX, id="prefix"),
+        pytest.param(LORA, id="lora", marks=pytest.mark.slow),
+        pytest.param({"ensemble": 2}, id="ensemble"),
+    ],
+)
+def test_interrupted_teacher_goes_on_and_equals_an_uninterrupted_one(built_project, monkeypatch, keys):
+    monkeypatch.setattr(train, "SAVE_STEPS", 2)
+    params = {"epochs": 3, "folds": 0, "batch_size": 8, **keys}
+    folder = built_project("prepare", name="interrupted", train_teacher=params)
     shutil.copytree(folder, folder.parent / "whole")
     step, ran = transformers.Trainer.training_step, []
 
@@ -92,17 +101,17 @@ def test_interrupted_teacher_goes_on_and_equals_an_uninterrupted_one(project, mo
     assert one == other
 
 
-def test_prefix_teacher_is_an_adapter_that_the_cache_is_made_of(project):
-    folder = project(train_teacher={**PREFIX, "lr": 1e-2})
-    chain("prepare", "teach")
+def test_prefix_teacher_is_an_adapter_that_the_cache_is_made_of(built_project):
+    folder = built_project("prepare", train_teacher={**PREFIX, "lr": 1e-2})
+    chain("teach")
     assert {path.name for path in TEACHER.glob("*.*")} == {
         "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
         "identity.json", "cost.json", "folds.parquet",
     }  # fmt: skip
     names = ("adapter_model.safetensors", "fold-1/adapter_model.safetensors")
     base = file_digest(Path("tiny/model.safetensors"))
-    whole, fold = (value_digest([file_digest(TEACHER / name), base]) for name in names)
-    assert identity()["weights_sha256"] == whole
+    all_rows, fold = (value_digest([file_digest(TEACHER / name), base]) for name in names)
+    assert identity()["weights_sha256"] == all_rows
     assert identity()["folds_sha256"][1] == fold
     assert identity()["method"] == "prefix"
     chain("cache")
@@ -110,8 +119,8 @@ def test_prefix_teacher_is_an_adapter_that_the_cache_is_made_of(project):
     rows = load_cache(CACHE, "train")
     rows = rows.align(pq.read_table("data/cb/train.parquet")["example_id"].to_pylist())
     for k in (0, 1):
-        mine = rows.fold == k
-        assert np.abs(logits_of(TEACHER / f"fold-{k}", "train") - rows.logits)[mine].max() < 1e-5
+        of_fold = rows.fold == k
+        assert np.abs(logits_of(TEACHER / f"fold-{k}", "train") - rows.logits)[of_fold].max() < 1e-5
 
     # Another base under the same adapter is another teacher.
     path = folder / "tiny" / "model.safetensors"
@@ -120,14 +129,14 @@ def test_prefix_teacher_is_an_adapter_that_the_cache_is_made_of(project):
     save_file(weights, path, {"format": "pt"})
     moved = value_digest([file_digest(TEACHER / names[0]), file_digest(path)])
     assert fails("cache", "--task", "cb") == (
-        f"{TEACHER}: weights_sha256 must be '{whole}' as in identity.json, got '{moved}'. "
+        f"{TEACHER}: weights_sha256 must be '{all_rows}' as in identity.json, got '{moved}'. "
         "Run: kdcache teach --task cb"
     )
 
 
-def test_lora_teacher_is_a_plain_folder(project):
-    project(train_teacher={**LORA, "folds": 0})
-    chain("prepare", "teach", "cache")
+def test_lora_teacher_is_a_plain_folder(built_project):
+    built_project("prepare", train_teacher={**LORA, "folds": 0})
+    chain("teach", "cache")
     assert {path.name for path in TEACHER.iterdir()} == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
         "identity.json", "cost.json", "folds.parquet",
@@ -136,17 +145,15 @@ def test_lora_teacher_is_a_plain_folder(project):
     run("verify", "--task", "cb")
 
 
-def test_weights_that_are_not_the_identitys_are_refused(project):
-    project(train_teacher={"folds": 2})
-    chain("prepare", "teach")
+def test_weights_that_are_not_the_identitys_are_refused(built_project):
+    built_project("prepare", "teach --task cb")
     shutil.copy(TEACHER / "model.safetensors", TEACHER / "fold-1" / "model.safetensors")
     assert fails("cache", "--task", "cb").startswith(f"{TEACHER}: folds_sha256 must be [")
     assert not CACHE.exists()
 
 
-def test_ensemble_speaks_as_the_mean_of_teachers_trained_alone(project):
-    folder = project("ensemble", train_teacher={"ensemble": 2, "seed": 3, "batch_size": 4})
-    chain("prepare", "teach", "cache")
+def test_ensemble_is_the_mean_of_teachers_trained_apart(built_project):
+    folder = built_project(*CACHED, name="ensemble", train_teacher=ENSEMBLE)
     found = identity()
     members = [[TEACHER, TEACHER / "member-1"]]
     members += [[TEACHER / f"fold-{k}", TEACHER / f"fold-{k}" / "member-1"] for k in (0, 1)]
@@ -168,11 +175,11 @@ def test_ensemble_speaks_as_the_mean_of_teachers_trained_alone(project):
         assert len(rows.members) == 2
         for m in (0, 1):
             own = [logits_of(parts[m], split) for parts in members]
-            crossed = np.where((rows.fold == 0)[:, None], own[1], own[2])
-            wanted = crossed if split == "train" else (own[1] + own[2]) / 2
+            out_of_fold = np.where((rows.fold == 0)[:, None], own[1], own[2])
+            wanted = out_of_fold if split == "train" else (own[1] + own[2]) / 2
             assert np.abs(rows.member(m).logits - wanted).max() < 1e-5
         assert np.abs(rows.members[0] - rows.members[1]).max() > 1e-3
-    assert load_cache(CACHE, "train").rows.plain().members == ()
+    assert load_cache(CACHE, "train").rows.all_rows_teacher().members == ()
     run("verify", "--task", "cb", "--teacher-rows", "24")
     assert digests[2][1] in run("inspect", "--task", "cb").replace("\n", "")
     manifest = load_cache(CACHE, "train").manifest
@@ -182,39 +189,50 @@ def test_ensemble_speaks_as_the_mean_of_teachers_trained_alone(project):
     columns = [name for name, _ in manifest.columns][4:]
     assert columns == ["logits", "features", "logits_member_0", "logits_member_1", "logits_plain"]
 
-    # Each member is the teacher of its own seed, trained alone on the same folds.
-    alone = json.loads((TEACHER / "cost.json").read_text())
-    project("alone", train_teacher={"folds": 0, "seed": 4, "batch_size": 4})
+    # Each member is the teacher of its own seed, trained apart.
+    steps = json.loads((TEACHER / "cost.json").read_text())["steps"]
+    built_project("prepare", name="alone", train_teacher={"folds": 0, "seed": ENSEMBLE["seed"] + 1})
+    shutil.rmtree("data")
     shutil.copytree(folder / "data", "data")
     chain("teach")
     assert identity()["weights_sha256"] == digests[0][1]
-    assert json.loads((TEACHER / "cost.json").read_text())["steps"] * 2 < alone["steps"]
+    assert json.loads((TEACHER / "cost.json").read_text())["steps"] * 2 < steps
 
 
-def test_mean_of_logits_is_the_mean_of_log_probabilities(project):
-    """Up to a constant per row, which no softmax sees: there is nothing to choose between the two."""
+def test_swapped_members_do_not_pass_for_each_other(built_project):
+    built_project(*CACHED, train_teacher=ENSEMBLE)
+    cached = {split: load_cache(Path("cache/cb"), split) for split in ("train", "tune", "validation")}
+    manifest = cached["train"].manifest
+    swapped = {split: replace(of.rows, members=of.rows.members[::-1]) for split, of in cached.items()}
+    facts = {"identity": manifest.identity, "tolerance": manifest.tolerance, "metrics": manifest.metrics}
+    write_cache(Path("cache/cb"), Path(".kdcache/x"), swapped, **facts)
+    run("verify", "--task", "cb", "--teacher-rows", "0")  # the mean is the same
+    assert "the teacher must give its logits again within 0.0001" in fails("verify", "--task", "cb")
+
+
+def test_mean_of_logits_is_the_mean_of_log_probabilities():
+    """Up to a constant per row, which the softmax cancels, so that the choice does not matter."""
     logits = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     one, other = logits.mean(0), logits.log_softmax(-1).mean(0)
     for temperature in (0.5, 1.0, 4.0):
         assert torch.allclose((one / temperature).softmax(-1), (other / temperature).softmax(-1), atol=1e-12)
 
 
-def test_plain_logits_are_those_of_the_teacher_on_all_rows(project):
-    project()
-    chain("prepare", "teach", "cache")
+def test_logits_of_the_teacher_on_all_rows_are_stored_too(built_project):
+    built_project(*CACHED)
     for split in ("train", "tune", "validation"):
         ids = pq.read_table(f"data/cb/{split}.parquet")["example_id"].to_pylist()
         rows = load_cache(CACHE, split).align(ids)
-        plain = rows.plain()
-        assert np.abs(plain.logits - logits_of(TEACHER, split)).max() < 1e-5
-        assert np.abs(plain.logits - rows.logits).max() > 1e-4
-        assert set(plain.fold.tolist()) == {-1}
-        assert plain.features.shape == (len(rows), 0)  # a term on features would not be plain
-        assert (plain.example_id, plain.label.tolist()) == (rows.example_id, rows.label.tolist())
+        all_rows = rows.all_rows_teacher()
+        assert np.abs(all_rows.logits - logits_of(TEACHER, split)).max() < 1e-5
+        assert np.abs(all_rows.logits - rows.logits).max() > 1e-4
+        assert set(all_rows.fold.tolist()) == {-1}
+        assert all_rows.features.shape == (len(rows), 0)  # the cached features are of the fold teachers
+        assert (all_rows.example_id, all_rows.label.tolist()) == (rows.example_id, rows.label.tolist())
     found = load_cache(CACHE, "train").manifest
     assert found.columns[-1] == ["logits_plain", "float32[3]"]
     labels = load_cache(CACHE, "train").rows.label
-    accuracy = (load_cache(CACHE, "train").rows.plain().logits.argmax(1) == labels).mean()
+    accuracy = (load_cache(CACHE, "train").rows.all_rows_teacher().logits.argmax(1) == labels).mean()
     assert accuracy == pytest.approx(found.all_rows_teacher["train"]["accuracy"])
 
     shutil.copytree(CACHE, "before/cb")
@@ -227,27 +245,27 @@ def test_plain_logits_are_those_of_the_teacher_on_all_rows(project):
     assert "columns.logits_plain: float32[3] → —" in run("diff", "before/cb", "cache/cb")
 
 
-def test_one_teacher_is_plain_already(project):
-    project(train_teacher={"folds": 0})
-    chain("prepare", "teach", "cache")
+def test_a_cache_without_folds_is_that_of_the_teacher_on_all_rows(built_project):
+    built_project(*CACHED, train_teacher={"folds": 0})
     rows = load_cache(CACHE, "train").rows
     assert rows.logits_plain is None
-    assert rows.plain() is rows
+    assert rows.all_rows_teacher() is rows
     assert [name for name, _ in load_cache(CACHE, "train").manifest.columns][4:] == ["logits", "features"]
 
 
-def test_cache_without_plain_logits_says_so(tmp_path: Path):
+def test_a_cross_fitted_cache_without_the_teacher_on_all_rows_is_named(tmp_path: Path):
     rows = CacheRows(
         ["a", "b"], ["ha", "hb"], np.array([0, 1]), np.array([0, 1], np.int8),
         np.eye(2, dtype=np.float32), np.eye(2, 4),
     )  # fmt: skip
-    write_cache(tmp_path / "wic", tmp_path / "s" / "k", {"train": rows}, identity={"task": "wic"})
+    identity_of_wic = {"task": "wic", "labels": ["false", "true"]}
+    write_cache(tmp_path / "wic", tmp_path / "s" / "k", {"train": rows}, identity=identity_of_wic)
     with pytest.raises(CacheMissing) as error:
-        load_cache(tmp_path / "wic", "train").rows.plain()
+        load_cache(tmp_path / "wic", "train").rows.all_rows_teacher()
     assert str(error.value) == (
-        "cache rows: logits_plain must be in a cache of cross-fitted logits, got none. "
-        "Build the cache anew with kdcache cache."
+        "cache rows: a cache of cross-fitted logits must also hold logits_plain, got none. "
+        "Build the cache again with kdcache cache."
     )
     both = replace(rows, logits_plain=rows.logits * 2)
     joined = CacheRows.joined([both.take([1]), both.take([0])])
-    assert joined.plain().logits.tolist() == [[0, 2], [2, 0]]
+    assert joined.all_rows_teacher().logits.tolist() == [[0, 2], [2, 0]]

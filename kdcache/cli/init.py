@@ -1,0 +1,186 @@
+"""Starting a project: the pipeline, its parameters, and a task guessed from a table or the sample tasks."""
+
+import importlib.util
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import kdcache
+from kdcache.cli.options import Debug
+from kdcache.errors import DataError, KdcacheError, ParamsError, shorten
+from kdcache.params import parse_yaml
+from kdcache.project import errors_in_one_line
+
+if TYPE_CHECKING:
+    from kdcache.data.guess import Guess
+
+PACKAGE = Path(kdcache.__file__).parent
+TEMPLATE = PACKAGE / "template"
+SAMPLE = PACKAGE / "sample"
+HIDDEN = ("dvc", "dvcignore", "gitignore")  # of the template; they get their dot in a project
+EXTENDED = (".gitignore", ".dvcignore")  # where these exist, missing lines are added
+SHOWN_ROWS = 3
+
+Files = dict[str, bytes]  # path in the project → content
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="The project's folder. It may be new.")] = Path("."),
+    task: Annotated[
+        Path | None,
+        typer.Option(
+            "--task", metavar="ROWS", help="Table with your texts and labels: .csv, .tsv, .jsonl or .parquet."
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Start a project: write dvc.yaml, params.yaml, pipeline/ and a task file guessed from --task.
+
+    Without --task, the project gets the two sample tasks. Existing files are never overwritten.
+    """
+    with errors_in_one_line(debug):
+        if folder.exists() and not folder.is_dir():
+            raise ParamsError(f"{folder} is a file. Name a folder.")
+        files = _template_files(inside_git=_inside_git(folder))
+        if task is None:
+            files |= {f"sample/{name}": content for name, content in _read_tree(SAMPLE).items()}
+            lines: list[str] = []
+            name = None
+        else:
+            name, drafted, lines = _draft(task, folder)
+            files |= drafted
+            files["params.yaml"] = _with_task(files["params.yaml"], name)
+        _write(folder, files)
+        typer.echo("\n".join([f"Wrote {', '.join(_top_level(files))} in {folder.resolve()}.", *lines]))
+        typer.echo("\n".join(_next_commands(folder, name)))
+
+
+def _read_tree(folder: Path) -> Files:
+    """All files below a folder, links followed; compiled ones left out."""
+    found: Files = {}
+    for parent, _, names in os.walk(folder, followlinks=True):
+        for name in sorted(names):
+            if not name.endswith(".pyc"):
+                path = Path(parent, name)
+                found[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return found
+
+
+def _template_files(inside_git: bool) -> Files:
+    read = _read_tree(TEMPLATE)
+    if "dvc.yaml" not in read or "params.yaml" not in read:
+        raise KdcacheError(
+            f"{TEMPLATE} lacks the files of a new project. "
+            "Reinstall kdcache: pip install --force-reinstall kdcache"
+        )
+    files = {f".{name}" if name.split("/")[0] in HIDDEN else name: read[name] for name in sorted(read)}
+    if not inside_git:
+        files[".dvc/config"] += b"    no_scm = true\n"
+    return files
+
+
+def _inside_git(folder: Path) -> bool:
+    folder = folder.resolve()
+    return any((parent / ".git").exists() for parent in (folder, *folder.parents))
+
+
+def _draft(path: Path, folder: Path) -> tuple[str, Files, list[str]]:
+    """A task's name, its files, and what to show of them."""
+    from kdcache.data.draft import read_table, split_unlabelled, task_file_text, task_name
+    from kdcache.data.guess import guess_columns
+    from kdcache.data.superglue import SUPERGLUE
+
+    name = task_name(path)
+    if name in SUPERGLUE:
+        raise DataError(f"{path}: {name!r} is the name of a SuperGLUE task. Rename the file.")
+    rows, layout = read_table(path)
+    guess = guess_columns(path, rows)
+    splits = {"train": f"{name}{path.suffix}"}
+    unlabelled = len(rows) - sum(guess.labels.values())
+    if unlabelled:
+        splits["unlabelled"] = f"{name}-unlabelled{path.suffix}"
+        contents = list(split_unlabelled(path, rows, guess.label, layout))
+    else:
+        contents = [path.read_bytes()]
+    files = {f"tasks/{splits[split]}": content for split, content in zip(splits, contents, strict=True)}
+    here = folder / "tasks" / splits["train"]
+    if not unlabelled and here.exists() and here.samefile(path):
+        files = {}  # the table lies where the project wants it
+    text = task_file_text(guess, path.name, layout, splits)
+    files[f"tasks/{name}.toml"] = text.encode()
+    lines = ["", f"tasks/{name}.toml, guessed from {len(rows)} rows; correct it where it is wrong:", ""]
+    lines += [f"    {line}" for line in text.splitlines()]
+    lines += ["", *_shown_rows(guess, rows)]
+    if unlabelled:
+        target = f"tasks/{splits['unlabelled']}"
+        lines += ["", f"Rows without a label: {unlabelled}, now in {target}. Students learn from them too."]
+    return name, files, lines
+
+
+def _shown_rows(guess: "Guess", rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    columns = [column for column in (guess.label, guess.text, guess.text_pair) if column]
+    width = max(map(len, columns))
+    shown = []
+    for row in rows[:SHOWN_ROWS]:
+        shown += [f"    {column:{width}}  {shorten(row.get(column))}" for column in columns]
+    return shown
+
+
+def _with_task(params: bytes, name: str) -> bytes:
+    """The shipped params.yaml with this task alone, from files in tasks/; comments stay."""
+    text = params.decode()
+    item = name if parse_yaml(name, "tasks") == name else f'"{name}"'  # a task may be called 2026
+    for key, value in (("tasks", f"[{item}]"), ("  source", "files"), ("  path", "tasks")):
+        text, count = re.subn(rf"^{key}: .*$", f"{key}: {value}", text, count=1, flags=re.MULTILINE)
+        if not count:
+            raise KdcacheError(f"{TEMPLATE / 'params.yaml'} lacks the key {key.strip()}. Reinstall kdcache.")
+    return text.encode()
+
+
+def _write(folder: Path, files: Files) -> None:
+    """Write all files, or none where one exists; ignore files get the lines that they lack."""
+    taken = [name for name in files if name not in EXTENDED and (folder / name).exists()]
+    if taken:
+        more = f" and {len(taken) - 3} more files" if len(taken) > 3 else ""
+        raise ParamsError(
+            f"{folder.resolve()} already holds {', '.join(taken[:3])}{more}. Nothing was written. "
+            "Choose another folder."
+        )
+    for name, content in files.items():
+        path = folder / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                old = path.read_bytes()
+                missing = [line for line in content.splitlines() if line not in old.splitlines()]
+                newline = b"\n" if old and not old.endswith(b"\n") else b""
+                content = old + newline + b"".join(line + b"\n" for line in missing)
+            path.write_bytes(content)
+        except OSError as error:
+            raise KdcacheError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def _top_level(files: Files) -> list[str]:
+    """Names as a listing of the project shows them, folders with a slash."""
+    return sorted({name.partition("/")[0] + "/" * ("/" in name) for name in files})
+
+
+def _next_commands(folder: Path, name: str | None) -> list[str]:
+    commands = [
+        ("kdcache run", "prepare the rows, train a teacher, cache its logits, show them"),
+        ("kdcache shrink", "make the students' backbone"),
+        ("kdcache distill", "train students, into runs/"),
+    ]
+    if name:
+        commands.insert(0, (f"kdcache tasks check {name}", "look at the rows as the model will read them"))
+    extra = "" if importlib.util.find_spec("dvc") else ' (needs: pip install "kdcache[pipeline]")'
+    commands.append(("dvc repro", f"or all of it in one go, with a report{extra}"))
+    if folder.resolve() != Path.cwd():
+        commands.insert(0, (f"cd {shlex.quote(str(folder))}", ""))
+    width = max(len(command) for command, _ in commands)
+    return ["", "Next:", "", *(f"    {command:{width}}  {what}".rstrip() for command, what in commands)]

@@ -1,0 +1,249 @@
+"""Rows of a task file's splits → examples, the only way from rows to a task.
+
+Every defect of a row is an error of one line that names file, line and value.
+"""
+
+import glob
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from kdcache.data.formats import PLACE, Row, check_columns
+from kdcache.data.readers import hub_rows, read_rows
+from kdcache.data.schema import Span, TaskFile, places, spell_label
+from kdcache.data.splits import hold_out
+from kdcache.data.superglue.expand import EXPANDERS, Expander
+from kdcache.data.task import Example, Task
+from kdcache.digests import value_digest
+from kdcache.errors import DataError, nearest, shorten
+
+
+def read_examples(name: str, file: TaskFile, folder: Path) -> tuple[Task, dict[str, list[Example]]]:
+    """Read all rows that a task file names.
+
+    Args:
+        name: the task's.
+        file: its task file.
+        folder: what the names of files are relative to.
+
+    Returns:
+        The task, and split → examples in file order, ``validation`` among them.
+
+    Raises:
+        DataError: see ``readers.read_rows`` and ``readers.hub_rows``; a label that is none or, where they are
+            inferred, that train lacks; a text that is null or blank; a span outside its text; an id twice.
+    """
+    rows: dict[str, Iterable[Row]] = {}
+    for split in file.files:
+        found = _split_rows(name, file.for_split(split), split, folder)
+        if found is not None:
+            rows[split] = found
+    labels = file.spelt_labels
+    if not labels:
+        rows["train"] = list(rows["train"])
+        labels = _inferred_labels(file, rows["train"])
+    task = file.task(name, labels.values())
+    examples = {
+        split: _examples(file.for_split(split), split, part, list(labels)) for split, part in rows.items()
+    }
+    if file.holdout:
+        train = examples["train"]
+        held_out = hold_out(
+            [e.label for e in train], [e.group for e in train], file.holdout.fraction, file.holdout.seed
+        )
+        for split, part in (("train", ~held_out), ("validation", held_out)):
+            examples[split] = [e for e, taken in zip(train, part, strict=True) if taken]
+    return task, examples
+
+
+def _split_rows(name: str, file: TaskFile, split: str, folder: Path) -> Iterator[Row] | None:
+    """The rows of a split, expanded; None if its file may be absent and is."""
+    columns: list[str] = [] if file.expand else [*file.columns]
+    optional = None if file.expand else [file.label] if split != "unlabelled" else []
+    if _needs_label(split) and not file.expand:
+        columns.append(file.label)
+    place = file.files[split]
+    if file.hub:
+        rows = hub_rows(file.hub, place, columns, optional)
+    else:
+        paths = sorted(glob.glob(place, root_dir=folder)) if "*" in place else [place]
+        found = [folder / path for path in paths if (folder / path).is_file()]
+        if not found:
+            if split in file.optional:
+                return None
+            raise DataError(
+                f"{folder / place}: the {split} split of {name} must be a file there, got none. "
+                "Check prepare.path and the names in the task file."
+            )
+        rows = (row for path in found for row in read_rows(path, file.read, columns, optional))
+    return _expanded(rows, name, EXPANDERS[file.expand], file.columns) if file.expand else rows
+
+
+def _needs_label(split: str) -> bool:
+    return split in ("train", "tune", "validation")
+
+
+def _expanded(rows: Iterable[Row], name: str, expand: Expander, columns: Sequence[str]) -> Iterator[Row]:
+    for where, values in rows:
+        try:
+            expanded = list(expand(values))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise DataError(
+                f"{where}: the row must be one of {name}, got {shorten(values)} "
+                f"({type(error).__name__}: {error}). Repair or remove it."
+            ) from None
+        for part in expanded:
+            check_columns(where, list(part), columns)
+            yield Row(where, part)
+
+
+def _inferred_labels(file: TaskFile, train: Iterable[Row]) -> dict[str, str]:
+    """The labels of train, sorted; numbers by value."""
+    found: dict[str, str] = {}
+    for row in train:
+        value = row.values.get(file.label)
+        label = spell_label(value)
+        if not label:
+            raise DataError(
+                f"{row.where}: {file.label} must be a label (text, a whole number, true or false), "
+                f"got {shorten(value)}. Label the row, or move it into the split unlabelled."
+            )
+        found.setdefault(label, row.where)
+    if len(found) < 2:
+        raise DataError(
+            f"{next(iter(found.values()))}: train must hold at least 2 labels, got only {', '.join(found)}. "
+            "Check the column that label names."
+        )
+    numeric = all(label.removeprefix("-").isdecimal() for label in found)
+    return {label: label for label in sorted(found, key=lambda label: (int(label) if numeric else 0, label))}
+
+
+def _examples(file: TaskFile, split: str, rows: Iterable[Row], labels: Sequence[str]) -> list[Example]:
+    indices = {label: index for index, label in enumerate(labels)}
+    seen: dict[str, str] = {}
+    examples = []
+    for number, row in enumerate(rows, start=1):
+        row_id = _row_id(row, file.id, file.submission is not None) if file.id else str(number)
+        if row_id in seen:
+            raise DataError(
+                f"{row.where}: {file.id} must be unique, got {shorten(row_id)} again "
+                f"(first at {seen[row_id]}). Renumber the rows."
+            )
+        seen[row_id] = row.where
+        label = -1 if split == "unlabelled" else _label(file, split, row, indices)
+        examples.append(_example(file, split, row, row_id, label))
+    return examples
+
+
+def _example(file: TaskFile, split: str, row: Row, row_id: str, label: int) -> Example:
+    values = _texts(file, row)
+    text = _fill(file.text, values)
+    text_pair = _fill(file.text_pair, values) if file.text_pair else ""
+    choices = tuple(_fill(choice, values) for choice in file.choices)
+    return Example(
+        example_id=f"{split}-{row_id}",
+        label=label,
+        group=_cell(row, file.group) if file.group else value_digest([text, text_pair, *choices])[:16],
+        text=text,
+        text_pair=text_pair,
+        choices=choices,
+        unit=f"{split}-{_cell(row, file.unit)}" if file.unit else "",
+        candidate=_cell(row, file.candidate) if file.candidate else "",
+        answers=_answers(row, file.answers) if file.answers else (),
+    )
+
+
+def _texts(file: TaskFile, row: Row) -> dict[str, str]:
+    """The text columns with their spans marked; one column of each template must hold more than spaces."""
+    for template in file.templates:
+        names = places(template)
+        for name in names:
+            value = row.values[name]
+            if not isinstance(value, str):
+                raise DataError(
+                    f"{row.where}: {name} must be text, got {shorten(value)}. Give the row one, or remove it."
+                )
+        blank = [name for name in names if not row.values[name].strip()]
+        if blank and (len(blank) == len(names) or any(name in file.required for name in blank)):
+            name = next((name for name in blank if name in file.required), blank[0])
+            raise DataError(
+                f"{row.where}: {name} must not be empty, got {shorten(row.values[name])}. "
+                "Give the row a text, or remove it."
+            )
+    values = row.values
+    for column in {span.column: None for span in file.spans}:
+        marked = _mark(row, column, [span for span in file.spans if span.column == column])
+        values = {**values, column: marked}
+    return values
+
+
+def _mark(row: Row, column: str, spans: Sequence[Span]) -> str:
+    text: str = row.values[column]
+    marks: list[tuple[int, str]] = []
+    for span in spans:
+        start, end = _position(row, span.start), _position(row, span.end)
+        if not 0 <= start < end <= len(text):
+            raise DataError(
+                f"{row.where}: {span.start}, {span.end} must be a span of {column} "
+                f"({len(text)} characters), got {start}, {end}."
+            )
+        marks += [(start, span.mark), (end, span.mark)]
+    for place, mark in sorted(marks, reverse=True):
+        text = f"{text[:place]}{mark}{text[place:]}"
+    return text
+
+
+def _position(row: Row, column: str) -> int:
+    value = row.values[column]
+    if isinstance(value, str) and value.isdecimal():  # a cell of CSV
+        return int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise DataError(f"{row.where}: {column} must be a whole number, got {shorten(value)}.")
+    return value
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    if PLACE.fullmatch(template):
+        template = template[1:-1]
+    if not PLACE.search(template):
+        return values[template]  # the same object: a passage is held once for all its questions
+    return PLACE.sub(lambda found: values[found[1]], template)
+
+
+def _label(file: TaskFile, split: str, row: Row, indices: Mapping[str, int]) -> int:
+    value = row.values.get(file.label)
+    label = spell_label(value)
+    if label in indices:
+        return indices[label]
+    if not _needs_label(split) and value in (None, -1):
+        return -1
+    origin = "of the task file" if file.labels else "of train"
+    remedy = "" if file.labels else " Or list all labels in the task file."
+    raise DataError(
+        f"{row.where}: {file.label} must be one of the {len(indices)} labels {origin}, "
+        f"got {shorten(value)}. {nearest(label, indices)}{remedy}"
+    )
+
+
+def _row_id(row: Row, column: str, numbers_only: bool) -> str:
+    """A row's id; several numbers, such as those of passage, question and answer, are joined."""
+    value = row.values[column]
+    parts = list(map(str, value.values())) if isinstance(value, Mapping) else [_cell(row, column)]
+    if numbers_only and not all(part.isdecimal() for part in parts):
+        raise DataError(f"{row.where}: {column} must be a whole number, got {shorten(value)}.")
+    return "-".join(parts)
+
+
+def _answers(row: Row, column: str) -> tuple[str, ...]:
+    value = row.values[column]
+    if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
+        raise DataError(f"{row.where}: {column} must be a list of texts, got {shorten(value)}.")
+    return tuple(value)
+
+
+def _cell(row: Row, column: str) -> str:
+    """An id or a group as text; it may be a number, and must not be null."""
+    value = row.values[column]
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        raise DataError(f"{row.where}: {column} must not be empty, got {shorten(value)}. Give the row one.")
+    return str(value)

@@ -1,0 +1,42 @@
+"""What every training loop shares: the learning-rate schedule, the gradient's clip, checkpoints."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MAX_GRAD_NORM = 1.0
+
+
+def lr_factor(step: int, steps: int, warmup_fraction: float) -> float:
+    """Return the share of the peak learning rate at a step: linear warm-up, then linear decay to 0.
+
+    Args:
+        step: steps taken so far.
+        steps: steps in all.
+        warmup_fraction: share of the steps that warm up, 0 … 0.9; at least one step does.
+
+    >>> [round(lr_factor(step, 10, 0.2), 3) for step in (0, 1, 2, 9)]
+    [0.5, 1.0, 1.0, 0.125]
+    """
+    warmup_steps = max(1, round(warmup_fraction * steps))
+    decay = max(0.0, (steps - step) / max(1, steps - warmup_steps))
+    return min((step + 1) / warmup_steps, decay)
+
+
+def save_checkpoint(state: Any, path: Path) -> None:
+    """Write a state in one go: a killed process leaves the previous checkpoint, never half of one.
+
+    Args:
+        state: plain values and tensors.
+        path: a file; its folder exists.
+    """
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Any | None:
+    """Read a state back; None where there is no checkpoint."""
+    return torch.load(path, map_location=device, weights_only=True) if path.is_file() else None

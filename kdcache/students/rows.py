@@ -1,0 +1,188 @@
+"""The rows that a student trains on and is scored on: prepared data and cache, joined by id."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from kdcache.cache.location import Location
+from kdcache.cache.manifest import Manifest, check_identity
+from kdcache.cache.reader import load_cache
+from kdcache.cache.rows import CacheRows
+from kdcache.data.metrics import compute_metrics
+from kdcache.data.splits import existing_splits, metric_columns, read_split, sequences, table_digest
+from kdcache.data.task import Task
+from kdcache.encoder.batching import Encoded, encode, join
+from kdcache.encoder.load import load_tokenizer
+from kdcache.losses.objective import Targets
+from kdcache.project import IDENTITY, Project
+from kdcache.students.prompted import Backbone, FrozenInputs
+
+
+@dataclass(frozen=True)
+class StudentRows:
+    """Rows as a student reads them, and what it is taught about each, in one order.
+
+    Args:
+        task: whose rows they are.
+        split: of the task.
+        table: the prepared rows: ids, labels, groups.
+        cached: all that the cache holds of them.
+        encoded: the tokenised sequences.
+        inputs: what the frozen backbone makes of these rows, or of more rows after them.
+        labels: int64 of shape (rows,), −1 = unlabelled.
+        teacher_logits: of shape (rows, num_labels).
+        teacher_features: of shape (rows, dim_t).
+
+    Tensors are on the backbone's device, so that a training step only gathers rows.
+    """
+
+    task: Task
+    split: str
+    table: pa.Table
+    cached: CacheRows
+    encoded: Encoded
+    inputs: FrozenInputs
+    labels: torch.Tensor
+    teacher_logits: torch.Tensor
+    teacher_features: torch.Tensor
+
+    @classmethod
+    def build(
+        cls, task: Task, split: str, table: pa.Table, cached: CacheRows, encoded: Encoded, backbone: Backbone
+    ) -> "StudentRows":
+        """Put rows and targets of the same order onto the backbone's device."""
+        tensors = (
+            torch.from_numpy(np.array(table["label"].to_numpy())),
+            torch.from_numpy(cached.logits),
+            torch.from_numpy(cached.features.astype(np.float32)),
+        )
+        inputs = FrozenInputs(backbone, encoded)
+        on_device = (tensor.to(backbone.device) for tensor in tensors)
+        return cls(task, split, table, cached, encoded, inputs, *on_device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def targets(self, indices: np.ndarray) -> Targets:
+        """Return what some of the rows are taught."""
+        rows = torch.from_numpy(indices).to(self.labels.device)
+        return Targets(rows, self.labels[rows], self.teacher_logits[rows], self.teacher_features[rows])
+
+    def taught_by(self, targets: str, seed: int) -> "StudentRows":
+        """Return the same rows with the teacher's logits that an arm's ``targets`` name.
+
+        Args:
+            targets: of an arm. Shuffled targets are for training only, see ``shuffled_within_class``.
+            seed: of the student, which ``member`` gives the ensemble's member of that number.
+
+        Raises:
+            CacheMissing: the cache does not hold these logits.
+        """
+        if targets not in ("all_rows", "member"):
+            return self
+        taught = self.cached.all_rows_teacher() if targets == "all_rows" else self.cached.member(seed)
+        return replace(self, teacher_logits=torch.from_numpy(taught.logits).to(self.labels.device))
+
+    def shuffled_within_class(self, seed: int) -> "StudentRows":
+        """Return the control: each row gets the teacher's values of another row of its label."""
+        order = np.arange(len(self))
+        rng = np.random.default_rng(seed)
+        labels = self.labels.cpu().numpy()
+        for label in np.unique(labels):
+            members = np.flatnonzero(labels == label)
+            order[members] = rng.permutation(members)
+        return replace(
+            self, teacher_logits=self.teacher_logits[order], teacher_features=self.teacher_features[order]
+        )
+
+    def take(self, indices: np.ndarray) -> "StudentRows":
+        """Return some of the rows, in the given order."""
+        return StudentRows.build(
+            self.task, self.split, self.table.take(pa.array(indices)), self.cached.take(indices),
+            self.encoded.take(indices), self.inputs.backbone,
+        )  # fmt: skip
+
+    def first(self, count: int) -> "StudentRows":
+        """Return the first rows, which share the inputs of all."""
+        if count == len(self):
+            return self
+        return replace(
+            self.take(np.arange(count)),
+            inputs=self.inputs,
+            teacher_logits=self.teacher_logits[:count],
+            teacher_features=self.teacher_features[:count],
+        )
+
+    def score(self, logits: np.ndarray) -> dict[str, float]:
+        """Score a student's logits.
+
+        Args:
+            logits: of shape (rows, num_labels).
+
+        Returns:
+            The task's metrics, ``rows``, and ``agreement``: the share of rows where the student
+            has the argmax of what taught it.
+        """
+        columns = metric_columns(self.table, self.task)
+        labels, taught = self.labels.cpu().numpy(), self.teacher_logits.cpu().numpy()
+        agreement = float(np.mean(logits.argmax(1) == taught.argmax(1)))
+        scores = compute_metrics(self.task.metrics_of(self.split), labels, logits, columns)
+        return scores | {"agreement": agreement}
+
+
+def join_rows(parts: Sequence[StudentRows]) -> StudentRows:
+    """Put the rows of several splits one after another."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    table = pa.concat_tables([part.table for part in parts])
+    cached = CacheRows.joined([part.cached for part in parts])
+    encoded = join([part.encoded for part in parts])
+    return StudentRows.build(first.task, first.split, table, cached, encoded, first.inputs.backbone)
+
+
+def load_rows(
+    project: Project, task: Task, backbone: Backbone, max_length: int, expect: Mapping[str, Any]
+) -> tuple[dict[str, StudentRows], Manifest]:
+    """Read all splits but test; refuse a cache of other data or another teacher; join by id.
+
+    Args:
+        project: where data, cache, teacher and backbone lie.
+        task: which one.
+        backbone: which the students share.
+        max_length: of the student's inputs, in tokens.
+        expect: fields that the teacher's identity must have.
+
+    Returns:
+        split → rows, and the cache's manifest.
+
+    Raises:
+        DataError, CacheError, ParamsError: see ``read_split``, ``load_cache``, ``check_identity``.
+    """
+    data = Path(project.paths.data) / task.name
+    tables = {
+        split: read_split(data, split, task) for split in existing_splits(data, task) if split != "test"
+    }
+    location = Location.parse(project.paths.cache, task.name)
+    cached = {split: load_cache(location, split) for split in tables}
+    manifest = cached["train"].manifest
+    identity = Path(project.paths.teacher) / task.name / IDENTITY
+    check_identity(
+        manifest, task.name, task.labels,
+        {split: table_digest(table) for split, table in tables.items()},
+        json.loads(identity.read_text(encoding="utf-8")) if identity.is_file() else None,
+        expect,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(Path(project.paths.backbone))
+    splits = {}
+    for split, table in tables.items():
+        encoded = encode(tokenizer, *sequences(table, task), max_length, task.truncate, task.num_choices)
+        aligned = cached[split].align(table["example_id"].to_pylist(), table["content_hash"].to_pylist())
+        splits[split] = StudentRows.build(task, split, table, aligned, encoded, backbone)
+    return splits, manifest

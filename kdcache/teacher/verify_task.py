@@ -1,0 +1,87 @@
+"""Verification of a task's cache against its own manifest, the prepared data and the teacher."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from kdcache.cache.ids import name_some
+from kdcache.cache.location import Location
+from kdcache.cache.manifest import EXTERNAL, Manifest, check_identity, read_identity_of, read_manifest
+from kdcache.cache.reader import load_cache
+from kdcache.cache.verify import Check, verify_cache
+from kdcache.data.splits import read_tables, table_digest
+from kdcache.data.task import Task
+from kdcache.errors import CacheError
+from kdcache.params import build
+from kdcache.project import Project, require_task
+
+
+def verify_task(project: Project, task_name: str, teacher_rows: int = 0) -> list[Check]:
+    """Verify the cache of a task with the data and the teacher, as far as they are in the project.
+
+    Args:
+        project: the project.
+        task_name: the task.
+        teacher_rows: number of random rows per split whose logits the teacher computes again.
+
+    Returns:
+        One entry per check.
+
+    Raises:
+        ParamsError: there is no such task.
+        DataError: the prepared data are broken.
+    """
+    require_task(project, task_name)
+    task: Task | None = None
+    tables: dict[str, pa.Table] = {}
+    if (Path(project.paths.data) / task_name).is_dir():
+        task, tables = read_tables(project.paths.data, task_name)
+    location = Location.parse(project.paths.cache, task_name)
+    checks = verify_cache(location, tables)
+    if any(check.problem for check in checks):
+        return checks
+    manifest = read_manifest(location)
+    cached = {split: table for split, table in tables.items() if split in manifest.data}
+    teacher = read_identity_of(Path(project.paths.teacher) / task_name)
+    digests = {split: table_digest(table) for split, table in cached.items()}
+    try:
+        labels = task.labels if task else tuple(manifest.identity["labels"])
+        check_identity(manifest, task_name, labels, digests, teacher, {})
+        checks.append(Check("identity" if teacher else "identity, without a teacher in the project"))
+    except CacheError as error:
+        return [*checks, Check("identity", str(error))]
+    if teacher_rows and teacher and manifest.identity.get("kind") != EXTERNAL and task and "train" in cached:
+        checks += _recompute(project, task, manifest, cached, teacher_rows)
+    return checks
+
+
+def _recompute(
+    project: Project, task: Task, manifest: Manifest, tables: dict[str, pa.Table], count: int
+) -> Iterator[Check]:
+    """Compute some rows of each split again. Only this check needs torch."""
+    from kdcache.teacher.cache_teacher import CacheTeacherParams, open_teacher
+
+    params = build(
+        CacheTeacherParams, project.raw["cache_teacher"] | {"dtype": manifest.dtype}, "cache_teacher"
+    )
+    teacher = open_teacher(project, task, params, tables)
+    rng = np.random.default_rng()  # other rows each time
+    location = Location.parse(project.paths.cache, task.name)
+    for split, table in tables.items():
+        rows = np.sort(rng.permutation(len(table))[:count])
+        ids = table["example_id"].take(rows).to_pylist()
+        cached = load_cache(location, split).align(ids)
+        members = teacher.recompute(split, rows)
+        # Not strict: the cache of a single teacher has no columns of members.
+        pairs = [(members.mean(axis=0), cached.logits), *zip(members, cached.members, strict=False)]
+        if cached.logits_plain is not None:
+            pairs.append((teacher.logits(split, None, rows).mean(axis=0), cached.logits_plain))
+        moved = np.max([np.abs(computed - stored).max(axis=1) for computed, stored in pairs], axis=0)
+        far = [i for i, distance in zip(ids, moved, strict=True) if distance > manifest.tolerance]
+        problem = (
+            f"{split}.parquet: the teacher must give its logits again within {manifest.tolerance:g}, "
+            f"got up to {moved.max():.3g} away for {name_some(far)}. {manifest.rebuild}"
+        )
+        yield Check(f"{split}.parquet: {len(ids)} rows by the teacher", problem if far else "")

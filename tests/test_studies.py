@@ -1,0 +1,213 @@
+"""Studies are projects like any user's, and what docs quote of them is what they found."""
+
+import json
+import re
+import runpy
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, tiny_params
+from powered import write_powered
+from smoke import dvc, make_project
+from test_dvc import stages_run
+
+from kdcache.backbone.student_backbone import StudentBackboneParams
+from kdcache.data.prepare import PrepareParams
+from kdcache.params import read_params
+from kdcache.project import Project
+from kdcache.report.report import ReportParams
+from kdcache.students.arms import DistillParams
+from kdcache.teacher.cache_teacher import CacheTeacherParams
+from kdcache.teacher.train import TrainTeacherParams
+
+STUDIES = sorted(path.parent for path in (ROOT / "studies").glob("*/params.yaml"))
+RESULTS = sorted([*ROOT.glob("studies/*/results.json"), *ROOT.glob("studies/archive/*.json")])
+SECTIONS = {
+    "prepare": PrepareParams,
+    "train_teacher": TrainTeacherParams,
+    "cache_teacher": CacheTeacherParams,
+    "student_backbone": StudentBackboneParams,
+    "distill": DistillParams,
+    "report": ReportParams,
+}
+
+
+def name_of(path: Path) -> str:
+    return path.parent.name if path.name == "results.json" else path.stem
+
+
+@pytest.mark.parametrize("folder", [ROOT, *STUDIES], ids=lambda path: path.name)
+def test_parameters_are_valid_in_every_section(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    project = Project.load()
+    assert project.raw.keys() == {"tasks", "threads", "paths", *SECTIONS}
+    for name, params in SECTIONS.items():
+        project.section(name, params)
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_a_study_is_a_project_of_its_own(study):
+    assert (study / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
+    assert (study / "pipeline").resolve() == ROOT / "pipeline"
+    params = read_params(study / "params.yaml")
+    assert not any(Path(path).is_absolute() or ".." in path for path in params["paths"].values())
+    if params["prepare"]["source"] == "files":
+        for task in params["tasks"]:
+            assert (study / params["paths"]["tasks"] / f"{task}.toml").is_file()
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_results_are_of_the_arms_in_params(study):
+    params = read_params(study / "params.yaml")
+    results = json.loads((study / "results.json").read_text(encoding="utf-8"))
+    assert list(results["tasks"]) == params["tasks"]
+    arms = {arm for task in results["tasks"].values() for arm in task["arms"]}
+    assert arms == set(params["distill"]["arms"])
+    assert results["roles"] == {role: params["report"][role] for role in ("control", "baseline", "upper")}
+    planned = [(c["arm"], c["over"]) for c in results["comparisons"] if c.get("place") == "primary"]
+    assert planned == [tuple(params["report"]["comparisons"][0])]
+    first_lines = (study / "params.yaml").read_text(encoding="utf-8").split("\ntasks:")[0]
+    made_by = results["made_by"]
+    assert f"kdcache {made_by['kdcache']} (commit {made_by['commit']})" in first_lines
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=name_of)
+def test_results_say_what_made_them_and_agree_with_themselves(path):
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert results["study"] == name_of(path)
+    assert {"kdcache", "commit", "date", "machine", "rerun", "note"} == results["made_by"].keys()
+    for task in results["tasks"].values():
+        for arm in task["arms"].values():
+            values = list(arm[task["metric"]]["seeds"].values())
+            assert arm[task["metric"]]["mean"] == pytest.approx(sum(values) / len(values), abs=0.02)
+    for comparison in results["comparisons"]:
+        arm, over = comparison["arm"], comparison["over"]
+        for name, effect in comparison.get("tasks", {}).items():
+            assert effect["low"] <= effect["points"] <= effect["high"]
+            scores = results["tasks"][name]["arms"]
+            same_rows = (
+                arm in scores and over in scores and not {"rows"} & (scores[arm].keys() | scores[over].keys())
+            )
+            if same_rows and not over.startswith("ce@2"):
+                metric = results["tasks"][name]["metric"]
+                difference = scores[arm][metric]["mean"] - scores[over][metric]["mean"]
+                assert effect["points"] == pytest.approx(difference, abs=0.06)
+
+
+# "+3.1 (95% CI 1.8 to 4.5)", "−0.2 points (95% CI −0.6 to 0.2)"
+QUOTED = re.compile(r"[+]?(−?\d+\.\d)(?: points)? \(95% CI (−?\d+\.\d) to (−?\d+\.\d)\)")
+
+
+def shown(number: float) -> str:
+    return f"{round(number, 1) or 0:.1f}".replace("-", "−")
+
+
+def intervals(value: object) -> Iterator[tuple[str, ...]]:
+    """Every estimate with an interval in a JSON file, as docs write it."""
+    if isinstance(value, dict):
+        numbers = [value.get(key) for key in ("points", "low", "high")]
+        if None not in numbers:
+            yield tuple(shown(number) for number in numbers)
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from intervals(part)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md", "docs/log.md"])
+def test_each_interval_that_is_quoted_was_found(name):
+    text = " ".join((ROOT / name).read_text(encoding="utf-8").split())  # an interval may span two lines
+    quoted = set(QUOTED.findall(text))
+    known = {
+        interval
+        for path in [*RESULTS, ROOT / "reports" / "results.json"]
+        for interval in intervals(json.loads(path.read_text(encoding="utf-8")))
+    }
+    assert quoted - known == set()
+    assert "95% CI" not in QUOTED.sub("", text)  # none is written in a form that is not checked
+    if name == "docs/results.md":
+        assert len(quoted) > 10
+
+
+def test_table_of_results_shows_the_results():
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| \[(\w+)\]\(\.\./studies/\w+/results\.json\) \| (.*) \|$", text, flags=re.MULTILINE
+    )
+    assert {study for study, _ in rows} == {study.name for study in STUDIES}
+    for study, row in rows:
+        results = json.loads((ROOT / "studies" / study / "results.json").read_text(encoding="utf-8"))
+        name, _, steps, *scores, effect = row.split(" | ")
+        task = results["tasks"][name]
+        metric, arms = task["metric"], task["arms"]
+        assert steps == f"{arms['ce']['steps']}, {arms['kl']['steps']}"
+        wanted = [arms[a][metric]["mean"] if a in arms else None
+                  for a in ("head", "ce", "kl", "kl+gram", results["roles"]["upper"])]  # fmt: skip
+        teacher = task.get("teacher", {})
+        single = teacher["single"][metric]["mean"] if "single" in teacher else None
+        wanted.append(single or teacher.get("all_rows", {}).get(metric))
+        assert scores == ["–" if value is None else shown(value) for value in wanted]
+        (found,) = (c["tasks"][name] for c in results["comparisons"]
+                    if (c["arm"], c["over"]) == ("kl", "ce") and name in c["tasks"])  # fmt: skip
+        assert QUOTED.findall(effect) == list(intervals(found))
+
+
+def test_picture_of_results_is_drawn_from_the_results(tmp_path):
+    picture = runpy.run_path(str(ROOT / "studies" / "picture.py"))
+    picture["draw"](tmp_path / "results.svg")
+    # Positions may differ on another CPU, words and numbers may not.
+    drawn, kept = (
+        re.findall(r"<text[^>]*>([^<]+)</text>", path.read_text(encoding="utf-8"))
+        for path in (tmp_path / "results.svg", ROOT / "docs" / "results.svg")
+    )
+    assert "+3.1" in kept
+    assert drawn == kept
+    assert (ROOT / "docs" / "results.svg").stat().st_size < 60_000
+    with pytest.raises(SystemExit, match="kl with feature_mse on subj"):
+        picture["read_effect"]("new_rows/results.json", "subj", "kl", "feature_mse")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_six_tasks_run_from_their_task_files_in_a_study(tmp_path: Path):
+    """A study is a folder below the project; its pipeline and tasks are symbolic links."""
+    project = make_project(tmp_path / "project")
+    write_powered(tmp_path / "rows")
+    study = project / "studies" / "six"
+    study.mkdir(parents=True)
+    shutil.copytree(ROOT / "studies" / "tasks", project / "studies" / "tasks")
+    shutil.copy(ROOT / "dvc.yaml", study)
+    (study / "pipeline").symlink_to("../../pipeline")
+    (study / "tasks").symlink_to("../tasks")
+    source, tiny = (
+        read_params(ROOT / "studies" / "banking77" / "params.yaml"),
+        tiny_params(str(project / "tiny")),
+    )
+    tasks = sorted(path.stem for path in (study / "tasks").glob("*.toml"))
+    params = {
+        **tiny, "tasks": tasks, "paths": source["paths"], "report": source["report"],
+        "prepare": {
+            **source["prepare"], "path": "../../../rows", "max_rows": {"train": 32}, "tune_fraction": 0.25,
+        },
+        "train_teacher": {**tiny["train_teacher"], "folds": 0, "ensemble": 2},
+        "distill": {**tiny["distill"], "arms": source["distill"]["arms"], "seeds": [0]},
+    }  # fmt: skip
+    (study / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    assert len(tasks) == 6
+    run = {stage.rpartition(":")[2] for stage in stages_run(dvc(study, "repro"))}
+    for stage in ("prepare", "train_teacher", "cache_teacher", "distill"):
+        assert {f"{stage}@{task}" for task in tasks} <= run
+    table = (study / "reports" / "results.md").read_text()
+    assert all(f"{task} accuracy" in table for task in tasks if task != "cola")
+    assert "cola matthews" in table
+
+    # The comment changes the task file and no row: nothing after prepare runs.
+    with (study / "tasks" / "cola.toml").open("a") as file:
+        file.write("# a comment\n")
+    again = {stage.rpartition(":")[2] for stage in stages_run(dvc(study, "repro"))}
+    assert "prepare@cola" in again
+    assert not any(
+        stage.startswith(("train_teacher", "cache_teacher", "distill", "report")) for stage in again
+    )
