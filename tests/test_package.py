@@ -45,6 +45,22 @@ def test_the_version_is_written_once():
     assert done.stdout == f"kdcache {kdcache.__version__}\n"
 
 
+def test_every_public_name_is_where_it_is_looked_for():
+    for name, module in kdcache._PUBLIC.items():
+        base = ROOT.joinpath("kdcache", *module.split("."))
+        file = base.with_suffix(".py") if base.with_suffix(".py").is_file() else base / "__init__.py"
+        defined: set[str] = set()
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                defined.add(node.name)
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                defined |= {target.id for target in targets if isinstance(target, ast.Name)}
+            elif isinstance(node, ast.ImportFrom):
+                defined |= {alias.asname or alias.name for alias in node.names}
+        assert name in defined, (name, module)
+
+
 def test_every_import_is_installed_by_a_dependency_or_an_extra():
     imported: set[str] = set()
     for path in (ROOT / "kdcache").rglob("*.py"):
