@@ -1,5 +1,6 @@
 """Tiny models built from a config, never downloaded, a project folder around them, and its commands."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -159,18 +160,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_project(folder: Path, tiny_model: Path, **sections: dict[str, Any]) -> Path:
-    """Write a tiny project: params.yaml and the model that it names; keyword arguments change sections."""
-    if not (folder / "tiny").is_dir():
-        shutil.copytree(tiny_model, folder / "tiny")
-    params = tiny_params("tiny", **sections)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    """Write a tiny project: params.yaml, its model and the sample; keyword arguments change sections."""
+    shutil.copytree(tiny_model, folder / "tiny")
+    shutil.copytree(SAMPLE, folder / "sample")
+    write_params(folder, **sections)
     return folder
 
 
 def run_all(folder: Path, *commands: list[str]) -> None:
     """Run commands in a folder; each must succeed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with contextlib.chdir(folder):
         for command in commands:
             code, out, error = run(*command)
             assert code == 0, (command, out, error)

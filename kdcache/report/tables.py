@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdcache.data.metrics import SUPERGLUE_METRICS, superglue_score
+from kdcache.data.superglue import SUPERGLUE
+from kdcache.data.superglue.score import superglue_score
 from kdcache.report.findings import Findings, not_working
 
 NONE = "—"
@@ -114,7 +115,7 @@ def diagnostic_table(tasks: Sequence[Mapping[str, Any]]) -> Table | None:
 
 def superglue_sentence(tasks: Sequence[Mapping[str, Any]]) -> str | None:
     """The benchmark's single number for teacher and arms; None unless all eight tasks are there."""
-    if not set(SUPERGLUE_METRICS) <= {task["task"] for task in tasks}:
+    if not set(SUPERGLUE) <= {task["task"] for task in tasks}:
         return None
     scores = {"teacher": superglue_score({task["task"]: task["teacher"]["all_rows"] for task in tasks})}
     for arm in arm_names(tasks):

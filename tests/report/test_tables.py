@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from records import LIFTED, build_record
 
-from kdcache.data.metrics import SUPERGLUE_METRICS
+from kdcache.data.superglue.score import superglue_metrics
 from kdcache.report.cost import cost_table, saving_table, savings, timed_saving_table
 from kdcache.report.tables import diagnostic_table, score_table, superglue_sentence
 from kdcache.students.results import over_seeds
@@ -87,7 +87,7 @@ def test_diagnostics_have_a_table_of_their_own():
 
 def test_superglue_score_is_said_when_all_eight_tasks_are_there():
     tasks = []
-    for name, names in SUPERGLUE_METRICS.items():
+    for name, names in superglue_metrics().items():
         scores = {metric: 0.5 + 0.1 * i for i, metric in enumerate(names)}
         whole = task_metrics(**METRICS) | {"task": name, "metric": names[0], "majority": scores}
         whole["teacher"] |= {"all_rows": scores | {"rows": 9}}
