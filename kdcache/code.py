@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from kdcache.digests import value_digest
+from kdcache.digests import file_digest, value_digest
 from kdcache.errors import ParamsError
 
 CODE = "code.json"
@@ -96,7 +96,7 @@ def reach(module: str) -> tuple[list[str], list[str]]:
             continue
         found.add(name)
         todo.append(name.rpartition(".")[0])  # importing a.b.c runs a.b too
-        for imported in _imports(_parse(_file(name))):
+        for imported in _read(_file(name)).imports:
             if imported == "kdcache" or not imported.startswith("kdcache."):
                 packages.add(imported.split(".")[0])
             elif _exists(imported):
@@ -113,10 +113,10 @@ def source_digest(modules: Iterable[str]) -> str:
     parts = {}
     for name in modules:
         file = _file(name)
-        parts[name] = "".join(_canonical(_parse(file)))
+        parts[name] = _read(file).digest
         if file.name == "__init__.py":
             parts |= {
-                f"{name}/{path.name}": path.read_bytes().hex()
+                f"{name}/{path.name}": file_digest(path)
                 for path in file.parent.iterdir()
                 if path.is_file() and path.suffix not in (".py", ".pyc")
             }
@@ -144,10 +144,8 @@ def _versions(packages: Iterable[str]) -> dict[str, str]:
 def _version(distribution: str) -> str:
     try:
         return importlib.metadata.version(distribution).partition("+")[0]
-    except (
-        importlib.metadata.PackageNotFoundError
-    ):  # an optional package: the stage says so where it needs it
-        return "not installed"
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # an optional package: the stage says so where it needs it
 
 
 def _exists(module: str) -> bool:
@@ -160,9 +158,20 @@ def _file(module: str) -> Path:
     return base.with_suffix(".py") if base.with_suffix(".py").is_file() else base / "__init__.py"
 
 
+class _Source(NamedTuple):
+    digest: str
+    imports: tuple[str, ...]
+
+
+def _read(file: Path) -> _Source:
+    return _analyse(file.read_text(encoding="utf-8"))
+
+
 @cache
-def _parse(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"))
+def _analyse(text: str) -> _Source:
+    tree, spelt = ast.parse(text), list[str]()
+    _spell(tree, spelt)
+    return _Source(value_digest("".join(spelt)), tuple(_imports(tree)))
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:
@@ -180,25 +189,25 @@ def _imports(tree: ast.Module) -> Iterator[str]:
         todo.extend(ast.iter_child_nodes(node))
 
 
-def _canonical(node: Any) -> Iterator[str]:
+def _spell(node: Any, spelt: list[str]) -> None:
     """Spell a syntax tree in a form that no version of Python changes.
 
     Fields that are empty are left out, since newer versions add such fields; so are positions, docstrings and
     what an error is raised with.
     """
     if isinstance(node, list):
-        yield "["
+        spelt.append("[")
         for item in node:
-            yield from _canonical(item)
-        yield "]"
+            _spell(item, spelt)
+        spelt.append("]")
     elif isinstance(node, ast.AST):
-        yield f"({type(node).__name__}"
+        spelt.append(f"({type(node).__name__}")
         for name, value in _fields(node):
-            yield f" {name}="
-            yield from _canonical(value)
-        yield ")"
+            spelt.append(f" {name}=")
+            _spell(value, spelt)
+        spelt.append(")")
     else:
-        yield f"{node!r};"
+        spelt.append(f"{node!r};")
 
 
 def _fields(node: ast.AST) -> Iterator[tuple[str, Any]]:

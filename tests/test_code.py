@@ -28,7 +28,6 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def digests() -> dict[str, str]:
     code.code_digest.cache_clear()
-    code._parse.cache_clear()
     return {stage: code.code_digest(module) for stage, module in code.STAGES.items()}
 
 

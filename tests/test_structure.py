@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from conftest import ROOT
 
-from kdcache.code import STAGES, _imports, _parse, reach
+from kdcache.code import STAGES, _read, reach
 
 # Lower never imports higher.
 LAYERS = (
@@ -31,7 +31,7 @@ def test_no_import_runs_upward():
     upward = [
         f"{module_of(path)} imports {imported}"
         for path in FILES
-        for imported in _imports(_parse(path))
+        for imported in _read(path).imports
         if imported in known and 0 <= layer(module_of(path)) < layer(imported)
     ]
     assert not upward
@@ -40,7 +40,7 @@ def test_no_import_runs_upward():
 def test_no_imports_in_a_circle():
     known = {module_of(path): path for path in FILES}
     graph = {
-        name: {imported for imported in _imports(_parse(path)) if imported in known} - {name}
+        name: {imported for imported in _read(path).imports if imported in known} - {name}
         for name, path in known.items()
     }
     done: set[str] = set()
@@ -80,7 +80,7 @@ def test_a_public_name_is_defined_once():
     places = defaultdict(list)
     for path in FILES:
         if "cli" not in path.parts:
-            for node in _parse(path).body:
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.FunctionDef | ast.ClassDef):
                     names = [node.name]
                 elif isinstance(node, ast.Assign):
