@@ -38,7 +38,7 @@ RENAMED_VALUES = {
 }
 
 # pydantic's name of a wrong type → the words of a message.
-WANTED = {
+TYPE_WORDS = {
     "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
     "string_type": "text", "bool_type": "true or false", "finite_number": "a finite number",
     "tuple_type": "a list", "list_type": "a list", "dict_type": "a mapping",
@@ -260,7 +260,7 @@ def _wanted(problem: Mapping[str, Any]) -> str:
     """What a value must be, in words."""
     if problem["type"] == "literal_error":
         return "one of " + problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
-    return WANTED.get(problem["type"], problem["msg"])
+    return TYPE_WORDS.get(problem["type"], problem["msg"])
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

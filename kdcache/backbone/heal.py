@@ -25,7 +25,7 @@ from kdcache.params import Count, NonNegativeInt, PositiveFloat, Range
 
 HELD_OUT_FRACTION = 0.05
 WARMUP_FRACTION = 0.1
-CHECKPOINT_STEPS = 100
+HEALING_CHECKPOINT_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def heal(
             ``position_shift``, since a prompt shifts all positions by its length, and an encoder
             that knows [CLS] by position 0 alone then loses it.
         device: where to compute.
-        scratch: folder of the checkpoint, written every ``CHECKPOINT_STEPS``; None writes none.
+        scratch: folder of the checkpoint, written every ``HEALING_CHECKPOINT_STEPS``; None writes none.
         report: where the held-out loss of each epoch goes.
 
     Returns:
@@ -139,7 +139,7 @@ def heal(
                 optimizer.step()
                 step += 1
                 bar.update(len(rows))
-                if checkpoint and step % CHECKPOINT_STEPS == 0:
+                if checkpoint and step % HEALING_CHECKPOINT_STEPS == 0:
                     weights = {name: p.detach() for name, p in trained.items()}
                     state = {"weights": weights, "optimizer": optimizer.state_dict()}
                     save_checkpoint(state | {"step": step, "losses": losses}, checkpoint)

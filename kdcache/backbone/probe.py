@@ -20,7 +20,7 @@ from kdcache.project import Project
 BLIND_BELOW = 0.01
 REGULARISATION = 0.1  # C of the probe, the same for all models: a middle for tasks of 2 to 77 classes
 MAX_ROWS = 1000  # per split: probing must not cost more than healing
-BATCH_SIZE = 64
+PROBE_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class Probe:
 
     def accuracy(self, model: PreTrainedModel, device: torch.device) -> float:
         """Fit and score a probe of an encoder; 0 … 1, four digits."""
-        train, tune = (encoder_states(model, rows, BATCH_SIZE, device) for rows in (self.train, self.tune))
+        train, tune = (
+            encoder_states(model, rows, PROBE_BATCH_SIZE, device) for rows in (self.train, self.tune)
+        )
         return round(probe_accuracy(train, self.labels, tune, self.tune_labels), 4)
 
     def majority(self) -> float:

@@ -11,7 +11,7 @@ FAMILIES = {
     "inter_instance": "Inter-instance: between the instances of a batch",
     "feature": "Feature-based: on pooled features",
 }
-SECTIONS = ("Returns", "Needs", "Cost", "Reference", "Differs", "Relations")
+CARD_SECTIONS = ("Returns", "Needs", "Cost", "Reference", "Differs", "Relations")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Card:
         name: its name in params.yaml.
         families: the keys of an arm under which it may stand.
         summary: its aim and its formula.
-        sections: the ``SECTIONS`` of its docstring → their text.
+        sections: the ``CARD_SECTIONS`` of its docstring → their text.
     """
 
     name: str
@@ -48,7 +48,7 @@ def read_cards() -> list[Card]:
         text = inspect.getdoc(loss.function) or ""
         parts = re.split(r"^(\w+):\n", text.partition(">>> ")[0], flags=re.MULTILINE)
         sections = dict(zip(parts[1::2], map(_joined, parts[2::2]), strict=True))
-        kept = {key: sections[key] for key in SECTIONS if key in sections}
+        kept = {key: sections[key] for key in CARD_SECTIONS if key in sections}
         summary, _, more = parts[0].strip().partition("\n\n")
         if more:
             kept = {"Where": _joined(more), **kept}

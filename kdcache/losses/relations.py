@@ -26,7 +26,7 @@ Group = dist.ProcessGroup | None
 
 # The linear form is faster from this many rows per dim and this many rows on (benchmarks/losses.py).
 ROWS_PER_DIM = 2
-FEW_ROWS = 160
+SMALL_BATCH_ROWS = 160
 BLOCK_ENTRIES = 2**20  # entries of a relation matrix held at once by the losses that need it
 
 
@@ -59,7 +59,7 @@ def relation_distance(
         xs, xt = _padded(xs, dim), _padded(xt, dim)
         ys, yt = (None if y is None else _padded(y, dim) for y in (ys, yt))
     rows, dim = (xs if ys is None else ys).shape
-    if group is None and (rows < FEW_ROWS or rows < ROWS_PER_DIM * dim):
+    if group is None and (rows < SMALL_BATCH_ROWS or rows < ROWS_PER_DIM * dim):
         return _dense(xs, xt, ys, yt)
     return _Linear.apply(xs, xt, ys, yt, group)
 

@@ -22,7 +22,7 @@ from kdcache.serve.submissions import SUBMISSION_NAMES, submission_name, supergl
 from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.student import EVAL_BATCH_SIZE
 
-PREDICTIONS = "predictions"  # below paths.runs
+PREDICTIONS_FOLDER = "predictions"  # below paths.runs
 ZIP = "superglue.zip"
 
 
@@ -55,7 +55,7 @@ def label_split(
     student = _load(project, task, folder)
     rows = list(_rows(table, task, f"{data}/{split}.parquet"))
     logits = _logits(student, rows)
-    path = Path(project.paths.runs) / PREDICTIONS / name
+    path = Path(project.paths.runs) / PREDICTIONS_FOLDER / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         if form == "superglue":
@@ -94,7 +94,7 @@ def write_zip(project: Project) -> tuple[Path, list[str]]:
     Returns:
         The zip, and the names of the submission files that it lacks.
     """
-    folder = Path(project.paths.runs) / PREDICTIONS
+    folder = Path(project.paths.runs) / PREDICTIONS_FOLDER
     names = [f"{name}.jsonl" for name in SUBMISSION_NAMES.values()]
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in names if (folder / name).is_file()}
     (folder / ZIP).write_bytes(zip_bytes(texts))

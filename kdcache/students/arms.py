@@ -12,7 +12,7 @@ from kdcache.students.methods import Method
 
 STUDENT = "student:"  # before the folder of a student whose prompt another one starts from
 
-Targets = Literal["cached", "all_rows", "member", "shuffled_within_class"]
+TaughtBy = Literal["cached", "all_rows", "member", "shuffled_within_class"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Arm:
     inter_class: Term | None = None
     inter_instance: Term | None = None
     feature: Term | None = None
-    targets: Targets = "cached"
+    targets: TaughtBy = "cached"
     unlabelled: bool = True
 
 
@@ -141,7 +141,7 @@ class ArmSpec:
     ce_weight: float | Ramp
     label_smoothing: float
     terms: dict[str, Term]
-    targets: Targets
+    targets: TaughtBy
     unlabelled: bool
 
     def describe(self) -> str:

@@ -24,10 +24,10 @@ RESULT = "result.json"  # in each student's folder, as is:
 PREDICTIONS = "validation.parquet"
 
 Result = Mapping[str, Any]
-Splits = Mapping[str, StudentRows]
+SplitRows = Mapping[str, StudentRows]
 
 
-def diagnostic_splits(task: Task, splits: Splits) -> list[str]:
+def diagnostic_splits(task: Task, splits: SplitRows) -> list[str]:
     """Return the task's extra splits that are there, with labels."""
     return [
         split for split in task.diagnostics if split in splits and bool((splits[split].labels >= 0).any())
@@ -35,7 +35,7 @@ def diagnostic_splits(task: Task, splits: Splits) -> list[str]:
 
 
 def write_student(
-    run: Run, task: Task, splits: Splits, manifest: Manifest, backbone: Path, folder: Path
+    run: Run, task: Task, splits: SplitRows, manifest: Manifest, backbone: Path, folder: Path
 ) -> None:
     """Score a trained student and write its folder; of a diverged one, write only what happened.
 
@@ -100,7 +100,7 @@ def _card(run: Run, task: Task, scores: Mapping[str, float], manifest: Manifest)
     }
 
 
-def summarise(results: Sequence[Result], task: Task, splits: Splits, manifest: Manifest) -> dict[str, Any]:
+def summarise(results: Sequence[Result], task: Task, splits: SplitRows, manifest: Manifest) -> dict[str, Any]:
     """Make what metrics/<task>.json holds: each arm over its seeds, the teacher, the majority, the cost.
 
     Args:

@@ -87,7 +87,7 @@ def test_all_states_pull_each_kept_layer_to_its_counterpart(tmp_path):
 @pytest.mark.parametrize("stop", [3, 5, 10])
 def test_killed_and_resumed_healing_equals_uninterrupted(tiny_model, encoded, tmp_path, monkeypatch, stop):
     """4 steps an epoch, 3 epochs, a checkpoint every second step; killed within epochs and just after one."""
-    monkeypatch.setattr("kdcache.backbone.heal.CHECKPOINT_STEPS", 2)
+    monkeypatch.setattr("kdcache.backbone.heal.HEALING_CHECKPOINT_STEPS", 2)
     full = load_encoder(tiny_model)
     whole = cut(full, (0,))
     losses = heal(whole, full, (0,), encoded, params(), CPU, report=silent)

@@ -63,7 +63,7 @@ def test_no_epochs_leave_the_cut_raw(project):
 
 
 def test_interrupted_shrink_goes_on_and_equals_an_uninterrupted_one(project, monkeypatch):
-    monkeypatch.setattr("kdcache.backbone.heal.CHECKPOINT_STEPS", 1)
+    monkeypatch.setattr("kdcache.backbone.heal.HEALING_CHECKPOINT_STEPS", 1)
     folder = project()
     assert run("prepare")[0] == 0
     assert run("shrink")[0] == 0

@@ -21,7 +21,7 @@ def normal(seed: int, *shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("dim", [2, 30])
 @pytest.mark.parametrize("few_rows", [0, 10**6], ids=["linear", "dense"])
 def test_both_forms_give_value_and_gradients_of_the_matrices(few_rows, others, dim, monkeypatch):
-    monkeypatch.setattr(relations, "FEW_ROWS", few_rows)
+    monkeypatch.setattr(relations, "SMALL_BATCH_ROWS", few_rows)
     monkeypatch.setattr(relations, "ROWS_PER_DIM", 0)
     xs, xt = normal(0, 50, dim).requires_grad_(), normal(1, 50, dim)
     ys, yt = (normal(2, others, dim).requires_grad_(), normal(3, others, dim)) if others else (None, None)
@@ -66,7 +66,7 @@ def test_energy_is_the_squared_norm_of_the_relation():
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("with_others", [False, True])
 def test_gradient_of_each_loss_holds_in_the_linear_form(name, with_others, monkeypatch):
-    monkeypatch.setattr(relations, "FEW_ROWS", 0)
+    monkeypatch.setattr(relations, "SMALL_BATCH_ROWS", 0)
     s, t = normal(0, 12, 3).requires_grad_(), normal(1, 12, 3)
     options = {"others": (normal(2, 9, 3), normal(3, 9, 3))} if with_others else {}
     assert torch.autograd.gradcheck(lambda x: LOSSES[name].function(x, t, **options), (s,))
@@ -135,7 +135,7 @@ def test_six_digits_however_near_the_teacher_in_either_form(name, classes, diffe
     wanted, wanted_gradient = exact(name, s, t, monkeypatch)
     monkeypatch.setattr(relations, "ROWS_PER_DIM", 0)
     for few_rows in (0, 10**6):
-        monkeypatch.setattr(relations, "FEW_ROWS", few_rows)
+        monkeypatch.setattr(relations, "SMALL_BATCH_ROWS", few_rows)
         value = LOSSES[name].function(s, t)
         (gradient,) = torch.autograd.grad(value, s)
         assert value.item() == pytest.approx(wanted, rel=1e-6)
