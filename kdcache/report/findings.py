@@ -81,7 +81,7 @@ class SeedPlan:
         seeds: per arm now, on the task with the fewest.
         half: half the width of the interval now, in points.
         to_know: seeds per arm for an interval of ± ``PRECISION``; None if no number suffices.
-        to_find: seeds per arm that find a true effect of ``PRECISION`` with 80% power; None if no number does.
+        to_find: seeds per arm that find a true effect of ``PRECISION`` with 80% power; None if none does.
     """
 
     arm: str
