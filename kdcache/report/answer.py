@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdcache.report.comparisons import Comparison, has_prompt
-from kdcache.report.findings import WANTED, Findings, SeedPlan
+from kdcache.report.findings import PRECISION, Findings, SeedPlan
 from kdcache.stats.estimates import Estimate, decimal
 from kdcache.stats.verdicts import Verdict
 
@@ -225,7 +225,9 @@ def _seeds_needed(plan: SeedPlan | None) -> list[Sentence]:
     text = f"`{plan.arm}` over `{plan.over}` is known to ±{plan.half:.2g} points with {plan.seeds} seeds."
     know = f"{plan.to_know} seeds per arm give" if plan.to_know else "No number of seeds gives"
     find = f"{plan.to_find} seeds per arm find" if plan.to_find else "No number of seeds finds"
-    text += f" {know} ±{WANTED:g} points on these rows. {find} a true effect of {WANTED:g} with 80% power."
+    text += (
+        f" {know} ±{PRECISION:g} points on these rows. {find} a true effect of {PRECISION:g} with 80% power."
+    )
     return [Sentence("Seeds needed.", text)]
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEAST_GAP = 1.0  # points that the upper arm must gain over the control: below, there is no gap to close
-WANTED = 0.5  # points to which the primary effect should be known
+PRECISION = 0.5  # points to which the primary effect should be known
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class SeedPlan:
         over: the arm it is compared with.
         seeds: per arm now, on the task with the fewest.
         half: half the width of the interval now, in points.
-        to_know: seeds per arm for an interval of ± ``WANTED``; None if no number suffices.
-        to_find: seeds per arm that find a true effect of ``WANTED`` with 80% power; None if no number does.
+        to_know: seeds per arm for an interval of ± ``PRECISION``; None if no number suffices.
+        to_find: seeds per arm that find a true effect of ``PRECISION`` with 80% power; None if none does.
     """
 
     arm: str
@@ -264,5 +264,5 @@ def _seed_plan(runs: Mapping[str, Runs], arm: str, over: str) -> SeedPlan | None
         return None
     pilots = [components(runs[task], arm, over) for task in now]
     mean = mean_estimate(list(now.values()))
-    to_know, to_find = seeds_to_know(pilots, WANTED), seeds_needed(pilots, WANTED)
+    to_know, to_find = seeds_to_know(pilots, PRECISION), seeds_needed(pilots, PRECISION)
     return SeedPlan(arm, over, mean.seeds, half_width(mean), to_know, to_find)

@@ -31,7 +31,7 @@ def report(project: Project) -> None:
     """
     params = project.section("report", ReportParams)
     findings = find([_read_record(project, task) for task in project.tasks], params)
-    sections = build_sections(findings, _commands(project), _shared_identities(project))
+    sections = build_sections(findings, ["dvc repro"], _shared_identities(project))
     made = project.scratch(__name__, project.tasks)
     shutil.rmtree(made)
     made.mkdir()
@@ -100,10 +100,3 @@ def _shared_identities(project: Project) -> dict[str, str]:
     found = {"student backbone, sha256": file_digest(weights)} if weights.is_file() else {}
     found["kdcache"] = kdcache.__version__
     return found | ({"libraries": pinned.name} if pinned.is_file() else {})
-
-
-def _commands(project: Project) -> list[str]:
-    """The command that reproduces the report; a study has a dvc.yaml of its own beside reports/."""
-    pipeline = Path(project.paths.reports).parent / "dvc.yaml"
-    own = not pipeline.is_absolute() and pipeline != Path("dvc.yaml")
-    return [f"dvc repro {pipeline.as_posix()}" if own else "dvc repro"]

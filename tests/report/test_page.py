@@ -4,8 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
-from fnmatch import fnmatch
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -220,12 +218,3 @@ print(*sorted(heavy & (set(sys.modules) - before)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == []
-
-
-def test_a_wheel_ships_every_file_that_is_no_module():
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    patterns = settings["tool"]["setuptools"]["package-data"]["kdcache"]
-    for path in (ROOT / "kdcache").rglob("*"):
-        if path.is_file() and path.suffix not in (".py", ".pyc"):
-            name = path.relative_to(ROOT / "kdcache").as_posix()
-            assert any(fnmatch(name, pattern) for pattern in patterns), name
