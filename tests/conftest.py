@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def superglue_task(name: str) -> Task:
     return read_task_file(SUPERGLUE[name]).task(name)
 
 
+@cache
 def sample_words() -> list[str]:
     """The words of the sample corpus: the vocabulary of the tiny tokenizer."""
     pieces = pre_tokenizers.BertPreTokenizer()

@@ -26,11 +26,17 @@ def encoded(tiny_model: Path) -> Encoded:
     return read_texts(tiny_model)
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One model of each architecture."""
+    return {name: build(name, tmp_path_factory.mktemp(name) / "model") for name in ENCODERS}
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 class TestArchitecture:
     @pytest.fixture
-    def folder(self, name: str, tmp_path: Path) -> Path:
-        return build(name, tmp_path / "model")
+    def folder(self, name: str, folders: dict[str, Path]) -> Path:
+        return folders[name]
 
     @pytest.fixture
     def texts(self, folder: Path) -> Encoded:
@@ -40,7 +46,7 @@ class TestArchitecture:
         full = load_encoder(folder)
         student = cut(full, (0, 1))
         before = {key: value.clone() for key, value in student.state_dict().items()}
-        losses = heal(student, full, (0, 1), texts, params(epochs=6), CPU, report=silent)
+        losses = heal(student, full, (0, 1), texts, params(epochs=4), CPU, report=silent)
         assert losses[-1] < 0.9 * losses[0]
         moved = {key for key, value in student.state_dict().items() if not torch.equal(value, before[key])}
         assert moved
@@ -77,7 +83,7 @@ def test_all_states_pull_each_kept_layer_to_its_counterpart(tmp_path):
     errors = {}
     for states in ("last", "all"):
         student = cut(full, keep)
-        heal(student, full, keep, texts, params(epochs=10, states=states), CPU, report=silent)
+        heal(student, full, keep, texts, params(epochs=6, states=states), CPU, report=silent)
         with torch.no_grad():
             got = student(**texts.batch(range(len(texts))), output_hidden_states=True).hidden_states[1]
         errors[states] = (got - wanted).square().mean().item()
@@ -118,7 +124,7 @@ def test_healing_under_shifts_makes_the_cut_care_less_about_position(tiny_model,
     gaps = []
     for position_shift in (0, 8):
         student = cut(full, (0,))
-        settings = params(epochs=20, position_shift=position_shift)
+        settings = params(epochs=12, position_shift=position_shift)
         heal(student, full, (0,), encoded, settings, CPU, report=silent)
         tokens = encoded.batch(range(len(encoded)))["input_ids"].shape[1]
         shifted = states_of(student, encoded, position_ids=torch.arange(4, 4 + tokens)[None])
