@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import kdcache
 from kdcache.digests import value_digest
 from kdcache.errors import ParamsError
 
@@ -142,12 +143,12 @@ def _versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _version(distribution: str) -> str:
+    if distribution == "kdcache":
+        return kdcache.__version__  # of the package that runs; metadata of an editable install can be older
     try:
         return importlib.metadata.version(distribution).partition("+")[0]
-    except (
-        importlib.metadata.PackageNotFoundError
-    ):  # an optional package: the stage says so where it needs it
-        return "not installed"
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # an optional package: the stage says so where it needs it
 
 
 def _exists(module: str) -> bool:
