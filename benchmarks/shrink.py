@@ -24,7 +24,7 @@ from kdcache.backbone.probe import encoder_states, probe_accuracy, variation
 from kdcache.data.examples import read_examples
 from kdcache.data.splits import hold_out
 from kdcache.data.taskfile import read_task_file
-from kdcache.encoder.batching import Encoded, encode, join
+from kdcache.encoder.batching import Encoded, concatenate, encode
 from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, setup
 
 TASK_FILES = Path(__file__).parent.parent / "studies" / "tasks"
@@ -127,7 +127,7 @@ def mix(texts: dict[str, Encoded], healing: Healing) -> Encoded:
     """Take rows from each task in turn, until there are enough or all are taken."""
     turns = [(i, task) for task in healing.tasks for i in range(len(texts[task]))]
     taken = sorted(turns, key=lambda turn: turn[0])[: healing.rows]
-    return join([texts[task].take([i for i, of in taken if of == task]) for task in healing.tasks])
+    return concatenate([texts[task].take([i for i, of in taken if of == task]) for task in healing.tasks])
 
 
 def main(folder: Path, names: list[str]) -> None:

@@ -132,9 +132,7 @@ def test_each_interval_that_is_quoted_was_found(name):
 
 def test_table_of_results_shows_the_results():
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    rows = re.findall(
-        r"^\| \[(\w+)\]\(\.\./studies/\w+/results\.json\) \| (.*) \|$", text, flags=re.MULTILINE
-    )
+    rows = re.findall(r"^\| `(\w+)` \| (\w+ \| \d+ \| .*) \|$", text, flags=re.MULTILINE)
     assert {study for study, _ in rows} == {study.name for study in STUDIES}
     for study, row in rows:
         results = json.loads((ROOT / "studies" / study / "results.json").read_text(encoding="utf-8"))
@@ -169,45 +167,41 @@ def test_picture_of_results_is_drawn_from_the_results(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_six_tasks_run_from_their_task_files_in_a_study(tmp_path: Path):
+@pytest.mark.timeout(1800)
+def test_a_study_runs_in_its_own_folder(tmp_path: Path):
     """A study is a folder below the project; its pipeline and tasks are symbolic links."""
     project = make_project(tmp_path / "project")
     write_powered(tmp_path / "rows")
-    study = project / "studies" / "six"
+    study = project / "studies" / "two"
     study.mkdir(parents=True)
     shutil.copytree(ROOT / "studies" / "tasks", project / "studies" / "tasks")
     shutil.copy(ROOT / "dvc.yaml", study)
     (study / "pipeline").symlink_to("../../pipeline")
     (study / "tasks").symlink_to("../tasks")
-    source, tiny = (
-        read_params(ROOT / "studies" / "banking77" / "params.yaml"),
-        tiny_params(str(project / "tiny")),
-    )
-    tasks = sorted(path.stem for path in (study / "tasks").glob("*.toml"))
+    source = read_params(ROOT / "studies" / "banking77" / "params.yaml")
+    tiny = tiny_params(str(project / "tiny"))
+    arms = {name: source["distill"]["arms"][name] for name in ("head", "ce", "full", "kl", "kl+gram")}
     params = {
-        **tiny, "tasks": tasks, "paths": source["paths"], "report": source["report"],
+        **tiny, "tasks": ["cola", "mrpc"], "paths": source["paths"],
+        "report": {**source["report"], "comparisons": [["kl+gram", "kl"]]},
         "prepare": {
             **source["prepare"], "path": "../../../rows", "max_rows": {"train": 32}, "tune_fraction": 0.25,
         },
         "train_teacher": {**tiny["train_teacher"], "folds": 0, "ensemble": 2},
-        "distill": {**tiny["distill"], "arms": source["distill"]["arms"], "seeds": [0]},
+        "distill": {**tiny["distill"], "arms": arms, "seeds": [0]},
     }  # fmt: skip
     (study / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
-    assert len(tasks) == 6
     run = {stage.rpartition(":")[2] for stage in stages_run(dvc(study, "repro"))}
     for stage in ("prepare", "train_teacher", "cache_teacher", "distill"):
-        assert {f"{stage}@{task}" for task in tasks} <= run
+        assert {f"{stage}@cola", f"{stage}@mrpc"} <= run
     table = (study / "reports" / "results.md").read_text()
-    assert all(f"{task} accuracy" in table for task in tasks if task != "cola")
     assert "cola matthews" in table
+    assert "mrpc accuracy" in table
 
     # The comment changes the task file and no row: nothing after prepare runs.
     with (study / "tasks" / "cola.toml").open("a") as file:
         file.write("# a comment\n")
     again = {stage.rpartition(":")[2] for stage in stages_run(dvc(study, "repro"))}
     assert "prepare@cola" in again
-    assert not any(
-        stage.startswith(("train_teacher", "cache_teacher", "distill", "report")) for stage in again
-    )
+    assert {stage.partition("@")[0] for stage in again} <= {"prepare", "code"}

@@ -47,7 +47,7 @@ def predict(
         Literal["csv", "jsonl", "superglue"] | None,
         typer.Option(
             "--format",
-            help="superglue writes the benchmark's submission files: the task's, for --split test also those "
+            help="superglue writes the benchmark's submission file, for --split test also those "
             "of its diagnostics, and superglue.zip with all of them. By default csv, or as --output or "
             "--input.",
         ),
@@ -109,6 +109,6 @@ def predict(
             also = prepared.diagnostics(project, name) if form == "superglue" and split == "test" else ()
             for part in (split, *also):
                 typer.echo(prepared.label_split(project, name, part, folder, form or "csv"))
-        if form == "superglue":
+        if form == "superglue" and split == "test":
             path, missing = prepared.write_zip(project)
             typer.echo(f"{path}{' without ' if missing else ''}{', '.join(missing)}")

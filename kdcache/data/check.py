@@ -10,7 +10,7 @@ from kdcache.data.task import Example, Task
 
 Splits = Mapping[str, Sequence[Example]]
 
-FEW_ROWS = 10  # of a label in train; with fewer, folds and the tune split may lack it
+RARE_LABEL_ROWS = 10  # of a label in train; with fewer, folds and the tune split may lack it
 SKEWED = 0.8  # share of the largest class above which accuracy says little
 BIN_EDGES = (8, 16, 32, 64, 128, 256, 512)  # of the histogram, in tokens
 
@@ -90,12 +90,12 @@ def _class_problems(task: Task, splits: Splits) -> list[str]:
     counts = label_counts(task, splits)
     train = {label: by_split.get("train", 0) for label, by_split in counts.items()}
     none = [label for label, rows in train.items() if rows == 0]
-    few = [label for label, rows in train.items() if 0 < rows < FEW_ROWS]
+    few = [label for label, rows in train.items() if 0 < rows < RARE_LABEL_ROWS]
     found = []
     if none:
         found.append(f"No training row has the label {_list(none)}: it cannot be learned.")
     if few:
-        found.append(f"Fewer than {FEW_ROWS} training rows have the label {_list(few)}.")
+        found.append(f"Fewer than {RARE_LABEL_ROWS} training rows have the label {_list(few)}.")
     share = max(train.values()) / max(1, sum(train.values()))
     if share > SKEWED and task.metrics[0] == "accuracy":
         found.append(

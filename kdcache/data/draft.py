@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdcache.data.formats import FORMATS, Layout
-from kdcache.data.guess import Guess, Values, is_number
+from kdcache.data.formats import FORMATS, Layout, Values
+from kdcache.data.guess import Guess, is_number
 from kdcache.data.readers import read_rows
 from kdcache.data.schema import spell_label
 from kdcache.errors import DataError, shorten

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -24,6 +24,7 @@ MAX_CHARACTERS = 1_000_000  # of a line or a field; a longer one is an unclosed 
 PLACE = re.compile(r"\{([^{}]+)\}")  # {column} in a pattern or template
 QUOTES_HINT = "If quotes are text, use JSON lines or set read.quotes = false in the task file."
 
+Values = Mapping[str, Any]  # by column
 Lines = Iterator[tuple[int, str]]  # with their numbers, from 1
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdcache.data.formats import Values
 from kdcache.data.schema import spell_label
 from kdcache.errors import DataError
 
@@ -20,8 +21,6 @@ GROUP_NAMES = (
 )  # fmt: skip
 MIN_GROUPS = 20  # fewer cannot be cut into train, tune and validation
 SECOND_WORDS = 4  # of a second text, on average; names, dates and addresses have fewer
-
-Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from kdcache.data.formats import FORMATS, Layout, Row, check_columns, parse_rows
 from kdcache.errors import DataError
 
 Kind = Literal["jsonl", "csv", "tsv"]  # what can be read as a stream
-HUB_TIMEOUT_S = 5
+DATA_SET_TIMEOUT_S = 5
 
 
 @dataclass(frozen=True)
@@ -132,4 +132,4 @@ def ask_hub(name: str, revision: str) -> None:
     """Ask for a data set once, with a short time-out: downloading right away retries for most of a minute."""
     from huggingface_hub import HfApi
 
-    HfApi().dataset_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
+    HfApi().dataset_info(name, revision=revision, timeout=DATA_SET_TIMEOUT_S)

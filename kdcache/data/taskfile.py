@@ -16,7 +16,7 @@ from kdcache.data.superglue import SUPERGLUE
 from kdcache.errors import ParamsError, nearest
 from kdcache.params import build, parse_yaml
 
-ENDINGS = (".toml", ".yaml")
+TASK_FILE_ENDINGS = (".toml", ".yaml")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
@@ -35,7 +35,7 @@ def own_tasks(folder: Path, files: Iterable[Path] = ()) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for path in [*sorted(folder.glob("*")), *files]:
-        if path.suffix not in ENDINGS:
+        if path.suffix not in TASK_FILE_ENDINGS:
             continue
         other = found.setdefault(path.stem, path)
         if path.stem in SUPERGLUE or not other.samefile(path):
@@ -52,10 +52,10 @@ def read_task_file(path: Path) -> TaskFile:
     """
     if not path.is_file():
         raise ParamsError(f"{path}: the task file must exist, got nothing there. Check the path.")
-    if path.suffix not in ENDINGS or not NAME.fullmatch(path.stem):
+    if path.suffix not in TASK_FILE_ENDINGS or not NAME.fullmatch(path.stem):
         raise ParamsError(
-            f"{path}: a task file must be called NAME{' or NAME'.join(ENDINGS)}, NAME of a-z, 0-9, _ "
-            f"and -, got {path.name}. Rename it: its name is the name of the task."
+            f"{path}: a task file must be called NAME{' or NAME'.join(TASK_FILE_ENDINGS)}, NAME of a-z, 0-9, "
+            f"_ and -, got {path.name}. Rename it: its name is the name of the task."
         )
     file = build(TaskFile, _parse(path), path.as_posix())
     file.read.check(f"{path.as_posix()}.read")

@@ -95,7 +95,7 @@ class Padded:
         }
 
 
-def join(parts: Sequence[Encoded]) -> Encoded:
+def concatenate(parts: Sequence[Encoded]) -> Encoded:
     """Put rows of one tokenizer one after the other."""
     return replace(
         parts[0],

@@ -96,14 +96,14 @@ def _read_metrics(project: Project, task: str) -> dict[str, Any]:
 
 
 def _shared_identities(project: Project) -> dict[str, str]:
-    weights = Path(project.paths.backbone) / "model.safetensors"
-    backbone = {"student backbone, sha256": file_digest(weights)} if weights.is_file() else {}
-    return backbone | {"kdcache": kdcache.__version__, "libraries": "constraints.txt"}
+    weights, pinned = Path(project.paths.backbone) / "model.safetensors", Path("constraints.txt")
+    found = {"student backbone, sha256": file_digest(weights)} if weights.is_file() else {}
+    found["kdcache"] = kdcache.__version__
+    return found | ({"libraries": pinned.name} if pinned.is_file() else {})
 
 
 def _commands(project: Project) -> list[str]:
-    """The commands that reproduce the report; a study has a dvc.yaml of its own beside reports/."""
+    """The command that reproduces the report; a study has a dvc.yaml of its own beside reports/."""
     pipeline = Path(project.paths.reports).parent / "dvc.yaml"
     own = not pipeline.is_absolute() and pipeline != Path("dvc.yaml")
-    repro = f"dvc repro {pipeline.as_posix()}" if own else "dvc repro"
-    return ['pip install -e ".[sample]" -c constraints.txt', repro]
+    return [f"dvc repro {pipeline.as_posix()}" if own else "dvc repro"]

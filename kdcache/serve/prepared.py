@@ -39,7 +39,7 @@ def label_split(
         form: of the file.
 
     Returns:
-        The file: runs/predictions/<task>-<split>.<form>, or the name that SuperGLUE gives it.
+        The file: runs/predictions/<task>-<split>.<form>, or the name of ``submission_name``.
 
     Raises:
         DataError: the split was not prepared.

@@ -20,20 +20,24 @@ _SPELLING: dict[str, Sequence[str | int]] = {"copa": (0, 1), "wsc": ("False", "T
 
 
 def submission_name(task_name: str, split: str) -> str:
-    """Return the name of a split's submission file. Diagnostics have files of their own.
+    """Return the name of a split's submission file.
+
+    Diagnostics have files of their own. Splits that the benchmark does not score have names that
+    ``superglue.zip`` does not take.
 
     Raises:
         ParamsError: SuperGLUE has no such task.
 
-    >>> submission_name("wic", "test"), submission_name("rte", "axb")
-    ('WiC.jsonl', 'AX-b.jsonl')
+    >>> submission_name("wic", "test"), submission_name("rte", "axb"), submission_name("wic", "validation")
+    ('WiC.jsonl', 'AX-b.jsonl', 'WiC-validation.jsonl')
     """
     if task_name not in SUBMISSION_NAMES:
         raise ParamsError(
             f"SuperGLUE has no task {task_name!r}, so there is no submission file for it. "
             "Use --format csv or jsonl."
         )
-    return f"{SUBMISSION_NAMES.get(split, SUBMISSION_NAMES[task_name])}.jsonl"
+    name = SUBMISSION_NAMES[task_name]
+    return f"{SUBMISSION_NAMES.get(split, name if split == 'test' else f'{name}-{split}')}.jsonl"
 
 
 def superglue_text(

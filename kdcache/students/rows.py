@@ -1,6 +1,5 @@
 """The rows that a student trains on and is scored on: prepared data and cache, joined by id."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,16 +10,16 @@ import pyarrow as pa
 import torch
 
 from kdcache.cache.location import Location
-from kdcache.cache.manifest import Manifest, check_identity
+from kdcache.cache.manifest import Manifest, check_identity, read_identity_of
 from kdcache.cache.reader import load_cache
 from kdcache.cache.rows import CacheRows
 from kdcache.data.metrics import compute_metrics
 from kdcache.data.splits import existing_splits, metric_columns, read_split, sequences, table_digest
 from kdcache.data.task import Task
-from kdcache.encoder.batching import Encoded, encode, join
+from kdcache.encoder.batching import Encoded, concatenate, encode
 from kdcache.encoder.load import load_tokenizer
 from kdcache.losses.objective import Targets
-from kdcache.project import IDENTITY, Project
+from kdcache.project import Project
 from kdcache.students.prompted import Backbone, FrozenInputs
 
 
@@ -143,7 +142,7 @@ def join_rows(parts: Sequence[StudentRows]) -> StudentRows:
         return first
     table = pa.concat_tables([part.table for part in parts])
     cached = CacheRows.joined([part.cached for part in parts])
-    encoded = join([part.encoded for part in parts])
+    encoded = concatenate([part.encoded for part in parts])
     return StudentRows.build(first.task, first.split, table, cached, encoded, first.inputs.backbone)
 
 
@@ -172,13 +171,9 @@ def load_rows(
     location = Location.parse(project.paths.cache, task.name)
     cached = {split: load_cache(location, split) for split in tables}
     manifest = cached["train"].manifest
-    identity = Path(project.paths.teacher) / task.name / IDENTITY
-    check_identity(
-        manifest, task.name, task.labels,
-        {split: table_digest(table) for split, table in tables.items()},
-        json.loads(identity.read_text(encoding="utf-8")) if identity.is_file() else None,
-        expect,
-    )  # fmt: skip
+    teacher = read_identity_of(Path(project.paths.teacher) / task.name)
+    digests = {split: table_digest(table) for split, table in tables.items()}
+    check_identity(manifest, task.name, task.labels, digests, teacher, expect)
     tokenizer = load_tokenizer(Path(project.paths.backbone))
     splits = {}
     for split, table in tables.items():

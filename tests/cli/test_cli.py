@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from kdcache.cli import app
 
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "superglue"
 COMMANDS = [
     "prepare", "teach", "cache", "shrink", "distill", "predict", "run", "select", "report",
     "compare", "inspect", "verify", "diff", "import", "export", "clean",
@@ -74,6 +75,35 @@ def test_whole_chain_by_hand(cached_project):
     path.write_bytes(path.read_bytes()[:-9] + b"123456789")
     assert "cache/cb/train.parquet: its sha256 must be" in fails("distill", "--task", "cb")
     assert "cache/cb/train.parquet: its sha256 must be" in fails("verify", "cache/cb")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("rte", "copa") else pytest.param(name, marks=pytest.mark.slow)
+        for name in ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc")
+    ],
+)
+def test_each_task_runs_from_rows_to_a_submission_file(project, name):
+    """Diagnostics flow into the cache, the metrics and the students."""
+    folder = project(
+        prepare={"source": "superglue", "path": str(FIXTURES), "tune_fraction": 0.0},
+        train_teacher={"folds": 0}, student_backbone={"num_layers": "all"}, distill={"head_start_epochs": 1},
+        tasks=[name],
+    )  # fmt: skip
+    for command in ("prepare", "teach", "cache", "shrink"):
+        assert run(command)[0] == 0
+    assert run("distill", "--arm", "kl+gram", "--seed", "0")[0] == 0
+    student = ["--student", f"runs/{name}/kl+gram-0"]
+    split = "test" if (folder / "data" / name / "test.parquet").is_file() else "validation"
+    assert run("predict", *student, "--split", split, "--format", "superglue")[0] == 0
+    if name == "rte":
+        scores = json.loads((folder / "cache" / "rte" / "manifest.json").read_text())["metrics"]
+        assert set(scores["axb"]) == {"matthews", "rows"}
+        assert set(scores["axg"]) == {"accuracy", "gender_parity", "rows"}
+        result = json.loads((folder / "runs" / "rte" / "kl+gram-0" / "result.json").read_text())
+        assert set(result["diagnostics"]["axg"]) == {"accuracy", "gender_parity", "rows", "agreement"}
+        assert result["diagnostics"]["axb"]["rows"] == 4
 
 
 def test_missing_upstream_names_the_command(project):

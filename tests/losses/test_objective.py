@@ -1,4 +1,4 @@
-"""The total of an arm: weights, ramps, projections, and what it remembers beyond the batch."""
+"""The objective of an arm: weights, ramps, projections, and rows remembered outside the batch."""
 
 import pytest
 import torch

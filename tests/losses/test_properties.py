@@ -1,4 +1,4 @@
-"""What every loss promises, whatever its formula; and exactly the invariances its card claims."""
+"""Properties of every loss, and the invariances that its card claims."""
 
 import inspect
 
@@ -74,7 +74,7 @@ class TestEveryLoss:
         loss.backward()
         assert torch.isfinite(loss)
         assert torch.isfinite(s.grad).all()
-        if rows < LOSSES[name].min_rows and name != "gram":  # which also compares how sure a row is
+        if rows < LOSSES[name].min_rows and name != "gram":  # which also compares the confidence of a row
             assert loss.item() == pytest.approx(0.0, abs=1e-6)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -141,14 +141,14 @@ def test_slots_may_be_exchanged_exactly_where_the_table_says_so():
         assert same == loss.ignores_slots, name
 
 
-def test_gram_is_one_for_an_uninformed_student_of_a_sure_teacher():
-    sure = 20.0 * torch.eye(3)[torch.arange(9) % 3]
-    assert losses.gram(torch.zeros(9, 3), sure).item() == pytest.approx(1.0, rel=1e-4)
+def test_gram_is_one_for_a_uniform_student_of_a_confident_teacher():
+    confident = 20.0 * torch.eye(3)[torch.arange(9) % 3]
+    assert losses.gram(torch.zeros(9, 3), confident).item() == pytest.approx(1.0, rel=1e-4)
 
 
-def test_gram_does_not_explode_under_a_hesitant_teacher():
-    hesitant, s = 0.05 * logits(0, batch=16, classes=2), logits(1, batch=16, classes=2)
-    assert losses.gram(s, hesitant).item() < 5.0
+def test_gram_does_not_explode_under_an_unconfident_teacher():
+    unconfident, s = 0.05 * logits(0, batch=16, classes=2), logits(1, batch=16, classes=2)
+    assert losses.gram(s, unconfident).item() < 5.0
 
 
 def test_a_class_that_the_teacher_never_ranks_drops_out_of_dist_intra():

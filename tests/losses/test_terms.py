@@ -1,4 +1,4 @@
-"""What cannot work is refused, or said, before the first step."""
+"""Terms that cannot work are refused or reported before the first step."""
 
 import pytest
 
@@ -27,7 +27,7 @@ REFUSED = {
         "arm.inter_instance.name: it must have a gradient on the logits of two classes, got pkt, "
         "which has none. Use gram.",
     ),
-    "a blind relation alone": (
+    "only a relation": (
         {"inter_instance": Term("gram")}, {"ce_weight": 0.0},
         "arm: a term must tell the classes apart, got ce_weight 0 and no inter_class (relations and "
         "features do not say which class is which). Add inter_class: {name: kl}.",

@@ -131,6 +131,8 @@ def test_standing_comparisons_are_every_other_prompt_arm_over_the_baseline(lifte
     pairs = [(c.arm, c.over, c.place) for c in find([record], PARAMS).comparisons]
     assert pairs[0] == ("kl", "ce", "primary")  # the first arm that learns from the teacher
     assert pairs[1:] == [(arm, "ce", "secondary") for arm in ("p", "kl+gram", "feature")]
+    controlled = find([record], ReportParams(control="p")).comparisons
+    assert [c.arm for c in controlled] == ["kl", "kl+gram", "feature"]
 
 
 def test_a_plan_has_its_primary_comparison_and_its_own_family(lifted):

@@ -119,19 +119,22 @@ def at_official(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_submission_files_hold_what_the_benchmarks_server_looks_for(at_official):
+    """A zip holds the test split and diagnostics, and nothing of other splits that lies there already."""
+    predictions = Path("runs/predictions")
     names = [name for name in SUPERGLUE if (Path("data") / name / "test.parquet").is_file()]
+    arguments = ["--arm", "kl", "--split", "validation", "--set", "tasks=[boolq]"]
+    assert run("predict", *arguments, "--format", "superglue")[0] == 0
     code, out, _ = run(
         "predict", "--arm", "kl", "--format", "superglue", "--set", f"tasks=[{','.join(names)}]"
     )
     assert code == 0
-    written = {}
     for name in SUPERGLUE:
-        split = "test" if name in names else "validation"
+        split, file = "test", f"{SUBMISSION_NAMES[name]}.jsonl"
         if name not in names:
+            split, file = "validation", f"{SUBMISSION_NAMES[name]}-validation.jsonl"
             arguments = ["--arm", "kl", "--split", split, "--set", f"tasks=[{name}]"]
             assert run("predict", *arguments, "--format", "superglue")[0] == 0
-        written[name] = Path("runs/predictions") / f"{SUBMISSION_NAMES[name]}.jsonl"
-        found = [line["idx"] for line in lines(written[name].read_text(encoding="utf-8"))]
+        found = [line["idx"] for line in lines((predictions / file).read_text(encoding="utf-8"))]
         assert found == official_idx(name, split)
     archive, _, missing = out.splitlines()[-1].partition(" without ")
     assert missing.split(", ") == [
@@ -141,7 +144,8 @@ def test_submission_files_hold_what_the_benchmarks_server_looks_for(at_official)
         kept = {f"{SUBMISSION_NAMES[name]}.jsonl" for name in names} | {"AX-b.jsonl", "AX-g.jsonl"}
         assert set(packed.namelist()) == kept
         for name in names:
-            assert packed.read(written[name].name) == written[name].read_bytes()
+            file = f"{SUBMISSION_NAMES[name]}.jsonl"
+            assert packed.read(file) == (predictions / file).read_bytes()
         labels = {line["label"] for line in lines(packed.read("AX-b.jsonl").decode())}
         assert labels <= {"entailment", "not_entailment"}
 
@@ -209,9 +213,9 @@ def test_mistakes_are_one_clear_line(distilled_project):
         ([*student, "--arm", "kl"], ["--arm NAME", "--student FOLDER"]),
         (["--arm", "kl", "--task", "cb"], ["models/students/cb/kl-0", "dvc repro distill@cb"]),
         (["--arm", "kll"], ["Did you mean kl?"]),
-        ([*student, "--split", "tset"], ["data/cb", "'tset'", "Did you mean test?"]),
+        ([*student, "--split", "tune_"], ["data/cb", "'tune_'", "Did you mean tune?"]),
         ([*student, "--task", "cb", "--task", "wic"], ["cb, wic", "Remove --task"]),
-        ([*student, "--task", "wic"], ["runs/cb/kl+gram-0", "cb", "wic"]),
+        ([*student, "--task", "wic", "--split", "tune"], ["runs/cb/kl+gram-0", "cb", "wic"]),
         ([*student, "--set", "tasks=[wic]"], ["'cb'", "wic"]),
         ([*student, "--output", "x.csv"], ["--input", "runs/predictions/"]),
         (["--student", "runs/cb"], ["runs/cb/student.json"]),
@@ -228,6 +232,6 @@ def test_a_task_without_a_submission_file_is_refused_before_the_work(distilled_p
     write_task(dataclasses.replace(task, name="mine"), Path("data/mine"))
     monkeypatch.setattr(prepared, "load_student", lambda *_: pytest.fail("loaded the student"))
     arguments = ["--task", "mine", "--set", "tasks=[mine]", "--student", "runs/cb/kl+gram-0"]
-    message = fails("predict", *arguments, "--format", "superglue")
+    message = fails("predict", *arguments, "--split", "validation", "--format", "superglue")
     assert "'mine'" in message
     assert "csv or jsonl" in message

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import run_all, write_project
 from powered import write_powered
 from typer.testing import CliRunner
 
@@ -27,19 +28,24 @@ def run(*arguments: str) -> None:
     assert result.exit_code == 0, result.output
 
 
-@pytest.fixture
-def cached(project, built_projects) -> Path:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, tiny_model) -> Path:
     """A project whose task has 48 training and 24 unlabelled rows, up to the cache and the backbone."""
-    folder = project(distill={"seeds": [0], "epochs": 2})
-    if "unlabelled" not in built_projects:
-        write_powered(folder)
-        (folder / "clinc150").rename(folder / "own")
-        (folder / "own" / "mine.toml").write_text(TASK_FILE)
-        run("run", "--set", "prepare.max_rows=null")
-        run("shrink")
-        built_projects["unlabelled"] = built_projects[""] / "unlabelled"
-        shutil.copytree(folder, built_projects["unlabelled"])
-    shutil.copytree(built_projects["unlabelled"], folder, dirs_exist_ok=True)
+    sections = {"distill": {"seeds": [0], "epochs": 2}}
+    folder = write_project(tmp_path_factory.mktemp("unlabelled") / "project", tiny_model, **sections)
+    write_powered(folder)
+    (folder / "clinc150").rename(folder / "own")
+    (folder / "own" / "mine.toml").write_text(TASK_FILE)
+    run_all(folder, ["run", "--set", "prepare.max_rows=null", *OWN], ["shrink", *OWN])
+    return folder
+
+
+@pytest.fixture
+def cached(built, tmp_path, monkeypatch) -> Path:
+    """A copy of that project, and the current folder."""
+    folder = tmp_path / "project"
+    shutil.copytree(built, folder)
+    monkeypatch.chdir(folder)
     return folder
 
 
@@ -103,8 +109,7 @@ def test_rows_that_train_leaves_over_lose_their_labels(project):
     )
 
 
-def test_joined_rows_keep_their_own_targets(cached, monkeypatch):
-    monkeypatch.chdir(cached)
+def test_joined_rows_keep_their_own_targets(cached):
     grid = Grid(Project.load([*OWN[1::2]]), "mine")
     train, more, joined = grid.splits["train"], grid.splits["unlabelled"], grid.rows
     assert joined.labels.tolist() == [*train.labels.tolist(), *[-1] * 24]

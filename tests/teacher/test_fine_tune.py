@@ -69,7 +69,7 @@ def test_full_is_the_default_and_trains_every_weight(tiny_model: Path, tmp_path:
     assert {name for name in before if not any(part in name for part in unused)} <= changed
 
 
-@pytest.mark.parametrize("kind", in_default("bert", "roberta", slow=("electra",)))
+@pytest.mark.parametrize("kind", in_default("bert", slow=("roberta", "electra")))
 def test_prefix_teacher_trains_prompts_and_head_and_reloads(model_of, kind, monkeypatch):
     folder = model_of(kind)
     model, logits = teach(folder, PREFIX)

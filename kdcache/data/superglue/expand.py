@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from kdcache.data.formats import Values
 from kdcache.digests import value_digest
 
-Values = Mapping[str, Any]
 Expander = Callable[[Values], Iterator[dict[str, Any]]]
 
 
