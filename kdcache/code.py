@@ -6,6 +6,7 @@ are left out: prose decides no number. It is the same on every Python that kdcac
 """
 
 import ast
+import importlib
 import importlib.metadata
 import json
 from collections.abc import Iterable, Iterator
@@ -142,6 +143,10 @@ def _versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _version(distribution: str) -> str:
+    if distribution == "kdcache":
+        # Of the package that runs: the metadata of an editable install can be older. Not by an import
+        # statement, which would make every stage depend on the version.
+        return importlib.import_module("kdcache").__version__
     try:
         return importlib.metadata.version(distribution).partition("+")[0]
     except importlib.metadata.PackageNotFoundError:
