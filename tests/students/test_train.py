@@ -61,7 +61,7 @@ def test_only_what_the_method_names_is_trained(tiny_model: Path, rows, backbone,
 LONG = [pytest.param(method, 75, marks=pytest.mark.slow) for method in ("prefix", "prompt", "p_tuning")]
 
 
-@pytest.mark.parametrize(("method", "epochs"), [("prefix", 5), ("p_tuning", 5), *LONG])
+@pytest.mark.parametrize(("method", "epochs"), [("prefix", 5), *LONG])
 def test_a_pass_of_three_equals_three_alone_in_double_precision(tiny_model: Path, rows, method, epochs):
     """Students that differ in seed, rate, length of training and objective."""
     # Large rates make the course chaotic and any rounding grows; what is tested here is the stacking.
@@ -87,8 +87,8 @@ def test_a_pass_of_three_equals_three_alone_in_double_precision(tiny_model: Path
     assert gap(values(together[0]), values(together[2])) > 1e-3
 
 
-def test_a_pass_of_three_equals_three_alone_for_the_first_20_steps(tiny_model: Path, rows, backbone):
-    plans = [{"lr": 0.01, "seed": seed, "terms": KL_GRAM, "epochs": 5} for seed in range(3)]
+def test_a_pass_of_two_equals_two_alone_for_the_first_20_steps(tiny_model: Path, rows, backbone):
+    plans = [{"lr": 0.01, "seed": seed, "terms": KL_GRAM, "epochs": 5} for seed in range(2)]
     alone = [build_run(tiny_model, backbone, rows, **plan) for plan in plans]
     for run in alone:
         fit(run)
@@ -132,7 +132,11 @@ def uninterrupted(tiny_model: Path, rows) -> list[Run]:
     return runs
 
 
-@pytest.mark.parametrize("kill_at", [3, 11, 14, 23])  # within the warm-up, at its end, between, near the end
+# Within the linear-probe warm-up, at its end, between, near the end.
+KILLS = [3, pytest.param(11, marks=pytest.mark.slow), 14, pytest.param(23, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("kill_at", KILLS)
 def test_resumed_equals_uninterrupted_bit_for_bit(
     tiny_model: Path, rows, uninterrupted, tmp_path, monkeypatch, kill_at: int
 ):
@@ -234,13 +238,13 @@ def test_head_phase_sees_the_states_of_the_whole_forward(tiny_model: Path, rows,
 
 def test_training_repeats_bit_for_bit_and_lowers_the_loss(tiny_model: Path, rows, backbone):
     terms = {**KL_GRAM, "feature": Term("feature_mse")}
-    runs = [build_run(tiny_model, backbone, rows, terms=terms, epochs=6) for _ in range(2)]
+    runs = [build_run(tiny_model, backbone, rows, terms=terms, epochs=4) for _ in range(2)]
     for run in runs:
         fit(run)
     assert gap(*map(values, runs)) == 0.0
-    assert (runs[0].probe_steps, runs[0].steps) == (12, 36)
+    assert (runs[0].probe_steps, runs[0].steps) == (12, 28)
     history = runs[0].history
-    assert [entry["epoch"] for entry in history] == list(range(7))
+    assert [entry["epoch"] for entry in history] == list(range(5))
     names = ("ce", "kl", "gram", "feature_mse")
     watched = {f"{what}_{name}" for what in ("loss", "fixed", "share") for name in names}
     assert set(history[0]) == watched | {"epoch", "agreement", "kl_to_teacher", "gram_to_teacher"}

@@ -102,11 +102,9 @@ def test_rows_that_train_leaves_over_lose_their_labels(project):
     assert not more.keys() & {*few["train"], *few["tune"]}
     arguments = ("prepare", "--set", "prepare.max_rows={train: 4711, unlabelled: 16}", *OWN)
     refused = CliRunner().invoke(app, arguments)
-    assert (refused.exit_code, refused.stderr.strip()) == (
-        1,
-        "prepare.max_rows.unlabelled: prepare.max_rows.train must leave rows over for it, got none of 48. "
-        "Lower prepare.max_rows.train, or name a file of unlabelled rows.",
-    )
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith("prepare.max_rows.unlabelled: ")
+    assert len(refused.stderr.splitlines()) == 1
 
 
 def test_joined_rows_keep_their_own_targets(cached):
