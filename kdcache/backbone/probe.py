@@ -100,7 +100,7 @@ def probe_accuracy(
 
     States are centred and divided by one number, the root mean square of all of them. They are not
     standardised dim by dim: that would magnify the last traces in a blind encoder's states beyond
-    what a head trained by gradient descent can use (docs/shrink.md).
+    what a head trained by gradient descent can use (docs/reference/shrink.md).
 
     Args:
         states: shape (rows, dim), of a task's training rows.

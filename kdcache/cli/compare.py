@@ -32,8 +32,8 @@ def compare(
 ) -> None:
     """Compare two arms on the same rows, of one project or of two: points with 95% intervals.
 
-    Runs are paired by seed and example (docs/statistics.md). "At least" is the one-sided 95% lower bound: if
-    it is above −1, the arm is less than a point worse.
+    Runs are paired by seed and example (docs/reference/statistics.md). "At least" is the one-sided 95%
+    lower bound: if it is above −1, the arm is less than a point worse.
     """
     with errors_in_one_line(debug):
         from kdcache.stats.across import Side, common_tasks, read_across

@@ -5,7 +5,7 @@ S seeds, B to G groups of rows. Each source gets its own quantile of Student's t
 
     points ± √(t²_{S−1} A + t²_{G−1} B)
 
-docs/statistics.md has the measured error rates of this interval and of its alternatives.
+docs/reference/statistics.md has the measured error rates of this interval and of its alternatives.
 """
 
 from collections.abc import Mapping, Sequence

@@ -68,20 +68,20 @@ def idle_terms(history: Sequence[Mapping[str, float]]) -> list[str]:
         history: what ``Watch`` saw, one entry per epoch.
 
     Returns:
-        A sentence per term whose mean share of the gradient is under 1 %.
+        A sentence per term whose mean share of the gradient is under 1%.
 
     >>> idle_terms([{"share_ce": 0.996, "share_sp": 0.004}])
-    ['sp has 0.4 % of the gradient and does next to nothing: a weight 28 times as large would give it 10 %.']
+    ['sp has 0.4% of the gradient and does next to nothing: a weight 28 times as large would give it 10%.']
     """
     sentences = []
     for key in [key for key in history[-1] if key.startswith("share_")] if history else []:
         share = float(np.mean([entry[key] for entry in history]))
         if share < IDLE_SHARE:
             name = key.removeprefix("share_")
-            what = f"{name} has {100 * share:.1f} % of the gradient and does next to nothing"
+            what = f"{name} has {100 * share:.1f}% of the gradient and does next to nothing"
             factor = WANTED_SHARE / (1 - WANTED_SHARE) * (1 - share) / share if share else None
             cure = (
-                f"a weight {factor:.0f} times as large would give it 10 %" if factor else "it has no gradient"
+                f"a weight {factor:.0f} times as large would give it 10%" if factor else "it has no gradient"
             )
             sentences.append(f"{what}: {cure}.")
     return sentences

@@ -107,17 +107,13 @@ def test_scopes_by_length():
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "keys"),
     [
-        ({"ce_weight": -1}, "arm.ce_weight: it must be >= 0 or a mapping of parameters, got -1."),
-        (
-            {"ce_weight": {"start": 0, "stop": 1}},
-            "arm.ce_weight.stop: the key must be a known parameter, got 'stop'. Known: end, over, start.\n"
-            "arm.ce_weight.end: the parameter must be set, got nothing.",
-        ),
+        ({"ce_weight": -1}, {"arm.ce_weight"}),
+        ({"ce_weight": {"start": 0, "stop": 1}}, {"arm.ce_weight.stop", "arm.ce_weight.end"}),
     ],
-)  # fmt: skip
-def test_a_bad_ramp_is_one_line_per_key(values, message):
+)
+def test_a_bad_ramp_is_one_line_per_key(values, keys):
     with pytest.raises(ParamsError) as caught:
         build(Arm, values, "arm")
-    assert str(caught.value) == message
+    assert {line.split(": ")[0] for line in str(caught.value).splitlines()} == keys

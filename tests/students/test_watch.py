@@ -35,12 +35,11 @@ def test_an_idle_term_is_named_with_a_weight_that_would_wake_it():
     history = [{"share_ce": 0.998, "share_sp": 0.002}, {"share_ce": 0.99, "share_sp": 0.01}]
     (sentence,) = idle_terms(history)
     assert sentence == (
-        "sp has 0.6 % of the gradient and does next to nothing: "
-        "a weight 18 times as large would give it 10 %."
+        "sp has 0.6% of the gradient and does next to nothing: a weight 18 times as large would give it 10%."
     )
     factor = 18
     assert factor * 0.006 / (factor * 0.006 + 0.994) == pytest.approx(0.1, abs=0.005)
     assert idle_terms([{"share_ce": 0.9, "share_sp": 0.1}]) == []
     assert idle_terms([{"share_ce": 1.0, "share_sp": 0.0}]) == [
-        "sp has 0.0 % of the gradient and does next to nothing: it has no gradient."
+        "sp has 0.0% of the gradient and does next to nothing: it has no gradient."
     ]
