@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from kdcache.encoder.batching import Encoded, fixed_plan, iterate, num_batches, training_plan
-from kdcache.encoder.training import MAX_GRAD_NORM, load_checkpoint, lr_factor, save_checkpoint
+from kdcache.encoder.optimisation import MAX_GRAD_NORM, load_checkpoint, lr_factor, save_checkpoint
 from kdcache.errors import ParamsError, TrainingDiverged
 from kdcache.params import Count, NonNegativeInt, PositiveFloat, Range
 

@@ -197,7 +197,7 @@ def test_interrupted_distill_goes_on_and_equals_an_uninterrupted_one(cached_proj
     """Ctrl-C in the second student: one line, exit 130, nothing done twice, the outcome the same."""
     from kdcache.project import Project
     from kdcache.students import distill as stage
-    from kdcache.students import train
+    from kdcache.students import loop as train
     from kdcache.students.run import Run
 
     monkeypatch.setattr(train, "CHECKPOINT_STEPS", 4)
@@ -277,7 +277,7 @@ def test_cross_fitted_rows_come_from_a_teacher_that_never_saw_them(cached_projec
 
 def test_passes_of_other_students_do_not_share_a_checkpoint(cached_project, monkeypatch):
     """Interrupted with two students, then asked for three in one pass: nothing of the first is mistaken."""
-    from kdcache.students import train
+    from kdcache.students import loop as train
     from kdcache.students.run import Run
 
     monkeypatch.setattr(train, "CHECKPOINT_STEPS", 2)
