@@ -29,7 +29,7 @@ Texts = dict[str, list[tuple[str, str]]]  # source → (text, second text or "")
 
 
 def student_backbone(project: Project, probe: Sequence[str] | None = None) -> None:
-    """Make the backbone that every student's prompts are trained on, and say what it keeps.
+    """Make the backbone on which all students are trained, and print what it keeps of the full model.
 
     Args:
         project: the project.

@@ -1,4 +1,4 @@
-"""Tokenise once, then cut length-sorted batches by a plan that depends on seed and epoch only."""
+"""Tokenised rows and their batches: encoding, padding, and plans that depend on seed and epoch only."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +53,7 @@ class Encoded:
         return {k: v.to(device) for k, v in padded.items()}
 
     def by_row(self, values: torch.Tensor) -> torch.Tensor:
-        """Put what a model made of ``batch`` together again: the one place that knows of choices.
+        """Put a model's outputs for ``batch`` together by row, so that nobody else needs to know of choices.
 
         Args:
             values: of shape (batch · choices, dim): logits or features.
@@ -156,7 +156,7 @@ def _refuse_short(tokenizer: Any, full: Any, long: list[int], max_length: int, k
 
 
 def fixed_plan(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Batches for evaluation: rows by length, longest first so that memory runs out at once or never.
+    """Cut batches for evaluation, by length, longest first, so that memory runs out at once or never.
 
     Args:
         lengths: shape (rows,), in tokens.

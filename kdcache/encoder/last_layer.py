@@ -1,4 +1,4 @@
-"""The last layer of a BERT-like encoder, computed for [CLS] only, which is all that heads read; exact.
+"""An exact shortcut: the last layer of a BERT-like encoder computed for [CLS] only, which heads read.
 
 After the last attention no token looks at another, so what follows it is computed for [CLS] only.
 In that attention there is a single query, and no token needs a key or a value of its own:
@@ -17,16 +17,16 @@ from kdcache.encoder.architectures import has_bert_layers
 
 
 def finish_only_cls(model: nn.Module) -> ExitStack:
-    """Make a model compute its last layer for [CLS] only, which is all that the head reads.
+    """Make a model compute its last layer for [CLS] only, which the head reads.
 
-    Plain transformers and peft, which know nothing of it, give the same logits.
+    The logits are those of plain transformers and peft.
 
     Args:
         model: a classifier or an encoder, PEFT-wrapped or not. One that is not known to have
             BERT's layers is left as it is.
 
     Returns:
-        A context whose end, or ``close()``, undoes it; never closed, it lasts.
+        A context. Its end, or ``close()``, undoes the change; without either, the change stays.
     """
     config: Any = model.config
     undo = ExitStack()
@@ -61,7 +61,7 @@ def _attend_from_cls(
         attention_mask: of shape (batch, 1, tokens or 1, prefix + tokens): bool, or what is added
             to scores.
         past_key_values: with a prefix, its keys and values per layer.
-        other: of no use here.
+        other: ignored.
 
     Returns:
         Of shape (batch, 1, dim), and no attention weights.

@@ -1,7 +1,7 @@
-"""Model references → local folders → tokenizers and classifiers, in float32 and without noise.
+"""Loading models: references to local folders, tokenizers, encoders and classifiers, in float32.
 
-A reference is a folder, ``package:NAME/PATH`` (a folder inside an installed Python package,
-found without importing it) or a hub id. It is resolved before anything slow starts.
+A reference is a folder, ``package:NAME/PATH`` (a folder inside an installed Python package, found
+without importing it) or a hub id. It is resolved before anything slow starts.
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ WEIGHTS = "model.safetensors"
 
 
 def setup(threads: int) -> torch.device:
-    """Fix what repeats a run (threads), silence loading noise, and choose the device.
+    """Set the number of threads, which makes runs repeat; silence loading messages; choose the device.
 
     Args:
         threads: CPU threads; another count gives other bits.

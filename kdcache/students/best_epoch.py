@@ -1,4 +1,4 @@
-"""Selection on ``tune``: the best epoch's parameters, kept beside the training that goes on."""
+"""The best epoch's parameters, kept while training goes on."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ class BestEpoch:
             self._kept = [parameter.detach().clone() for parameter in self.parameters]
 
     def state(self) -> tuple[int | None, float, list[torch.Tensor]]:
-        """What was kept, for a checkpoint."""
+        """Return what was kept, for a checkpoint."""
         return self.epoch, self._score, self._kept
 
     def restore_state(self, state: tuple[int | None, float, list[torch.Tensor]]) -> None:
@@ -38,6 +38,6 @@ class BestEpoch:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the kept values back; without any epoch seen, nothing changes."""
+        """Put the kept values back. Without any epoch seen, nothing changes."""
         for parameter, kept in zip(self.parameters, self._kept, strict=False):
             parameter.copy_(kept)

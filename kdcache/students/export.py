@@ -1,4 +1,4 @@
-"""Students' folders: PEFT adapters, which plain peft loads wherever its own forward pass is the right one."""
+"""Writing students to folders and reading them back: PEFT adapters, or a plain transformers model."""
 
 import json
 import os
@@ -173,7 +173,7 @@ def _as_peft(student: Student, backbone: Path, num_outputs: int) -> PeftModel:
     model = load_classifier(backbone, num_outputs, seed=0)
     also = [name.rpartition(".")[2] for name in head_names(model)]
     config: Any
-    if student.prompt is None:  # PEFT's way to save trained modules alone is a LoRA without targets
+    if student.prompt is None:  # a LoRA without targets saves the trained modules and nothing else
         config = LoraConfig(
             task_type=TaskType.SEQ_CLS, target_modules=DUMMY_TARGET_MODULES, modules_to_save=also
         )

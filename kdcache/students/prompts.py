@@ -1,4 +1,7 @@
-"""Soft prompts: the vectors that are trained in front of a frozen backbone (their starts: encoder/starts)."""
+"""Soft prompts: the vectors that are trained in front of a frozen backbone.
+
+``kdcache.encoder.starts`` says where they start.
+"""
 
 import torch
 from torch import nn
@@ -50,8 +53,8 @@ class PTuning(Prompt):
     """An input prompt re-parametrised by an MLP: prompt = weight + MLP(code).
 
     Reference: Liu et al., 2021, GPT understands, too.
-    Differs: the MLP adds to a start from real words and adds nothing at first, as in residual
-    prompt tuning (Razdaibiedina et al., 2023); it is not kept: what is saved is the sum.
+    Differs: the MLP adds to a start from real text, and at first it adds 0, as in residual prompt
+    tuning (Razdaibiedina et al., 2023). A student's folder holds the sum, without the MLP.
     """
 
     def __init__(self, place: Place, start: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""A student: a backbone, perhaps a prompt, and a head; and the forward pass of many at once."""
+"""A student (backbone, head and perhaps a prompt), and the forward pass of many students at once."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ LORA_RANK = 8
 
 
 class Head(nn.Module):
-    """From the [CLS] state to logits: the pooler where there is one, and the classifier.
+    """The modules from [CLS] state to logits: the pooler, where there is one, and the classifier.
 
     Args:
         chain: modules in order; the first reads states of shape (batch, tokens, dim) or (batch, dim).
@@ -79,7 +79,7 @@ class Student(nn.Module):
 
     @property
     def tuned(self) -> list[nn.Parameter]:
-        """What is trained besides the head: the prompt, or a reference's weights."""
+        """What is trained besides the head: the prompt, or a reference's own weights."""
         if self.prompt is not None:
             return list(self.prompt.parameters())
         if self.model is None:
@@ -89,7 +89,7 @@ class Student(nn.Module):
 
     @property
     def head_parameters(self) -> list[nn.Parameter]:
-        """Head and pooler."""
+        """What is trained of head and pooler."""
         return [p for p in self.head.parameters() if p.requires_grad]
 
 

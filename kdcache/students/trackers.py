@@ -1,7 +1,7 @@
-"""Experiment trackers by their names, through accelerate: TensorBoard, W&B, MLflow, DVCLive, ….
+"""Experiment trackers, through accelerate: TensorBoard, W&B, MLflow, DVCLive and others.
 
-A run is written when its training is over. Students train several at once, while most
-trackers hold one open run per process; and the curve of an interrupted student is whole.
+A run is written when its training is over. Several students train at once, but most trackers allow
+one open run per process. This way the curve of an interrupted student is complete, too.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""What the terms of an arm do, seen once per epoch on one fixed batch."""
+"""Gradient shares of an arm's terms and fidelity to the teacher, measured once per epoch on a fixed batch."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ WANTED_SHARE = 0.1
 
 
 class Watch:
-    """Looks at the same rows after every epoch, in every arm and seed of a task.
+    """Measures the same rows after every epoch, in every arm and seed of a task.
 
     Args:
         num_rows: of the training split.
@@ -43,9 +43,9 @@ class Watch:
             norms; ``agreement``, the share of rows with the teacher's argmax; ``kl_to_teacher``
             in nats; ``gram_to_teacher``, the distance of the relation matrices.
         """
-        # A single term has all of the gradient; to measure it would cost a backward pass.
-        alone = len(terms) == 1
-        norms = {name: 1.0 if alone else _gradient_norm(v, parameters) for name, v in terms.items()}
+        # A single term has all of the gradient. Measuring it would cost a backward pass.
+        single = len(terms) == 1
+        norms = {name: 1.0 if single else _gradient_norm(v, parameters) for name, v in terms.items()}
         total = sum(norms.values())
         seen = {f"fixed_{name}": value.item() for name, value in terms.items()}
         seen |= {f"share_{name}": norm / total if total else 0.0 for name, norm in norms.items()}
