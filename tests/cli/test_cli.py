@@ -88,7 +88,7 @@ def test_each_task_runs_from_rows_to_a_submission_file(project, name):
     """Diagnostics flow into the cache, the metrics and the students."""
     folder = project(
         prepare={"source": "superglue", "path": str(FIXTURES), "tune_fraction": 0.0},
-        train_teacher={"folds": 0}, student_backbone={"num_layers": "all"}, distill={"head_start_epochs": 1},
+        train_teacher={"folds": 0}, student_backbone={"num_layers": "all"}, distill={"probe_epochs": 1},
     )  # fmt: skip
     only = ["--set", f"tasks=[{name}]"]
     for command in ("prepare", "teach", "cache", "shrink"):
