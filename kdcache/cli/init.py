@@ -132,7 +132,7 @@ def _shown_rows(guess: "Guess", rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _with_task(params: bytes, name: str) -> bytes:
-    """The shipped params.yaml with this task alone, from files in tasks/; comments stay."""
+    """The shipped params.yaml with only this task, from files in tasks/; comments stay."""
     text = params.decode()
     item = name if parse_yaml(name, "tasks") == name else f'"{name}"'  # a task may be called 2026
     for key, value in (("tasks", f"[{item}]"), ("  source", "files"), ("  path", "tasks")):
