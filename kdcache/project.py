@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 import filelock
 
-from kdcache.code import code_digest
+from kdcache.code import STAGES, code_digest
 from kdcache.digests import value_digest
 from kdcache.errors import CacheError, KdcacheError, ParamsError, missing_extra, nearest
 from kdcache.params import Count, build, read_params
@@ -156,21 +157,26 @@ def clean(project: Project) -> int:
     return freed
 
 
-def run_stage(stage: Callable[..., None], per_task: bool) -> None:
-    """Run a stage as a script of pipeline/ does: errors in one line, wall time into timings/.
+def load_stage(name: str) -> Callable[..., None]:
+    """Import the function of a stage, which has the stage's name."""
+    return getattr(importlib.import_module(STAGES[name]), name)
+
+
+def run_stage(name: str, per_task: bool) -> None:
+    """Run a stage as its script in pipeline/ does: errors in one line, wall time into timings/.
 
     Args:
-        stage: ``stage(project, task)`` or ``stage(project)``.
+        name: of the stage.
         per_task: whether the script takes a task as its argument.
     """
-    parser = argparse.ArgumentParser(description=(stage.__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=f"Run the stage {name}.")
     if per_task:
         parser.add_argument("task", help="name of the task")
-    arguments = parser.parse_args()
-    tasks = [arguments.task] if per_task else []
+    tasks = list(vars(parser.parse_args()).values())
     with errors_in_one_line():
+        stage = load_stage(name)
         project = Project.load()
-        with project.timed(stage.__name__, *tasks):
+        with project.timed(name, *tasks):
             stage(project, *tasks)
 
 

@@ -1,7 +1,6 @@
 """DVC stage report: metrics of all tasks → reports/. No arguments."""
 
 from kdcache.project import run_stage
-from kdcache.report.report import report
 
 if __name__ == "__main__":
-    run_stage(report, per_task=False)
+    run_stage("report", per_task=False)

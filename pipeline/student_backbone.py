@@ -1,7 +1,6 @@
 """DVC stage student_backbone: some of a model's layers, healed → models/backbone/. No arguments."""
 
-from kdcache.backbone.student_backbone import student_backbone
 from kdcache.project import run_stage
 
 if __name__ == "__main__":
-    run_stage(student_backbone, per_task=False)
+    run_stage("student_backbone", per_task=False)

@@ -1,7 +1,6 @@
 """DVC stage train_teacher: data → models/teacher/<task>/. Usage: python pipeline/train_teacher.py TASK"""
 
 from kdcache.project import run_stage
-from kdcache.teacher.train_teacher import train_teacher
 
 if __name__ == "__main__":
-    run_stage(train_teacher, per_task=True)
+    run_stage("train_teacher", per_task=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, tiny_params
-from powered import write_powered
+from six_tasks import write_powered
 from smoke import dvc, make_project
 from test_dvc import stages_run
 

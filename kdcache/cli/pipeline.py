@@ -1,6 +1,5 @@
 """The pipeline's stages as commands. A stage is imported only when it runs, so that --help costs nothing."""
 
-import importlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,12 +8,7 @@ from rich.table import Table
 
 from kdcache.cli.inspect import inspect
 from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, console, open_project
-
-MODULES = {
-    "prepare": "kdcache.data.prepare",
-    "train_teacher": "kdcache.teacher.train_teacher",
-    "cache_teacher": "kdcache.teacher.cache_teacher",
-}
+from kdcache.project import load_stage
 
 
 def prepare(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
@@ -36,7 +30,7 @@ def _run_stage(name: str, task: list[str] | None, set_: list[str] | None, debug:
     """Run a stage on the tasks asked for; module and function have its name."""
     with open_project(set_, debug, task) as project:
         chosen = chosen_tasks(project, task)
-        stage = getattr(importlib.import_module(MODULES[name]), name)
+        stage = load_stage(name)
         for one in chosen:
             with project.timed(name, one):
                 stage(project, one)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from conftest import run
-from powered import write_powered
+from six_tasks import write_powered
 
 TASK_FILE = 'splits = {train = "train.csv", validation = "test.csv"}\ntext = "text"\nlabel = "category"\n'
 

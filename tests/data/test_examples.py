@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from powered import write_powered
+from six_tasks import write_powered
 
 from kdcache.data.examples import read_examples
 from kdcache.data.taskfile import read_task_file

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from conftest import run_all, write_project
-from powered import write_powered
+from six_tasks import write_powered
 from typer.testing import CliRunner
 
 from kdcache.cache.manifest import read_manifest
