@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.reader import load_cache
-from kdcache.cache.rows import CacheRows
 from kdcache.cache.schema import PARQUET, ROW_GROUP_ROWS
 from kdcache.cache.verify import verify_cache
 from kdcache.cache.writer import CacheWriter, write_cache

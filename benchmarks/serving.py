@@ -33,7 +33,7 @@ from kdcache.encoder.load import load_classifier, load_tokenizer, setup
 from kdcache.project import Project
 from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.export import save_student
-from kdcache.students.prompted import Backbone
+from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.student import build_student
 
 TASKS, WINDOW, NUM_WINDOWS, ROUNDS, MAX_LENGTH, TOKENS = 8, 32, 4, 9, 128, 16

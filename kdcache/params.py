@@ -137,7 +137,7 @@ def build(cls: type[T], values: Any, where: str) -> T:
         ParamsError: one line per bad key: unknown, missing, wrong type or out of range.
     """
     try:
-        # As JSON: there a list may stand for a tuple, and yet no text for a number.
+        # As JSON: a list may be a tuple there, and yet no text for a number.
         text = json.dumps(values, default=str)
         return _adapter(cls).validate_json(text, strict=True)  # type: ignore[arg-type]
     except ValidationError as error:

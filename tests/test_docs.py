@@ -16,7 +16,8 @@ import yaml
 from typer.testing import CliRunner
 
 from kdcache.cli import app
-from kdcache.data import schema, taskfile
+from kdcache.data import taskfile
+from kdcache.data import taskfile_schema as schema
 from kdcache.losses.terms import Ramp, Term
 from kdcache.params import parse_yaml, read_params
 from kdcache.students.arms import Arm

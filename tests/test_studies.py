@@ -21,7 +21,7 @@ from kdcache.project import Project
 from kdcache.report.report import ReportParams
 from kdcache.students.arms import DistillParams
 from kdcache.teacher.cache_teacher import CacheTeacherParams
-from kdcache.teacher.train import TrainTeacherParams
+from kdcache.teacher.fine_tune import TrainTeacherParams
 
 STUDIES = sorted(path.parent for path in (ROOT / "studies").glob("*/params.yaml"))
 RESULTS = sorted([*ROOT.glob("studies/*/results.json"), *ROOT.glob("studies/archive/*.json")])

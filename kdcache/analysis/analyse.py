@@ -11,10 +11,10 @@ import numpy as np
 
 from kdcache.analysis.agreement import FoldAgreement, MemberAgreement, compare_folds, compare_members
 from kdcache.analysis.calibration import Bin, Temperature, chance_ece, ece, fit_temperature, reliability
+from kdcache.cache.cached_rows import compute_uncertainty
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import EXTERNAL, read_manifest
 from kdcache.cache.reader import load_cache
-from kdcache.cache.rows import compute_uncertainty
 from kdcache.data.metrics import accuracy_interval
 from kdcache.errors import ShapeError
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from kdcache.encoder.batching import Encoded, fixed_plan, iterate, num_batches, training_plan
-from kdcache.encoder.training import MAX_GRAD_NORM, load_checkpoint, lr_factor, save_checkpoint
+from kdcache.encoder.optimisation import MAX_GRAD_NORM, load_checkpoint, lr_factor, save_checkpoint
 from kdcache.errors import ParamsError, TrainingDiverged
 from kdcache.params import Count, NonNegativeInt, PositiveFloat, Range
 
@@ -41,7 +41,7 @@ class StudentBackboneParams:
             states after each layer that is kept.
         text: files of unlabelled text; an empty list takes the training texts of the project's
             tasks.
-        column: where the text stands in files that have columns (.csv, .tsv, .jsonl, .parquet);
+        column: the column of the text in files that have columns (.csv, .tsv, .jsonl, .parquet);
             files of any other ending hold one text per line.
         epochs: passes over the text; 0 leaves the cut raw.
         lr: peak learning rate of AdamW.
@@ -91,7 +91,7 @@ def heal(
         encoded: unlabelled rows; a twentieth is held out to watch the loss.
         params: the settings. Every second batch starts at a position drawn from 0 …
             ``position_shift``, since a prompt shifts all positions by its length, and an encoder
-            that knows [CLS] by position 0 alone then loses it.
+            that knows [CLS] by position 0 only then loses it.
         device: where to compute.
         scratch: folder of the checkpoint, written every ``HEALING_CHECKPOINT_STEPS``; None writes none.
         report: where the held-out loss of each epoch goes.

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from kdcache.backbone.cut import choose_layers, cut
 from kdcache.backbone.heal import StudentBackboneParams, heal, shiftable_from
 from kdcache.backbone.probe import encoder_states, read_probes, refuse_blind, tabulate, variation
-from kdcache.data.formats import FORMATS, Layout
+from kdcache.data.parsers import FORMATS, Layout
 from kdcache.data.readers import read_rows
 from kdcache.data.splits import existing_splits, read_split, sequences
 from kdcache.data.task import read_task

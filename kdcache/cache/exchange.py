@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.ids import name_some, repeated
-from kdcache.cache.rows import CacheRows
 from kdcache.errors import DataError
 
 KINDS = {"logits": "logit", "probabilities": "probability", "logprobs": "logprob"}

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdcache.cache.cached_rows import CacheRows, compute_uncertainty
 from kdcache.cache.ids import name_some, repeated, repeated_in_file
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.rows import CacheRows, compute_uncertainty
 from kdcache.cache.schema import describe_columns
 from kdcache.errors import CacheCorrupt, CacheError, CacheMissing, CacheStale, nearest
 

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.ids import name_some
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, Manifest, read_manifest
 from kdcache.cache.reader import open_file
-from kdcache.cache.rows import CacheRows
 from kdcache.cache.schema import MEAN_OF_FOLDS, MEMBER_PREFIX
 from kdcache.digests import RowsDigest
 from kdcache.errors import CacheError

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.ids import name_some, repeated_in_file
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, Manifest, parse_manifest
-from kdcache.cache.rows import CacheRows
 from kdcache.cache.schema import PARQUET, ROW_GROUP_ROWS, describe_columns
 from kdcache.digests import RowsDigest, file_digest, value_digest
 from kdcache.errors import CacheError, ShapeError

@@ -41,7 +41,7 @@ def verify(
     else:
         with open_project(set_, debug, task) as project:
             chosen = chosen_tasks(project, task)
-            from kdcache.teacher.verify_task import verify_task
+            from kdcache.teacher.verify_against_data import verify_task
 
             sound = all([_show_checks(name, verify_task(project, name, teacher_rows)) for name in chosen])
     if not sound:

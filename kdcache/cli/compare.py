@@ -36,8 +36,8 @@ def compare(
     lower bound: if it is above −1, the arm is less than a point worse.
     """
     with errors_in_one_line(debug):
-        from kdcache.stats.across import Side, common_tasks, read_across
         from kdcache.stats.estimates import decimal, effect, mean_estimate
+        from kdcache.stats.two_projects import Side, common_tasks, read_across
 
         sides = Side.parse(arm), Side.parse(over)
         if sides[0] == sides[1]:

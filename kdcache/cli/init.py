@@ -17,7 +17,7 @@ from kdcache.params import parse_yaml
 from kdcache.project import errors_in_one_line
 
 if TYPE_CHECKING:
-    from kdcache.data.guess import Guess
+    from kdcache.data.guess_columns import Guess
 
 PACKAGE = Path(kdcache.__file__).parent
 TEMPLATE = PACKAGE / "template"
@@ -91,8 +91,8 @@ def _inside_git(folder: Path) -> bool:
 
 def _draft(path: Path, folder: Path) -> tuple[str, Files, list[str]]:
     """A task's name, its files, and what to show of them."""
-    from kdcache.data.draft import read_table, split_unlabelled, task_file_text, task_name
-    from kdcache.data.guess import guess_columns
+    from kdcache.data.draft_taskfile import read_table, split_unlabelled, task_file_text, task_name
+    from kdcache.data.guess_columns import guess_columns
     from kdcache.data.superglue import SUPERGLUE
 
     name = task_name(path)
@@ -132,7 +132,7 @@ def _shown_rows(guess: "Guess", rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _with_task(params: bytes, name: str) -> bytes:
-    """The shipped params.yaml with this task alone, from files in tasks/; comments stay."""
+    """The shipped params.yaml with only this task, from files in tasks/; comments stay."""
     text = params.decode()
     item = name if parse_yaml(name, "tasks") == name else f'"{name}"'  # a task may be called 2026
     for key, value in (("tasks", f"[{item}]"), ("  source", "files"), ("  path", "tasks")):

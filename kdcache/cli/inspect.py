@@ -87,7 +87,7 @@ def inspect(
 
 
 def _read_texts(project: "Project", task: str, analysis: "CacheAnalysis", count: int) -> Texts:
-    from kdcache.analysis.texts import read_texts
+    from kdcache.analysis.mistake_texts import read_texts
 
     texts = {}
     for split, found in analysis.splits.items():

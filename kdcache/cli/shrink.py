@@ -31,7 +31,7 @@ def shrink(
         ),
     ] = None,
     column: Annotated[
-        str | None, typer.Option("--column", help="Where the text stands in files that have columns.")
+        str | None, typer.Option("--column", help="The column of the text, in files that have columns.")
     ] = None,
     probe: Annotated[
         list[str] | None,

@@ -101,7 +101,7 @@ def predict(
         chosen = chosen_tasks(project, task)
         if students and len(chosen) > 1:
             raise ParamsError(f"A student has one task, got {', '.join(chosen)}. Remove --task.")
-        from kdcache.serve import prepared
+        from kdcache.serve import prepared_split as prepared
 
         split = split or "test"
         for name in chosen:

@@ -72,7 +72,7 @@ def _encode(project: "Project", task: "Task", rows: Sequence["Example"]) -> "tup
     from kdcache.data.splits import build_table, sequences
     from kdcache.encoder.batching import encode
     from kdcache.encoder.load import load_tokenizer, resolve
-    from kdcache.teacher.train import TrainTeacherParams
+    from kdcache.teacher.fine_tune import TrainTeacherParams
 
     params = project.section("train_teacher", TrainTeacherParams)
     try:

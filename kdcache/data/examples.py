@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kdcache.data.formats import PLACE, Row, check_columns
+from kdcache.data.parsers import PLACE, Row, check_columns
 from kdcache.data.readers import hub_rows, read_rows
-from kdcache.data.schema import Span, TaskFile, places, spell_label
 from kdcache.data.splits import hold_out
 from kdcache.data.superglue.expand import EXPANDERS, Expander
 from kdcache.data.task import Example, Task
+from kdcache.data.taskfile_schema import Span, TaskFile, places, spell_label
 from kdcache.digests import value_digest
 from kdcache.errors import DataError, nearest, shorten
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from kdcache.data.formats import FORMATS, Layout, Row, check_columns, parse_rows
+from kdcache.data.parsers import FORMATS, Layout, Row, check_columns, parse_rows
 from kdcache.errors import DataError
 
 Kind = Literal["jsonl", "csv", "tsv"]  # what can be read as a stream

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.data.metrics import COLUMNS_READ, METRICS
-from kdcache.data.schema import TaskFile, places, spell_label
 from kdcache.data.splits import SPLITS
 from kdcache.data.superglue import SUPERGLUE
+from kdcache.data.taskfile_schema import TaskFile, places, spell_label
 from kdcache.errors import ParamsError, nearest
 from kdcache.params import build, parse_yaml
 

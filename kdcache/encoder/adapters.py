@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from kdcache.encoder.batching import Encoded
 from kdcache.encoder.load import load_classifier, resolve
-from kdcache.encoder.starts import keys_and_values, pick_tokens
+from kdcache.encoder.prompt_init import keys_and_values, pick_tokens
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -42,10 +42,10 @@ def setup(threads: int) -> torch.device:
 
 
 def resolve(reference: str) -> Path:
-    """Return the local folder a model reference stands for.
+    """Return the local folder of a model reference.
 
     Raises:
-        ModelError: it stands for nothing; one line, within 10 seconds, offline too.
+        ModelError: it names no model; one line, within 10 seconds, offline too.
     """
     if reference.startswith("package:"):
         folder = _package_folder(reference)

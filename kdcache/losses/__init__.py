@@ -10,7 +10,7 @@ from kdcache.losses.feature import feature_cosine, feature_mse
 from kdcache.losses.inter_class import cross_entropy, dist_inter, dkd, kl
 from kdcache.losses.inter_instance import cka, gram, gram_centred, sp
 from kdcache.losses.objective import Objective, Targets
-from kdcache.losses.pairwise import dist_intra, pkt, rkd_angle, rkd_distance
+from kdcache.losses.quadratic_time import dist_intra, pkt, rkd_angle, rkd_distance
 from kdcache.losses.table import LOSSES, Loss
 from kdcache.losses.terms import Ramp, Term, check_terms
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from kdcache.losses.inputs import FLOOR, On, Others, compared, like, paired, row_centred, unit_rows
-from kdcache.losses.relations import Group, joint_sum, relation_distance, relation_energy
+from kdcache.losses.linear_time import Group, joint_sum, relation_distance, relation_energy
 
 _Sets = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 

@@ -9,7 +9,7 @@ import torch
 from kdcache.losses.feature import feature_cosine, feature_mse
 from kdcache.losses.inter_class import dist_inter, dkd, kl
 from kdcache.losses.inter_instance import cka, gram, gram_centred, sp
-from kdcache.losses.pairwise import dist_intra, pkt, rkd_angle, rkd_distance
+from kdcache.losses.quadratic_time import dist_intra, pkt, rkd_angle, rkd_distance
 
 Family = Literal["inter_class", "inter_instance", "feature"]
 

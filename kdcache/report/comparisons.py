@@ -22,7 +22,7 @@ class Comparison:
         over: the arm it is compared with.
         by_task: task → effect, where both have predictions and share seeds.
         mean: the mean effect over these tasks.
-        place: ``primary`` stands for itself, ``secondary`` ones are corrected together, ``unplanned`` is not
+        place: ``primary`` is not corrected, ``secondary`` ones are corrected together, ``unplanned`` is not
             corrected.
         holm: the p-value after correction; None unless secondary.
     """

@@ -31,7 +31,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 SIGNS = dict(zip(MARKERS, "●■▲◆▼✚", strict=True))  # the same markers as text, for legends
 POINTS_PER_PX = 0.75
 FONT_SIZE = 8  # points
-INK = "#010203"  # stands for the page's own colour
+INK = "#010203"  # replaced by the page's own colour
 LABEL_LENGTH = 18
 
 

@@ -103,7 +103,7 @@ class Findings:
         control: ``params.control``; None if it is not among the arms. The same for the next two.
         baseline: ``params.baseline``.
         upper: ``params.upper``.
-        distilled: the arm that stands for distillation; None if no prompt arm learns from the teacher.
+        distilled: the arm that represents distillation; None if no prompt arm learns from the teacher.
         teacher: the teacher's name in the predictions; where each student has a member of an ensemble as its
             teacher, the name of the members.
         levels: task → arm or teacher → score under the first metric.

@@ -64,7 +64,7 @@ def build_sections(
         _gains(findings, styles),
         Section(
             "comparisons", "Comparisons",
-            "If an interval includes 0, no difference is shown. The primary comparison stands for itself. "
+            "If an interval includes 0, no difference is shown. The primary comparison is not corrected. "
             "The p-values of the others are corrected together by Holm's method.",
             tables=[tables.comparison_table(findings)] if findings.comparisons else [],
         ),

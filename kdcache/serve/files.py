@@ -11,12 +11,12 @@ from typing import Any, BinaryIO
 import torch
 from tqdm import tqdm
 
-from kdcache.data.formats import Row
+from kdcache.data.parsers import Row
 from kdcache.data.readers import Kind, stream_rows
 from kdcache.errors import DataError, ParamsError
-from kdcache.serve.labelled import Form, LabelledWriter
+from kdcache.serve.mixed_batches import LoadedStudent, Request, predict_requests
+from kdcache.serve.output import Form, LabelledWriter
 from kdcache.serve.pool import StudentPool
-from kdcache.serve.requests import LoadedStudent, Request, predict_requests
 
 STDIN = "-"
 KINDS: dict[str, Kind] = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv"}

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from kdcache.encoder.load import load_tokenizer
 from kdcache.errors import DataError, ModelError, nearest, shorten
-from kdcache.serve.requests import (
+from kdcache.serve.mixed_batches import (
     BATCH_SIZE,
     LoadedStudent,
     Prediction,
@@ -23,7 +23,7 @@ from kdcache.serve.requests import (
 )
 from kdcache.students.export import find_backbone, load_folder, read_about
 from kdcache.students.methods import METHODS
-from kdcache.students.prompted import Backbone
+from kdcache.students.prompted_backbone import Backbone
 
 
 def load_student(folder: Path | str, device: torch.device | str = "cpu") -> LoadedStudent:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from kdcache.encoder.forward import Dtype
-from kdcache.encoder.starts import STARTS
+from kdcache.encoder.prompt_init import STARTS
 from kdcache.errors import ParamsError, nearest
 from kdcache.losses.terms import Ramp, Term, check_terms, describe
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range

@@ -32,7 +32,7 @@ from kdcache.encoder.parts import head_names, take_apart
 from kdcache.errors import ModelError
 from kdcache.params import build
 from kdcache.students.methods import METHODS
-from kdcache.students.prompted import Backbone
+from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.prompts import Prompt
 from kdcache.students.student import Head, Student, predict
 

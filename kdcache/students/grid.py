@@ -19,14 +19,14 @@ from kdcache.losses import Objective, check_terms
 from kdcache.project import Project, require, require_task, require_tune
 from kdcache.students.arms import STUDENT, ArmSpec, DistillParams, resolve_arm
 from kdcache.students.export import load_folder
+from kdcache.students.loop import restore_runs, students_that_fit, train_students
 from kdcache.students.methods import METHODS
-from kdcache.students.prompted import Backbone
+from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.results import RESULT, write_student
-from kdcache.students.rows import StudentRows, join_rows, load_rows
 from kdcache.students.run import Run
 from kdcache.students.student import build_student
 from kdcache.students.trackers import check_trackers, track
-from kdcache.students.train import restore_runs, students_that_fit, train_students
+from kdcache.students.training_rows import StudentRows, join_rows, load_rows
 from kdcache.students.watch import idle_terms
 
 Name = tuple[str, int]  # a student's arm and seed

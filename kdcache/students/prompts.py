@@ -8,9 +8,9 @@ from torch import nn
 
 from kdcache.encoder.architectures import Place
 from kdcache.encoder.batching import Encoded
-from kdcache.encoder.starts import Start, keys_and_values, pick_tokens
+from kdcache.encoder.prompt_init import Start, keys_and_values, pick_tokens
 from kdcache.errors import ModelError
-from kdcache.students.prompted import Backbone
+from kdcache.students.prompted_backbone import Backbone
 
 MLP_DIM = 128
 

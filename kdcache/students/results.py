@@ -16,9 +16,9 @@ from kdcache.data.splits import metric_columns
 from kdcache.data.task import Task
 from kdcache.project import write_json
 from kdcache.students.export import save_student
-from kdcache.students.rows import StudentRows
 from kdcache.students.run import Run
 from kdcache.students.student import predict
+from kdcache.students.training_rows import StudentRows
 
 RESULT = "result.json"  # in each student's folder, as is:
 PREDICTIONS = "validation.parquet"

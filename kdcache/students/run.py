@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from kdcache.encoder.batching import num_batches, training_plan
-from kdcache.encoder.training import MAX_GRAD_NORM, lr_factor
+from kdcache.encoder.optimisation import MAX_GRAD_NORM, lr_factor
 from kdcache.losses.objective import Objective
 from kdcache.students.arms import ArmSpec
-from kdcache.students.best import BestEpoch
-from kdcache.students.rows import StudentRows
+from kdcache.students.best_epoch import BestEpoch
 from kdcache.students.student import Student, forward, predict
+from kdcache.students.training_rows import StudentRows
 from kdcache.students.watch import Watch
 
 CHECK_STEPS = 50  # between two looks at the losses: each makes the device wait

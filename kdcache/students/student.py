@@ -11,10 +11,10 @@ from kdcache.encoder.adapters import add_lora
 from kdcache.encoder.batching import Encoded, Padded, fixed_plan, in_row_order
 from kdcache.encoder.load import load_classifier
 from kdcache.encoder.parts import last_linear, take_apart
-from kdcache.encoder.starts import Start
+from kdcache.encoder.prompt_init import Start
 from kdcache.students.arms import ArmSpec
 from kdcache.students.methods import METHODS
-from kdcache.students.prompted import Backbone, RowPrompts
+from kdcache.students.prompted_backbone import Backbone, RowPrompts
 from kdcache.students.prompts import Prompt, build_prompt
 
 EVAL_BATCH_SIZE = 128

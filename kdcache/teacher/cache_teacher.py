@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.location import Location
-from kdcache.cache.rows import CacheRows
 from kdcache.cache.writer import CacheWriter
 from kdcache.data.metrics import compute_metrics
 from kdcache.data.splits import metric_columns, read_tables

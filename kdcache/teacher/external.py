@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.exchange import (
     MIN_PROBABILITY,
     MissingMass,
@@ -16,7 +17,6 @@ from kdcache.cache.ids import name_some
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import EXTERNAL, Manifest, read_manifest
 from kdcache.cache.reader import load_cache
-from kdcache.cache.rows import CacheRows
 from kdcache.cache.schema import ALL_ROWS_TEACHER
 from kdcache.cache.writer import CacheWriter
 from kdcache.data.metrics import compute_metrics

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from kdcache.cache.rows import CacheRows
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.schema import ALL_ROWS_TEACHER, MEAN_OF_FOLDS
 from kdcache.cache.writer import Arrays, CacheWriter
 from kdcache.data.splits import sequences

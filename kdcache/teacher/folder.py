@@ -18,7 +18,7 @@ FOLDS = "folds.parquet"  # example_id → fold
 def teacher_folds(num_folds: int) -> tuple[int | None, ...]:
     """List the teachers of a task, each by the fold that it was trained without.
 
-    None stands for the teacher trained on all rows.
+    None means the teacher trained on all rows.
 
     >>> teacher_folds(2)
     (None, 0, 1)
@@ -42,7 +42,7 @@ def describe_teacher(folder: Path, num_folds: int, ensemble: int) -> dict[str, A
     """Compute the digests in ``identity.json``: of all weights, of config and tokenizer.
 
     The digest of an adapter is over its own file and the weights of its base model. The digest of
-    an ensemble is over those of its members. So each digest stands for exactly these weights.
+    an ensemble is over those of its members. So each digest identifies exactly these weights.
     """
     members = [
         [_weights_digest(model_folder(folder, fold, member)) for member in range(ensemble)]

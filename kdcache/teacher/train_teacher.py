@@ -39,8 +39,8 @@ from kdcache.project import (
     require_tune,
     write_json,
 )
+from kdcache.teacher.fine_tune import TrainTeacherParams, fine_tune
 from kdcache.teacher.folder import COST, FOLDS, describe_teacher, model_folder, teacher_folds
-from kdcache.teacher.train import TrainTeacherParams, fine_tune
 
 SCORE_BATCH_SIZE = 64
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from kdcache.analysis.analyse import CacheAnalysis, analyse_cache, analyse_split, suspect_labels
-from kdcache.cache.rows import CacheRows
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.writer import write_cache
 from kdcache.data.metrics import compute_metrics
 from kdcache.errors import CacheMissing, ShapeError

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.manifest import Manifest
-from kdcache.cache.rows import CacheRows
 from kdcache.cache.writer import write_cache
 
 IDENTITY = {

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from kdcache.cache import writer
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.reader import load_cache
-from kdcache.cache.rows import CacheRows
 from kdcache.cache.writer import CacheWriter
 from kdcache.errors import CacheMissing
 

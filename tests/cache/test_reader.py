@@ -12,9 +12,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from kdcache.cache import reader
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import CachedSplit, load_cache
-from kdcache.cache.rows import CacheRows
 from kdcache.cache.schema import cache_schema, parse_columns
 from kdcache.errors import CacheCorrupt, CacheError, CacheMissing, CacheStale
 

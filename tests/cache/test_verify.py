@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from builders import IDENTITY, rows, write
 
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.diff import diff_caches
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import load_cache
-from kdcache.cache.rows import CacheRows
 from kdcache.cache.schema import PARQUET, cache_schema, describe_columns, parse_columns
 from kdcache.cache.verify import verify_cache
 from kdcache.digests import RowsDigest, file_digest

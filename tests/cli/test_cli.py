@@ -88,15 +88,15 @@ def test_each_task_runs_from_rows_to_a_submission_file(project, name):
     """Diagnostics flow into the cache, the metrics and the students."""
     folder = project(
         prepare={"source": "superglue", "path": str(FIXTURES), "tune_fraction": 0.0},
-        train_teacher={"folds": 0}, student_backbone={"num_layers": "all"}, distill={"head_start_epochs": 1},
-        tasks=[name],
+        train_teacher={"folds": 0}, student_backbone={"num_layers": "all"}, distill={"probe_epochs": 1},
     )  # fmt: skip
+    only = ["--set", f"tasks=[{name}]"]
     for command in ("prepare", "teach", "cache", "shrink"):
-        assert run(command)[0] == 0
-    assert run("distill", "--arm", "kl+gram", "--seed", "0")[0] == 0
+        assert run(command, *only)[0] == 0
+    assert run("distill", "--arm", "kl+gram", "--seed", "0", *only)[0] == 0
     student = ["--student", f"runs/{name}/kl+gram-0"]
     split = "test" if (folder / "data" / name / "test.parquet").is_file() else "validation"
-    assert run("predict", *student, "--split", split, "--format", "superglue")[0] == 0
+    assert run("predict", *student, *only, "--split", split, "--format", "superglue")[0] == 0
     if name == "rte":
         scores = json.loads((folder / "cache" / "rte" / "manifest.json").read_text())["metrics"]
         assert set(scores["axb"]) == {"matthews", "rows"}
@@ -197,7 +197,7 @@ def test_interrupted_distill_goes_on_and_equals_an_uninterrupted_one(cached_proj
     """Ctrl-C in the second student: one line, exit 130, nothing done twice, the outcome the same."""
     from kdcache.project import Project
     from kdcache.students import distill as stage
-    from kdcache.students import train
+    from kdcache.students import loop as train
     from kdcache.students.run import Run
 
     monkeypatch.setattr(train, "CHECKPOINT_STEPS", 4)
@@ -277,7 +277,7 @@ def test_cross_fitted_rows_come_from_a_teacher_that_never_saw_them(cached_projec
 
 def test_passes_of_other_students_do_not_share_a_checkpoint(cached_project, monkeypatch):
     """Interrupted with two students, then asked for three in one pass: nothing of the first is mistaken."""
-    from kdcache.students import train
+    from kdcache.students import loop as train
     from kdcache.students.run import Run
 
     monkeypatch.setattr(train, "CHECKPOINT_STEPS", 2)

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdcache.data import formats
+from kdcache.data import parsers as formats
 from kdcache.data.examples import read_examples
-from kdcache.data.formats import Layout
+from kdcache.data.parsers import Layout
 from kdcache.data.readers import Hub, hub_rows, read_rows, stream_rows
 from kdcache.data.taskfile import read_task_file
 from kdcache.errors import DataError, ParamsError

@@ -9,13 +9,13 @@ import pytest
 
 from kdcache.data.examples import read_examples
 from kdcache.data.metrics import METRICS
-from kdcache.data.schema import Diagnostic, TaskFile
 from kdcache.data.splits import METRIC_COLUMNS, build_table, read_split, sequences, write_split
 from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.superglue.expand import EXPANDERS
 from kdcache.data.superglue.score import submission_names, superglue_metrics, superglue_score
 from kdcache.data.task import Example
 from kdcache.data.taskfile import read_task_file
+from kdcache.data.taskfile_schema import Diagnostic, TaskFile
 from kdcache.errors import DataError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

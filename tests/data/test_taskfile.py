@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.data.schema import Files, HoldOut, TaskFile
 from kdcache.data.taskfile import own_tasks, read_task_file
+from kdcache.data.taskfile_schema import Files, HoldOut, TaskFile
 from kdcache.errors import ParamsError
 
 MINIMAL = 'splits = {train = "train.csv", validation = "val.csv"}\ntext = "review"\n'

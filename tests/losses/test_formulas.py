@@ -8,7 +8,7 @@ import torch
 
 from kdcache import losses
 from kdcache.losses import LOSSES
-from kdcache.losses.relations import joint_sum
+from kdcache.losses.linear_time import joint_sum
 
 WITH_TEMPERATURE = [name for name, loss in LOSSES.items() if loss.temperature]
 LINEAR = [name for name, loss in LOSSES.items() if loss.linear]

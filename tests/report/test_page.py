@@ -212,7 +212,7 @@ def test_modules_are_imported_without_what_only_pages_and_models_need():
 import sys
 import kdcache.data.metrics
 before = set(sys.modules)
-import kdcache.report.figures, kdcache.report.report, kdcache.stats.across, kdcache.stats.plan
+import kdcache.report.figures, kdcache.report.report, kdcache.stats.two_projects, kdcache.stats.plan
 heavy = {"torch", "transformers", "peft", "matplotlib", "jinja2", "pandas"}
 print(*sorted(heavy & (set(sys.modules) - before)))
 """

@@ -15,7 +15,7 @@ import kdcache
 from kdcache.cli import app
 from kdcache.serve import files
 from kdcache.serve.files import Pipe, label_file
-from kdcache.serve.requests import predict_requests
+from kdcache.serve.mixed_batches import predict_requests
 
 ROWS = [{"id": number, "text": text, "text_pair": TEXTS[-1]} for number, text in enumerate(TEXTS)]
 

@@ -1,7 +1,6 @@
 """Labelling text, reading a cache and computing a loss need none of the packages of the pipeline."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,13 +26,11 @@ app(["predict", "--student", "runs/cb/head-0", "--input", "rows.csv"], standalon
 """
 
 
-def test_serving_needs_none_of_the_pipelines_packages(distilled_template: Path, tmp_path: Path):
-    for name in ("runs", "cache", "models"):
-        shutil.copytree(distilled_template / name, tmp_path / name)
-    (tmp_path / "rows.csv").write_text("text,text_pair\nthe bank,a river\n")
+def test_serving_needs_none_of_the_pipelines_packages(distilled_project: Path):
+    (distilled_project / "rows.csv").write_text("text,text_pair\nthe bank,a river\n")
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", CODE], cwd=tmp_path, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", CODE], cwd=distilled_project, capture_output=True, text=True, check=False,
         env=os.environ | {"PYTHONPATH": str(root)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

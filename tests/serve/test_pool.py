@@ -15,7 +15,7 @@ import kdcache
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_tokenizer
 from kdcache.errors import DataError, ModelError
-from kdcache.serve.requests import LoadedStudent
+from kdcache.serve.mixed_batches import LoadedStudent
 from kdcache.students.export import load_folder
 from kdcache.students.student import predict
 

@@ -19,8 +19,8 @@ import kdcache
 from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.task import read_task, write_task
 from kdcache.errors import ParamsError
-from kdcache.serve import prepared
-from kdcache.serve.submissions import SUBMISSION_NAMES, submission_name, superglue_text, zip_bytes
+from kdcache.serve import prepared_split as prepared
+from kdcache.serve.superglue_files import SUBMISSION_NAMES, submission_name, superglue_text, zip_bytes
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "superglue"
 

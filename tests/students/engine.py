@@ -8,16 +8,16 @@ import pyarrow as pa
 import torch
 from specs import tiny_spec
 
-from kdcache.cache.rows import CacheRows
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.data.task import Task
 from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.load import load_tokenizer
 from kdcache.losses import Objective, Term
-from kdcache.students.prompted import Backbone, FrozenInputs
-from kdcache.students.rows import StudentRows
+from kdcache.students.loop import train_students
+from kdcache.students.prompted_backbone import Backbone, FrozenInputs
 from kdcache.students.run import Run
 from kdcache.students.student import build_student
-from kdcache.students.train import train_students
+from kdcache.students.training_rows import StudentRows
 
 TASK = Task("tiny", ("a", "b", "c"), "t/1", ("accuracy",))
 TEXTS = [f"{a} {b}" for a in ("bank", "bat", "crane", "match", "seal") for b in ("the", "river", "on a tree")]

@@ -13,9 +13,9 @@ from kdcache.encoder.load import load_tokenizer
 from kdcache.losses import Term
 from kdcache.students.export import save_student
 from kdcache.students.methods import METHODS
-from kdcache.students.prompted import Backbone
-from kdcache.students.rows import StudentRows
+from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.student import Student, predict
+from kdcache.students.training_rows import StudentRows
 
 TASK = Task("copa", ("choice1", "choice2"), "copa/1", ("accuracy",), num_choices=2)
 WORDS = ("bank", "bat", "crane", "match", "seal", "river")

@@ -14,8 +14,8 @@ from kdcache.data.task import Task
 from kdcache.errors import ModelError
 from kdcache.students.export import load_folder, save_student
 from kdcache.students.methods import METHODS
-from kdcache.students.rows import StudentRows
 from kdcache.students.student import Student, predict
+from kdcache.students.training_rows import StudentRows
 
 TASK = Task("t", ("a", "b", "c"), "t/1", ("accuracy",))
 CARD = {"task": "t", "arm": "ce", "seed": "0"}

@@ -22,10 +22,10 @@ from transformers import AutoModelForSequenceClassification
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_tokenizer, setup
 from kdcache.errors import ModelError
-from kdcache.students import prompted
+from kdcache.students import prompted_backbone as prompted
 from kdcache.students.export import load_folder, save_student
 from kdcache.students.methods import METHODS
-from kdcache.students.prompted import Backbone, RowPrompts
+from kdcache.students.prompted_backbone import Backbone, RowPrompts
 from kdcache.students.prompts import build_prompt
 from kdcache.students.student import Student, build_student, predict
 

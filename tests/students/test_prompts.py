@@ -15,9 +15,9 @@ from kdcache.encoder.batching import Padded, encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer, resolve
 from kdcache.errors import ModelError
-from kdcache.students.prompted import Backbone, RowPrompts
-from kdcache.students.rows import StudentRows
+from kdcache.students.prompted_backbone import Backbone, RowPrompts
 from kdcache.students.student import build_student, forward, predict
+from kdcache.students.training_rows import StudentRows
 
 CPU = torch.device("cpu")
 

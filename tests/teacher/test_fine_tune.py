@@ -19,7 +19,7 @@ from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer, resolve, save_model
 from kdcache.errors import ModelError, ParamsError
 from kdcache.params import build
-from kdcache.teacher.train import TrainTeacherParams, fine_tune
+from kdcache.teacher.fine_tune import TrainTeacherParams, fine_tune
 
 CPU = torch.device("cpu")
 TEXTS = ["the bank of the river", "a bat flew", "the match was long and cold", "she sat by the bank"] * 2
@@ -100,7 +100,8 @@ def test_prefix_teacher_trains_prompts_and_head_and_reloads(model_of, kind, monk
 def test_a_prefix_starts_from_the_training_rows_only(model_of, monkeypatch):
     folder, seen = model_of("bert"), []
     monkeypatch.setattr(
-        "kdcache.teacher.train.add_prefix", lambda *given: seen.append(given[2].lengths) or add_prefix(*given)
+        "kdcache.teacher.fine_tune.add_prefix",
+        lambda *given: seen.append(given[2].lengths) or add_prefix(*given),
     )
     rows = rows_of(folder)
     fine_tune(folder, rows, LABELS, [1, 4, 5], 3, PREFIX, folder.parent / "s")

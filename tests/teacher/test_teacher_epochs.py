@@ -11,7 +11,7 @@ from kdcache.cache.manifest import read_manifest
 from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_tokenizer
-from kdcache.teacher.train import TrainTeacherParams, fine_tune
+from kdcache.teacher.fine_tune import TrainTeacherParams, fine_tune
 
 CPU = torch.device("cpu")
 WORDS = ("bank", "bat", "crane", "match", "seal", "river")
@@ -49,7 +49,7 @@ def test_teacher_of_the_best_epoch_is_kept(teacher_job):
 
 
 def test_interrupted_teacher_keeps_its_best_epoch(teacher_job, monkeypatch):
-    from kdcache.teacher import train as teacher
+    from kdcache.teacher import fine_tune as teacher
 
     monkeypatch.setattr(teacher, "CHECKPOINT_STEPS", 2)
     whole = dict(enumerate([0.8, 0.1, 0.3, 0.2]))

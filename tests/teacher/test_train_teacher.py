@@ -13,8 +13,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.reader import load_cache
-from kdcache.cache.rows import CacheRows
 from kdcache.cache.writer import write_cache
 from kdcache.cli import app
 from kdcache.digests import file_digest, value_digest
@@ -23,7 +23,7 @@ from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_tokenizer
 from kdcache.errors import CacheMissing
-from kdcache.teacher import train
+from kdcache.teacher import fine_tune as train
 
 CACHE, TEACHER = Path("cache/cb"), Path("models/teacher/cb")
 PREFIX = {"method": "prefix", "num_virtual_tokens": 4}

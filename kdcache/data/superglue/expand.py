@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from kdcache.data.formats import Values
+from kdcache.data.parsers import Values
 from kdcache.digests import value_digest
 
 Expander = Callable[[Values], Iterator[dict[str, Any]]]

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcache.data.readers import ask_hub
-from kdcache.data.schema import Files, TaskFile
+from kdcache.data.taskfile_schema import Files, TaskFile
 from kdcache.errors import DataError
 
 HUB_ID = "aps/super_glue"

@@ -11,14 +11,14 @@ from engine import KL_GRAM, TEXTS, build_rows, build_run, fit, gap, values
 
 from kdcache.encoder.batching import num_batches, training_plan
 from kdcache.losses import Term
+from kdcache.students import loop as train_module
 from kdcache.students import run as run_module
-from kdcache.students import train as train_module
+from kdcache.students.loop import restore_runs
 from kdcache.students.methods import METHODS
-from kdcache.students.prompted import Backbone, FrozenInputs
-from kdcache.students.rows import StudentRows
+from kdcache.students.prompted_backbone import Backbone, FrozenInputs
 from kdcache.students.run import Run
 from kdcache.students.student import forward, predict
-from kdcache.students.train import restore_runs
+from kdcache.students.training_rows import StudentRows
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdcache.data.formats import FORMATS, Layout, Values
-from kdcache.data.guess import Guess, is_number
+from kdcache.data.guess_columns import Guess, is_number
+from kdcache.data.parsers import FORMATS, Layout, Values
 from kdcache.data.readers import read_rows
-from kdcache.data.schema import spell_label
+from kdcache.data.taskfile_schema import spell_label
 from kdcache.errors import DataError, shorten
 
 HEADER_CHARACTERS = 60  # of a column's name; longer is a text

@@ -6,8 +6,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from kdcache.losses import LOSSES, relations
-from kdcache.losses.relations import relation_distance, relation_energy, sum_over_rows
+from kdcache.losses import LOSSES
+from kdcache.losses import linear_time as relations
+from kdcache.losses.linear_time import relation_distance, relation_energy, sum_over_rows
 
 LINEAR = [name for name, loss in LOSSES.items() if loss.linear]
 BLOCKED = ["rkd_distance", "rkd_angle", "pkt"]

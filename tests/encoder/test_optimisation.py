@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdcache.encoder.training import load_checkpoint, lr_factor, save_checkpoint
+from kdcache.encoder.optimisation import load_checkpoint, lr_factor, save_checkpoint
 
 
 @pytest.mark.parametrize(("steps", "fraction"), [(1, 0.1), (2, 0.0), (10, 0.3), (100, 0.1)])

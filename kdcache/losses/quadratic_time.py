@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from kdcache.losses.inputs import FLOOR, On, compared, like, paired, unit_rows
-from kdcache.losses.relations import sum_over_rows
+from kdcache.losses.linear_time import sum_over_rows
 
 PKT_EPSILON = 1e-7
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from kdcache.data.formats import PLACE, Layout
 from kdcache.data.metrics import COLUMNS_READ
+from kdcache.data.parsers import PLACE, Layout
 from kdcache.data.readers import Hub
 from kdcache.data.splits import METRIC_COLUMNS
 from kdcache.data.task import Task

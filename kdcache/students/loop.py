@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdcache.encoder.training import load_checkpoint, save_checkpoint
+from kdcache.encoder.optimisation import load_checkpoint, save_checkpoint
 from kdcache.students.run import Run
 from kdcache.students.student import forward
 

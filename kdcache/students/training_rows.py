@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, check_identity, read_identity_of
 from kdcache.cache.reader import load_cache
-from kdcache.cache.rows import CacheRows
 from kdcache.data.metrics import compute_metrics
 from kdcache.data.splits import existing_splits, metric_columns, read_split, sequences, table_digest
 from kdcache.data.task import Task
@@ -20,7 +20,7 @@ from kdcache.encoder.batching import Encoded, concatenate, encode
 from kdcache.encoder.load import load_tokenizer
 from kdcache.losses.objective import Targets
 from kdcache.project import Project
-from kdcache.students.prompted import Backbone, FrozenInputs
+from kdcache.students.prompted_backbone import Backbone, FrozenInputs
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 import kdcache
-from kdcache.cache.rows import CacheRows
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.writer import write_cache
 from kdcache.encoder.load import load_tokenizer
 from kdcache.errors import CacheStale, DataError

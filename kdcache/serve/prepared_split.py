@@ -8,17 +8,17 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from kdcache.data.formats import Row
+from kdcache.data.parsers import Row
 from kdcache.data.splits import existing_splits, metric_columns, read_split
 from kdcache.data.task import Task, read_task
 from kdcache.encoder.load import setup
 from kdcache.errors import DataError, ModelError, nearest
 from kdcache.project import Project, require
 from kdcache.serve.files import CHUNK
-from kdcache.serve.labelled import LabelledWriter
+from kdcache.serve.mixed_batches import LoadedStudent, Request, compute_logits, to_prediction
+from kdcache.serve.output import LabelledWriter
 from kdcache.serve.pool import load_student
-from kdcache.serve.requests import LoadedStudent, Request, compute_logits, to_prediction
-from kdcache.serve.submissions import SUBMISSION_NAMES, submission_name, superglue_text, zip_bytes
+from kdcache.serve.superglue_files import SUBMISSION_NAMES, submission_name, superglue_text, zip_bytes
 from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.student import EVAL_BATCH_SIZE
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdcache.data.formats import Values
-from kdcache.data.schema import spell_label
+from kdcache.data.parsers import Values
+from kdcache.data.taskfile_schema import spell_label
 from kdcache.errors import DataError
 
 LABEL_NAMES = (

@@ -10,9 +10,9 @@ import json
 from collections.abc import Sequence
 from typing import Any, BinaryIO, Literal
 
-from kdcache.data.formats import Row
+from kdcache.data.parsers import Row
 from kdcache.errors import DataError, shorten
-from kdcache.serve.requests import Prediction
+from kdcache.serve.mixed_batches import Prediction
 
 Form = Literal["csv", "jsonl"]
 
