@@ -94,16 +94,20 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
         "cls_variation": {which: round(value, 4) for which, value in variations.items()},
         "probes": tabulate(probes, scores),
     }
-
-    made, target = scratch / "made", Path(project.paths.backbone)
+    made = scratch / "made"
     model.to("cpu")  # type: ignore[arg-type]
     save_model(model, tokenizer, made)
     write_json(record, made / RECORD)
+    _move(made, Path(project.paths.backbone))
+    shutil.rmtree(scratch)
+
+
+def _move(made: Path, target: Path) -> None:
+    """Move a finished folder into place, also from another disk, where nothing moves in one go."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if made.stat().st_dev != target.parent.stat().st_dev:  # another disk: nothing moves there in one go
+    if made.stat().st_dev != target.parent.stat().st_dev:
         made = Path(shutil.move(made, target.with_name(f".{target.name}.part")))
     place(made, target)
-    shutil.rmtree(scratch)
 
 
 def _task_texts(project: Project) -> Texts:

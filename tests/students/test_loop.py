@@ -10,7 +10,6 @@ import torch
 from engine import KL_GRAM, TEXTS, build_rows, build_run, fit, gap, values
 
 from kdcache.encoder.batching import num_batches, training_plan
-from kdcache.errors import CacheMissing
 from kdcache.losses import Term
 from kdcache.students import loop as train_module
 from kdcache.students import run as run_module
@@ -295,15 +294,6 @@ def test_shuffled_targets_stay_within_the_class_and_leave_labels_and_text(rows):
     assert origin != sorted(origin)
     assert torch.equal(rows.labels[origin], rows.labels)
     assert torch.equal(rows.teacher_features[origin], shuffled.teacher_features)
-
-
-def test_an_arm_is_taught_by_the_teacher_that_its_targets_name(rows):
-    assert torch.equal(rows.taught_by("cached", 0).teacher_logits, torch.from_numpy(rows.cached.logits))
-    all_rows, member = rows.taught_by("all_rows", 0), rows.taught_by("member", 0)
-    assert torch.equal(all_rows.teacher_logits, torch.from_numpy(rows.cached.logits_plain))
-    assert torch.equal(member.teacher_logits, torch.from_numpy(rows.cached.members[0]))
-    with pytest.raises(CacheMissing):
-        rows.taught_by("member", 1)
 
 
 def test_a_run_scores_its_student_and_its_head_on_tune(tiny_model: Path, rows, backbone):

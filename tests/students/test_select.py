@@ -36,7 +36,7 @@ def test_last_epoch_is_kept_by_default(cached_project):
 
 
 def test_tune_needs_the_split(project):
-    project(prepare={"tune_fraction": 0})
+    project(prepare={"tune_fraction": 0}, train_teacher={"folds": 0})
     assert run("prepare")[0] == 0
     remedy = "Set prepare.tune_fraction above 0 and run: kdcache prepare --task cb"
     message = "must be last without a tune split, got tune. " + remedy
