@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from engine import build_rows
-from kdcache.students.rows import StudentRows, join_rows
 
 from kdcache.errors import CacheMissing
+from kdcache.students.training_rows import StudentRows, join_rows
 
 
 @pytest.fixture(scope="module")
