@@ -71,7 +71,7 @@ def rank(scores: Mapping[str, Sequence[float]]) -> list[tuple[str, float, float 
     The gap is the mean of the folds' differences, over their standard deviation divided by
     √folds; None for the best. Below 2, the folds do not tell the two apart.
 
-    >>> compare({"low": [0.5, 0.5], "high": [1.0, 0.75]})
+    >>> rank({"low": [0.5, 0.5], "high": [1.0, 0.75]})
     [('high', 0.875, None), ('low', 0.5, 3.0)]
     """
     best = max(scores, key=lambda value: statistics.fmean(scores[value]))
