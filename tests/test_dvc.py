@@ -63,7 +63,7 @@ def test_reruns_are_exact_and_no_larger_than_needed(tmp_path: Path):
 
     package = project / "kdcache"
     edit(package / "losses" / "inter_class.py", '"""', '"""Other words. ')
-    edit(package / "teacher" / "train.py", "\n\nCHECKPOINT", "\n\n# a comment\nCHECKPOINT")
+    edit(package / "teacher" / "fine_tune.py", "\n\nSAVE_STEPS", "\n\n# a comment\nSAVE_STEPS")
     edit(package / "cli" / "pipeline.py", 'help="', 'help="Other words. ')
     assert stages_run(dvc(project, "repro")) == []
 
@@ -73,7 +73,7 @@ def test_reruns_are_exact_and_no_larger_than_needed(tmp_path: Path):
     edit(package / "losses" / "inter_class.py", "temperature**2", "temperature**3")
     assert stages_run(dvc(project, "repro")) == ["distill@wic", "report"]
 
-    edit(package / "teacher" / "train.py", '"linear"', '"cosine"')
+    edit(package / "teacher" / "fine_tune.py", '"linear"', '"cosine"')
     assert stages_run(dvc(project, "repro")) == [*AFTER_TEACHER, "report"]
 
     # Another version of a package that decides numbers.

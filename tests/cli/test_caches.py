@@ -165,7 +165,7 @@ def test_three_commands_from_a_csv_of_probabilities_to_a_student(built_project):
     assert run("verify", "--task", "cb")[0] == 0
     assert (
         fails("distill", "--task", "cb", "--arm", "feature_mse", "--seed", "0")
-        == "distill.arms.feature_mse.feature: the cache must hold features, got logits alone. "
+        == "distill.arms.feature_mse.feature: the cache must hold features, got logits only. "
         "Remove the term, or choose other arms with --arm."
     )
 

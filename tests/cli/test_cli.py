@@ -201,9 +201,11 @@ def test_interrupted_distill_goes_on_and_equals_an_uninterrupted_one(cached_proj
     from kdcache.students.run import Run
 
     monkeypatch.setattr(train, "CHECKPOINT_STEPS", 4)
-    folder = cached_project(name="interrupted", distill={"seeds": [0, 1, 2], "probe_epochs": 10})
+    arms = {"kl": {"inter_class": {"name": "kl"}}}
+    section = {"seeds": [0, 1, 2], "probe_epochs": 10, "arms": arms}
+    folder = cached_project(name="interrupted", distill=section)
     shutil.copytree(folder, folder.parent / "whole")
-    arguments = ["distill", "--task", "cb", "--arm", "kl"]
+    arguments = ["distill", "--task", "cb"]
 
     taken: list[tuple[int, int]] = []
     update = Run.update

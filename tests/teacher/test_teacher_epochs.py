@@ -51,7 +51,7 @@ def test_teacher_of_the_best_epoch_is_kept(teacher_job):
 def test_interrupted_teacher_keeps_its_best_epoch(teacher_job, monkeypatch):
     from kdcache.teacher import fine_tune as teacher
 
-    monkeypatch.setattr(teacher, "CHECKPOINT_STEPS", 2)
+    monkeypatch.setattr(teacher, "SAVE_STEPS", 2)
     whole = dict(enumerate([0.8, 0.1, 0.3, 0.2]))
     seen: list[dict[str, torch.Tensor]] = []
 
