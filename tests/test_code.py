@@ -62,7 +62,9 @@ def test_a_loss_reaches_the_students_only(package: Path):
 
 def test_the_teachers_training_reaches_the_teacher_only(package: Path):
     found = changed(
-        replace(package / "teacher" / "fine_tune.py", 'lr_scheduler_type="linear"', 'lr_scheduler_type="cosine"')
+        replace(
+            package / "teacher" / "fine_tune.py", 'lr_scheduler_type="linear"', 'lr_scheduler_type="cosine"'
+        )
     )
     assert found == {"train_teacher"}
 
