@@ -30,10 +30,11 @@ STAGES = {
     "report": "kdcache.report.report",
 }
 
-# Imported name → the distributions whose versions decide numbers. Others (tqdm, rich, …) decide none.
+# Imported name → the distributions whose versions decide numbers. Others decide none: tqdm and rich, and also
+# datasets, an optional package that reads rows of a pinned revision. What is not always installed must not be
+# here: the digests would differ between environments that make the same bytes.
 PACKAGES = {
     "accelerate": ("accelerate",),
-    "datasets": ("datasets",),
     "jinja2": ("jinja2",),
     "kdcache": ("kdcache",),  # of a stage that writes the version down
     "matplotlib": ("matplotlib",),
@@ -85,15 +86,15 @@ def reach(module: str) -> tuple[list[str], list[str]]:
 
     Returns:
         The modules of kdcache, the module itself among them, and the other packages; both sorted. Imports
-        under ``if TYPE_CHECKING:`` never run, so they do not count. The package ``kdcache`` itself is left
-        out: it only resolves public names.
+        under ``if TYPE_CHECKING:`` never run, so they do not count. Left out are the package ``kdcache``
+        itself, which only resolves public names, and this module, which only makes keys.
     """
     found: set[str] = set()
     packages: set[str] = set()
     todo = [module]
     while todo:
         name = todo.pop()
-        if name in found or name == "kdcache":
+        if name in found or name in ("kdcache", __name__):
             continue
         found.add(name)
         todo.append(name.rpartition(".")[0])  # importing a.b.c runs a.b too

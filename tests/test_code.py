@@ -1,9 +1,11 @@
 """code.json: an edit changes the digests of the stages that it can reach, and of no other."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,15 @@ def test_a_package_version_reaches_the_stages_that_import_it(package: Path, monk
     found = changed(edit)
     assert {"train_teacher", "cache_teacher", "distill"} <= found
     assert not found & {"prepare", "report"}
+
+
+def test_digests_do_not_depend_on_packages_that_are_not_always_installed():
+    """What each stage counts comes with the extra that installs the pipeline."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [*extras["dependencies"], *extras["optional-dependencies"]["pipeline"]]
+    needed += extras["optional-dependencies"]["report"]
+    installed = {re.split(r"[\[>=<]", name)[0] for name in needed} | {"tokenizers"}  # transformers needs it
+    assert {name for names in code.PACKAGES.values() for name in names} <= installed
 
 
 @pytest.mark.skipif(not NEWER, reason="no newer Python here")
