@@ -73,7 +73,7 @@ def test_reruns_are_exact_and_no_larger_than_needed(tmp_path: Path):
     edit(package / "losses" / "inter_class.py", "temperature**2", "temperature**3")
     assert stages_run(dvc(project, "repro")) == ["distill@wic", "report"]
 
-    edit(package / "teacher" / "fine_tune.py", '"linear"', '"cosine"')
+    edit(package / "teacher" / "fine_tune.py", "learning_rate=params.lr", "learning_rate=2 * params.lr")
     assert stages_run(dvc(project, "repro")) == [*AFTER_TEACHER, "report"]
 
     # Another version of a package that decides numbers.
