@@ -163,7 +163,7 @@ def test_specification_stays_short():
     assert 10 < len(rules) < 25
 
 
-@pytest.mark.parametrize("folds", [0, 2])
+@pytest.mark.parametrize("folds", [2, pytest.param(0, marks=pytest.mark.slow)])
 def test_format_can_be_checked_without_kdcache(project, folds):
     """A reader written from docs/reference/cache-format.md, with pyarrow and the standard library."""
     project(train_teacher={"folds": folds})

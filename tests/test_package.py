@@ -106,7 +106,8 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("part", ["losses and caches", pytest.param("students", marks=pytest.mark.slow)])
+@pytest.mark.slow  # by default tests/serve/test_light.py and tests/cache/test_imports.py
+@pytest.mark.parametrize("part", PARTS)
 def test_losses_caches_and_students_need_no_extra(tmp_path, part):
     code = (
         f"import kdcache, torch\n{PARTS[part]}\nprint(kdcache.kl(torch.ones(2, 2), torch.ones(2, 2)).item())"

@@ -151,6 +151,7 @@ def test_table_of_results_shows_the_results():
         assert QUOTED.findall(effect) == list(intervals(found))
 
 
+@pytest.mark.slow
 def test_picture_of_results_is_drawn_from_the_results(tmp_path):
     picture = runpy.run_path(str(ROOT / "studies" / "picture.py"))
     picture["draw"](tmp_path / "results.svg")

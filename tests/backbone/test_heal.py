@@ -74,6 +74,7 @@ class TestArchitecture:
                 shiftable_from(full, params(max_length=89))
 
 
+@pytest.mark.slow
 def test_all_states_pull_each_kept_layer_to_its_counterpart(tmp_path):
     folder = build("bert", tmp_path / "model")
     texts = read_texts(folder)

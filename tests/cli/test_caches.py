@@ -45,6 +45,7 @@ def content(folder: Path = CACHE) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.slow
 def test_interrupted_extraction_goes_on_and_equals_an_uninterrupted_one(taught, monkeypatch):
     monkeypatch.setattr(writer, "PART_ROWS", 8)
     assert run("cache", "--task", "cb")[0] == 0
@@ -71,6 +72,7 @@ def test_interrupted_extraction_goes_on_and_equals_an_uninterrupted_one(taught, 
     assert not list(Path(".kdcache").glob("cache_teacher-*/parts"))
 
 
+@pytest.mark.slow
 def test_bfloat16_says_how_far_it_moved_the_logits(cached):
     exact = load_cache(CACHE, "train")
     assert exact.manifest.drift == {}

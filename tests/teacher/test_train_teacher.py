@@ -69,7 +69,7 @@ def content(folder: Path) -> dict[str, bytes]:
     [
         pytest.param(PREFIX, id="prefix", marks=pytest.mark.slow),
         pytest.param(LORA, id="lora", marks=pytest.mark.slow),
-        pytest.param({"ensemble": 2}, id="ensemble"),
+        pytest.param({"ensemble": 2}, id="ensemble", marks=pytest.mark.slow),
     ],
 )
 def test_interrupted_teacher_goes_on_and_equals_an_uninterrupted_one(built_project, monkeypatch, keys):
