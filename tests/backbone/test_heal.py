@@ -120,6 +120,7 @@ def test_killed_and_resumed_healing_equals_uninterrupted(tiny_model, encoded, tm
         assert torch.equal(value, resumed.state_dict()[key]), key
 
 
+@pytest.mark.slow
 def test_healing_under_shifts_makes_the_cut_care_less_about_position(tiny_model, encoded):
     full = load_encoder(tiny_model)
     gaps = []

@@ -80,7 +80,7 @@ def test_whole_chain_by_hand(cached_project):
 @pytest.mark.parametrize(
     "name",
     [
-        name if name == "rte" else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "copa" else pytest.param(name, marks=pytest.mark.slow)
         for name in ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc")
     ],
 )

@@ -178,6 +178,7 @@ def _joint_batch():
     return normal(0, 12, 3), normal(1, 12, 3), normal(2, 9, 3), normal(3, 9, 3)
 
 
+@pytest.mark.slow
 def test_two_processes_give_value_and_gradient_of_one_on_the_joint_batch(tmp_path):
     multiprocessing.spawn(_all_of_one_rank, (str(tmp_path),), nprocs=2)
     for name in LINEAR:

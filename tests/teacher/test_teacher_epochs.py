@@ -84,6 +84,7 @@ def test_scoring_does_not_change_the_training(teacher_job, tiny_model, tmp_path)
     assert all(torch.equal(v, best.state_dict()[k]) for k, v in last.state_dict().items())
 
 
+@pytest.mark.slow
 def test_selected_teacher_is_at_least_as_good_on_tune_as_the_last(project):
     project(train_teacher={"epochs": 4, "folds": 0, "lr": 3e-2})
     assert run("prepare")[0] == 0

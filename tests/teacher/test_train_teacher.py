@@ -101,6 +101,7 @@ def test_interrupted_teacher_goes_on_and_equals_an_uninterrupted_one(built_proje
     assert one == other
 
 
+@pytest.mark.slow
 def test_prefix_teacher_is_an_adapter_that_the_cache_is_made_of(built_project):
     folder = built_project("prepare", train_teacher={**PREFIX, "lr": 1e-2})
     chain("teach")
