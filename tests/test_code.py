@@ -1,6 +1,7 @@
 """code.json: an edit changes the digests of the stages that it can reach, and of no other."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +16,21 @@ from kdcache import code
 from kdcache.errors import ParamsError
 
 ALL = set(code.STAGES)
-NEWER = [path for name in ("python3.12", "python3.13", "python3.14") if (path := shutil.which(name))]
+
+
+def newer_pythons() -> list[str]:
+    """One interpreter of each newer version that starts; on PATH a name can be a shim of none."""
+    found = []
+    for name in ("python3.12", "python3.13", "python3.14"):
+        for folder in os.get_exec_path():
+            path = shutil.which(name, path=folder)
+            if path and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0:
+                found.append(path)
+                break
+    return found
+
+
+NEWER = newer_pythons()
 
 
 @pytest.fixture
@@ -116,8 +131,7 @@ def test_the_digest_is_the_same_on_a_newer_python(python: str):
         "env": {"PYTHONPATH": str(ROOT)},
     }
     there = subprocess.run([python, "-c", program], **run)
-    if "No module named" in there.stderr or "not found" in there.stderr:
-        pytest.skip(there.stderr.strip())
+    assert there.returncode == 0, there.stderr
     here = subprocess.run([sys.executable, "-c", program], **run)
     assert there.stdout == here.stdout
     assert there.stdout.count(",") == len(code.STAGES) - 1
