@@ -24,8 +24,10 @@ def newer_pythons() -> list[str]:
     for name in ("python3.12", "python3.13", "python3.14"):
         for folder in os.get_exec_path():
             path = shutil.which(name, path=folder)
-            if path and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0:
-                found.append(path)
+            ask = [path or "false", "-c", "import sys; print(sys.executable)"]
+            started = subprocess.run(ask, capture_output=True, text=True, check=False)
+            if started.returncode == 0:
+                found.append(started.stdout.strip())
                 break
     return found
 
