@@ -5,7 +5,9 @@ from typing import Any, Literal
 
 from kdcache.errors import ModelError
 
-Place = Literal["deep", "input"]
+# Prompts of place "deep" are keys and values, of place "states" hidden states, both of every layer;
+# those of place "input" are embeddings.
+Place = Literal["deep", "states", "input"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Architecture:
     @property
     def places(self) -> tuple[Place, ...]:
         """Where prompts can enter."""
-        return ("deep", "input") if self.bert_layers else ("input",)
+        return ("deep", "states", "input") if self.bert_layers else ("states", "input")
 
 
 # By ``model_type`` of the config.
@@ -39,6 +41,9 @@ ARCHITECTURES = {
     "deberta": Architecture(bert_layers=False),
     "deberta-v2": Architecture(bert_layers=False),
     "modernbert": Architecture(bert_layers=False, positions="relative"),
+    "mpnet": Architecture(bert_layers=False, positions="after_padding_id"),
+    "distilbert": Architecture(bert_layers=False),
+    "albert": Architecture(bert_layers=False),
 }
 
 

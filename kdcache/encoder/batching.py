@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from kdcache.errors import ParamsError
+from kdcache.errors import DataError, ParamsError
 
 SORTING_WINDOW = 16  # batches sorted together: short padding, yet batches differ between epochs
 
@@ -124,12 +124,18 @@ def encode(
         num_choices: sequences per row, one after the other.
 
     Raises:
+        DataError: a text has no token at all.
         ParamsError: even without the sequence that may lose tokens, one does not fit.
     """
     pairs = [""] * len(texts) if pairs is None else pairs
     inputs = [(text, pair) if pair else text for text, pair in zip(texts, pairs, strict=True)]
     full = tokenizer(inputs, truncation=False)
     sequences = [{key: full[key][i] for key in full} for i in range(len(texts))]
+    if empty := [i for i, row in enumerate(sequences) if not row["input_ids"]]:
+        raise DataError(
+            f"row {empty[0] + 1}: a text must have at least one token, got none of {texts[empty[0]]!r}. "
+            "Remove the row, or use a tokenizer that adds special tokens."
+        )
     long = [i for i, row in enumerate(sequences) if len(row["input_ids"]) > max_length]
     if long:
         strategy = "longest_first" if truncate == "longest" or not any(pairs) else f"only_{truncate}"

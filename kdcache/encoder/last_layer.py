@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from kdcache.encoder.architectures import has_bert_layers
+from kdcache.encoder.mean_pooled import MeanPooledClassifier
 
 
 def finish_only_cls(model: nn.Module) -> ExitStack:
@@ -23,14 +24,14 @@ def finish_only_cls(model: nn.Module) -> ExitStack:
 
     Args:
         model: a classifier or an encoder, PEFT-wrapped or not. One that is not known to have
-            BERT's layers is left as it is.
+            BERT's layers is left as it is, and one that reads the mean of all states.
 
     Returns:
         A context. Its end, or ``close()``, undoes the change; without either, the change stays.
     """
     config: Any = model.config
     undo = ExitStack()
-    if not has_bert_layers(config):
+    if isinstance(model, MeanPooledClassifier) or not has_bert_layers(config):
         return undo
     last = f"encoder.layer.{config.num_hidden_layers - 1}.attention"
     for name, module in model.named_modules():

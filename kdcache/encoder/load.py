@@ -15,6 +15,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from transformers.utils import logging as transformers_logging
 
 from kdcache.digests import file_digest, value_digest
+from kdcache.encoder.mean_pooled import MeanPooledClassifier
+from kdcache.encoder.pooling import Pooling
 from kdcache.errors import ModelError
 
 # Third-party packages of weights: what they must hold, since a package index promises nothing.
@@ -110,35 +112,53 @@ def _hub_folder(reference: str) -> Path:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a model folder."""
-    return AutoTokenizer.from_pretrained(str(folder))
+    """Load the tokenizer of a model folder; it pads on the right, wherever it was told to.
+
+    On the right, a text's tokens have the same positions in any batch.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    tokenizer.padding_side = "right"
+    return tokenizer
 
 
-def load_classifier(folder: Path, num_labels: int, seed: int, **config: Any) -> PreTrainedModel:
+def load_classifier(
+    folder: Path, num_labels: int, seed: int, pooling: Pooling = "cls", **config: Any
+) -> PreTrainedModel | MeanPooledClassifier:
     """Load an encoder with a classification head, float32, in eval mode.
 
     Args:
         folder: a model folder.
         num_labels: size of the head.
         seed: of the initialisation of the head, and of any other weight that the folder lacks.
+        pooling: what the head reads. With ``cls`` it is transformers' own head for this
+            architecture, with what the folder holds of it; with ``mean`` a fresh Linear.
         config: overrides of the model's config, such as ``num_hidden_layers``.
 
     Raises:
         ModelError: the folder holds no encoder that can classify.
     """
-    return _load(AutoModelForSequenceClassification, folder, seed, num_labels=num_labels, **config)
+    if pooling == "mean":
+        encoder: Any = load_encoder(folder, **config)
+        if getattr(encoder, "pooler", None) is not None:
+            encoder.pooler = None  # it reads [CLS]
+        return MeanPooledClassifier(encoder, num_labels, seed).eval()
+    model = _load(AutoModelForSequenceClassification, folder, seed, num_labels=num_labels, **config)
+    if hasattr(model.config, "classifier_pooling"):  # ModernBERT's own head can read either
+        model.config.classifier_pooling = "cls"
+    return model
 
 
-def load_encoder(folder: Path) -> PreTrainedModel:
-    """Load an encoder without a head, float32, in eval mode; its config says that heads read [CLS].
+def load_encoder(folder: Path, **config: Any) -> PreTrainedModel:
+    """Load an encoder without a head, float32, in eval mode.
+
+    Args:
+        folder: a model folder.
+        config: overrides of the model's config.
 
     Raises:
         ModelError: transformers cannot load it.
     """
-    model = _load(AutoModel, folder, seed=0)  # of a pooler that the folder lacks
-    if hasattr(model.config, "classifier_pooling"):
-        model.config.classifier_pooling = "cls"
-    return model
+    return _load(AutoModel, folder, seed=0, **config)  # the seed is of a pooler that the folder lacks
 
 
 def _load(auto: Any, folder: Path, seed: int, **options: Any) -> PreTrainedModel:

@@ -5,25 +5,56 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from kdcache.encoder.mean_pooled import MeanPooledClassifier
 from kdcache.errors import ModelError
 
+Classifier = PreTrainedModel | MeanPooledClassifier
 
-def take_apart(model: PreTrainedModel) -> tuple[PreTrainedModel, list[nn.Module]]:
+
+def take_apart(model: Classifier) -> tuple[PreTrainedModel, list[nn.Module]]:
     """Return the parts of a classifier, which stays whole.
 
     Returns:
-        The encoder, and the modules from [CLS] state to logits, in order, dropout left out.
+        The encoder, and the modules from the pooled state to logits, in order, dropout left out.
     """
+    if isinstance(model, MeanPooledClassifier):
+        return model.encoder, [model.classifier]  # type: ignore[return-value]
     encoder: Any = getattr(model, model.base_model_prefix)
     after = [module for module in model.children() if module is not encoder and list(module.parameters())]
+    if model.config.model_type == "distilbert":
+        after.insert(1, nn.ReLU())  # which its forward pass applies by itself
     pooler = getattr(encoder, "pooler", None)
-    return encoder, after if pooler is None else [pooler, *after]
+    if pooler is None:
+        return encoder, after
+    activation = getattr(encoder, "pooler_activation", None)  # ALBERT's pooler is a bare Linear
+    return encoder, [pooler, *([activation] if activation else []), *after]
 
 
-def head_names(model: PreTrainedModel) -> list[str]:
-    """Return the names, within the classifier, of the modules from [CLS] state to logits, in order."""
-    after = take_apart(model)[1]
+def head_names(model: Classifier) -> list[str]:
+    """Return the names, within the classifier, of the modules with weights above its encoder, in order."""
+    after = [module for module in take_apart(model)[1] if list(module.parameters())]
     return [name for module in after for name, other in model.named_modules() if other is module]
+
+
+def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
+    """Return the stack of an encoder's layers; ALBERT's holds the groups that its layers share.
+
+    Raises:
+        ModelError: there is no single stack.
+    """
+    config: Any = encoder.config
+    sizes = {config.num_hidden_layers, getattr(config, "num_hidden_groups", config.num_hidden_layers)}
+    stacks = [
+        module for name, module in encoder.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) in sizes
+        and name.endswith(("layer", "layers", "layer_groups")) and "albert_layers" not in name
+    ]  # fmt: skip
+    if len(stacks) != 1:
+        raise ModelError(
+            f"{type(encoder).__name__}: an encoder must have one stack of {config.num_hidden_layers} layers, "
+            f"got {len(stacks)}. Use a BERT-like encoder."
+        )
+    return stacks[0]
 
 
 def last_linear(model: nn.Module, num_labels: int) -> nn.Linear:
