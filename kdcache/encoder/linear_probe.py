@@ -89,12 +89,14 @@ def _cross_validate(features: torch.Tensor, targets: torch.Tensor, seed: int) ->
 
 def _path(features: torch.Tensor, targets: torch.Tensor, strengths: Sequence[float]) -> list[LinearProbe]:
     """Fit one C after another, each from the weights of the one before."""
-    flat = features.flatten(0, 1).double()
-    centre, size = flat.mean(0), flat.std(0, correction=0)
-    size = torch.where(size > 0, size, torch.ones_like(size))  # a constant dim says nothing
     rows, choices, dim = features.shape
+    inputs = features.double()
+    # What the choices of a row have in common moves none of them above another.
+    varying = inputs - inputs.mean(1, keepdim=True) if choices > 1 else inputs
+    centre, size = inputs.mean((0, 1)), varying.std((0, 1), correction=0)
+    size = torch.where(size > 0, size, torch.ones_like(size))  # a constant dim says nothing
+    inputs = (inputs - centre) / size
     outputs = targets.shape[1] // choices
-    inputs = ((flat - centre) / size).view(rows, choices, dim)
     targets = targets.to(inputs)
     device, shape = inputs.device, (outputs, dim + 1)
 
