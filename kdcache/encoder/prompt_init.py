@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from kdcache.encoder.batching import Encoded
+from kdcache.encoder.parts import Classifier
 from kdcache.errors import ModelError
 
 Start = Literal["separators", "words"]
@@ -54,7 +54,7 @@ def pick_tokens(
 
 @torch.no_grad()
 def keys_and_values(
-    model: PreTrainedModel, batch: Mapping[str, torch.Tensor], picked: Picked, section: str = "distill"
+    model: Classifier, batch: Mapping[str, torch.Tensor], picked: Picked, section: str = "distill"
 ) -> torch.Tensor:
     """Compute the keys and values, at every layer, of some tokens of a batch.
 
