@@ -276,7 +276,7 @@ def test_dropout_acts_while_prompts_train_and_nowhere_else(tiny_model: Path, row
 
 
 def test_bfloat16_stays_near_float32(tiny_model: Path, rows, backbone):
-    half = Backbone.load(tiny_model, "bfloat16")
+    half = Backbone.load(tiny_model, dtype="bfloat16")
     runs = [build_run(tiny_model, some, rows, lr=1e-2) for some in (backbone, half)]
     for run in runs:
         fit(run)
@@ -303,6 +303,6 @@ def test_a_run_scores_its_student_and_its_head_on_tune(tiny_model: Path, rows, b
     right = (logits.argmax(1) == rows.labels.numpy()).mean()
     assert run.score()["tune_accuracy"] == pytest.approx(right)
     assert max(entry["tune_accuracy"] for entry in run.history) == pytest.approx(right)  # the best is kept
-    head, _ = run.student.head(backbone.cls_states(rows.encoded.batch(range(len(rows)))))
+    head, _ = run.student.head(backbone.pooled(rows.encoded.batch(range(len(rows)))))
     agreement = (head.argmax(1) == rows.teacher_logits.argmax(1)).double().mean().item()
     assert run.score_probe()["tune_agreement"] == pytest.approx(agreement)
