@@ -148,10 +148,11 @@ def load_classifier(
         encoder: Any = load_encoder(folder, **config)
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None  # it reads [CLS]
-        return MeanPooledClassifier(encoder, num_labels, seed).eval()
-    model = _load(AutoModelForSequenceClassification, folder, seed, num_labels=num_labels, **config)
+        model: Any = MeanPooledClassifier(encoder, num_labels, seed).eval()
+    else:
+        model = _load(AutoModelForSequenceClassification, folder, seed, num_labels=num_labels, **config)
     if hasattr(model.config, "classifier_pooling"):  # ModernBERT's own head can read either
-        model.config.classifier_pooling = "cls"
+        model.config.classifier_pooling = pooling
     return model
 
 
