@@ -83,6 +83,8 @@ def _cross_validate(features: torch.Tensor, targets: torch.Tensor, seed: int) ->
     for fold in range(FOLDS):
         out = order[fold::FOLDS]
         kept = torch.cat([order[other::FOLDS] for other in range(FOLDS) if other != fold])
+        if not len(out) or not len(kept):  # there are hardly any rows
+            continue
         for k, probe in enumerate(_path(features[kept], targets[kept], STRENGTHS)):
             found[k] += float((probe.logits(features[out]).log_softmax(1) * targets[out]).sum())
     return list(found / len(features))
