@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from kdcache.data.splits import existing_splits, read_split, sequences
 from kdcache.data.task import TASK, read_task
 from kdcache.encoder.batching import Encoded, encode
-from kdcache.encoder.forward import cls_states
+from kdcache.encoder.forward import pooled_states
 from kdcache.encoder.last_layer import finish_only_cls
 from kdcache.errors import ModelError
 from kdcache.project import Project
@@ -64,7 +64,7 @@ def encoder_states(
         return model(**batch).last_hidden_state[:, 0].double().cpu()
 
     with finish_only_cls(model):
-        return cls_states(read, encoded, batch_size, device).flatten(1).numpy()
+        return pooled_states(read, encoded, batch_size, device).flatten(1).numpy()
 
 
 def variation(states: np.ndarray) -> float:

@@ -95,7 +95,7 @@ def predict(
         if len(students) > 1:
             raise ParamsError("Several students need --input. Give one --student for a split.")
         if students and task is None:
-            from kdcache.students.export import read_about
+            from kdcache.students.about import read_about
 
             task = [read_about(students[0]).task.name]
         chosen = chosen_tasks(project, task)

@@ -1,4 +1,4 @@
-"""Forward passes over all rows, without gradients: logits, features and [CLS] states in row order."""
+"""Forward passes over all rows, without gradients: logits, features and pooled states in row order."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,16 +86,16 @@ def extract(
 
 
 @torch.no_grad()
-def cls_states(
+def pooled_states(
     read: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     encoded: Encoded,
     batch_size: int,
     device: torch.device,
 ) -> torch.Tensor:
-    """Compute the [CLS] state of every sequence.
+    """Compute the pooled state of every sequence.
 
     Args:
-        read: batch of shape (batch · choices, tokens) → [CLS] states of shape (batch · choices, dim).
+        read: batch of shape (batch · choices, tokens) → pooled states of shape (batch · choices, dim).
         encoded: the rows.
         batch_size: rows per forward pass.
         device: where ``read`` computes.

@@ -6,6 +6,7 @@ q · (W h) = (Wᵀ q) · h, and a weighted sum of values W h is W times the weig
 This saves nearly all matrix products of the layer.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import MethodType
 from typing import Any
@@ -27,18 +28,33 @@ def finish_only_cls(model: nn.Module) -> ExitStack:
             BERT's layers is left as it is, and one that reads the mean of all states.
 
     Returns:
-        A context. Its end, or ``close()``, undoes the change; without either, the change stays.
+        A context. Its end undoes the change.
+    """
+    return attend_from_cls(last_attention(model))
+
+
+def last_attention(model: nn.Module) -> list[nn.Module]:
+    """Return the parts of the last layer's attention, which ``attend_from_cls`` changes.
+
+    Args:
+        model: as ``finish_only_cls`` has it; one that it leaves as it is has none.
     """
     config: Any = model.config
-    undo = ExitStack()
     if isinstance(model, MeanPooledClassifier) or not has_bert_layers(config):
-        return undo
+        return []
     last = f"encoder.layer.{config.num_hidden_layers - 1}.attention"
-    for name, module in model.named_modules():
-        if name.endswith(f"{last}.self"):
+    ends = (f"{last}.self", f"{last}.output")
+    return [module for name, module in model.named_modules() if name.endswith(ends)]
+
+
+def attend_from_cls(attention: Sequence[nn.Module]) -> ExitStack:
+    """Do what ``finish_only_cls`` does, to a ``last_attention`` already found: the search takes time."""
+    undo = ExitStack()
+    for module in attention:
+        if hasattr(module, "query"):
             module.forward = MethodType(_attend_from_cls, module)
             undo.callback(module.__dict__.pop, "forward", None)
-        elif name.endswith(f"{last}.output"):  # it adds the layer's input
+        else:  # it adds the layer's input
             undo.callback(module.register_forward_pre_hook(_keep_cls).remove)
     return undo
 

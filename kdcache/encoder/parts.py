@@ -1,5 +1,6 @@
 """The parts of a classifier: its encoder, the modules above it, and the Linear that makes the logits."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -32,8 +33,13 @@ def take_apart(model: Classifier) -> tuple[PreTrainedModel, list[nn.Module]]:
 
 def head_names(model: Classifier) -> list[str]:
     """Return the names, within the classifier, of the modules with weights above its encoder, in order."""
-    after = [module for module in take_apart(model)[1] if list(module.parameters())]
+    after = with_weights(take_apart(model)[1])
     return [name for module in after for name, other in model.named_modules() if other is module]
+
+
+def with_weights(chain: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return the modules that have weights, without activations."""
+    return [module for module in chain if list(module.parameters())]
 
 
 def encoder_layers(encoder: nn.Module) -> nn.ModuleList:

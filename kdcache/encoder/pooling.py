@@ -55,6 +55,25 @@ def read_pooling(folder: Path) -> Pooling:
     )
 
 
+def check_pooling(pooling: Pooling, tokenizer: Any, where: str) -> None:
+    """Refuse to read [CLS] where there is none.
+
+    Args:
+        pooling: as resolved.
+        tokenizer: of the encoder.
+        where: the parameter, for the message.
+
+    Raises:
+        ModelError: the tokenizer puts no [CLS] first.
+    """
+    ids = tokenizer("a")["input_ids"]
+    if pooling == "cls" and (tokenizer.cls_token_id is None or ids[:1] != [tokenizer.cls_token_id]):
+        raise ModelError(
+            f"{where}: with cls, the tokenizer must put {tokenizer.cls_token or 'a [CLS]'} first, got "
+            f"{tokenizer.convert_ids_to_tokens(ids)}. Set it to mean."
+        )
+
+
 def write_pooling(folder: Path, pooling: Pooling, dim: int) -> None:
     """Write into a model folder how it is to be read, as sentence-transformers does.
 
@@ -76,7 +95,7 @@ def write_pooling(folder: Path, pooling: Pooling, dim: int) -> None:
 
 
 def pool(states: torch.Tensor, own: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """Pool the states of a batch, in float32 whatever their precision.
+    """Pool the states of a batch, in float32 even where they are bfloat16.
 
     Args:
         states: of shape (batch, tokens, dim).
@@ -91,7 +110,8 @@ def pool(states: torch.Tensor, own: torch.Tensor, pooling: Pooling) -> torch.Ten
     >>> pool(states, torch.tensor([[1, 1, 0]]), "mean").tolist()
     [[2.0]]
     """
+    dtype = torch.promote_types(states.dtype, torch.float32)
     if pooling == "cls":
-        return states[:, 0].float()
-    weights = own[:, :, None].float()
-    return (states.float() * weights).sum(1) / weights.sum(1)
+        return states[:, 0].to(dtype)
+    weights = own[:, :, None].to(dtype)
+    return (states.to(dtype) * weights).sum(1) / weights.sum(1)

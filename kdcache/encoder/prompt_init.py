@@ -1,4 +1,4 @@
-"""Where prompts start: tokens of real text, and the keys and values that an encoder makes of them.
+"""Where prompts start: tokens of real text, and what the layers of an encoder make of them.
 
 PEFT starts prompts from N(0, 1), far from anything the encoder has seen. kdcache starts them from
 the encoder's own states of separator tokens. Encoders attend to separators as a way to do nothing
@@ -6,7 +6,8 @@ the encoder's own states of separator tokens. Encoders attend to separators as a
 without a prompt. docs/log.md has the measurements.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kdcache.encoder.batching import Encoded
+from kdcache.encoder.parts import Classifier, encoder_layers
 from kdcache.errors import ModelError
 
 Start = Literal["separators", "words"]
@@ -53,8 +55,29 @@ def pick_tokens(
 
 
 @torch.no_grad()
+def layer_states(encoder: PreTrainedModel, batch: Mapping[str, torch.Tensor], picked: Picked) -> torch.Tensor:
+    """Compute the states that some tokens of a batch have before every layer.
+
+    Args:
+        encoder: without a head.
+        batch: its inputs.
+        picked: which tokens.
+
+    Returns:
+        Of shape (tokens, layers · dim).
+
+    Raises:
+        ModelError: the encoder has no single stack of layers.
+    """
+    seen: list[torch.Tensor] = []
+    with _before_forward(encoder_layers(encoder), lambda _layer, inputs: seen.append(inputs[0][picked])):
+        encoder(**batch)
+    return torch.cat([states.float() for states in seen], dim=1)
+
+
+@torch.no_grad()
 def keys_and_values(
-    model: PreTrainedModel, batch: Mapping[str, torch.Tensor], picked: Picked, section: str = "distill"
+    model: Classifier, batch: Mapping[str, torch.Tensor], picked: Picked, section: str = "distill"
 ) -> torch.Tensor:
     """Compute the keys and values, at every layer, of some tokens of a batch.
 
@@ -85,10 +108,16 @@ def keys_and_values(
     def keep(attention: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         seen.extend([attention.key(inputs[0]), attention.value(inputs[0])])
 
-    handles = [attention.register_forward_pre_hook(keep) for attention in attentions]
-    try:
+    with _before_forward(attentions, keep):
         model(**batch)
+    return torch.cat([states[picked].float() for states in seen], dim=1)
+
+
+@contextmanager
+def _before_forward(modules: Iterable[nn.Module], look: Callable[..., None]) -> Iterator[None]:
+    handles = [module.register_forward_pre_hook(look) for module in modules]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return torch.cat([states[picked].float() for states in seen], dim=1)

@@ -4,7 +4,7 @@ A prompt-tuned student adds a few vectors and a head to its backbone. So rows fo
 many tasks fit into one batch: each row takes its own student's prompt through the shared layers.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,10 +12,9 @@ import numpy as np
 import torch
 
 from kdcache.data.task import Task
-from kdcache.encoder.architectures import has_bert_layers
 from kdcache.encoder.batching import Encoded, encode, fixed_plan
 from kdcache.errors import DataError, ParamsError, shorten
-from kdcache.students.export import About
+from kdcache.students.about import About
 from kdcache.students.student import Student, forward
 
 BATCH_SIZE = 32  # sequences per forward pass
@@ -199,7 +198,9 @@ def compute_logits(requests: Sequence[Request], batch_size: int = BATCH_SIZE) ->
 
 
 def _passes(students: Sequence[Student], of: np.ndarray) -> Iterator[np.ndarray]:
-    """Groups of sequences that can share forward passes.
+    """Groups of sequences that can share forward passes: of one pooling, with prompts at one place.
+
+    Pooling parts them, since where only [CLS] is read, the last layer is computed for [CLS] only.
 
     Args:
         students: without repeats.
@@ -208,13 +209,9 @@ def _passes(students: Sequence[Student], of: np.ndarray) -> Iterator[np.ndarray]
     Yields:
         Positions of sequences.
     """
-    kinds: list[Hashable]
-    if has_bert_layers(students[0].backbone.config):
-        places = [None if s.prompt is None else s.prompt.place for s in students]
-        some = next(filter(None, places), None)
-        kinds = [place or some for place in places]
-    else:  # only input prompts; the padding of a shorter one would count as distance
-        kinds = [0 if s.prompt is None else len(s.prompt()) for s in students]
+    places = [(s.backbone.pooling, s.prompt and s.prompt.place) for s in students]
+    some = {pooling: place for pooling, place in places if place}
+    kinds = [(pooling, place or some.get(pooling)) for pooling, place in places]
     for kind in dict.fromkeys(kinds):
         yield np.flatnonzero(np.array([other == kind for other in kinds])[of])
 

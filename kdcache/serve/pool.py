@@ -21,7 +21,8 @@ from kdcache.serve.mixed_batches import (
     compute_logits,
     predict_requests,
 )
-from kdcache.students.export import find_backbone, load_folder, read_about
+from kdcache.students.about import find_backbone, read_about
+from kdcache.students.export import load_folder
 from kdcache.students.methods import METHODS
 from kdcache.students.prompted_backbone import Backbone
 
@@ -48,9 +49,8 @@ class StudentPool:
     """Students of many tasks over one frozen backbone, which label mixed batches.
 
     A row names its student by folder, or by task if the pool has one student of that task.
-    Rows whose prompts enter the backbone at the same place share forward passes; heads without
-    prompts share with any. Over a backbone that counts padding as distance (DeBERTa, ModernBERT),
-    only prompts of equal length share.
+    Rows whose students read the backbone in the same way, by [CLS] or by the mean, and whose prompts
+    enter it at the same place share forward passes; heads without prompts share with any.
 
     Args:
         folders: the students' folders.

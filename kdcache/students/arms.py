@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from kdcache.encoder.forward import Dtype
+from kdcache.encoder.pooling import PoolingChoice
 from kdcache.encoder.prompt_init import STARTS
 from kdcache.errors import ParamsError, nearest
 from kdcache.losses.terms import Ramp, Term, check_terms, describe
@@ -61,7 +62,7 @@ class DistillParams:
 
     Args:
         method: of arms that name none: ``head`` (the control: a linear probe), ``prefix``,
-            ``prompt``, ``p_tuning``, or the references ``lora`` and ``full``.
+            ``deep_prompt``, ``prompt``, ``p_tuning``, or the references ``lora`` and ``full``.
         num_virtual_tokens: length of the prompt, in tokens.
         init: where prompts start: the backbone's own states of ``separators`` or of ``words`` of
             real text, or ``student:FOLDER``, another student's prompt.
@@ -87,6 +88,8 @@ class DistillParams:
         expect: fields of the teacher's identity that a shared cache must have.
         log_with: experiment trackers by accelerate's names (tensorboard, wandb, mlflow, dvclive,
             …); each gets one run per student.
+        pooling: what heads read of the tokens' states: ``cls``, ``mean``, or ``auto``, which takes
+            what the backbone's folder says.
     """
 
     method: Method
@@ -109,6 +112,7 @@ class DistillParams:
     select: Literal["last", "tune"]
     expect: dict[str, str | int]
     log_with: tuple[str, ...]
+    pooling: PoolingChoice = "auto"
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):

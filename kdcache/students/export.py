@@ -1,14 +1,16 @@
-"""Writing students to folders and reading them back: PEFT adapters, or a plain transformers model."""
+"""Writing students to folders and reading them back, in the formats of PEFT and transformers."""
 
 import json
 import os
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import (
+    AutoPeftModelForFeatureExtraction,
     AutoPeftModelForSequenceClassification,
     LoraConfig,
     PeftModel,
@@ -18,55 +20,38 @@ from peft import (
     get_peft_model,
 )
 from peft.utils.constants import DUMMY_TARGET_MODULES
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification
 
-from kdcache.data.task import Task
 from kdcache.digests import file_digest
-from kdcache.encoder.adapters import WEIGHTS, quiet_peft, save_adapter
+from kdcache.encoder.adapters import WEIGHTS, adapter_of, quiet_peft, save_adapter
 from kdcache.encoder.batching import Encoded
 from kdcache.encoder.load import WEIGHTS as BACKBONE_WEIGHTS
 from kdcache.encoder.load import load_classifier
-from kdcache.encoder.parts import head_names, take_apart
+from kdcache.encoder.mean_pooled import HEAD, load_head, save_head
+from kdcache.encoder.parts import head_names, last_linear, take_apart, with_weights
+from kdcache.encoder.pooling import pool, write_pooling
 from kdcache.errors import ModelError
-from kdcache.params import build
+from kdcache.students.about import ABOUT, About, find_backbone, read_about
+from kdcache.students.card import head_options, model_card
 from kdcache.students.methods import METHODS
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.prompts import Prompt
 from kdcache.students.student import Head, Student, predict
 
-ABOUT = "student.json"
+PROMPT = "prompt.safetensors"  # of a prompt that PEFT does not know
 RELOAD_ROWS = 8
-RELOAD_TOLERANCE = 1e-5
-
-
-@dataclass(frozen=True)
-class About:
-    """What ``student.json`` says, so that a folder serves text without the project that made it.
-
-    Args:
-        method: a key of ``METHODS``.
-        backbone: its folder, relative to the project's root.
-        backbone_sha256: of its weights: prompts fit no others.
-        num_virtual_tokens: length of the prompt, in tokens; 0 without.
-        max_length: of the inputs, in tokens.
-        task: labels, template, truncation.
-    """
-
-    method: str
-    backbone: str
-    backbone_sha256: str
-    num_virtual_tokens: int
-    max_length: int
-    task: Task
+# By the precision that the student was scored in: how far apart two ways to compute the same logits may
+# be, as a share of their size. docs/log.md has the measurements.
+RELOAD_TOLERANCE = {"float32": 1e-5, "tf32": 1e-2, "bfloat16": 1e-1}
 
 
 def save_student(
     student: Student, folder: Path, backbone: Path, about: Mapping[str, Any], card: Mapping[str, str],
     probe: Encoded,
-) -> None:  # fmt: skip
-    """Write weights (safetensors), canonical configs and a model card; then reload and compare.
+) -> float | None:  # fmt: skip
+    """Write weights (safetensors), canonical configs and a model card; reload the weights and compare.
 
     Args:
         student: trained.
@@ -75,28 +60,34 @@ def save_student(
             be loaded from the project's root on any machine.
         about: ``max_length`` and ``task`` of ``About``.
         card: facts for the model card, in order.
-        probe: rows on which the reloaded student must give the same logits.
+        probe: rows on which the reloaded student should give the same logits.
 
-    Raises:
-        ModelError: the folder does not give the student's logits.
+    Returns:
+        None where it does. Else how far it is off, as a share of the logits' size, which the card
+        and a line on stderr say too: the student is trained, so it is kept.
     """
     base = Path(os.path.relpath(backbone)).as_posix()
     tokens = 0 if student.prompt is None else len(student.prompt())
-    num_outputs = about["task"].num_outputs
-    whole = student.model or _as_peft(student, backbone, num_outputs)
-    device = student.backbone.device
-    whole.to("cpu")
-    if isinstance(whole, PeftModel):
-        save_adapter(whole, folder, base)
-    else:
-        whole.save_pretrained(str(folder))  # type: ignore[operator]
-    whole.to(device)
+    task, pooling = about["task"], student.backbone.pooling
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_weights(student, folder, backbone, base, task.num_outputs)
     digest = file_digest(backbone / BACKBONE_WEIGHTS)
-    known = About(student.method, base, digest, tokens, about["max_length"], about["task"])
+    known = About(student.method, base, digest, tokens, about["max_length"], task, pooling)
     text = json.dumps(asdict(known), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / ABOUT).write_text(text + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_model_card(known, card), encoding="utf-8")
-    _check_reload(student, folder, num_outputs, probe.take(range(min(RELOAD_ROWS, len(probe)))))
+    loader = METHODS[student.method].loader(pooling)
+    gap = _reload_gap(student, folder, known, probe.take(range(min(RELOAD_ROWS, len(probe)))))
+    tolerance = RELOAD_TOLERANCE[student.backbone.precision]
+    facts = {**card, "pooling": pooling}
+    if not gap <= tolerance:
+        facts["reload_gap"] = f"{gap:.2g} of the logits' size, between training and {loader}"
+        print(
+            f"{folder.name}: {loader} must give the student's logits within {tolerance:g} of their size, got "
+            f"a difference of {gap:.2g}. The student is kept; score it as you will use it.",
+            file=sys.stderr,
+        )
+    (folder / "README.md").write_text(model_card(known, facts), encoding="utf-8")
+    return None if gap <= tolerance else gap
 
 
 def load_folder(folder: Path, backbone: Backbone | None = None) -> tuple[Student, About]:
@@ -110,138 +101,139 @@ def load_folder(folder: Path, backbone: Backbone | None = None) -> tuple[Student
         ModelError: no student there, or its backbone is missing or another.
     """
     about = read_about(folder)
-    outputs = about.task.num_outputs
+    outputs, facts = about.task.num_outputs, METHODS[about.method]
     if about.method == "full":
-        model: Any = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=torch.float32)
-        return _reference(about.method, model, model, outputs), about
+        return _load_reference(folder, folder, about), about
     base = find_backbone(folder, about)
     if (found := file_digest(base / BACKBONE_WEIGHTS)) != about.backbone_sha256:
         raise ModelError(
             f"{folder}: the sha256 of {base / BACKBONE_WEIGHTS} must be {about.backbone_sha256}, "
             f"got {found}. The backbone was made again since: train the student again."
         )
-    plain = load_classifier(base, outputs, seed=0)
+    if facts.own_weights:
+        return _load_reference(folder, base, about), about
+    shared = backbone.read_by(about.pooling) if backbone else Backbone.load(base, about.pooling)
+    chain: list[nn.Module]
+    if about.pooling == "mean":
+        linear = nn.Linear(shared.config.hidden_size, outputs)
+        load_head(linear, folder)
+        chain = [linear]
+    else:
+        plain = load_classifier(base, outputs, seed=0)
+        chain = take_apart(plain)[1]
+        weights = load_file(folder / (HEAD if facts.place == "states" else WEIGHTS))
+        for name, module in zip(head_names(plain), with_weights(chain), strict=True):
+            own = {f".{key}".partition(f".{name}.")[2]: key for key in weights if f".{name}." in f".{key}"}
+            module.load_state_dict({key: weights[whole] for key, whole in own.items()})
+    prompt = None
+    if facts.place:
+        file = PROMPT if facts.place == "states" else WEIGHTS
+        prompt = Prompt(facts.place, load_file(folder / file)["prompt_embeddings"])
+    return Student(about.method, shared, prompt, Head(chain, outputs)).to(shared.device), about
+
+
+def _load_reference(folder: Path, base: Path, about: About) -> Student:
+    """Load a student with weights of its own, whose encoder lies in ``base``."""
+    outputs, mean = about.task.num_outputs, about.pooling == "mean"
+    plain: Any = load_classifier(base, outputs, 0, about.pooling)
+    encoder, whole = take_apart(plain)[0], plain
     if about.method == "lora":
-        whole = PeftModel.from_pretrained(plain, str(folder)).eval()
-        return _reference(about.method, whole, plain, outputs), about
-    weights = load_file(folder / WEIGHTS)
-    names = head_names(plain)
-    head = Head(take_apart(plain)[1], outputs)
-    for name, module in zip(names, head.chain, strict=True):
-        own = {k.partition(f".{name}.")[2]: v for k, v in weights.items() if f".{name}." in k}
-        module.load_state_dict(own)
-    place = METHODS[about.method].place
-    prompt = Prompt(place, weights["prompt_embeddings"]) if place else None
-    shared = backbone or Backbone.load(base)
-    return Student(about.method, shared, prompt, head).to(shared.device), about
+        adapted = PeftModel.from_pretrained(plain.encoder if mean else plain, str(folder))
+        if mean:
+            plain.encoder = adapted
+        else:
+            whole = adapted
+    if mean:
+        load_head(plain.classifier, folder)
+    return Student(
+        about.method,
+        Backbone(encoder, about.pooling),
+        None,
+        Head(take_apart(plain)[1], outputs),
+        whole.eval(),
+    )
 
 
-def find_backbone(folder: Path, about: About) -> Path:
-    """The backbone's folder.
-
-    Raises:
-        ModelError: it is not where the student says.
-    """
-    base = Path(about.backbone)
-    if not (base / "config.json").is_file():
-        raise ModelError(
-            f"{folder}: its backbone must be at {base}, relative to the current folder, got nothing "
-            "there. Change to the project's root, or run: kdcache shrink"
-        )
-    return base
-
-
-def read_about(folder: Path) -> About:
-    """Read ``student.json``.
-
-    Raises:
-        ModelError: it is not there, or not what kdcache writes.
-    """
-    path = folder / ABOUT
-    if not path.is_file():
-        raise ModelError(f"{path}: a student's folder must hold it, got nothing there. Run: kdcache distill")
-    return build(About, json.loads(path.read_text(encoding="utf-8")), str(path))
-
-
-def _reference(method: str, whole: nn.Module, plain: PreTrainedModel, outputs: int) -> Student:
-    encoder, chain = take_apart(plain)
-    return Student(method, Backbone(encoder), None, Head(chain, outputs), whole)
+def _write_weights(student: Student, folder: Path, backbone: Path, base: str, num_outputs: int) -> None:
+    mean, device = student.backbone.pooling == "mean", student.backbone.device
+    student.to("cpu")
+    whole: Any = student.model
+    if student.prompt is not None and student.prompt.place == "states":
+        save_file({"prompt_embeddings": student.prompt().detach().cpu().contiguous()}, folder / PROMPT)
+        if not mean:
+            names = head_names(load_classifier(backbone, num_outputs, seed=0))
+            parts = zip(names, with_weights(student.head.chain), strict=True)
+            weights = {f"{n}.{key}": value for n, part in parts for key, value in part.state_dict().items()}
+            save_file(weights, folder / HEAD)
+    elif student.method == "full":
+        (whole.encoder if mean else whole).save_pretrained(str(folder))
+    elif whole is not None:
+        save_adapter(adapter_of(whole), folder, base)  # type: ignore[arg-type]
+    elif student.prompt is not None or not mean:
+        save_adapter(_as_peft(student, backbone, num_outputs), folder, base)
+    if mean:
+        linear = last_linear(student.head, num_outputs)
+        save_head(linear, folder)
+        if student.method == "full":
+            write_pooling(folder, "mean", linear.in_features)
+    student.to(device)
 
 
 def _as_peft(student: Student, backbone: Path, num_outputs: int) -> PeftModel:
-    """The student as PEFT's own model, its trained values put in."""
-    model = load_classifier(backbone, num_outputs, seed=0)
-    also = [name.rpartition(".")[2] for name in head_names(model)]
+    """The student as PEFT's own model, its trained values put in; of a mean-pooled one, the encoder."""
+    mean, prompt = student.backbone.pooling == "mean", student.prompt
+    model: Any = load_classifier(backbone, num_outputs, 0, student.backbone.pooling)
+    also = None if mean else [name.rpartition(".")[2] for name in head_names(model)]
+    common: Any = {
+        "task_type": TaskType.FEATURE_EXTRACTION if mean else TaskType.SEQ_CLS, "modules_to_save": also
+    }  # fmt: skip
     config: Any
-    if student.prompt is None:  # a LoRA without targets saves the trained modules and nothing else
-        config = LoraConfig(
-            task_type=TaskType.SEQ_CLS, target_modules=DUMMY_TARGET_MODULES, modules_to_save=also
-        )
+    if prompt is None:  # a LoRA without targets saves the trained modules and nothing else
+        config = LoraConfig(target_modules=DUMMY_TARGET_MODULES, **common)
+    elif prompt.place == "deep":
+        config = PrefixTuningConfig(num_virtual_tokens=len(prompt()), **common)
     else:
-        prompt, deep = student.prompt(), student.prompt.place == "deep"
-        kind = PrefixTuningConfig if deep else PromptTuningConfig
-        config = kind(task_type=TaskType.SEQ_CLS, num_virtual_tokens=len(prompt), modules_to_save=also)
-        if not deep:
-            config.token_dim = prompt.shape[1]  # ELECTRA's embeddings have a dim of their own
+        config = PromptTuningConfig(
+            num_virtual_tokens=len(prompt()), num_layers=model.config.num_hidden_layers,
+            num_attention_heads=model.config.num_attention_heads,
+            token_dim=prompt().shape[1], **common,  # ELECTRA's embeddings have a dim of their own
+        )  # fmt: skip
     with quiet_peft():
-        whole = get_peft_model(model, config)
-    for wrapper, own in zip(take_apart(model)[1], student.head.chain, strict=True):
-        wrapper.modules_to_save["default"].load_state_dict(own.state_dict())  # type: ignore[union-attr,index]
-    if student.prompt is not None:
-        whole.prompt_encoder["default"].embedding.weight.data = student.prompt().detach().cpu()
+        whole = get_peft_model(model.encoder if mean else model, config)
+    if not mean:
+        wrappers = with_weights(take_apart(model)[1])
+        for wrapper, own in zip(wrappers, with_weights(student.head.chain), strict=True):
+            wrapper.modules_to_save["default"].load_state_dict(own.state_dict())  # type: ignore[union-attr,index]
+    if prompt is not None:
+        whole.prompt_encoder["default"].embedding.weight.data = prompt().detach().cpu()
     config.base_model_name_or_path = str(backbone)
     return whole
 
 
 @torch.no_grad()
-def _check_reload(student: Student, folder: Path, num_outputs: int, probe: Encoded) -> None:
+def _reload_gap(student: Student, folder: Path, about: About, probe: Encoded) -> float:
+    """The largest difference of logits, as a share of their size."""
     wanted = torch.from_numpy(predict(student, probe, RELOAD_ROWS)[0])
-    loader = METHODS[student.method].loader
-    if loader is None:
-        reader, found = "kdcache", torch.from_numpy(predict(load_folder(folder)[0], probe, RELOAD_ROWS)[0])
+    loader = METHODS[about.method].loader(about.pooling)
+    if loader == "kdcache":
+        found = torch.from_numpy(predict(load_folder(folder)[0], probe, RELOAD_ROWS)[0])
     else:
-        reader = f"plain {loader}"
-        auto: Any = (
-            AutoModelForSequenceClassification if loader == "transformers"
-            else AutoPeftModelForSequenceClassification
-        )  # fmt: skip
+        found = probe.by_row(_plain_logits(folder, about, loader, probe.batch(range(len(probe)))))
+    return ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1)).item()
+
+
+def _plain_logits(folder: Path, about: About, loader: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits as the model card's code computes them, by peft or transformers."""
+    auto: Any
+    if about.pooling == "cls":
+        auto = AutoPeftModelForSequenceClassification
+        if loader == "transformers":
+            auto = AutoModelForSequenceClassification
         with quiet_peft():
-            reloaded = auto.from_pretrained(str(folder), num_labels=num_outputs)
-        found = probe.by_row(reloaded.eval()(**probe.batch(range(len(probe)))).logits)
-    gap = ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1)).item()
-    if not gap <= RELOAD_TOLERANCE:
-        raise ModelError(
-            f"{folder}: {reader} must give the student's logits within {RELOAD_TOLERANCE:g} of "
-            f"their size, got a difference of {gap:g}. Train this student with another method."
-        )
-
-
-def _model_card(about: About, card: Mapping[str, str]) -> str:
-    loader = METHODS[about.method].loader
-    library = "transformers" if loader == "transformers" else "peft"
-    header = [
-        "---", f"base_model: {about.backbone}", f"library_name: {library}",
-        "pipeline_tag: text-classification", "---",
-    ]  # fmt: skip
-    if loader is None:
-        note = (
-            "Plain peft puts these virtual tokens before [CLS] and lets the head read one of them. kdcache "
-            "puts them behind [CLS], so load this folder by kdcache, from the project's root:"
-        )
-        code = ["import kdcache", 'student = kdcache.load_student("PATH")']
-    else:
-        name = "AutoModel" if loader == "transformers" else "AutoPeftModel"
-        note = "Load it from the project's root (PATH is this folder):"
-        code = [
-            f"from {library} import {name}ForSequenceClassification",
-            f'model = {name}ForSequenceClassification.from_pretrained("PATH", '
-            f"num_labels={about.task.num_outputs})",
-        ]
-    what = "fine-tuned" if loader == "transformers" else "trained"
-    lines = [
-        *header, "", f"# {card['task']}: {card['arm']}, seed {card['seed']}", "",
-        f"A student {what} by kdcache over the backbone `{about.backbone}`, method {about.method}.", "",
-        "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in card.items()), "",
-        note, "", "```python", *code, "```",
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
+            return auto.from_pretrained(str(folder), **head_options(about)).eval()(**batch).logits
+    auto = AutoModel if loader == "transformers" else AutoPeftModelForFeatureExtraction
+    source = about.backbone if about.method == "head" else str(folder)
+    own = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    states = auto.from_pretrained(source).eval()(**own).last_hidden_state[:, -own["input_ids"].shape[1] :]
+    head = load_file(folder / HEAD)
+    return pool(states, own["attention_mask"], "mean") @ head["weight"].T + head["bias"]

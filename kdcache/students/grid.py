@@ -14,14 +14,15 @@ from tqdm import tqdm
 from kdcache.data.task import read_task
 from kdcache.digests import file_digest, value_digest
 from kdcache.encoder.batching import num_batches
-from kdcache.encoder.load import WEIGHTS, setup
+from kdcache.encoder.load import WEIGHTS, load_tokenizer, setup
+from kdcache.encoder.pooling import check_pooling, resolve_pooling
 from kdcache.errors import ModelError, ParamsError
 from kdcache.losses import Objective, check_terms
 from kdcache.project import Project, require, require_task, require_tune
 from kdcache.students.arms import STUDENT, ArmSpec, DistillParams, resolve_arm
 from kdcache.students.export import load_folder
 from kdcache.students.loop import restore_runs, students_that_fit, train_students
-from kdcache.students.methods import METHODS
+from kdcache.students.methods import METHODS, method_on
 from kdcache.students.probes import Probes
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.results import RESULT, write_student
@@ -64,7 +65,10 @@ class Grid:
             ):  # fmt: skip
                 print(warning, file=sys.stderr)
         device = setup(project.threads)
-        self.backbone = Backbone.load(self.folder, self.params.dtype, self.params.dropout).to(device)
+        pooling = resolve_pooling(self.params.pooling, self.folder)
+        check_pooling(pooling, load_tokenizer(self.folder), "distill.pooling")
+        self.backbone = Backbone.load(self.folder, pooling, self.params.dtype, self.params.dropout).to(device)
+        self._fit_methods()
         splits, self.manifest = load_rows(
             project, self.task, self.backbone, self.params.max_length, self.params.expect
         )
@@ -73,9 +77,20 @@ class Grid:
         if self.params.select == "tune":
             require_tune(splits, "distill.select", task_name)
         self.scratch = project.scratch(
-            __name__, task_name, asdict(replace(self.params, log_with=())), project.threads,
+            __name__, task_name, asdict(replace(self.params, log_with=(), pooling=pooling)), project.threads,
             project.paths.backbone, file_digest(self.folder / WEIGHTS), self.manifest.digest,
         )  # fmt: skip
+
+    def _fit_methods(self) -> None:
+        """Replace a method that the backbone cannot carry, and say so."""
+        for name, spec in self.specs.items():
+            method = method_on(spec.method, self.backbone.config)
+            if method != spec.method:
+                self.specs[name] = replace(spec, method=method)
+                print(
+                    f"distill.arms.{name}: {self.backbone.config.model_type} takes no keys and values from "
+                    f"outside, so {spec.method} becomes {method}.", file=sys.stderr,
+                )  # fmt: skip
 
     def use(self, splits: Mapping[str, StudentRows]) -> None:
         """Train and score on these splits from now on."""
@@ -203,7 +218,7 @@ class Grid:
         spec, task = run.spec, self.task.name
         settings = {
             "task": task, "arm": spec.name, "seed": run.seed, **spec.as_settings(),
-            "dtype": self.params.dtype, "dropout": self.params.dropout,
+            "pooling": self.backbone.pooling, "dtype": self.params.dtype, "dropout": self.params.dropout,
         }  # fmt: skip
         folder = Path(self.project.paths.runs) / "trackers"
         track(self.params.log_with, folder, f"{task}/{spec.name}-{run.seed}", settings, run.history)

@@ -1,11 +1,13 @@
 """The methods: what each trains beside the head, where its prompt enters, and what else loads its folder."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from kdcache.encoder.architectures import Place
+from kdcache.encoder.architectures import ARCHITECTURES, Place
+from kdcache.encoder.pooling import Pooling
 
-Method = Literal["head", "prefix", "prompt", "p_tuning", "lora", "full"]
+Method = Literal["head", "prefix", "deep_prompt", "prompt", "p_tuning", "lora", "full"]
+Library = Literal["peft", "transformers", "kdcache"]
 
 
 @dataclass(frozen=True)
@@ -13,24 +15,43 @@ class MethodFacts:
     """What differs between methods.
 
     Args:
+        cls: the library that loads the folder of a student that reads [CLS], to the same logits.
+        mean: the same of one that reads the mean.
         place: where the prompt enters the backbone; None without a prompt.
         own_weights: whether it trains weights of a backbone of its own. Such students are
             references, trained one at a time; all others share a frozen backbone.
-        loader: the library that loads a student's folder to the same logits without kdcache;
-            None where there is none.
     """
 
+    cls: Library
+    mean: Library
     place: Place | None = None
     own_weights: bool = False
-    loader: Literal["peft", "transformers"] | None = "peft"
+
+    def loader(self, pooling: Pooling) -> Library:
+        """The library that loads a student's folder; ``kdcache`` where nothing else does."""
+        return self.cls if pooling == "cls" else self.mean
 
 
-# PEFT's own forward puts input prompts before [CLS], so that its head would read a virtual token.
+# PEFT's own forward puts input prompts before [CLS], so that a head on the first state would read a
+# virtual token; and it has no prompts that are states.
 METHODS: dict[str, MethodFacts] = {
-    "head": MethodFacts(),
-    "prefix": MethodFacts(place="deep"),
-    "prompt": MethodFacts(place="input", loader=None),
-    "p_tuning": MethodFacts(place="input", loader=None),
-    "lora": MethodFacts(own_weights=True),
-    "full": MethodFacts(own_weights=True, loader="transformers"),
+    "head": MethodFacts("peft", "transformers"),
+    "prefix": MethodFacts("peft", "peft", place="deep"),
+    "deep_prompt": MethodFacts("kdcache", "kdcache", place="states"),
+    "prompt": MethodFacts("kdcache", "peft", place="input"),
+    "p_tuning": MethodFacts("kdcache", "peft", place="input"),
+    "lora": MethodFacts("peft", "peft", own_weights=True),
+    "full": MethodFacts("transformers", "transformers", own_weights=True),
 }
+
+
+def method_on(method: Method, config: Any) -> Method:
+    """Return the method that an encoder can carry: without keys and values, ``prefix`` is ``deep_prompt``.
+
+    Args:
+        method: as asked for.
+        config: the encoder's.
+    """
+    place = METHODS[method].place
+    takes = place is None or place in ARCHITECTURES[config.model_type].places
+    return method if takes else "deep_prompt"

@@ -1,15 +1,19 @@
 """The encoder that students share, and how each row's prompt enters it.
 
-Prompts enter in one of two places. *Deep* ones (prefix tuning) are keys and values that every
-layer's attention sees before the text's own. *Input* ones (prompt tuning, p-tuning) are
-embeddings between [CLS] and the text. Either way the first state is the true [CLS], which is
-what heads read. PEFT's own forward puts input prompts before [CLS], so that heads read a prompt.
+Prompts enter in one of three places. *Deep* ones (prefix tuning) are keys and values that every
+layer's attention sees before the text's own. *States* (deep prompts) are hidden states that virtual
+tokens have before every layer. *Input* ones (prompt tuning, p-tuning) are embeddings.
+
+Virtual tokens of the latter two stand behind [CLS] where heads read [CLS], so that its position is
+its own. Where heads read the mean, they stand before the text, where PEFT puts them, and are no
+part of the mean.
 
 Each row of a batch may carry another student's prompt, of another length. This is how K students
 train in one pass, and how many tasks are served in one batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +25,11 @@ from transformers import DynamicCache, PreTrainedModel
 
 from kdcache.encoder.architectures import ARCHITECTURES, Place, check_positions, first_position
 from kdcache.encoder.batching import Encoded, Padded
-from kdcache.encoder.forward import Dtype, cls_states
-from kdcache.encoder.last_layer import finish_only_cls
-from kdcache.encoder.load import load_classifier
-from kdcache.encoder.parts import take_apart
+from kdcache.encoder.forward import Dtype, pooled_states
+from kdcache.encoder.last_layer import attend_from_cls, last_attention
+from kdcache.encoder.load import load_encoder
+from kdcache.encoder.parts import encoder_layers
+from kdcache.encoder.pooling import Pooling, pool
 from kdcache.errors import ModelError
 
 STATES_BATCH_SIZE = 128
@@ -37,13 +42,16 @@ class RowPrompts:
     Args:
         place: where they enter.
         values: of shape (batch, virtual_tokens, width); width is layers · 2 · dim for deep ones
-            (per layer key, then value, as PEFT has it), the embeddings' dim for input ones.
+            (per layer key, then value, as PEFT has it), layers · dim for states, the embeddings'
+            dim for input ones.
         mask: int64 of shape (batch, virtual_tokens), 0 where a shorter prompt is padded.
+        even: whether there is no such padding.
     """
 
     place: Place
     values: torch.Tensor
     mask: torch.Tensor
+    even: bool = False
 
     @classmethod
     def of(cls, place: Place, prompts: Sequence[torch.Tensor | None], counts: Sequence[int]) -> "RowPrompts":
@@ -68,7 +76,7 @@ class RowPrompts:
             torch.arange(longest)[None]
             < torch.tensor(lengths).repeat_interleave(torch.tensor(counts))[:, None]
         )
-        return cls(place, values, mask.long().to(some.device))
+        return cls(place, values, mask.long().to(some.device), even=min(lengths) == longest)
 
 
 class Backbone:
@@ -76,13 +84,21 @@ class Backbone:
 
     Args:
         encoder: from transformers; a pooler in it is not used.
-        dtype: ``bfloat16`` computes under autocast; states come out as float32 all the same.
+        pooling: how its states are read.
+        dtype: ``bfloat16`` computes under autocast; pooled states are float32 all the same.
         dropout: within the encoder while students train; otherwise there is none.
     """
 
-    def __init__(self, encoder: PreTrainedModel, dtype: Dtype = "float32", dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        encoder: PreTrainedModel,
+        pooling: Pooling = "cls",
+        dtype: Dtype = "float32",
+        dropout: float = 0.0,
+    ) -> None:
         self.encoder = encoder.eval()
         self.config: Any = encoder.config
+        self.pooling = pooling
         self.dtype = dtype
         self.dropout = dropout
         for module in encoder.modules():
@@ -93,29 +109,31 @@ class Backbone:
                 f"students: the backbone must be one of {', '.join(ARCHITECTURES)}, got "
                 f"{self.config.model_type}. Choose another model for student_backbone.model."
             )
-        if getattr(self.config, "classifier_pooling", "cls") != "cls":
-            raise ModelError(
-                "students: the backbone's config must have classifier_pooling cls, which heads read, "
-                f"got {self.config.classifier_pooling}. Write it by: kdcache shrink"
-            )
-        finish_only_cls(encoder)
+        self._shortcut = last_attention(encoder) if pooling == "cls" else []
 
     @classmethod
-    def load(cls, folder: Path, dtype: Dtype = "float32", dropout: float = 0.0) -> "Backbone":
+    def load(
+        cls, folder: Path, pooling: Pooling = "cls", dtype: Dtype = "float32", dropout: float = 0.0
+    ) -> "Backbone":
         """Load a plain transformers folder, frozen.
 
         Args:
             folder: the backbone.
+            pooling: see the class.
             dtype: see the class.
             dropout: see the class.
 
         Raises:
-            ModelError: no encoder there, or of an architecture without a readable [CLS].
+            ModelError: no encoder there, or of an unknown architecture.
         """
-        encoder: Any = take_apart(load_classifier(folder, num_labels=2, seed=0))[0]
+        encoder: Any = load_encoder(folder)
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None  # each head has its own
-        return cls(encoder.requires_grad_(False), dtype, dropout)
+        return cls(encoder.requires_grad_(False), pooling, dtype, dropout)
+
+    def read_by(self, pooling: Pooling) -> "Backbone":
+        """Return the same encoder, read in this way."""
+        return self if pooling == self.pooling else Backbone(self.encoder, pooling, self.dtype, self.dropout)
 
     def to(self, device: torch.device) -> "Backbone":
         """Move the encoder, in place."""
@@ -127,6 +145,14 @@ class Backbone:
         """Where the encoder is."""
         return self.encoder.device
 
+    @property
+    def precision(self) -> str:
+        """What matrix products are computed in: ``float32``, ``tf32`` or ``bfloat16``."""
+        if self.dtype == "bfloat16":
+            return "bfloat16"
+        exact = self.device.type != "cuda" or torch.get_float32_matmul_precision() == "highest"
+        return "float32" if exact else "tf32"
+
     def train(self, training: bool) -> None:
         """Turn dropout on or off, if there is any."""
         self.encoder.train(training and self.dropout > 0)
@@ -135,70 +161,135 @@ class Backbone:
         """Refuse prompts that this encoder cannot carry.
 
         Raises:
-            ModelError: the architecture takes no deep prompts, or its positions run out.
+            ModelError: the architecture takes no keys and values, or its positions run out.
         """
         kind = self.config.model_type
         if place and place not in ARCHITECTURES[kind].places:
             able = ", ".join(name for name, facts in ARCHITECTURES.items() if place in facts.places)
             raise ModelError(
                 f"distill.method: the backbone of prefix must be one of {able}, got {kind}, "
-                "which takes no keys and values. Use prompt or p_tuning."
+                "which takes no keys and values. Use deep_prompt."
             )
         check_positions(self.config, max_length, num_virtual_tokens if place else 0, "the backbone")
 
-    def cls_states(
-        self, batch: Mapping[str, torch.Tensor], prompts: RowPrompts | None = None
-    ) -> torch.Tensor:
-        """Return the last layer's state of [CLS], of shape (batch, dim).
+    def inputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Return a batch as the encoder reads it: no segments where heads read the mean."""
+        return {
+            key: value for key, value in batch.items() if self.pooling == "cls" or key != "token_type_ids"
+        }
+
+    def pooled(self, batch: Mapping[str, torch.Tensor], prompts: RowPrompts | None = None) -> torch.Tensor:
+        """Return the pooled states of the last layer, float32 of shape (batch, dim).
 
         Args:
             batch: ``input_ids``, ``attention_mask``, perhaps ``token_type_ids``, of shape
-                (batch, tokens), [CLS] first.
+                (batch, tokens); with ``cls``, [CLS] first.
             prompts: one per row.
         """
-        inputs: dict[str, Any] = dict(batch)
-        if prompts is not None:
-            inputs = (self._with_deep if prompts.place == "deep" else self._with_input)(batch, prompts)
-        half = self.dtype == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            states = self.encoder(**inputs).last_hidden_state[:, 0]
-        return states.float() if half else states
+        inputs, own = self.inputs(batch), batch["attention_mask"]
+        if prompts is None:
+            return self._read(inputs, own)
+        if prompts.place == "deep":
+            return self._read(inputs | self._prefix(own, prompts), own)
+        among = _Insertion(prompts, own, 1 if self.pooling == "cls" else 0)
+        inputs["attention_mask"] = among.put(own, prompts.mask)
+        own = among.put(own, torch.zeros_like(prompts.mask))
+        if "token_type_ids" in inputs:
+            inputs["token_type_ids"] = among.put(inputs["token_type_ids"], torch.zeros_like(prompts.mask))
+        ids = inputs.pop("input_ids")
+        if prompts.place == "input":
+            embeddings = self.encoder.get_input_embeddings()(ids)
+            inputs["inputs_embeds"] = among.put(embeddings, prompts.values.to(embeddings.dtype))
+            return self._read(inputs, own)
+        # Whatever token stands there; padding where there is none, since some count positions by it.
+        inputs["input_ids"] = among.put(ids, ids[:, :1].where(prompts.mask.bool(), self.config.pad_token_id))
+        values = prompts.values.unflatten(2, (self.config.num_hidden_layers, -1)).unbind(2)
+        with _before_each_layer(self._layers, [among.replace(value) for value in values]):
+            return self._read(inputs, own)
 
-    def _with_deep(self, batch: Mapping[str, torch.Tensor], prompts: RowPrompts) -> dict[str, Any]:
+    def _read(self, inputs: Mapping[str, Any], own: torch.Tensor) -> torch.Tensor:
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
+        with half, attend_from_cls(self._shortcut):
+            states = self.encoder(**inputs).last_hidden_state
+        return pool(states, own, self.pooling)
+
+    @cached_property
+    def _layers(self) -> nn.ModuleList:
+        return encoder_layers(self.encoder)
+
+    def _prefix(self, own: torch.Tensor, prompts: RowPrompts) -> dict[str, Any]:
         rows, tokens = prompts.mask.shape
         heads = self.config.num_attention_heads
         per_layer = prompts.values.view(rows, tokens, self.config.num_hidden_layers, 2, heads, -1)
         layers = per_layer.permute(2, 3, 0, 4, 1, 5)  # layer, key or value, row, head, token, dim
         return {
-            **batch,
-            "attention_mask": torch.cat([prompts.mask, batch["attention_mask"]], dim=1),
+            "attention_mask": torch.cat([prompts.mask, own], dim=1),
             "past_key_values": DynamicCache([(layer[0], layer[1]) for layer in layers]),
-            "position_ids": self._positions(batch["attention_mask"], prompts.mask.sum(1)),
+            "position_ids": self._positions(own, prompts.mask.sum(1)),
         }
-
-    def _with_input(self, batch: Mapping[str, torch.Tensor], prompts: RowPrompts) -> dict[str, Any]:
-        embeddings = self.encoder.get_input_embeddings()(batch["input_ids"])
-        mask = _after_cls(batch["attention_mask"], prompts.mask)
-        # Padding of a short prompt goes behind the text, since some architectures ignore the mask
-        # where they count positions.
-        order = mask.argsort(dim=1, descending=True, stable=True)
-        whole = _after_cls(embeddings, prompts.values.to(embeddings.dtype))
-        inputs = {
-            "inputs_embeds": whole.take_along_dim(order[:, :, None], dim=1),
-            "attention_mask": mask.take_along_dim(order, dim=1),
-        }
-        if "token_type_ids" in batch:
-            types = _after_cls(batch["token_type_ids"], torch.zeros_like(prompts.mask))
-            inputs["token_type_ids"] = types.take_along_dim(order, dim=1)
-        return inputs
 
     def _positions(self, mask: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """Position ids of the text behind ``shift`` keys; PEFT shifts them too."""
         return (mask.cumsum(1) - 1).clamp(min=0) + shift[:, None] + first_position(self.config)
 
 
-def _after_cls(whole: torch.Tensor, inserted: torch.Tensor) -> torch.Tensor:
-    return torch.cat([whole[:, :1], inserted, whole[:, 1:]], dim=1)
+class _Insertion:
+    """Where virtual tokens stand among a batch's own; padding of a shorter prompt stands behind the text.
+
+    There, since some architectures ignore the mask where they count positions.
+
+    Args:
+        prompts: one per row.
+        own: the text's mask, of shape (batch, tokens).
+        at: how many tokens of the text come first.
+    """
+
+    def __init__(self, prompts: RowPrompts, own: torch.Tensor, at: int) -> None:
+        self.prompts, self.own, self.at = prompts, own, at
+        self.order: torch.Tensor | None = None
+        if not prompts.even:
+            mask = self._inserted(own, prompts.mask)
+            self.order = mask.argsort(dim=1, descending=True, stable=True)
+
+    def put(self, own: torch.Tensor, virtual: torch.Tensor) -> torch.Tensor:
+        """Put values of virtual tokens, of shape (batch, virtual_tokens, …), among those of the text."""
+        whole = self._inserted(own, virtual)
+        if self.order is None:
+            return whole
+        return whole.take_along_dim(self.order.view(*self.order.shape, *[1] * (whole.ndim - 2)), dim=1)
+
+    def replace(self, values: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return a function that gives virtual tokens these states, of shape (batch, virtual_tokens, dim)."""
+        tokens = values.shape[1]
+        if self.order is None:
+            return lambda states: torch.cat(
+                [states[:, : self.at], values.to(states.dtype), states[:, self.at + tokens :]], dim=1
+            )
+        virtual = self.put(torch.zeros_like(self.own), self.prompts.mask)[:, :, None].bool()
+        # Padded, not gathered, as in ``RowPrompts.of``.
+        padded = nn.functional.pad(values, (0, 0, self.at, self.own.shape[1] - self.at))
+        return lambda states: torch.where(virtual, padded.to(states.dtype), states)
+
+    def _inserted(self, own: torch.Tensor, virtual: torch.Tensor) -> torch.Tensor:
+        return torch.cat([own[:, : self.at], virtual, own[:, self.at :]], dim=1)
+
+
+@contextmanager
+def _before_each_layer(
+    layers: nn.ModuleList, changes: Sequence[Callable[[torch.Tensor], torch.Tensor]]
+) -> Iterator[None]:
+    """Change the states before each layer, in order of the calls: ALBERT calls one module many times."""
+    left = iter(changes)
+
+    def change(_layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (next(left)(inputs[0]), *inputs[1:])
+
+    handles = [layer.register_forward_pre_hook(change) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class FrozenInputs:
@@ -219,6 +310,6 @@ class FrozenInputs:
 
     @cached_property
     def states(self) -> torch.Tensor:
-        """[CLS] states without a prompt, of shape (rows, choices, dim): what linear probes read."""
+        """Pooled states without a prompt, of shape (rows, choices, dim): what linear probes read."""
         backbone = self.backbone
-        return cls_states(backbone.cls_states, self.encoded, STATES_BATCH_SIZE, backbone.device)
+        return pooled_states(backbone.pooled, self.encoded, STATES_BATCH_SIZE, backbone.device)

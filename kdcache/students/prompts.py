@@ -1,6 +1,6 @@
 """Soft prompts: the vectors that are trained in front of a frozen backbone.
 
-``kdcache.encoder.starts`` says where they start.
+``kdcache.encoder.prompt_init`` says where they start.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 
 from kdcache.encoder.architectures import Place
 from kdcache.encoder.batching import Encoded
-from kdcache.encoder.prompt_init import Start, keys_and_values, pick_tokens
+from kdcache.encoder.prompt_init import Start, keys_and_values, layer_states, pick_tokens
 from kdcache.errors import ModelError
 from kdcache.students.prompted_backbone import Backbone
 
@@ -84,7 +84,7 @@ def build_prompt(
     """Build an untrained prompt.
 
     Args:
-        method: ``prefix``, ``prompt`` or ``p_tuning``.
+        method: ``prefix``, ``deep_prompt``, ``prompt`` or ``p_tuning``.
         place: where it enters.
         backbone: the frozen encoder.
         num_virtual_tokens: its length, in tokens.
@@ -94,7 +94,9 @@ def build_prompt(
     """
     batch, picked = pick_tokens(real_text, num_virtual_tokens, seed, start, backbone.device)
     if place == "deep":
-        values = keys_and_values(backbone.encoder, batch, picked)
+        values = keys_and_values(backbone.encoder, backbone.inputs(batch), picked)
+    elif place == "states":
+        values = layer_states(backbone.encoder, backbone.inputs(batch), picked)
     else:
         values = backbone.encoder.get_input_embeddings()(batch["input_ids"][picked])
     torch.manual_seed(seed)

@@ -76,7 +76,8 @@ def write_student(
     about = {"max_length": spec.max_length, "task": task}
     card = _card(run, task, result["validation"], manifest)
     validation = splits["validation"]
-    save_student(student, folder, backbone, about, card, validation.encoded)
+    gap = save_student(student, folder, backbone, about, card, validation.encoded)
+    result |= {} if gap is None else {"reload_gap": gap}
     predictions = _logits_table(validation, logits["validation"])
     pq.write_table(predictions, folder / PREDICTIONS, write_page_checksum=True)
     write_json(result, folder / RESULT)
@@ -132,6 +133,7 @@ def summarise(results: Sequence[Result], task: Task, splits: SplitRows, manifest
             "cached": manifest.metrics.get("validation", {}),
             "diagnostics": {split: all_rows[split] for split in diagnostic_splits(task, splits)},
             "cost": manifest.cost,
+            "probe": manifest.probe or {},
         }
         | ({"members": over_seeds(members)} if members else {}),
         "arm_order": list(dict.fromkeys(result["arm"] for result in finished)),

@@ -22,7 +22,7 @@ LORA_RANK = 8
 
 
 class Head(nn.Module):
-    """The modules from [CLS] state to logits: the pooler, where there is one, and the classifier.
+    """The modules from pooled state to logits: the pooler, where there is one, and the classifier.
 
     Args:
         chain: modules in order; the first reads states of shape (batch, tokens, dim) or (batch, dim).
@@ -42,7 +42,7 @@ class Head(nn.Module):
         """Return (logits, features) of shape (batch, num_outputs) and (batch, dim).
 
         Args:
-            states: of [CLS], of shape (batch, dim).
+            states: pooled, of shape (batch, dim).
         """
         hidden = states[:, None]
         for module in self.chain:
@@ -59,7 +59,7 @@ class Student(nn.Module):
         backbone: the shared frozen one, or a reference's own.
         prompt: None for methods without.
         head: its own.
-        model: of a reference: the classifier that backbone and head are parts of.
+        model: of a reference: the classifier that backbone and head are parts of, perhaps in PEFT.
     """
 
     def __init__(
@@ -115,11 +115,12 @@ def build_student(
     """
     facts = METHODS[spec.method]
     backbone.check(facts.place, spec.num_virtual_tokens, spec.max_length)
-    model = load_classifier(folder, num_outputs, seed)
+    model = load_classifier(folder, num_outputs, seed, backbone.pooling)
     if facts.own_weights:
+        encoder = take_apart(model)[0]  # before PEFT wraps it; its layers change in place
         whole = add_lora(model, LORA_RANK, 2 * LORA_RANK) if spec.method == "lora" else model
-        encoder, chain = take_apart(model)
-        own = Backbone(encoder, backbone.dtype, backbone.dropout).to(backbone.device)
+        chain = take_apart(model)[1]  # after, as PEFT puts copies of a head's modules there
+        own = Backbone(encoder, backbone.pooling, backbone.dtype, backbone.dropout).to(backbone.device)
         return Student(spec.method, own, None, Head(chain, num_outputs), whole).to(backbone.device)
     prompt = None
     if facts.place:
@@ -136,8 +137,8 @@ def forward(
     """Run a batch whose consecutive groups of rows belong to students of one backbone.
 
     Args:
-        students: with prompts at one place, or without any.
-        batch: padded together, see ``Backbone.cls_states``.
+        students: of one pooling, with prompts at one place, or without any.
+        batch: padded together, see ``Backbone.pooled``.
         counts: sequences per student.
 
     Returns:
@@ -146,7 +147,7 @@ def forward(
     prompts = [None if student.prompt is None else student.prompt() for student in students]
     place = next((student.prompt.place for student in students if student.prompt is not None), None)
     rows = None if place is None else RowPrompts.of(place, prompts, counts)
-    states = students[0].backbone.cls_states(batch, rows)
+    states = students[0].backbone.pooled(batch, rows)
     return [student.head(part) for student, part in zip(students, states.split(list(counts)), strict=True)]
 
 

@@ -62,7 +62,7 @@ def test_head_phase_sees_both_states_of_each_row(tiny_model: Path, rows):
     backbone, states = rows.inputs.backbone, rows.inputs.states
     assert states.shape == (len(ROWS), 2, 16)
     some = np.array([5, 0, 17])
-    wanted = backbone.cls_states(rows.encoded.batch(some))
+    wanted = backbone.pooled(rows.encoded.batch(some))
     assert (states[torch.from_numpy(some)].flatten(0, 1) - wanted).abs().max() < 1e-6
 
 

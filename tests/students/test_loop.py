@@ -280,7 +280,7 @@ def test_dropout_acts_while_prompts_train_and_nowhere_else(tiny_model: Path, row
 
 
 def test_bfloat16_stays_near_float32(tiny_model: Path, rows, backbone):
-    half = Backbone.load(tiny_model, "bfloat16")
+    half = Backbone.load(tiny_model, dtype="bfloat16")
     runs = [build_run(tiny_model, some, rows, lr=1e-2) for some in (backbone, half)]
     for run in runs:
         fit(run)

@@ -206,13 +206,13 @@ def test_a_row_sees_its_own_prompt_and_text_alone(tiny, architecture, place):
     batch = part.encoded.batch(range(len(FIRST)))
     rows = RowPrompts.of(place, prompts, [2] * 4)
     rows.values[rows.mask == 0] = 7.0  # what stands under the mask must not matter
-    together = backbone.cls_states(batch, rows)
+    together = backbone.pooled(batch, rows)
     for row in range(len(FIRST)):
         real = batch["attention_mask"][row].bool()
         alone = {name: value[row, real][None] for name, value in batch.items()}
         prompt = prompts[row // 2]
         own = None if prompt is None else RowPrompts.of(place, [prompt], [1])
-        assert (backbone.cls_states(alone, own)[0] - together[row]).abs().max() < 1e-10
+        assert (backbone.pooled(alone, own)[0] - together[row]).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("architecture", ENCODERS)
@@ -223,7 +223,7 @@ def test_a_prompt_of_words_is_these_words_after_cls(tiny, architecture):
     words = torch.tensor(part.encoded.tokenizer.convert_tokens_to_ids(["river", "on", "tree"]))
     batch = part.encoded.batch(range(len(FIRST)))
     prompt = backbone.encoder.get_input_embeddings()(words)
-    prompted = backbone.cls_states(batch, RowPrompts.of("input", [prompt], [len(FIRST)]))
+    prompted = backbone.pooled(batch, RowPrompts.of("input", [prompt], [len(FIRST)]))
 
     def after_cls(name: str, inserted: torch.Tensor) -> torch.Tensor:
         own = batch[name]
@@ -231,7 +231,7 @@ def test_a_prompt_of_words_is_these_words_after_cls(tiny, architecture):
 
     ones = torch.ones_like(words)
     inserted = {"input_ids": words, "attention_mask": ones, "token_type_ids": 0 * ones}
-    text = backbone.cls_states({name: after_cls(name, inserted[name]) for name in batch})
+    text = backbone.pooled({name: after_cls(name, inserted[name]) for name in batch})
     assert (prompted - text).abs().max() < 1e-6
 
 
@@ -244,8 +244,8 @@ def test_segments_survive_a_prompt(tiny, architecture, place):
     backbone = Backbone.load(part.folder)
     rows = RowPrompts.of(place, prompts_of(place, backbone, part.encoded, (TOKENS,)), [len(FIRST)])
     batch = part.encoded.batch(range(len(FIRST)))
-    whole = backbone.cls_states(batch, rows)
-    one_segment = backbone.cls_states({**batch, "token_type_ids": batch["token_type_ids"] * 0}, rows)
+    whole = backbone.pooled(batch, rows)
+    one_segment = backbone.pooled({**batch, "token_type_ids": batch["token_type_ids"] * 0}, rows)
     is_pair = torch.tensor([bool(second) for second in SECOND])
     moved = (whole - one_segment).abs().amax(dim=1)
     assert (moved[is_pair] > 1e-3).all()
@@ -265,7 +265,7 @@ def test_the_last_layer_for_cls_alone_is_exact(tiny, architecture, place, monkey
     batch = part.encoded.batch(range(len(FIRST)))
     prompts = prompts_of(place, full, part.encoded, (TOKENS,))
     for rows in (None, RowPrompts.of(place, [prompt.double() for prompt in prompts], [len(FIRST)])):
-        assert (fast.cls_states(batch, rows) - full.cls_states(batch, rows)).abs().max() < 1e-12
+        assert (fast.pooled(batch, rows) - full.pooled(batch, rows)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("architecture", ENCODERS)

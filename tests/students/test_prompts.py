@@ -76,9 +76,9 @@ def test_the_head_reads_cls_and_not_a_virtual_token(tiny_model: Path, rows, back
     student = build_run(tiny_model, backbone, rows, "prompt").student
     batch = rows.encoded.batch([0, 1])
     prompts = RowPrompts.of("input", [student.prompt()], [2])
-    hidden = replace(prompts, mask=torch.zeros_like(prompts.mask))
-    assert (backbone.cls_states(batch, hidden) - backbone.cls_states(batch)).abs().max() < 1e-6
-    assert (backbone.cls_states(batch, prompts) - backbone.cls_states(batch)).abs().max() > 1e-3
+    hidden = replace(prompts, mask=torch.zeros_like(prompts.mask), even=False)
+    assert (backbone.pooled(batch, hidden) - backbone.pooled(batch)).abs().max() < 1e-6
+    assert (backbone.pooled(batch, prompts) - backbone.pooled(batch)).abs().max() > 1e-3
 
 
 def test_a_student_starts_nearer_to_its_backbone_than_with_pefts_own_start():
@@ -149,7 +149,7 @@ def test_training_repeats_bit_for_bit_on_two_threads():
         for _ in range(2):
             prompt = start.clone().requires_grad_()
             rows = RowPrompts.of("deep", [prompt], [len(TEXTS)])
-            backbone.cls_states(batch, rows).square().sum().backward()
+            backbone.pooled(batch, rows).square().sum().backward()
             seen.append(prompt.grad)
     finally:
         torch.set_num_threads(threads)

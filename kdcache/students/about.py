@@ -1,0 +1,62 @@
+"""What a student's folder says of it: ``student.json``."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcache.data.task import Task
+from kdcache.encoder.pooling import Pooling
+from kdcache.errors import ModelError
+from kdcache.params import build
+
+ABOUT = "student.json"
+
+
+@dataclass(frozen=True)
+class About:
+    """What ``student.json`` says, so that a folder serves text without the project that made it.
+
+    Args:
+        method: a key of ``METHODS``.
+        backbone: its folder, relative to the project's root.
+        backbone_sha256: of its weights: prompts fit no others.
+        num_virtual_tokens: length of the prompt, in tokens; 0 without.
+        max_length: of the inputs, in tokens.
+        task: labels, template, truncation.
+        pooling: what the head reads. Students older than this field read [CLS].
+    """
+
+    method: str
+    backbone: str
+    backbone_sha256: str
+    num_virtual_tokens: int
+    max_length: int
+    task: Task
+    pooling: Pooling = "cls"
+
+
+def find_backbone(folder: Path, about: About) -> Path:
+    """The backbone's folder.
+
+    Raises:
+        ModelError: it is not where the student says.
+    """
+    base = Path(about.backbone)
+    if not (base / "config.json").is_file():
+        raise ModelError(
+            f"{folder}: its backbone must be at {base}, relative to the current folder, got nothing "
+            "there. Change to the project's root, or run: kdcache shrink"
+        )
+    return base
+
+
+def read_about(folder: Path) -> About:
+    """Read ``student.json``.
+
+    Raises:
+        ModelError: it is not there, or not what kdcache writes.
+    """
+    path = folder / ABOUT
+    if not path.is_file():
+        raise ModelError(f"{path}: a student's folder must hold it, got nothing there. Run: kdcache distill")
+    return build(About, json.loads(path.read_text(encoding="utf-8")), str(path))

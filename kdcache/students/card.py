@@ -1,0 +1,97 @@
+"""The model card of a student: what it is, and the code that loads it without kdcache where that works."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdcache.students.about import About
+from kdcache.students.methods import METHODS
+
+TRUNCATION = {"longest": '"longest_first"', "first": '"only_first"', "second": '"only_second"'}
+
+
+def head_options(about: About) -> dict[str, Any]:
+    """What transformers must be told of the head beside the folder."""
+    options: dict[str, Any] = {"num_labels": about.task.num_outputs}
+    config = json.loads((Path(about.backbone) / "config.json").read_text(encoding="utf-8"))
+    if about.method != "full" and config.get("classifier_pooling", "cls") != "cls":  # ModernBERT
+        options["classifier_pooling"] = "cls"
+    return options
+
+
+def model_card(about: About, facts: Mapping[str, str]) -> str:
+    """Write the card.
+
+    Args:
+        about: what student.json says.
+        facts: rows of the card's table, in order; ``task``, ``arm`` and ``seed`` are among them.
+    """
+    loader = METHODS[about.method].loader(about.pooling)
+    if loader == "kdcache":
+        code = ["import kdcache", "", 'student = kdcache.load_student("PATH")']
+    elif about.pooling == "cls":
+        name = "AutoModel" if loader == "transformers" else "AutoPeftModel"
+        options = "".join(f", {key}={value!r}" for key, value in head_options(about).items())
+        code = [
+            f"from {loader} import {name}ForSequenceClassification",
+            "",
+            f'model = {name}ForSequenceClassification.from_pretrained("PATH"{options})',
+        ]
+    else:
+        code = _mean_pooled(about, loader)
+    library = "transformers" if about.method == "full" else "peft"
+    lines = [
+        "---", f"base_model: {about.backbone}", f"library_name: {library}",
+        "pipeline_tag: text-classification", "---", "",
+        f"# {facts['task']}: {facts['arm']}, seed {facts['seed']}", "",
+        f"A student {'fine-tuned' if about.method == 'full' else 'trained'} by kdcache over the backbone "
+        f"`{about.backbone}`, method {about.method}.", "",
+        "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items()), "",
+        _note(about, loader), "", "```python", *code, "```",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _note(about: About, loader: str) -> str:
+    if about.method == "deep_prompt":
+        return (
+            "Virtual tokens get trained states before every layer, which no other library loads. "
+            "So load this folder by kdcache, from the project's root (PATH is this folder):"
+        )
+    if loader == "kdcache":
+        return (
+            "Plain peft puts these virtual tokens before [CLS] and lets the head read one of them. kdcache "
+            "puts them behind [CLS], so load this folder by kdcache, from the project's root:"
+        )
+    return "Load it from the project's root (PATH is this folder):"
+
+
+def _mean_pooled(about: About, loader: str) -> list[str]:
+    """Plain code that reads the mean of the text's own tokens: virtual tokens stand before them."""
+    auto = "AutoModel" if loader == "transformers" else "AutoPeftModelForFeatureExtraction"
+    encoder = f'"{about.backbone}"' if about.method == "head" else "folder"
+    needed = ["AutoModel", "AutoTokenizer"] if loader == "transformers" else ["AutoTokenizer"]
+    per = "one per choice" if about.task.num_choices > 1 else "of " + ", ".join(about.task.labels)
+    return [
+        "import torch",
+        *([f"from peft import {auto}"] if loader == "peft" else []),
+        "from safetensors.torch import load_file",
+        f"from transformers import {', '.join(needed)}",
+        "",
+        'folder = "PATH"',
+        'texts, seconds = ["a text"], None  # or a list of second sequences',
+        f"encoder = {auto}.from_pretrained({encoder}).eval()",
+        'head = load_file(f"{folder}/head.safetensors")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{about.backbone}")',
+        "batch = tokenizer(",
+        f"    texts, seconds, padding=True, max_length={about.max_length}, "
+        f'truncation={TRUNCATION[about.task.truncate]}, return_tensors="pt"',
+        ")",
+        'ids, mask = batch["input_ids"], batch["attention_mask"]',
+        "with torch.no_grad():",
+        "    states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state",
+        "own = mask[:, :, None]",
+        "mean = (states[:, -ids.shape[1] :] * own).sum(1) / own.sum(1)",
+        f'logits = mean @ head["weight"].T + head["bias"]  # {per}',
+    ]
