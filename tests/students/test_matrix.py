@@ -32,7 +32,7 @@ from kdcache.students.student import Student, build_student, predict
 FIRST = ["the bank of the river", "a bat", "a crane on a tree", "seal", "the match", "bank", "river", "bat"]
 SECOND = ["bank", "", "the crane", "a seal the match the bank", "", "bat", "", "tree"]
 TOKENS = 4  # those of tiny_spec
-FEW_STEPS = {"epochs": 1, "probe_epochs": 1}
+FEW_STEPS = {"epochs": 1}
 ENCODERS = ("bert", "minilm", "roberta", "xlm-roberta", "electra", "deberta", "deberta-v2", "modernbert")
 TAKES_PREFIXES = ENCODERS[:5]
 PLACES = [(name, "input") for name in ENCODERS] + [(name, "deep") for name in TAKES_PREFIXES]
