@@ -1,13 +1,14 @@
-"""The control anyone can run: logistic regression on frozen states, at [CLS] and as the mean over tokens.
+"""The control anyone can run, a logistic regression on frozen states: scikit-learn's beside kdcache's probe.
 
 Usage: python benchmarks/control.py MODEL DATA TASK [TASK …]
 
 MODEL is a model reference or a folder from `kdcache shrink`, DATA a folder that `kdcache prepare` filled.
-scikit-learn's LogisticRegression is fitted on standardised states of train; C is chosen on tune; the last
-column is the accuracy on validation. One thread. Prints Markdown.
+Both are fitted on standardised states of train, at [CLS] and as the mean over tokens; C is chosen on tune
+from one grid; the columns are accuracies on validation in percent. One thread. Prints Markdown.
 """
 
 import argparse
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +20,51 @@ from sklearn.preprocessing import StandardScaler
 from kdcache.data.splits import read_split, sequences
 from kdcache.data.task import read_task
 from kdcache.encoder.batching import Encoded, encode, fixed_plan, iterate
+from kdcache.encoder.linear_probe import STRENGTHS, fit_probe, one_hot
 from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, setup
 
-STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # C
 BATCH_SIZE, MAX_LENGTH = 64, 128
 SPLITS = ("train", "tune", "validation")
+POOLINGS = ("cls", "mean")
 
 
 @torch.no_grad()
 def read_states(model: torch.nn.Module, encoded: Encoded) -> dict[str, np.ndarray]:
-    """Last states of each row by pooling, each of shape (rows, choices · dim)."""
+    """Last states of each row by pooling, each of shape (rows, choices · dim), without segment ids."""
     plan = fixed_plan(encoded.lengths, BATCH_SIZE)
-    parts: dict[str, list[np.ndarray]] = {"[CLS]": [], "mean": []}
+    parts: dict[str, list[np.ndarray]] = {pooling: [] for pooling in POOLINGS}
     for _, batch in iterate(plan, encoded, torch.device("cpu")):
+        batch.pop("token_type_ids", None)
         states = model(**batch).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(-1)
-        parts["[CLS]"].append(encoded.by_row(states[:, 0]).numpy())
+        parts["cls"].append(encoded.by_row(states[:, 0]).numpy())
         parts["mean"].append(encoded.by_row((states * mask).sum(1) / mask.sum(1)).numpy())
     order = np.argsort(np.concatenate(plan))
     return {pooling: np.concatenate(rows)[order] for pooling, rows in parts.items()}
+
+
+def sklearn_accuracies(states: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> tuple[float, float]:
+    """C and accuracy on validation of scikit-learn's regression, C by the best accuracy on tune."""
+    tried = []
+    for strength in STRENGTHS:
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
+        classifier.fit(states["train"], labels["train"])
+        tried.append((strength, *(classifier.score(states[split], labels[split]) for split in SPLITS)))
+    strength, _, _, validation = max(tried, key=lambda row: row[2])
+    return strength, validation
+
+
+def probe_accuracies(states: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> tuple[float, float]:
+    """C and accuracy on validation of the linear probe, which every head of kdcache starts from."""
+    features = {split: torch.from_numpy(states[split])[:, None] for split in SPLITS}
+    targets = one_hot(torch.from_numpy(labels["train"]), int(labels["train"].max()) + 1)
+
+    def score(logits: np.ndarray) -> float:
+        return float(np.mean(logits.argmax(1) == labels["tune"]))
+
+    probe = fit_probe(features["train"], targets, features["tune"], score)
+    found = probe.logits(features["validation"]).argmax(1).numpy()
+    return probe.strength, float(np.mean(found == labels["validation"]))
 
 
 def main() -> None:
@@ -49,7 +76,9 @@ def main() -> None:
     setup(threads=1)
     folder = resolve(arguments.model)
     model, tokenizer = load_encoder(folder), load_tokenizer(folder)
-    print("| task | pooling | C | train | tune | validation |\n|---|---|---:|---:|---:|---:|")
+    print("| task | pooling | train, tune, validation | scikit-learn | C | linear probe | C | difference |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    differences: dict[str, list[float]] = {pooling: [] for pooling in POOLINGS}
     for name in arguments.tasks:
         task = read_task(arguments.data / name, name)
         states, labels = {}, {}
@@ -57,17 +86,18 @@ def main() -> None:
             table = read_split(arguments.data / name, split, task)
             encoded = encode(tokenizer, *sequences(table, task), MAX_LENGTH, task.truncate, task.num_choices)
             states[split] = read_states(model, encoded)
-            labels[split] = table["label"].to_numpy()
-        for pooling in states["train"]:
-            tried = []
-            for strength in STRENGTHS:
-                classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500))
-                classifier.fit(states["train"][pooling], labels["train"])
-                scores = [classifier.score(states[split][pooling], labels[split]) for split in SPLITS]
-                tried.append((strength, *scores))
-            strength, *scores = max(tried, key=lambda row: row[2])
-            shown = " | ".join(f"{100 * score:.1f}" for score in scores)
-            print(f"| {name} | {pooling} | {strength:g} | {shown} |", flush=True)
+            labels[split] = np.array(table["label"].to_numpy())
+        rows = ", ".join(str(len(labels[split])) for split in SPLITS)
+        for pooling in POOLINGS:
+            here = {split: states[split][pooling] for split in SPLITS}
+            their_c, theirs = sklearn_accuracies(here, labels)
+            our_c, ours = probe_accuracies(here, labels)
+            difference = 100 * (ours - theirs)
+            differences[pooling].append(difference)
+            cells = f"{100 * theirs:.1f} | {their_c:g} | {100 * ours:.1f} | {our_c:g} | {difference:+.1f}"
+            print(f"| {name} | {pooling} | {rows} | {cells} |", flush=True)
+    for pooling, found in differences.items():
+        print(f"| mean of {len(found)} tasks | {pooling} | | | | | | {statistics.fmean(found):+.2f} |")
 
 
 if __name__ == "__main__":

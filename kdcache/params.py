@@ -29,8 +29,11 @@ SECTIONS = (
 )  # fmt: skip
 
 
-# Old name of a parameter → its name today.
-RENAMED = {"head_start_lr": "probe_lr", "head_start_epochs": "probe_epochs"}
+# Name of a parameter that is gone → why.
+GONE = dict.fromkeys(
+    ("probe_lr", "probe_epochs", "head_start_lr", "head_start_epochs"),
+    "the linear probe is solved now, so it has no learning rate and no epochs",
+)
 # (Parameter, old value) → what to write today.
 RENAMED_VALUES = {
     ("targets", "plain"): "all_rows",
@@ -264,8 +267,8 @@ def _wanted(problem: Mapping[str, Any]) -> str:
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
-    if name in RENAMED:
-        return f"the parameter is now called {RENAMED[name]}. Rename it."
+    if name in GONE:
+        return f"the parameter is gone: {GONE[name]}. Remove it."
     return f"the key must be a known parameter, got {name!r}. {nearest(name, known)}"
 
 

@@ -117,7 +117,6 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     params["distill"] |= {
         "epochs": 1,
-        "probe_epochs": 3,
         "num_virtual_tokens": 4,
         "seeds": [0, 1],
         "max_length": 64,

@@ -6,11 +6,11 @@ from kdcache.students.arms import ArmSpec
 
 
 def tiny_spec(method: str = "prefix", **changes: Any) -> ArmSpec:
-    """Two epochs of prompts after three of linear-probe warm-up, in batches of four."""
+    """Prompts that train in batches of four."""
     values: dict[str, Any] = {
         "name": "arm", "method": method,
-        "num_virtual_tokens": 4, "init": "separators", "lr": 0.1, "epochs": 2,
-        "probe_lr": 1e-2, "probe_epochs": 3, "head_lr": 1e-2, "batch_size": 4, "max_length": 32,
+        "num_virtual_tokens": 4, "init": "separators", "lr": 0.1, "steps": None, "epochs": 2,
+        "head_lr": 1e-2, "batch_size": 4, "max_length": 32,
         "weight_decay": 0.01, "warmup_fraction": 0.1, "select": "last", "ce_weight": 1.0,
         "label_smoothing": 0.0, "terms": {}, "targets": "cached", "unlabelled": False,
     }  # fmt: skip

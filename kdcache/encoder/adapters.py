@@ -1,24 +1,31 @@
-"""PEFT models over a classifier, made by PEFT's own classes, and their folders."""
+"""Adapters over a classifier, made by PEFT's own classes, and the folders of trained classifiers."""
 
 import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
+from torch import nn
 from transformers import PreTrainedModel
 
 from kdcache.encoder.batching import Encoded
 from kdcache.encoder.load import load_classifier, resolve
+from kdcache.encoder.mean_pooled import HEAD, MeanPooledClassifier, load_head, save_head
+from kdcache.encoder.parts import Classifier, head_names
+from kdcache.encoder.pooling import Pooling, write_pooling
 from kdcache.encoder.prompt_init import keys_and_values, pick_tokens
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
+Trained = PreTrainedModel | PeftModel | MeanPooledClassifier
+
 
 def add_prefix(
-    model: PreTrainedModel, num_virtual_tokens: int, real_text: Encoded, seed: int, section: str = "distill"
-) -> PeftModel:
+    model: Classifier, num_virtual_tokens: int, real_text: Encoded, seed: int, section: str = "distill"
+) -> PeftModel | MeanPooledClassifier:
     """Add the deep prompts of P-tuning v2 (Liu et al., 2022): keys and values of virtual tokens, per layer.
 
     Args:
@@ -28,32 +35,59 @@ def add_prefix(
         seed: of the start.
         section: of params.yaml, for messages.
 
+    Returns:
+        A PEFT model over a classifier that reads [CLS]; a mean-pooled one with the prompts in its encoder.
+
     Raises:
         ModelError: the architecture has no keys and values to put prompts beside.
     """
     start = keys_and_values(model, *pick_tokens(real_text, num_virtual_tokens, seed), section)
-    config = PrefixTuningConfig(
-        task_type=TaskType.SEQ_CLS, num_virtual_tokens=num_virtual_tokens, modules_to_save=_poolers(model)
-    )
-    with quiet_peft():
-        whole = get_peft_model(model, config)
-    whole.prompt_encoder["default"].load_prompt_embeddings(start)  # type: ignore[operator]
+    whole = _adapt(model, PrefixTuningConfig(num_virtual_tokens=num_virtual_tokens))
+    adapter: Any = adapter_of(whole)
+    adapter.prompt_encoder["default"].load_prompt_embeddings(start)
     return whole
 
 
-def add_lora(model: PreTrainedModel, rank: int, alpha: int) -> PeftModel:
+def add_lora(model: Classifier, rank: int, alpha: int) -> PeftModel | MeanPooledClassifier:
     """Add LoRA (Hu et al., 2022) to every linear layer below pooler and head, which are trained whole.
 
     Args:
         model: a classifier, freshly loaded.
         rank: of the update of each layer's weight.
         alpha: the update counts alpha / rank times.
+
+    Returns:
+        As ``add_prefix``.
     """
-    config = LoraConfig(
-        task_type=TaskType.SEQ_CLS, r=rank, lora_alpha=alpha,
-        target_modules="all-linear", modules_to_save=_poolers(model),
-    )  # fmt: skip
-    return get_peft_model(model, config)
+    return _adapt(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"))
+
+
+def _adapt(model: Classifier, config: PrefixTuningConfig | LoraConfig) -> PeftModel | MeanPooledClassifier:
+    """Wrap a classifier that reads [CLS] as a whole, and of a mean-pooled one the encoder."""
+    if isinstance(model, MeanPooledClassifier):
+        config.task_type = TaskType.FEATURE_EXTRACTION
+        model.encoder = get_peft_model(model.encoder, config)
+        return model
+    config.task_type = TaskType.SEQ_CLS  # PEFT then saves the module ``classifier`` by itself
+    names = [name.rpartition(".")[2] for name in head_names(model)]
+    config.modules_to_save = [name for name in names if name != "classifier"] or None
+    with quiet_peft():
+        return get_peft_model(model, config)
+
+
+def adapter_of(model: nn.Module) -> PeftModel | None:
+    """Return the PEFT model of a classifier: itself, or its encoder; None where there is no adapter."""
+    inner = model.encoder if isinstance(model, MeanPooledClassifier) else model
+    return inner if isinstance(inner, PeftModel) else None
+
+
+def merge_adapter(model: Trained) -> Classifier:
+    """Return the classifier with its LoRA merged into the weights."""
+    merged: Any = adapter_of(model).merge_and_unload()  # type: ignore[union-attr]
+    if isinstance(model, MeanPooledClassifier):
+        model.encoder = merged
+        return model
+    return merged
 
 
 @contextmanager
@@ -86,21 +120,55 @@ def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
-def load_teacher(folder: Path, num_labels: int) -> PreTrainedModel | PeftModel:
+def save_teacher(model: Trained, tokenizer: Any, folder: Path, base: str) -> None:
+    """Write a trained teacher, and its tokenizer.
+
+    Args:
+        model: trained. One that reads [CLS] becomes a transformers folder or an adapter. Of a mean-pooled
+            one the encoder does, and its head lies beside it (see ``mean_pooled``).
+        tokenizer: of the model.
+        folder: where to; made here.
+        base: see ``save_adapter``.
+    """
+    if adapter := adapter_of(model):
+        save_adapter(adapter, folder, base)
+    else:
+        whole: Any = model.encoder if isinstance(model, MeanPooledClassifier) else model
+        whole.save_pretrained(str(folder))
+    if isinstance(model, MeanPooledClassifier):
+        save_head(model.classifier, folder)
+        write_pooling(folder, "mean", model.classifier.in_features)
+    tokenizer.save_pretrained(str(folder))
+
+
+def load_teacher(folder: Path, num_labels: int) -> Trained:
     """Load a trained teacher: a transformers folder, or an adapter and the model that it names.
 
     Args:
-        folder: as ``train_teacher`` wrote it.
+        folder: as ``save_teacher`` wrote it.
         num_labels: outputs of the head, per sequence.
 
     Raises:
         ModelError: the adapter's base does not resolve, or one of them does not load.
     """
-    if not is_adapter(folder):
-        return load_classifier(folder, num_labels, seed=0)
-    base = load_classifier(resolve(base_of(folder)), num_labels, seed=0)
-    with quiet_peft():
-        return PeftModel.from_pretrained(base, str(folder)).eval()
+    base = resolve(base_of(folder)) if is_adapter(folder) else folder
+    model: Any = load_classifier(base, num_labels, seed=0, pooling=saved_pooling(folder))
+    mean = isinstance(model, MeanPooledClassifier)
+    if is_adapter(folder):
+        with quiet_peft():
+            adapted = PeftModel.from_pretrained(model.encoder if mean else model, str(folder))
+        if mean:
+            model.encoder = adapted
+        else:
+            model = adapted
+    if mean:
+        load_head(model.classifier, folder)
+    return model.eval()
+
+
+def saved_pooling(folder: Path) -> Pooling:
+    """Return what a trained teacher's head reads: a mean-pooled one has a file of its own."""
+    return "mean" if (folder / HEAD).is_file() else "cls"
 
 
 def is_adapter(folder: Path) -> bool:
@@ -111,9 +179,3 @@ def is_adapter(folder: Path) -> bool:
 def base_of(folder: Path) -> str:
     """Return the reference of the model that an adapter adapts."""
     return json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-
-
-def _poolers(model: PreTrainedModel) -> list[str] | None:
-    """Names of what stands between encoder and classifier; PEFT saves the classifier by itself."""
-    there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    return [name for name in ("pooler", "head") if name in there] or None

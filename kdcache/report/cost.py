@@ -8,9 +8,9 @@ from kdcache.report.comparisons import is_taught
 from kdcache.report.tables import NONE, Table
 
 FORMULA = (
-    "A live teacher would read every example of every step of every student that learns from it; the "
-    "linear-probe warm-up and students that are only a probe are not counted. The cache pays for itself "
-    "after (examples read for the cache) / (examples per student) students."
+    "A live teacher would read every example of every step of every student that learns from it. Linear "
+    "probes take no steps. The cache pays for itself after (examples read for the cache) / (examples per "
+    "student) students."
 )
 
 
@@ -88,22 +88,14 @@ def cost_table(tasks: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for task in tasks:
         spent = task["teacher"]["cost"]
-        counts = [spent[key] for key in ("training_steps", "training_examples", "forward_examples")]
-        rows.append([task["task"], _teachers(task["teacher"]), "all", NONE, *map(str, counts)])
+        counts = [str(spent[key]) for key in ("training_steps", "training_examples", "forward_examples")]
+        rows.append([task["task"], _teachers(task["teacher"]), "all", *counts])
         for name in task["arm_order"]:
             arm = task["arms"][name]
-            counts = [arm[key] for key in ("trained_parameters", "probe_steps", "steps", "examples")]
+            counts = [arm[key] for key in ("trained_parameters", "steps", "examples")]
             rows.append([task["task"], f"{name}, all seeds", *map(str, counts), "0"])
-    header = [
-        "task",
-        "",
-        "trained parameters",
-        "probe steps",
-        "steps",
-        "examples",
-        "teacher's forward examples",
-    ]
-    return Table("Cost in counts; examples are those after the warm-up", header, rows, text_columns=2)
+    header = ["task", "", "trained parameters", "steps", "examples", "teacher's forward examples"]
+    return Table("Cost in counts; linear probes take no steps", header, rows, text_columns=2)
 
 
 def _teachers(teacher: Mapping[str, Any]) -> str:

@@ -21,10 +21,12 @@ class Arm:
     """An arm as params.yaml writes it; ``{}`` learns from the labels only.
 
     Args:
-        method, lr, epochs, probe_epochs, batch_size, num_virtual_tokens, init: left out, they
-            are those of the section. The references ``lora`` and ``full`` need an ``lr`` of
-            their own.
-        ce_weight: weight of cross-entropy with the labels; a number or a ramp.
+        method, lr, batch_size, num_virtual_tokens, init: left out, they are those of the section.
+            The references ``lora`` and ``full`` need an ``lr`` of their own.
+        steps, epochs: at most one, for a schedule of its own. Left out, the arm takes as many
+            steps as the section says, whatever its batch size and rows.
+        ce_weight: weight of cross-entropy with the labels; a number or a ramp. With 0 the linear
+            probe, where training starts, fits the teacher's probabilities instead of the labels.
         label_smoothing: of cross-entropy. Without another term, it is the control of a teacher
             that knows nothing.
         inter_class: a loss within one instance, over classes.
@@ -40,8 +42,8 @@ class Arm:
 
     method: Method | None = None
     lr: PositiveFloat | None = None
+    steps: Count | None = None
     epochs: Count | None = None
-    probe_epochs: Count | None = None
     batch_size: Count | None = None
     num_virtual_tokens: Count | None = None
     init: str | None = None
@@ -54,26 +56,25 @@ class Arm:
     unlabelled: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DistillParams:
     """Section ``distill``.
 
     Args:
-        method: of arms that name none: ``head`` (the control without prompts), ``prefix``,
+        method: of arms that name none: ``head`` (the control: a linear probe), ``prefix``,
             ``deep_prompt``, ``prompt``, ``p_tuning``, or the references ``lora`` and ``full``.
         num_virtual_tokens: length of the prompt, in tokens.
         init: where prompts start: the backbone's own states of ``separators`` or of ``words`` of
             real text, or ``student:FOLDER``, another student's prompt.
         lr: peak learning rate of the prompts.
-        epochs: passes over the training rows with prompts.
-        probe_lr: peak learning rate of head and pooler in the linear-probe warm-up, which comes
-            before the prompts.
-        probe_epochs: passes of that phase, which is all of the training of method ``head``.
-        head_lr: peak learning rate of head and pooler while prompts are trained.
+        steps: of the optimizer, for every arm. Either this or ``epochs`` is set.
+        epochs: the same as passes over all rows that some arm may draw (``train``, and
+            ``unlabelled`` if the section says so) in batches of the section's size.
+        head_lr: peak learning rate of head and pooler.
         batch_size: rows per step; also the batch within which instances are related.
         max_length: in tokens.
         weight_decay: on head and pooler.
-        warmup_fraction: share of each phase's steps that warm up, 0 … 0.9.
+        warmup_fraction: share of the steps that warm up, 0 … 0.9.
         dropout: within the frozen backbone while prompts are trained.
         dtype: ``bfloat16`` trains under autocast, faster on hardware that has it.
         students_per_pass: how many train in one forward and backward pass; ``auto`` takes 1 on a
@@ -82,8 +83,8 @@ class DistillParams:
         seeds: one student each per arm.
         unlabelled: whether arms with a teacher's term learn from the split ``unlabelled`` too,
             where the task has one.
-        select: ``last`` epoch, or the one with the best first metric on ``tune``, the end of
-            the linear-probe warm-up included.
+        select: ``last`` step, or the one of the best first metric on ``tune`` among step 0, where
+            the head is the linear probe, and ten at equal distances.
         expect: fields of the teacher's identity that a shared cache must have.
         log_with: experiment trackers by accelerate's names (tensorboard, wandb, mlflow, dvclive,
             …); each gets one run per student.
@@ -95,9 +96,8 @@ class DistillParams:
     num_virtual_tokens: Count
     init: str
     lr: PositiveFloat
-    epochs: Count
-    probe_lr: PositiveFloat
-    probe_epochs: Count
+    steps: Count | None = None
+    epochs: Count | None = None
     head_lr: PositiveFloat
     batch_size: Count
     max_length: Annotated[int, Range(8)]
@@ -114,6 +114,13 @@ class DistillParams:
     log_with: tuple[str, ...]
     pooling: PoolingChoice = "auto"
 
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            got = "none" if self.steps is None else "both"
+            raise ValueError(
+                f"distill: exactly one of steps and epochs must be set, got {got}. Set the other to null."
+            )
+
 
 @dataclass(frozen=True)
 class ArmSpec:
@@ -121,6 +128,7 @@ class ArmSpec:
 
     Args:
         name: of the arm.
+        steps, epochs: one of the two; the other is None.
         terms: family → term of the teacher, without families that the arm leaves out.
         unlabelled: whether rows without a label teach: section and arm say so, there is a term
             of the teacher, and targets are not shuffled, for which rows need labels.
@@ -133,9 +141,8 @@ class ArmSpec:
     num_virtual_tokens: int
     init: str
     lr: float
-    epochs: int
-    probe_lr: float
-    probe_epochs: int
+    steps: int | None
+    epochs: int | None
     head_lr: float
     batch_size: int
     max_length: int
@@ -179,11 +186,16 @@ def resolve_arm(params: DistillParams, name: str) -> ArmSpec:
         name: of the arm.
 
     Raises:
-        ParamsError: no such arm, terms that cannot work, or an unknown start.
+        ParamsError: no such arm, values that cannot work together, or an unknown start.
     """
     if name not in params.arms:
         raise ParamsError(f"distill.arms: unknown arm {name!r}. {nearest(name, params.arms)}")
     arm = params.arms[name]
+    if arm.steps is not None and arm.epochs is not None:
+        raise ParamsError(
+            f"distill.arms.{name}: at most one of steps and epochs must be set, got both. Remove one."
+        )
+    own = arm if arm.steps or arm.epochs else params
     families = {"inter_class": arm.inter_class, "inter_instance": arm.inter_instance, "feature": arm.feature}
     terms = {family: term for family, term in families.items() if term}
     check_terms(terms, arm.ce_weight, f"distill.arms.{name}")
@@ -193,15 +205,20 @@ def resolve_arm(params: DistillParams, name: str) -> ArmSpec:
             f"distill.arms.{name}.init: it must be separators, words or student:FOLDER, got {init!r}. "
             "Leave it out for distill.init."
         )
+    method = arm.method or params.method
+    if method == "head" and arm.ce_weight != 0 and (terms or arm.label_smoothing):
+        raise ParamsError(
+            f"distill.arms.{name}: method head must have no loss but ce_weight, got others. It is a linear "
+            "probe of the labels. Remove them, or set ce_weight to 0 for a probe of the teacher."
+        )
     return ArmSpec(
         name=name,
-        method=arm.method or params.method,
+        method=method,
         num_virtual_tokens=arm.num_virtual_tokens or params.num_virtual_tokens,
         init=init,
         lr=arm.lr or params.lr,
-        epochs=arm.epochs or params.epochs,
-        probe_lr=params.probe_lr,
-        probe_epochs=arm.probe_epochs or params.probe_epochs,
+        steps=own.steps,
+        epochs=own.epochs,
         head_lr=params.head_lr,
         batch_size=arm.batch_size or params.batch_size,
         max_length=params.max_length,

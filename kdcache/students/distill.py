@@ -1,10 +1,12 @@
 """The stage ``distill``: cache + data + backbone → students, metrics, predictions and curves of a task."""
 
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow.parquet as pq
 
 from kdcache.errors import TrainingDiverged
@@ -12,6 +14,7 @@ from kdcache.project import Project, place, write_json
 from kdcache.students.arms import resolve_arm
 from kdcache.students.grid import Grid
 from kdcache.students.results import gather_predictions, mean_curves, summarise
+from kdcache.students.unfinished import still_rising
 
 
 def distill(project: Project, task_name: str) -> None:
@@ -29,7 +32,9 @@ def distill(project: Project, task_name: str) -> None:
     results = grid.train(list(grid.specs), grid.params.seeds, made)
     finished = _finished(results)
     write_json(summarise(results, grid.task, grid.splits, grid.manifest), scratch / "metrics.json")
-    mean_curves(finished).to_csv(scratch / "curves.csv", index=False, lineterminator="\n")
+    curves = mean_curves(finished)
+    _warn_of_unfinished(grid, curves)
+    curves.to_csv(scratch / "curves.csv", index=False, lineterminator="\n")
     predictions = gather_predictions(finished, grid.splits["validation"], made)
     pq.write_table(predictions, scratch / "predictions.parquet", write_page_checksum=True)
     paths = project.paths
@@ -60,11 +65,30 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
         resolve_arm(grid.params, arm)
     made = grid.scratch / "students"
     results = grid.train(arms or list(grid.specs), seeds or grid.params.seeds, made)
-    for result in _finished(results):
+    finished = _finished(results)
+    _warn_of_unfinished(grid, mean_curves(finished))
+    for result in finished:
         name = f"{result['arm']}-{result['seed']}"
         place(made / name, Path(project.paths.runs) / task_name / name)
     shutil.rmtree(grid.scratch)
     return summarise(results, grid.task, grid.splits, grid.manifest)
+
+
+def _warn_of_unfinished(grid: Grid, curves: pd.DataFrame) -> None:
+    """Name the arms that more steps may help, and what to raise."""
+    if "tune" not in grid.splits:
+        return
+    rising = still_rising(curves, f"tune_{grid.task.metrics[0]}", len(grid.splits["tune"]))
+    for arm, rise in rising.items():
+        spec, own = grid.specs[arm], grid.params.arms[arm]
+        section = f"distill.arms.{arm}" if own.steps or own.epochs else "distill"
+        key, now = ("steps", spec.steps) if spec.epochs is None else ("epochs", spec.epochs)
+        print(
+            f"distill: {grid.task.name} {arm} is not done: it scores best on tune at the end of its "
+            f"{grid.steps_of(spec)} steps, {100 * rise:.1f} points above all before. "
+            f"Raise {section}.{key} (now {now}).",
+            file=sys.stderr,
+        )
 
 
 def _finished(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from kdcache.data.task import read_task
 from kdcache.digests import file_digest, value_digest
+from kdcache.encoder.batching import num_batches
 from kdcache.encoder.load import WEIGHTS, load_tokenizer, setup
 from kdcache.encoder.pooling import check_pooling, resolve_pooling
 from kdcache.errors import ModelError, ParamsError
@@ -22,6 +23,7 @@ from kdcache.students.arms import STUDENT, ArmSpec, DistillParams, resolve_arm
 from kdcache.students.export import load_folder
 from kdcache.students.loop import restore_runs, students_that_fit, train_students
 from kdcache.students.methods import METHODS, method_on
+from kdcache.students.probes import Probes
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.results import RESULT, write_student
 from kdcache.students.run import Run
@@ -70,6 +72,7 @@ class Grid:
         splits, self.manifest = load_rows(
             project, self.task, self.backbone, self.params.max_length, self.params.expect
         )
+        self.probes = Probes()
         self.use(splits)
         if self.params.select == "tune":
             require_tune(splits, "distill.select", task_name)
@@ -122,8 +125,8 @@ class Grid:
     def passes(self, names: Sequence[Name]) -> Iterator[list[Name]]:
         """Cut students into those that train together.
 
-        Students share a pass where prompts enter at one place and lengths and batches agree. Each
-        reference trains by itself.
+        Students share a pass where prompts enter at one place, and virtual tokens and batch sizes
+        agree. One with fewer steps drops out earlier. Each reference trains by itself.
         """
         kinds: dict[Any, list[Name]] = {}
         for name in names:
@@ -140,6 +143,12 @@ class Grid:
             for first in range(0, len(same), size):
                 yield same[first : first + size]
 
+    def steps_of(self, spec: ArmSpec) -> int:
+        """Return how many steps an arm's prompts train; epochs are over all rows that some arm may draw."""
+        if spec.epochs is None:
+            return spec.steps or 0
+        return spec.epochs * num_batches(len(self.rows), self.params.batch_size)
+
     def start(self, arm: str, seed: int) -> Run:
         """Return a student before its first step."""
         spec, train, tune = self.specs[arm], self.splits["train"], self.splits.get("tune")
@@ -155,7 +164,10 @@ class Grid:
             spec.terms, spec.ce_weight, self.backbone.config.hidden_size * self.task.num_choices,
             rows.teacher_features.shape[1], spec.label_smoothing,
         ).to(self.backbone.device)  # fmt: skip
-        return Run(student, objective, rows, spec, seed, tune and tune.taught_by(spec.targets, seed))
+        tune = tune and tune.taught_by(spec.targets, seed)
+        probe = self.probes.fit(student, rows, spec, tune)
+        steps = self.steps_of(spec) if student.tuned else 0
+        return Run(student, objective, rows, spec, seed, steps, probe, tune)
 
     def _check_targets(self, spec: ArmSpec, seeds: Sequence[int]) -> None:
         """Refuse targets that the cache does not hold."""
@@ -212,14 +224,12 @@ class Grid:
         track(self.params.log_with, folder, f"{task}/{spec.name}-{run.seed}", settings, run.history)
         if run.diverged:
             step, last = run.diverged
-            key, lr = ("probe_lr", spec.probe_lr) if step <= run.probe_steps else ("lr", spec.lr)
             tqdm.write(
                 f"distill: {task} {spec.name}, seed {run.seed}: the loss must stay finite, got none at "
                 f"step {step} (last finite: {'none' if last is None else f'{last:.4g}'}). "
-                f"Lower distill.{key} (now {lr:g}).",
+                f"Lower distill.lr (now {spec.lr:g}).",
                 file=sys.stderr,
             )
             return
-        with_prompts = [entry for entry in run.history if entry["epoch"] or not run.student.tuned]
-        for sentence in idle_terms(with_prompts):
+        for sentence in idle_terms([entry for entry in run.history if entry["step"]]):
             tqdm.write(f"{task} {spec.name}, seed {run.seed}: {sentence}", file=sys.stderr)

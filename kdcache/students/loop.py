@@ -43,11 +43,7 @@ def train_students(
             after_step(students)
 
     for run in runs:
-        while run.in_probe and not run.finished:
-            rows = run.next_batch()
-            run.loss(*run.outputs(rows), rows).backward()
-            run.update()
-            end_step(1)
+        run.begin()
     while live := [run for run in runs if not run.finished]:
         backbone.train(True)
         batches = [run.next_batch() for run in live]

@@ -14,6 +14,7 @@ from kdcache.cache.manifest import Manifest
 from kdcache.data.metrics import compute_metrics, majority_metrics
 from kdcache.data.splits import metric_columns
 from kdcache.data.task import Task
+from kdcache.encoder.parts import last_linear
 from kdcache.project import write_json
 from kdcache.students.export import save_student
 from kdcache.students.run import Run
@@ -56,6 +57,8 @@ def write_student(
 
     scored = ["validation", *diagnostic_splits(task, splits)]
     logits = {split: predict(student, splits[split].encoded)[0] for split in scored}
+    # Without steps the pooler stays as it was loaded.
+    fitted = student.head if run.steps else last_linear(student.head, task.num_outputs)
     scores = {split: splits[split].taught_by(spec.targets, run.seed).score(logits[split]) for split in scored}
     result |= {
         "objective": spec.describe(),
@@ -63,13 +66,12 @@ def write_student(
         "validation": scores.pop("validation"),
         "diagnostics": scores,
         "history": run.history,
-        "epoch": run.history[-1]["epoch"] if run.best.epoch is None else run.best.epoch,
-        "probe_epoch": run.best_probe.epoch or spec.probe_epochs,
-        "probe_steps": run.probe_steps,
-        "steps": run.steps - run.probe_steps,
-        "examples": spec.epochs * len(run.rows) if student.tuned else 0,
+        "step": run.steps if run.best.step is None else run.best.step,
+        "steps": run.steps,
+        "examples": run.examples,
+        "probe_strength": run.probe.strength,
         "prompt_parameters": sum(p.numel() for p in student.tuned),
-        "head_parameters": sum(p.numel() for p in student.head_parameters),
+        "head_parameters": sum(p.numel() for p in fitted.parameters() if p.requires_grad),
     }
     about = {"max_length": spec.max_length, "task": task}
     card = _card(run, task, result["validation"], manifest)
@@ -159,7 +161,7 @@ def summarise_arms(results: Sequence[Result]) -> dict[str, Any]:
             "objective": first["objective"],
             "targets": first["targets"],
             "trained_parameters": first["prompt_parameters"] + first["head_parameters"],
-            **{key: sum(s[key] for s in students) for key in ("probe_steps", "steps", "examples")},
+            **{key: sum(s[key] for s in students) for key in ("steps", "examples")},
             "validation": over_seeds({s["seed"]: s["validation"] for s in students}),
             "diagnostics": {
                 split: over_seeds({s["seed"]: s["diagnostics"][split] for s in students})
@@ -170,9 +172,9 @@ def summarise_arms(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def mean_curves(results: Sequence[Result]) -> pd.DataFrame:
-    """Return one row per arm and epoch: losses and tune scores, means over seeds."""
+    """Return one row per arm and step looked at: losses and tune scores, means over seeds."""
     rows = [{"arm": result["arm"], **entry} for result in results for entry in result["history"]]
-    return pd.DataFrame(rows).groupby(["arm", "epoch"], sort=False).mean().reset_index()
+    return pd.DataFrame(rows).groupby(["arm", "step"], sort=False).mean().reset_index()
 
 
 def over_seeds(by_seed: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:

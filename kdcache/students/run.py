@@ -1,9 +1,8 @@
-"""One student in training: its batches, optimizer, schedule, losses, scores and best epoch.
+"""One student in training: its batches, optimizer, schedule, losses, scores and best step.
 
-Training has two phases, both on the arm's own objective. In the linear-probe warm-up only head and
-pooler learn, on [CLS] states that are computed once: linear probing before fine-tuning (Kumar et al.,
-2022). Then prompts, head and pooler learn together. The control ``head`` is the first phase only, so
-a prompt arm starts where the control ends, and what it gains is due to the prompts.
+Its head starts as the linear probe of the frozen backbone, solved before the first step: linear
+probing before fine-tuning (Kumar et al., 2022). Then prompts, head and pooler learn together. The
+control ``head`` is the probe itself, so what a prompt arm gains over it is due to the prompts.
 """
 
 import math
@@ -14,15 +13,27 @@ import torch
 from torch import nn
 
 from kdcache.encoder.batching import num_batches, training_plan
+from kdcache.encoder.linear_probe import LinearProbe
 from kdcache.encoder.optimisation import MAX_GRAD_NORM, lr_factor
+from kdcache.encoder.parts import last_linear
 from kdcache.losses.objective import Objective
 from kdcache.students.arms import ArmSpec
-from kdcache.students.best_epoch import BestEpoch
+from kdcache.students.best_step import BestStep
 from kdcache.students.student import Student, forward, predict
 from kdcache.students.training_rows import StudentRows
 from kdcache.students.watch import Watch
 
 CHECK_STEPS = 50  # between two looks at the losses: each makes the device wait
+LOOKS = 10  # at the student on tune, beside the one before the first step
+
+
+def steps_to_look_at(steps: int) -> list[int]:
+    """Return the steps after which a student is scored: at equal distances, the last one among them.
+
+    >>> steps_to_look_at(25), steps_to_look_at(3)
+    ([3, 5, 8, 10, 13, 15, 18, 20, 23, 25], [1, 2, 3])
+    """
+    return sorted({-(-steps * k // LOOKS) for k in range(1, LOOKS + 1)} - {0})
 
 
 class Run:
@@ -34,7 +45,9 @@ class Run:
         rows: training rows, taught as the arm says.
         spec: the arm.
         seed: of the order of batches.
-        tune: rows that the student is scored on after each epoch; None where there are none.
+        steps: of the optimizer; 0 where nothing but the probe is wanted.
+        probe: what the last Linear of the head starts from.
+        tune: rows that the student is scored on; None where there are none.
     """
 
     def __init__(
@@ -44,33 +57,34 @@ class Run:
         rows: StudentRows,
         spec: ArmSpec,
         seed: int,
+        steps: int,
+        probe: LinearProbe,
         tune: StudentRows | None = None,
     ) -> None:
         self.student, self.objective, self.rows = student, objective, rows
-        self.spec, self.seed, self.tune = spec, seed, tune
-        self.best_by: str | None = None  # the score whose best epoch is kept at the end of each phase
+        self.spec, self.seed, self.steps, self.probe, self.tune = spec, seed, steps, probe, tune
+        probe.copy_to(last_linear(student.head, rows.task.num_outputs))
+        self.best_by: str | None = None  # the score whose best step is kept
         if tune is not None and spec.select == "tune":
             self.best_by = f"tune_{tune.task.metrics[0]}"
-        self.steps_per_epoch = num_batches(len(rows), spec.batch_size)
-        self.probe_steps = spec.probe_epochs * self.steps_per_epoch
-        epochs = spec.epochs if student.tuned else 0
-        self.steps = self.probe_steps + epochs * self.steps_per_epoch
         self.step = 0
+        self.examples = 0  # rows of all batches so far
         self.history: list[dict[str, float]] = []
         self.diverged: tuple[int, float | None] | None = None  # step, last finite loss
         self.watch = Watch(len(rows), spec.batch_size)
-        self.best = BestEpoch([*student.tuned, *student.head_parameters])
-        self.best_probe = BestEpoch([*student.head_parameters, *objective.parameters()])
+        self.best = BestStep([*student.tuned, *student.head_parameters])
         self.last_finite: float | None = None
+        self._looks = frozenset(steps_to_look_at(steps))
         self._losses: list[torch.Tensor] = []
-        self._sums: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, torch.Tensor] = {}  # since the last look, over this many rows:
+        self._summed = 0
         self._plan: list[np.ndarray] = []
-        self.optimizer = self._start_phase()
-
-    @property
-    def in_probe(self) -> bool:
-        """Whether the linear-probe warm-up goes on, in which only head and pooler learn."""
-        return self.step < self.probe_steps
+        decay = 0.0 if student.prompt is not None else spec.weight_decay
+        head = [*student.head_parameters, *objective.parameters()]
+        self.optimizer = torch.optim.AdamW([
+            {"peak": spec.lr, "params": student.tuned, "weight_decay": decay},
+            {"peak": spec.head_lr, "params": head, "weight_decay": spec.weight_decay},
+        ])  # fmt: skip
 
     @property
     def finished(self) -> bool:
@@ -79,12 +93,17 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """Share of all steps, of both phases, that are done."""
-        return self.step / self.steps
+        """Share of all steps that are done."""
+        return self.step / max(1, self.steps)
+
+    def begin(self) -> None:
+        """Score the student before its first step, unless that was done before a checkpoint."""
+        if not self.history:
+            self._look()
 
     def next_batch(self) -> np.ndarray:
-        """Return the row indices of the next step."""
-        epoch, number = divmod(self._phase_step, self.steps_per_epoch)
+        """Return the row indices of the next step; batches run on over epochs of the run's own rows."""
+        epoch, number = divmod(self.step, num_batches(len(self.rows), self.spec.batch_size))
         if number == 0 or not self._plan:
             lengths, size = self.rows.encoded.lengths, self.spec.batch_size
             self._plan = training_plan(lengths, size, self.seed, epoch)
@@ -97,83 +116,38 @@ class Run:
         for name, value in terms.items():
             so_far = self._sums.get(name, 0.0)
             self._sums[name] = so_far + value.detach().double() * len(indices)
+        self.examples += len(indices)
+        self._summed += len(indices)
         total = torch.stack(list(terms.values())).sum()
         self._losses.append(total.detach())
         return total
 
-    def outputs(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (logits, features) of some training rows, of shape (batch · choices, …).
-
-        Until prompts take their first step, the head on the frozen backbone's states gives them.
-        """
-        inputs = self.rows.inputs
-        if self.step <= self.probe_steps:
-            states = inputs.states[torch.from_numpy(indices).to(inputs.states.device)]
-            return self.student.head(states.flatten(0, 1))
-        batch = inputs.padded.batch(indices)
-        return forward([self.student], batch, [len(indices) * self.rows.encoded.num_choices])[0]
-
     def update(self) -> None:
-        """Take the optimizer's step, and at an epoch's end record losses and scores."""
-        nn.utils.clip_grad_norm_(self._trained, MAX_GRAD_NORM)
-        steps = self.probe_steps if self.in_probe else self.steps - self.probe_steps
-        factor = lr_factor(self._phase_step, steps, self.spec.warmup_fraction)
-        for group in self.optimizer.param_groups:
+        """Take the optimizer's step, and where a look is due record losses and scores."""
+        groups = self.optimizer.param_groups
+        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], MAX_GRAD_NORM)
+        factor = lr_factor(self.step, self.steps, self.spec.warmup_fraction)
+        for group in groups:
             group["lr"] = group["peak"] * factor
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        ends_epoch = self._phase_step % self.steps_per_epoch == 0 or self.step == self.probe_steps
-        if ends_epoch or len(self._losses) >= CHECK_STEPS:
+        due = self.step in self._looks
+        if due or len(self._losses) >= CHECK_STEPS:
             self._check_losses()
-        if ends_epoch and self.diverged is None:
-            self._end_epoch()
+        if due and self.diverged is None:
+            self._look()
 
     def finish(self) -> None:
-        """Put the best epoch back, where one is wanted."""
+        """Put the best step back, where one is wanted."""
         self.best.restore()
 
     def score(self) -> dict[str, float]:
         """Score the student on ``tune``; empty where there are no such rows."""
         if self.tune is None:
             return {}
-        return self._named(self.tune.score(predict(self.student, self.tune.encoded)[0]))
-
-    @torch.no_grad()
-    def score_probe(self) -> dict[str, float]:
-        """Score the head on the frozen backbone's states of ``tune``, which takes no forward pass."""
-        if self.tune is None:
-            return {}
-        logits, _ = self.student.head(self.tune.inputs.states.flatten(0, 1))
-        return self._named(self.tune.score(self.tune.encoded.by_row(logits).cpu().numpy()))
-
-    @staticmethod
-    def _named(scores: dict[str, float]) -> dict[str, float]:
+        scores = self.tune.score(predict(self.student, self.tune.encoded)[0])
         return {f"tune_{name}": score for name, score in scores.items() if name != "rows"}
-
-    @property
-    def _phase_step(self) -> int:
-        return self.step if self.in_probe else self.step - self.probe_steps
-
-    @property
-    def _trained(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    def _start_phase(self) -> torch.optim.Optimizer:
-        """Make a fresh optimizer, of head and pooler, or of these and the prompts."""
-        self._plan = []
-        spec = self.spec
-        head = [*self.student.head_parameters, *self.objective.parameters()]
-        own = self.student.tuned
-        if self.in_probe:
-            groups = [{"peak": spec.probe_lr, "params": head, "weight_decay": spec.weight_decay}]
-        else:
-            decay = 0.0 if self.student.prompt is not None else spec.weight_decay
-            groups = [
-                {"peak": spec.lr, "params": own, "weight_decay": decay},
-                {"peak": spec.head_lr, "params": head, "weight_decay": spec.weight_decay},
-            ]
-        return torch.optim.AdamW(groups)
 
     def _check_losses(self) -> None:
         values = torch.stack(self._losses).tolist() if self._losses else []
@@ -184,51 +158,44 @@ class Run:
                 return
             self.last_finite = value
 
-    def _end_epoch(self) -> None:
-        """Record an epoch: 0 is the end of the linear-probe warm-up, prompts train in those from 1 on."""
-        before_prompts = self.step <= self.probe_steps
-        if before_prompts and self.best_by:
-            self.best_probe.see(self.step // self.steps_per_epoch, self.score_probe()[self.best_by])
-        if self.in_probe:
-            self._sums = {}
-            return
-        if before_prompts:
-            self.best_probe.restore()
-        epoch = 0 if before_prompts else self._phase_step // self.steps_per_epoch
-        seen = {f"loss_{name}": float(total) / len(self.rows) for name, total in self._sums.items()}
-        self._sums = {}
-        watched = self.student.head_parameters if before_prompts else self.student.tuned
-        logits, features = map(self.rows.encoded.by_row, self.outputs(self.watch.batch))
-        targets = self.rows.targets(self.watch.batch)
+    def _look(self) -> None:
+        """Record the mean losses since the last look, gradients on the fixed batch, and scores."""
+        seen = {f"loss_{name}": float(total) / self._summed for name, total in self._sums.items()}
+        self._sums, self._summed = {}, 0
+        rows = self.watch.batch
+        batch = self.rows.inputs.padded.batch(rows)
+        ((logits, features),) = forward([self.student], batch, [len(batch["input_ids"])])
+        logits, features = self.rows.encoded.by_row(logits), self.rows.encoded.by_row(features)
+        targets = self.rows.targets(rows)
         terms = self.objective(logits, features, targets, self.progress, remember=False)
+        watched = self.student.tuned or self.student.head_parameters
         seen |= self.watch.see(terms, watched, logits.detach(), targets.logits)
         scores = self.score()
         if self.best_by:
-            self.best.see(epoch, scores[self.best_by])
-        self.history.append({"epoch": epoch, **seen, **scores})
-        if before_prompts and not self.finished:
-            self.optimizer = self._start_phase()
+            self.best.see(self.step, scores[self.best_by])
+        self.history.append({"step": self.step, **seen, **scores})
 
     def state(self) -> dict[str, Any]:
         """Return all that is needed to go on from here, as plain values and tensors."""
         return {
             "step": self.step,
+            "examples": self.examples,
             "trained": [parameter.detach().clone() for parameter in self.best.parameters],
             "objective": self.objective.state_dict(),
             "memory": self.objective.memory.state() if self.objective.memory else None,
             "optimizer": self.optimizer.state_dict(),
             "best": self.best.state(),
-            "best_probe": self.best_probe.state(),
             "history": self.history,
             "diverged": self.diverged,
             "last_finite": self.last_finite,
             "losses": self._losses,
             "sums": self._sums,
+            "summed": self._summed,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what ``state`` returned, bit for bit."""
-        self.step = state["step"]
+        self.step, self.examples = state["step"], state["examples"]
         self.diverged = state["diverged"] and tuple(state["diverged"])
         with torch.no_grad():
             for parameter, kept in zip(self.best.parameters, state["trained"], strict=True):
@@ -236,10 +203,7 @@ class Run:
         self.objective.load_state_dict(state["objective"])
         if self.objective.memory:
             self.objective.memory.restore(state["memory"])
-        if not self.finished:
-            self.optimizer = self._start_phase()
-            self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.best.restore_state(state["best"])
-        self.best_probe.restore_state(state["best_probe"])
         self.history, self.last_finite = state["history"], state["last_finite"]
-        self._losses, self._sums = state["losses"], state["sums"]
+        self._losses, self._sums, self._summed = state["losses"], state["sums"], state["summed"]

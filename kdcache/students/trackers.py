@@ -54,7 +54,7 @@ def track(
         folder: of those that write files; each has its own in there.
         run: the run's name; an earlier one of that name in ``folder`` is replaced.
         settings: what was trained, nested mappings and all.
-        history: one entry per epoch: ``epoch``, and name → value.
+        history: one entry per look at the student: ``step``, and name → value.
     """
     for name in names:
         try:
@@ -87,8 +87,8 @@ def _track(
     accelerator.init_trackers(PROJECT if name in options else run, settings, options)
     try:
         for entry in history:
-            values = {key: value for key, value in entry.items() if key != "epoch"}
-            accelerator.log(values, step=int(entry["epoch"]))
+            values = {key: value for key, value in entry.items() if key != "step"}
+            accelerator.log(values, step=int(entry["step"]))
     finally:
         accelerator.end_training()
 

@@ -1,4 +1,4 @@
-"""Gradient shares of an arm's terms and fidelity to the teacher, measured once per epoch on a fixed batch."""
+"""Gradient shares of an arm's terms and fidelity to the teacher, measured now and then on a fixed batch."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ WANTED_SHARE = 0.1
 
 
 class Watch:
-    """Measures the same rows after every epoch, in every arm and seed of a task.
+    """Measures the same rows at every look, in every arm and seed of a task.
 
     Args:
         num_rows: of the training split.
@@ -30,11 +30,11 @@ class Watch:
         student: torch.Tensor,
         teacher: torch.Tensor,
     ) -> dict[str, float]:
-        """Measure one epoch.
+        """Measure once.
 
         Args:
             terms: name → weighted value on the fixed batch, with its graph.
-            parameters: those whose gradient is shared: prompts, or the head before them.
+            parameters: those whose gradient is shared: prompts, or the head where there are none.
             student: its logits on the batch, of shape (batch, num_labels).
             teacher: of the same rows.
 
@@ -65,7 +65,7 @@ def idle_terms(history: Sequence[Mapping[str, float]]) -> list[str]:
     """Say which terms did nothing, and what weight would change that.
 
     Args:
-        history: what ``Watch`` saw, one entry per epoch.
+        history: what ``Watch`` saw, one entry per look.
 
     Returns:
         A sentence per term whose mean share of the gradient is under 1%.

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from kdcache.encoder.adapters import add_lora, add_prefix
+from kdcache.encoder.adapters import Trained, add_lora, add_prefix, merge_adapter
 from kdcache.encoder.architectures import check_positions
 from kdcache.encoder.batching import Encoded
 from kdcache.encoder.load import load_classifier
+from kdcache.encoder.mean_pooled import MeanPooledClassifier
+from kdcache.encoder.parts import Classifier
+from kdcache.encoder.pooling import PoolingChoice, resolve_pooling
 from kdcache.errors import ParamsError, TrainingDiverged
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
 
@@ -46,12 +48,14 @@ class TrainTeacherParams:
         folds: k ≥ 2 trains k more teachers, each without one fold, so that the cached logits of a
             training row come from a teacher that was not trained on it. 0 trains one teacher.
         select: ``last`` epoch, or the epoch with the best first metric on ``tune``.
-        seed: of the head, dropout and the order of rows.
+        seed: of weights that the model lacks, such as a pooler's, of dropout and the order of rows.
         method: ``full`` trains all weights. ``prefix`` trains prompts, pooler and head, and freezes
             the rest. ``lora`` trains low-rank updates of every linear layer, which are merged into
             the weights at the end.
         num_virtual_tokens: of ``prefix``, length of the prompt, in tokens.
         lora_rank, lora_alpha: of ``lora``, see ``adapters.add_lora``.
+        pooling: what the head reads: the state of [CLS], or the mean of the text's states. ``auto`` asks the
+            model's folder (see ``kdcache.encoder.pooling``).
         ensemble: n ≥ 2 trains n models with seeds seed … seed + n − 1 instead of each teacher. The
             cache holds the mean of their logits, and those of each member.
 
@@ -73,6 +77,7 @@ class TrainTeacherParams:
     num_virtual_tokens: Count | None = None
     lora_rank: Count | None = None
     lora_alpha: Count | None = None
+    pooling: PoolingChoice = "auto"
     ensemble: Count = 1
 
     def __post_init__(self) -> None:
@@ -107,12 +112,23 @@ class _KeepBest(TrainerCallback):
             score = self.score(given["model"])
             if not self.note.is_file() or score > json.loads(self.note.read_text())["score"]:
                 self.weights.parent.mkdir(parents=True, exist_ok=True)
-                trained = {name: p for name, p in given["model"].named_parameters() if p.requires_grad}
-                save_file(trained, self.weights)
+                save_file(_trained(given["model"]), self.weights)
                 self.note.write_text(json.dumps({"score": score, "step": state.global_step}))
 
     def restore(self, model: nn.Module) -> None:
         model.load_state_dict(load_file(self.weights), strict=False)  # frozen weights are not in the file
+
+
+class _Trainer(Trainer):
+    """Its checkpoints of a mean-pooled model hold the trained weights only, as those of an adapter do."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        model = self.model
+        super()._save(output_dir, _trained(model) if isinstance(model, MeanPooledClassifier) else state_dict)
+
+
+def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def fine_tune(
@@ -124,7 +140,8 @@ def fine_tune(
     params: TrainTeacherParams,
     scratch: Path,
     score: Callable[[nn.Module], float] | None = None,
-) -> tuple[PreTrainedModel | PeftModel, dict[str, int]]:
+    start: Callable[[Classifier], object] | None = None,
+) -> tuple[Trained, dict[str, int]]:
     """Fine-tune a model on some rows, and keep the last or the best epoch.
 
     Args:
@@ -137,16 +154,17 @@ def fine_tune(
         scratch: folder of the checkpoints, one every ``SAVE_STEPS``. An interrupted run resumes
             from the last.
         score: of a model after each epoch, higher is better. None keeps the last epoch.
+        start: called with the pretrained model before anything is added to it or trained, to set its head.
 
     Returns:
-        The model in eval mode on the CPU, a PEFT model for method ``prefix``, and its cost: numbers
+        The model in eval mode on the CPU, with an adapter for method ``prefix``, and its cost: numbers
         of steps and examples.
 
     Raises:
         ModelError: the method does not work on this architecture, or the model has too few positions.
         TrainingDiverged: the loss became NaN or infinite.
     """
-    model = _build(folder, encoded.take(indices), num_labels, params)
+    model = _build(folder, encoded.take(indices), num_labels, params, start)
     steps = params.epochs * math.ceil(len(indices) / params.batch_size)
     arguments = TrainingArguments(
         output_dir=str(scratch),
@@ -175,7 +193,7 @@ def fine_tune(
         return torch.nn.functional.cross_entropy(encoded.by_row(outputs.logits), labels)
 
     best = None if score is None else _KeepBest(score, steps // params.epochs, scratch)
-    trainer = Trainer(
+    trainer = _Trainer(
         model=model,
         args=arguments,
         train_dataset=indices,
@@ -194,19 +212,24 @@ def fine_tune(
         best.restore(model)
     model.eval().to("cpu")
     if params.method == "lora":
-        model = model.merge_and_unload()  # type: ignore[operator]
+        model = merge_adapter(model)
     return model, {"steps": steps, "examples": params.epochs * len(indices)}
 
 
 def _build(
-    folder: Path, encoded: Encoded, num_labels: int, params: TrainTeacherParams
-) -> PreTrainedModel | PeftModel:
+    folder: Path, encoded: Encoded, num_labels: int, params: TrainTeacherParams,
+    start: Callable[[Classifier], object] | None,
+) -> Trained:  # fmt: skip
     """Build the untrained model; only the weights that ``params.method`` trains require a gradient."""
-    model = load_classifier(folder, num_labels, params.seed)
+    pooling = resolve_pooling(params.pooling, folder)
+    model = load_classifier(folder, num_labels, params.seed, pooling)
     if params.num_virtual_tokens:
         check_positions(
             model.config, params.max_length, params.num_virtual_tokens, str(folder), "train_teacher"
         )
+    if start:
+        start(model)
+    if params.num_virtual_tokens:
         return add_prefix(model, params.num_virtual_tokens, encoded, params.seed, "train_teacher")
     if params.lora_rank and params.lora_alpha:
         return add_lora(model, params.lora_rank, params.lora_alpha)

@@ -1,17 +1,21 @@
 """The folder of a teacher: its files, the models in it, and the digests that identify them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdcache.digests import file_digest, value_digest
 from kdcache.encoder import adapters
 from kdcache.encoder.load import WEIGHTS, config_digest, resolve
+from kdcache.encoder.mean_pooled import HEAD
+from kdcache.encoder.pooling import Pooling
 from kdcache.errors import ModelError
 from kdcache.project import IDENTITY
 
 # Files next to identity.json and what save_pretrained writes.
 COST = "cost.json"  # steps and examples of the training
+PROBE = "probe.json"  # scores of the linear probe of the pretrained model
 FOLDS = "folds.parquet"  # example_id → fold
 
 
@@ -39,10 +43,11 @@ def model_folder(folder: Path, fold: int | None, member: int) -> Path:
 
 
 def describe_teacher(folder: Path, num_folds: int, ensemble: int) -> dict[str, Any]:
-    """Compute the digests in ``identity.json``: of all weights, of config and tokenizer.
+    """Compute what ``identity.json`` says of the models: pooling, digests of weights, config and tokenizer.
 
-    The digest of an adapter is over its own file and the weights of its base model. The digest of
-    an ensemble is over those of its members. So each digest identifies exactly these weights.
+    The digest of an adapter is over its own file and the weights of its base model. A mean-pooled model has
+    its head in a file of its own, which the digest covers too. The digest of an ensemble is over those of
+    its members. So each digest identifies exactly these weights.
     """
     members = [
         [_weights_digest(model_folder(folder, fold, member)) for member in range(ensemble)]
@@ -50,6 +55,7 @@ def describe_teacher(folder: Path, num_folds: int, ensemble: int) -> dict[str, A
     ]
     all_rows, *folds = [digests[0] if ensemble == 1 else value_digest(digests) for digests in members]
     return {
+        "pooling": adapters.saved_pooling(folder),
         "weights_sha256": all_rows,
         "folds_sha256": folds,
         "config_sha256": _config_digest(folder),
@@ -66,20 +72,29 @@ def read_identity(folder: Path) -> dict[str, Any]:
     identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
     found = describe_teacher(folder, len(identity["folds_sha256"]), identity.get("ensemble", 1))
     for name, value in found.items():
-        if identity[name] != value:
+        wanted = pooling_of(identity) if name == "pooling" else identity[name]
+        if wanted != value:
             raise ModelError(
-                f"{folder}: {name} must be {identity[name]!r} as in {IDENTITY}, got {value!r}. "
+                f"{folder}: {name} must be {wanted!r} as in {IDENTITY}, got {value!r}. "
                 f"Run: kdcache teach --task {identity['task']}"
             )
     return identity
 
 
+def pooling_of(identity: Mapping[str, Any]) -> Pooling:
+    """Return the pooling of the teacher with this identity; teachers read [CLS] before there was a choice."""
+    return identity.get("pooling", "cls")
+
+
 def _weights_digest(folder: Path) -> str:
-    if not adapters.is_adapter(folder):
-        return file_digest(folder / WEIGHTS)
-    base = resolve(adapters.base_of(folder))
-    weights = [path for path in sorted(base.iterdir()) if path.suffix in (".safetensors", ".bin")]
-    return value_digest([file_digest(path) for path in (folder / adapters.WEIGHTS, *weights)])
+    parts = [folder / (adapters.WEIGHTS if adapters.is_adapter(folder) else WEIGHTS)]
+    if (folder / HEAD).is_file():
+        parts.append(folder / HEAD)
+    if adapters.is_adapter(folder):
+        base = resolve(adapters.base_of(folder))
+        parts += [path for path in sorted(base.iterdir()) if path.suffix in (".safetensors", ".bin")]
+    digests = [file_digest(path) for path in parts]
+    return digests[0] if len(digests) == 1 else value_digest(digests)
 
 
 def _config_digest(folder: Path) -> str:

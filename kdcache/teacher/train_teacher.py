@@ -6,30 +6,20 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
 
-from kdcache.data.metrics import compute_metrics
-from kdcache.data.splits import (
-    assign_folds,
-    existing_splits,
-    metric_columns,
-    read_split,
-    sequences,
-    table_digest,
-)
+from kdcache.data.splits import assign_folds, existing_splits, read_split, table_digest
 from kdcache.data.task import Task, read_task
-from kdcache.encoder.adapters import save_adapter
-from kdcache.encoder.batching import encode
+from kdcache.encoder.adapters import save_teacher
 from kdcache.encoder.forward import extract
-from kdcache.encoder.load import load_tokenizer, resolve, save_model, setup
+from kdcache.encoder.load import load_tokenizer, resolve, setup
+from kdcache.encoder.parts import Classifier
+from kdcache.encoder.pooling import resolve_pooling
 from kdcache.errors import DataError
 from kdcache.project import (
     IDENTITY,
@@ -39,14 +29,16 @@ from kdcache.project import (
     require_tune,
     write_json,
 )
+from kdcache.teacher.base_probe import BATCH_SIZE, TokenisedSplit, score_probe, start_from_probe
 from kdcache.teacher.fine_tune import TrainTeacherParams, fine_tune
-from kdcache.teacher.folder import COST, FOLDS, describe_teacher, model_folder, teacher_folds
-
-SCORE_BATCH_SIZE = 64
+from kdcache.teacher.folder import COST, FOLDS, PROBE, describe_teacher, model_folder, teacher_folds
 
 
 def train_teacher(project: Project, task_name: str) -> None:
     """Fine-tune a teacher on all training rows, and one more per fold for cross-fitted logits.
+
+    Each starts from the linear probe of the pretrained model on its own training rows. The probe of the
+    teacher on all rows is scored on ``tune`` and ``validation``, for comparison.
 
     With ``ensemble``, each teacher is several models. An interrupted run resumes: finished models are
     kept, and the unfinished one continues from its last checkpoint.
@@ -60,26 +52,30 @@ def train_teacher(project: Project, task_name: str) -> None:
     params = project.section("train_teacher", TrainTeacherParams)
     require_task(project, task_name)
     base = resolve(params.model)
+    params = replace(params, pooling=resolve_pooling(params.pooling, base))
     data = Path(project.paths.data) / task_name
     task = read_task(data, task_name)
-    train = read_split(data, "train", task)
+    there = existing_splits(data, task)
+    if params.select == "tune":
+        require_tune(there, "train_teacher.select", task_name)
+    tables = {
+        split: read_split(data, split, task) for split in ("train", "tune", "validation") if split in there
+    }
     device = setup(project.threads)
 
+    train = tables["train"]
     labels = train["label"].to_pylist()
     folds = _deal_folds(train, params)
     tokenizer = load_tokenizer(base)
-    encoded = encode(tokenizer, *sequences(train, task), params.max_length, task.truncate, task.num_choices)
+    splits: dict[str, TokenisedSplit] = {
+        split: TokenisedSplit.of(task, table, tokenizer, params.max_length) for split, table in tables.items()
+    }
+    encoded, tune = splits["train"].encoded, splits.get("tune")
     if encoded.truncated.any():
         print(f"{task_name}: {encoded.truncated.mean():.1%} of {len(encoded)} rows are cut at max_length")
-
-    made_of = [task_name, asdict(params), project.threads, table_digest(train)]
-    score = None
-    if params.select == "tune":
-        require_tune(existing_splits(data, task), "train_teacher.select", task_name)
-        tune = read_split(data, "tune", task)
-        made_of.append(table_digest(tune))
-        score = _scorer(task, tune, tokenizer, params, device)
-    scratch = project.scratch(__name__, *made_of)
+    score = _scorer(tune, device) if tune and params.select == "tune" else None
+    digests = [table_digest(table) for table in tables.values()]
+    scratch = project.scratch(__name__, task_name, asdict(params), project.threads, digests)
     made = scratch / "made"
     cost = {"steps": 0, "examples": 0}
     for fold, member in itertools.product(teacher_folds(params.folds), range(params.ensemble)):
@@ -94,10 +90,19 @@ def train_teacher(project: Project, task_name: str) -> None:
             what += f", seed {seed}" if params.ensemble > 1 else ""
             print(f"{task_name}: teacher on {what}, {len(rows)} rows, {params.epochs} epochs")
             checkpoints = scratch / f"checkpoints-{name}"
+
+            def start(model: Classifier, rows: list[int] = rows, first: bool = folder == made) -> None:
+                own = splits["train"].take(rows)
+                probe = start_from_probe(model, own, tune, device, params.seed)
+                if first:
+                    scored = {name: split for name, split in splits.items() if name != "train"}
+                    write_json(score_probe(probe, model, scored, device), scratch / PROBE)
+
             model, spent = fine_tune(
-                base, encoded, labels, rows, task.num_outputs, replace(params, seed=seed), checkpoints, score
-            )
-            _save(model, tokenizer, folder, params.model)
+                base, encoded, labels, rows, task.num_outputs, replace(params, seed=seed), checkpoints,
+                score, start,
+            )  # fmt: skip
+            save_teacher(model, tokenizer, folder, params.model)
             write_json(spent, done)
             shutil.rmtree(checkpoints)
         spent = json.loads(done.read_text())
@@ -105,30 +110,18 @@ def train_teacher(project: Project, task_name: str) -> None:
 
     write_json(_identity(made, task, params), made / IDENTITY)
     write_json(cost, made / COST)
+    place(scratch / PROBE, made / PROBE)
     folds_table = pa.table({"example_id": train["example_id"], "fold": pa.array(folds, pa.int8())})
     pq.write_table(folds_table, made / FOLDS, write_page_checksum=True)
     place(made, Path(project.paths.teacher) / task_name)
     shutil.rmtree(scratch)
 
 
-def _save(model: PreTrainedModel | PeftModel, tokenizer: Any, folder: Path, base: str) -> None:
-    if isinstance(model, PeftModel):
-        save_adapter(model, folder, base)
-        tokenizer.save_pretrained(str(folder))
-    else:
-        save_model(model, tokenizer, folder)
-
-
-def _scorer(
-    task: Task, tune: pa.Table, tokenizer: Any, params: TrainTeacherParams, device: torch.device
-) -> Callable[[nn.Module], float]:
+def _scorer(tune: TokenisedSplit, device: torch.device) -> Callable[[nn.Module], float]:
     """Return a function that computes a model's first metric on ``tune``."""
-    encoded = encode(tokenizer, *sequences(tune, task), params.max_length, task.truncate, task.num_choices)
-    labels, columns = tune["label"].to_numpy(), metric_columns(tune, task)
 
     def score(model: nn.Module) -> float:
-        logits, _ = extract(model, encoded, task.num_outputs, SCORE_BATCH_SIZE, device)
-        return compute_metrics(task.metrics[:1], labels, logits, columns)[task.metrics[0]]
+        return tune.score(extract(model, tune.encoded, tune.task.num_outputs, BATCH_SIZE, device)[0])
 
     return score
 

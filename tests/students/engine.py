@@ -10,10 +10,11 @@ from specs import tiny_spec
 
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.data.task import Task
-from kdcache.encoder.batching import Encoded, encode
+from kdcache.encoder.batching import Encoded, encode, num_batches
 from kdcache.encoder.load import load_tokenizer
 from kdcache.losses import Objective, Term
 from kdcache.students.loop import train_students
+from kdcache.students.probes import Probes
 from kdcache.students.prompted_backbone import Backbone, FrozenInputs
 from kdcache.students.run import Run
 from kdcache.students.student import build_student
@@ -49,7 +50,7 @@ def build_run(
     folder: Path, backbone: Backbone, rows: StudentRows, method: str = "prefix", seed: int = 0,
     tune: StudentRows | None = None, **changes,
 ) -> Run:  # fmt: skip
-    """A student before its first step; ``changes`` are those of ``tiny_spec``."""
+    """A student before its first step; ``changes`` are those of ``tiny_spec``; epochs are its own rows'."""
     spec = tiny_spec(method, **changes)
     student = build_student(spec, rows.task.num_outputs, seed, folder, backbone, rows.encoded)
     torch.manual_seed(seed)
@@ -57,7 +58,8 @@ def build_run(
     objective = Objective(spec.terms, spec.ce_weight, *dims)
     if rows.inputs.backbone is not backbone:
         rows = replace(rows, inputs=FrozenInputs(backbone, rows.inputs.encoded))
-    return Run(student, objective, rows, spec, seed, tune)
+    steps = spec.epochs * num_batches(len(rows), spec.batch_size) if student.tuned else 0
+    return Run(student, objective, rows, spec, seed, steps, Probes().fit(student, rows, spec, tune), tune)
 
 
 def fit(*runs: Run, checkpoint=None, after_step=None) -> None:

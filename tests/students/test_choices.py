@@ -40,7 +40,7 @@ def rows(tiny_model: Path) -> StudentRows:
 def trained(folder: Path, rows: StudentRows, method: str) -> Student:
     terms = {"inter_class": Term("kl"), "feature": Term("feature_mse")}
     lr = 1e-3 if METHODS[method].own_weights else 0.05
-    settings = {"lr": lr, "epochs": 1, "probe_epochs": 2, "batch_size": 8}
+    settings = {"lr": lr, "epochs": 1, "batch_size": 8}
     run = build_run(folder, rows.inputs.backbone, rows, method, terms=terms, **settings)
     fit(run)
     return run.student

@@ -34,7 +34,7 @@ def rows(built: StudentRows, tiny_model: Path, monkeypatch) -> StudentRows:
 
 
 def trained(folder: Path, rows: StudentRows, method: str) -> Student:
-    run = build_run(folder, rows.inputs.backbone, rows, method, lr=1e-2, epochs=1, probe_epochs=1)
+    run = build_run(folder, rows.inputs.backbone, rows, method, lr=1e-2, epochs=1)
     fit(run)
     return run.student
 

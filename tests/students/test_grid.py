@@ -2,12 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from conftest import fails, run
+
+from kdcache.encoder.linear_probe import fit_probe, one_hot
+from kdcache.encoder.parts import last_linear
+from kdcache.project import Project
+from kdcache.students.grid import Grid
+from kdcache.students.probes import frozen_features
 
 
 @pytest.fixture
@@ -33,26 +41,68 @@ def test_students_of_one_pass_are_those_of_many(cached: Path):
     assert alone["ce"] != alone["kl+gram"]
 
 
-def test_an_arm_has_a_batch_size_and_a_warm_up_of_its_own(cached: Path):
-    """Each takes the steps of its own settings; in passes of three, other batches stay apart."""
-    own = {"ce": (4, 2), "kl": (8, 3)}  # arm → batch_size, probe_epochs
-    values = {f"distill.arms.{arm}.batch_size": size for arm, (size, _) in own.items()}
-    values |= {f"distill.arms.{arm}.probe_epochs": epochs for arm, (_, epochs) in own.items()}
-    settings = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
-    arms = ["distill", "--task", "cb", "--arm", "ce", "--arm", "kl", "--arm", "kl+gram"]
-    assert run(*arms, *settings)[0] == 0
-    section = yaml.safe_load((cached / "params.yaml").read_text())["distill"]
-    shared = section["batch_size"], section["probe_epochs"]
+def result(folder: Path, student: str) -> dict[str, Any]:
+    return json.loads((folder / "runs" / "cb" / student / "result.json").read_text())
+
+
+def test_an_arm_has_a_batch_size_and_a_schedule_of_its_own(cached: Path):
+    """Steps are shared by all arms but those with a schedule of their own; other batches stay apart."""
+    settings = {
+        "epochs": 2, "arms.ce.batch_size": 4, "arms.kl.steps": 5, "arms.feature_mse.epochs": 3,
+    }  # fmt: skip
+    options = [part for key, value in settings.items() for part in ("--set", f"distill.{key}={value}")]
+    arms = ("ce", "kl", "kl+gram", "feature_mse")
+    command = ["distill", "--task", "cb", *(part for arm in arms for part in ("--arm", arm)), *options]
+    assert run(*command)[0] == 0
     rows = pq.read_metadata(cached / "data" / "cb" / "train.parquet").num_rows
-    for arm in ("ce", "kl", "kl+gram"):
-        result = json.loads((cached / "runs" / "cb" / f"{arm}-0" / "result.json").read_text())
-        size, epochs = own.get(arm, shared)
-        assert result["probe_steps"] == epochs * -(-rows // size)
-        assert result["steps"] == section["epochs"] * -(-rows // size)
-    alone = {arm: logits(cached, f"{arm}-0") for arm in own}
-    assert run(*arms, *settings, "--set", "distill.students_per_pass=3")[0] == 0
+    an_epoch = -(-rows // yaml.safe_load((cached / "params.yaml").read_text())["distill"]["batch_size"])
+    steps = {arm: result(cached, f"{arm}-0")["steps"] for arm in arms}
+    assert steps == {"ce": 2 * an_epoch, "kl": 5, "kl+gram": 2 * an_epoch, "feature_mse": 3 * an_epoch}
+    assert result(cached, "ce-0")["examples"] == 4 * 2 * an_epoch  # before the end of its first epoch
+    alone = {arm: logits(cached, f"{arm}-0") for arm in arms}
+    assert run(*command, "--set", "distill.students_per_pass=4")[0] == 0
     for arm, wanted in alone.items():
         assert np.allclose(logits(cached, f"{arm}-0"), wanted, atol=1e-3)
+    assert run(*command, "--set", "distill.epochs=null", "--set", "distill.steps=3")[0] == 0
+    assert {arm: result(cached, f"{arm}-0")["steps"] for arm in arms} == steps | {"ce": 3, "kl+gram": 3}
+
+
+def test_the_control_is_the_probe_that_prompt_arms_start_from(cached: Path):
+    """Solved, not trained: no steps, the same head for every seed that reads the same features."""
+    assert (
+        run("distill", "--task", "cb", "--arm", "head", "--arm", "kl", "--seed", "0", "--seed", "1")[0] == 0
+    )
+    head, other, kl = (result(cached, name) for name in ("head-0", "head-1", "kl-0"))
+    assert (head["steps"], head["examples"], head["step"]) == (0, 0, 0)
+    assert [entry["step"] for entry in head["history"]] == [0]
+    assert head["probe_strength"] == kl["probe_strength"]
+    assert head["head_parameters"] < kl["head_parameters"]  # the pooler learns beside the prompts only
+    grid = Grid(Project.load(), "cb")
+    runs = {(arm, seed): grid.start(arm, seed) for arm in ("head", "kl") for seed in (0, 1)}
+    for seed in (0, 1):
+        one, two = (last_linear(runs[arm, seed].student.head, 3) for arm in ("head", "kl"))
+        assert torch.equal(one.weight, two.weight)
+        assert torch.equal(one.bias, two.bias)
+    splits = grid.splits
+    features, held_out = (frozen_features(runs["head", 0].student, splits[s]) for s in ("train", "tune"))
+    labels = one_hot(splits["train"].labels, 3)
+    wanted = fit_probe(features, labels, held_out, lambda said: splits["tune"].score(said)["accuracy"])
+    assert (wanted.strength, head["probe_strength"]) == (head["probe_strength"],) * 2
+    said = wanted.logits(frozen_features(runs["head", 0].student, splits["validation"]))
+    assert np.allclose(logits(cached, "head-0"), said, atol=1e-4)
+    assert other["probe_strength"] > 0
+
+
+def test_without_weight_for_labels_the_probe_fits_the_teacher(cached: Path):
+    kl = "{method: head, ce_weight: 0, inter_class: {name: kl}}"
+    command = ("distill", "--task", "cb", "--arm", "head", "--set")
+    assert run(*command, f"distill.arms.head={kl}")[0] == 0
+    taught = result(cached, "head-0")["history"][0]["kl_to_teacher"]
+    assert run(*command, "distill.arms.head={method: head}")[0] == 0
+    assert taught < result(cached, "head-0")["history"][0]["kl_to_teacher"]
+    assert fails(*command, f"distill.arms.head={kl.replace('ce_weight: 0', 'ce_weight: 1')}").startswith(
+        "distill.arms.head: method head must have no loss but ce_weight"
+    )
 
 
 def test_a_diverged_student_is_named_and_the_others_are_kept(cached: Path):
@@ -74,7 +124,7 @@ def test_a_student_that_never_had_a_finite_loss_is_told_of_the_rate_at_work(cach
     huge = ("--set", "distill.arms.kl.inter_class.weight=1e308")
     code, _, error = run("distill", "--task", "cb", "--arm", "ce", "--arm", "kl", *huge)
     assert code == 0
-    assert "got none at step 1 (last finite: none). Lower distill.probe_lr (now 0.003)." in error
+    assert "got none at step 1 (last finite: none). Lower distill.lr (now 0.03)." in error
     code, _, _ = run("distill", "--task", "cb", "--arm", "kl", *huge)
     assert code == 1
     (result,) = (cached / ".kdcache").glob("grid-*/students/kl-0/result.json")

@@ -9,7 +9,8 @@ import pytest
 import torch
 from engine import KL_GRAM, TEXTS, build_rows, build_run, fit, gap, values
 
-from kdcache.encoder.batching import num_batches, training_plan
+from kdcache.encoder.batching import training_plan
+from kdcache.encoder.linear_probe import fit_probe, one_hot
 from kdcache.losses import Term
 from kdcache.students import loop as train_module
 from kdcache.students import run as run_module
@@ -52,9 +53,12 @@ def test_only_what_the_method_names_is_trained(tiny_model: Path, rows, backbone,
     trained = {id(p) for p in (*run.student.tuned, *run.student.head_parameters)}
     moved = {id(p) for name, p in run.student.named_parameters() if not torch.equal(p, before[name])}
     assert moved <= trained
-    assert {id(p) for p in run.student.head_parameters} <= moved
     assert bool(run.student.tuned) == (method != "head")
-    assert len(moved & {id(p) for p in run.student.tuned}) > 0 or method == "head"
+    if method == "head":
+        assert not moved
+    else:
+        assert {id(p) for p in run.student.head_parameters} <= moved
+        assert moved & {id(p) for p in run.student.tuned}
 
 
 LONG = [pytest.param(method, 75, marks=pytest.mark.slow) for method in ("prefix", "prompt", "p_tuning")]
@@ -78,7 +82,7 @@ def test_a_pass_of_three_equals_three_alone_in_double_precision(tiny_model: Path
     for run in together:
         run.student.backbone = shared
     fit(*together)
-    steps = [run.step - run.probe_steps for run in together]
+    steps = [run.step for run in together]
     assert steps == [4 * epochs, 4 * (epochs * 4 // 5), 4 * epochs]
     for one, other in zip(alone, together, strict=True):
         assert gap(values(one), values(other)) <= 1e-8
@@ -93,7 +97,7 @@ def test_a_pass_of_two_equals_two_alone_for_the_first_20_steps(tiny_model: Path,
         fit(run)
     together = [build_run(tiny_model, backbone, rows, **plan) for plan in plans]
     fit(*together)
-    assert together[0].step - together[0].probe_steps == 20
+    assert together[0].step == 20
     assert max(gap(values(a), values(b)) for a, b in zip(alone, together, strict=True)) <= 1e-5
 
 
@@ -131,8 +135,7 @@ def uninterrupted(tiny_model: Path, rows) -> list[Run]:
     return runs
 
 
-# Within the linear-probe warm-up, at its end, between, near the end.
-KILLS = [3, pytest.param(11, marks=pytest.mark.slow), 14, pytest.param(23, marks=pytest.mark.slow)]
+KILLS = [3, pytest.param(8, marks=pytest.mark.slow), 11]  # in steps of the longer one, of 12
 
 
 @pytest.mark.parametrize("kill_at", KILLS)
@@ -154,33 +157,30 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     resumed = start_two(tiny_model, rows)
     torch.manual_seed(99)  # a new process starts anywhere
     restore_runs(resumed, checkpoint)
-    assert sum(run.step for run in resumed) >= kill_at - 2
+    assert max(run.step for run in resumed) >= kill_at - 2
     fit(*resumed)
     for one, other in zip(uninterrupted, resumed, strict=True):
         assert one.history == other.history
-        assert (one.best.epoch, one.best_probe.epoch) == (other.best.epoch, other.best_probe.epoch)
+        assert (one.best.step, one.examples) == (other.best.step, other.examples)
         assert one.last_finite == other.last_finite
         assert all(torch.equal(a, b) for a, b in zip(values(one), values(other), strict=True))
 
 
-def test_the_warm_up_ends_with_its_epoch_that_is_best_on_tune(tiny_model: Path, rows, backbone, monkeypatch):
-    script = {1: 0.2, 2: 0.6, 3: 0.6}  # the earlier of equal ones wins
-    heads = []
+def test_the_best_step_on_tune_is_kept_the_probe_among_them(tiny_model: Path, rows, backbone, monkeypatch):
+    scores = iter([0.5, 0.2, 0.6, 0.6, *[0.1] * 5] + [0.9] + [0.1] * 8)  # the earlier of equal ones wins
+    seen = []
 
-    def score_probe(run):
-        heads.append([p.detach().clone() for p in run.student.head_parameters])
-        return {"tune_accuracy": script[len(heads)]}
+    def score(run):
+        seen.append(values(run))
+        return {"tune_accuracy": next(scores)}
 
-    monkeypatch.setattr(Run, "score_probe", score_probe)
-    chosen = build_run(tiny_model, backbone, rows, "head", tune=rows, select="tune")
-    last = build_run(tiny_model, backbone, rows, "head", tune=rows)
-    fit(last)
-    assert heads == []  # without a wish for the best epoch nothing is looked at
-    fit(chosen)
-    assert chosen.best_probe.epoch == 2
-    assert all(map(torch.equal, chosen.student.head_parameters, heads[1]))
-    assert all(map(torch.equal, last.student.head_parameters, heads[2]))  # training itself is the same
-    assert not torch.equal(heads[1][0], heads[2][0])
+    monkeypatch.setattr(Run, "score", score)
+    for best, step in ((2, 2), (9, 0)):  # of the 9 looks of each run
+        run = build_run(tiny_model, backbone, rows, tune=rows, select="tune")
+        fit(run)
+        assert run.best.step == step
+        assert gap(values(run), seen[best]) == 0
+    assert gap(seen[2], seen[3]) > 0
 
 
 def test_nan_stops_one_student_and_leaves_the_others(tiny_model: Path, rows, backbone):
@@ -189,7 +189,7 @@ def test_nan_stops_one_student_and_leaves_the_others(tiny_model: Path, rows, bac
     fit(alone)
     good = build_run(tiny_model, backbone, rows, seed=1, lr=0.01)
     ill = build_run(tiny_model, backbone, bad, terms={"inter_class": Term("kl")})
-    late = build_run(tiny_model, backbone, rows, seed=2, lr=float("inf"))  # dies with the prompts
+    late = build_run(tiny_model, backbone, rows, seed=2, lr=float("inf"))
     fit(ill, good, late)
     assert gap(values(good), values(alone)) < 1e-5
     assert good.diverged is None
@@ -197,7 +197,7 @@ def test_nan_stops_one_student_and_leaves_the_others(tiny_model: Path, rows, bac
     assert late.diverged is not None
     assert ill.diverged == (1, None)  # no loss was ever finite
     step, last = late.diverged
-    assert step == late.probe_steps + 2  # the first step with prompts is taken on a finite loss
+    assert step == 2  # the first step is taken on a finite loss
     assert math.isfinite(last)
 
 
@@ -213,26 +213,29 @@ def test_step_of_a_divergence_is_exact_however_seldom_losses_are_looked_at(
     assert len(found) == 1
 
 
-def test_head_phase_sees_the_states_of_the_whole_forward(tiny_model: Path, rows, backbone):
-    """In the warm-up, training on stored states must equal training on the forward pass."""
-    cached, direct = (build_run(tiny_model, backbone, rows, "head") for _ in range(2))
-    fit(cached)
-    head = direct.student.head_parameters
-    optimizer = torch.optim.AdamW([{"lr": 1e-2, "params": head, "weight_decay": 0.01}])
-    steps = 3 * num_batches(len(TEXTS), 4)
-    warm_up, step = max(1, round(0.1 * steps)), 0
-    for epoch in range(3):
-        for indices in training_plan(rows.encoded.lengths, 4, 0, epoch):
-            factor = min((step + 1) / warm_up, (steps - step) / (steps - warm_up))
-            optimizer.param_groups[0]["lr"] = 1e-2 * factor
-            batch = rows.encoded.batch(indices)
-            ((logits, _),) = forward([direct.student], batch, [len(indices)])
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(logits, rows.labels[torch.from_numpy(indices)]).backward()
-            torch.nn.utils.clip_grad_norm_(head, 1.0)
-            optimizer.step()
-            step += 1
-    assert gap(values(cached), values(direct)) < 1e-4
+def test_the_head_starts_as_the_probe_of_the_whole_forward(tiny_model: Path, rows, backbone):
+    """What is fitted on states that are kept is what the forward pass gives."""
+    run = build_run(tiny_model, backbone, rows, "head")
+    before = values(run)
+    fit(run)
+    assert gap(before, values(run)) == 0
+    ((logits, features),) = forward([run.student], rows.encoded.batch(range(len(rows))), [len(rows)])
+    targets = one_hot(rows.labels, 3)
+    probe = fit_probe(features.detach()[:, None], targets)  # 5 folds, since there is no tune
+    assert probe.strength == run.probe.strength
+    assert (logits - probe.logits(features[:, None])).abs().max() < 1e-3
+    prompted = build_run(tiny_model, backbone, rows, "prefix")
+    assert gap(before, values(prompted)[1:]) == 0
+
+
+def test_batches_run_on_over_epochs_of_the_runs_own_rows(tiny_model: Path, rows, backbone):
+    run = build_run(tiny_model, backbone, rows)
+    taken = []
+    for run.step in range(6):
+        taken.append(run.next_batch())
+    plans = [batch for epoch in (0, 1) for batch in training_plan(rows.encoded.lengths, 4, run.seed, epoch)]
+    assert len(plans) == 8
+    assert all(map(np.array_equal, taken, plans))
 
 
 def test_training_repeats_bit_for_bit_and_lowers_the_loss(tiny_model: Path, rows, backbone):
@@ -241,16 +244,17 @@ def test_training_repeats_bit_for_bit_and_lowers_the_loss(tiny_model: Path, rows
     for run in runs:
         fit(run)
     assert gap(*map(values, runs)) == 0.0
-    assert (runs[0].probe_steps, runs[0].steps) == (12, 28)
+    assert (runs[0].steps, runs[0].examples) == (16, 4 * len(TEXTS))
     history = runs[0].history
-    assert [entry["epoch"] for entry in history] == list(range(5))
+    assert [entry["step"] for entry in history] == [0, 2, 4, 5, 7, 8, 10, 12, 13, 15, 16]
     names = ("ce", "kl", "gram", "feature_mse")
     watched = {f"{what}_{name}" for what in ("loss", "fixed", "share") for name in names}
-    assert set(history[0]) == watched | {"epoch", "agreement", "kl_to_teacher", "gram_to_teacher"}
+    assert set(history[1]) == watched | {"step", "agreement", "kl_to_teacher", "gram_to_teacher"}
+    assert set(history[0]) == {key for key in history[1] if not key.startswith("loss_")}
     for seen in history:
         assert sum(seen[f"share_{name}"] for name in names) == pytest.approx(1.0)
-    totals = [sum(seen[f"loss_{name}"] for name in names) for seen in history]
-    assert totals[-1] < totals[1]
+    totals = [sum(seen[f"loss_{name}"] for name in names) for seen in history[1:]]
+    assert totals[-1] < totals[0]
 
 
 def test_teacher_targets_matter(tiny_model: Path, rows, backbone):
@@ -296,13 +300,30 @@ def test_shuffled_targets_stay_within_the_class_and_leave_labels_and_text(rows):
     assert torch.equal(rows.teacher_features[origin], shuffled.teacher_features)
 
 
-def test_a_run_scores_its_student_and_its_head_on_tune(tiny_model: Path, rows, backbone):
+def test_losses_are_means_over_the_rows_since_the_last_look(tiny_model: Path, rows, backbone, monkeypatch):
+    batches = []
+    loss = Run.loss
+
+    def heard(run, logits, features, indices):
+        total = loss(run, logits, features, indices)
+        batches.append((len(indices), total.item()))
+        return total
+
+    monkeypatch.setattr(Run, "loss", heard)
+    run = build_run(tiny_model, backbone, rows, epochs=4)
+    fit(run)
+    assert len({size for size, _ in batches}) > 1  # the last batch of an epoch is smaller
+    steps = [entry["step"] for entry in run.history]
+    for entry, start, end in zip(run.history[1:], steps, steps[1:], strict=False):
+        some = batches[start:end]
+        mean = sum(size * value for size, value in some) / sum(size for size, _ in some)
+        assert entry["loss_ce"] == pytest.approx(mean, rel=1e-5)
+
+
+def test_a_run_scores_its_student_on_tune(tiny_model: Path, rows, backbone):
     run = build_run(tiny_model, backbone, rows, tune=rows, select="tune")
     fit(run)
     logits = predict(run.student, rows.encoded)[0]
     right = (logits.argmax(1) == rows.labels.numpy()).mean()
     assert run.score()["tune_accuracy"] == pytest.approx(right)
     assert max(entry["tune_accuracy"] for entry in run.history) == pytest.approx(right)  # the best is kept
-    head, _ = run.student.head(backbone.pooled(rows.encoded.batch(range(len(rows)))))
-    agreement = (head.argmax(1) == rows.teacher_logits.argmax(1)).double().mean().item()
-    assert run.score_probe()["tune_agreement"] == pytest.approx(agreement)
