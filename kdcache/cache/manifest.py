@@ -24,6 +24,7 @@ from kdcache.project import IDENTITY
 
 MANIFEST = "manifest.json"
 EXTERNAL = "external"  # identity["kind"] of a teacher that kdcache did not run
+DEFAULTS = {"pooling": "cls"}  # of fields that identities did not always have
 
 Number = int | float  # keeps the spelling of the file: 24 stays 24, and 24.0 stays 24.0
 
@@ -71,6 +72,20 @@ class FileEntry(TypedDict):
 
 
 @with_config(ConfigDict(extra="forbid"))
+class ProbeScores(TypedDict):
+    """What a linear probe of the teacher's pretrained model scores, to compare the teacher with.
+
+    Args:
+        strength: C of the probe.
+        tune, validation: metric → value.
+    """
+
+    strength: Number
+    tune: NotRequired[dict[str, Number]]
+    validation: NotRequired[dict[str, Number]]
+
+
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Manifest:
     """The content of a cache and its origin.
@@ -87,6 +102,7 @@ class Manifest:
         all_rows_teacher: the same of the teacher trained on all rows. It equals ``metrics`` unless
             the cached logits are cross-fitted.
         cost: counts of training steps, training examples, forward passes and truncated rows.
+        probe: see ``ProbeScores``; None, and absent from the file, where it is not known.
     """
 
     identity: dict[str, Any]
@@ -100,11 +116,12 @@ class Manifest:
     all_rows_teacher: dict[str, dict[str, Number]] = field(default_factory=dict)
     cost: dict[str, Number] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    probe: ProbeScores | None = None
 
     @property
     def digest(self) -> str:
         """sha256 of the canonical bytes. It names the cache as a whole."""
-        return value_digest(vars(self))
+        return value_digest(self._body())
 
     @property
     def splits(self) -> list[str]:
@@ -136,8 +153,11 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The file's bytes, in the one canonical form."""
-        body = vars(self) | {"digest": self.digest}
+        body = self._body() | {"digest": self.digest}
         return (json.dumps(body, indent=2, sort_keys=True) + "\n").encode()
+
+    def _body(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "probe" or value is not None}
 
     def write(self, path: Path) -> None:
         """Write the manifest with its own digest."""
@@ -234,7 +254,7 @@ def check_identity(
         refuse(f"data.{split}", manifest.data.get(split), digest)
     if teacher and identity.get("kind") != EXTERNAL:
         for name in sorted(teacher):
-            refuse(f"teacher {name}", identity.get(name), teacher[name])
+            refuse(f"teacher {name}", identity.get(name, DEFAULTS.get(name)), teacher[name])
     for name, wanted in expect.items():
         if name not in identity:
             raise ParamsError(

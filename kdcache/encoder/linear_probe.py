@@ -19,6 +19,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of C, weakest fit first
 MAX_ITERATIONS = 2000
 TOLERANCE = 1e-5  # largest entry of the gradient of the mean loss
 FOLDS = 5
+LEAST_SIZE = 1e-3  # of a dim's standard deviation, as a share of that of all dims (root mean square)
 
 Score = Callable[[np.ndarray], float]
 
@@ -94,7 +95,9 @@ def _path(features: torch.Tensor, targets: torch.Tensor, strengths: Sequence[flo
     # What the choices of a row have in common moves none of them above another.
     varying = inputs - inputs.mean(1, keepdim=True) if choices > 1 else inputs
     centre, size = inputs.mean((0, 1)), varying.std((0, 1), correction=0)
-    size = torch.where(size > 0, size, torch.ones_like(size))  # a constant dim says nothing
+    # Some encoders have dims that hardly vary. In full size they would get weights that no training survives.
+    size = size.clamp(min=LEAST_SIZE * float(size.square().mean().sqrt()))
+    size = torch.where(size > 0, size, torch.ones_like(size))
     inputs = (inputs - centre) / size
     outputs = targets.shape[1] // choices
     targets = targets.to(inputs)

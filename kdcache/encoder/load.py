@@ -43,8 +43,12 @@ def setup(threads: int) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def resolve(reference: str) -> Path:
+def resolve(reference: str, download: bool = True) -> Path:
     """Return the local folder of a model reference.
+
+    Args:
+        reference: see the module.
+        download: whether to ask the hub for an id that is not cached.
 
     Raises:
         ModelError: it names no model; one line, within 10 seconds, offline too.
@@ -54,7 +58,7 @@ def resolve(reference: str) -> Path:
     elif Path(reference).is_dir():
         folder = Path(reference)
     else:
-        folder = _hub_folder(reference)
+        folder = _hub_folder(reference, download)
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"{reference}: the folder must hold a config.json, got none in it. "
@@ -86,7 +90,7 @@ def _package_folder(reference: str) -> Path:
     return folder
 
 
-def _hub_folder(reference: str) -> Path:
+def _hub_folder(reference: str, download: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -99,7 +103,10 @@ def _hub_folder(reference: str) -> Path:
     except HFValidationError:
         raise ModelError(f"{reference}: it must be a model, got no such folder. {remedy}") from None
     except LocalEntryNotFoundError:
-        pass
+        if not download:
+            raise ModelError(
+                f"{reference}: it must be on this machine, got no such model. {remedy}"
+            ) from None
     try:
         # Ask once with a short time-out: loading straight away retries for most of a minute.
         HfApi().model_info(reference, timeout=HUB_TIMEOUT_S)

@@ -133,6 +133,7 @@ def summarise(results: Sequence[Result], task: Task, splits: SplitRows, manifest
             "cached": manifest.metrics.get("validation", {}),
             "diagnostics": {split: all_rows[split] for split in diagnostic_splits(task, splits)},
             "cost": manifest.cost,
+            "probe": manifest.probe or {},
         }
         | ({"members": over_seeds(members)} if members else {}),
         "arm_order": list(dict.fromkeys(result["arm"] for result in finished)),

@@ -21,6 +21,7 @@ from kdcache.encoder.load import load_tokenizer
 from kdcache.losses.objective import Targets
 from kdcache.project import Project
 from kdcache.students.prompted_backbone import Backbone, FrozenInputs
+from kdcache.teacher.folder import check_pooling
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ def load_rows(
         split → rows, and the cache's manifest.
 
     Raises:
-        DataError, CacheError, ParamsError: see ``read_split``, ``load_cache``, ``check_identity``.
+        DataError, CacheError, ParamsError, ModelError: see ``read_split``, ``load_cache``,
+            ``check_identity``, ``check_pooling``.
     """
     data = Path(project.paths.data) / task.name
     tables = {
@@ -174,6 +176,7 @@ def load_rows(
     teacher = read_identity_of(Path(project.paths.teacher) / task.name)
     digests = {split: table_digest(table) for split, table in tables.items()}
     check_identity(manifest, task.name, task.labels, digests, teacher, expect)
+    check_pooling(project, task.name, manifest.identity)
     tokenizer = load_tokenizer(Path(project.paths.backbone))
     splits = {}
     for split, table in tables.items():

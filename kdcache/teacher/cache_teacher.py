@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.location import Location
+from kdcache.cache.manifest import read_identity_of
 from kdcache.cache.writer import CacheWriter
 from kdcache.data.metrics import compute_metrics
 from kdcache.data.splits import metric_columns, read_tables
@@ -21,7 +22,7 @@ from kdcache.errors import ModelError
 from kdcache.params import Count
 from kdcache.project import Project, require, require_task
 from kdcache.teacher.extraction import Teacher
-from kdcache.teacher.folder import COST, read_identity
+from kdcache.teacher.folder import COST, PROBE, check_pooling, read_identity
 
 # How far a logit may move if it is computed again in another batch: measured, with a margin.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
@@ -50,16 +51,19 @@ def cache_teacher(project: Project, task_name: str) -> None:
     last stored part.
 
     Raises:
-        ModelError: there is no teacher, or its weights do not have the digests in its identity.
+        ModelError: there is no teacher, its weights do not have the digests in its identity, or it pools in
+            another way than the parameters say.
         DataError: there are no prepared data, or the training rows are not those of the teacher.
         CacheError: the cache cannot be written.
     """
     params = project.section("cache_teacher", CacheTeacherParams)
     require_task(project, task_name)
-    _require_teacher(project, task_name)
+    check_pooling(project, task_name, read_identity_of(_require_teacher(project, task_name)) or {})
     task, tables = read_tables(project.paths.data, task_name)
     teacher = open_teacher(project, task, params, tables)
     cost = json.loads((teacher.folder / COST).read_text(encoding="utf-8"))
+    of_probe = teacher.folder / PROBE  # teachers had none before they started from it
+    probe = json.loads(of_probe.read_text(encoding="utf-8")) if of_probe.is_file() else None
 
     location = Location.parse(project.paths.cache, task_name)
     data = Path(project.paths.data) / task_name
@@ -85,6 +89,7 @@ def cache_teacher(project: Project, task_name: str) -> None:
             drift={} if params.dtype == "float32" else teacher.drift("train"),
             metrics={k: v for k, v in metrics.items() if v},
             all_rows_teacher={k: v for k, v in all_rows_metrics.items() if v},
+            probe=probe,
             cost={f"training_{key}": value for key, value in cost.items()}
             | {"forward_examples": forward, "truncated_examples": sum(truncated.values())},
         )  # fmt: skip

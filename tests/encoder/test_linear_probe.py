@@ -18,7 +18,7 @@ def make_rows(
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).normal(size=(num_labels, dim))
     labels = rng.integers(num_labels, size=num_rows)
-    features = (centres[labels] + rng.normal(size=(num_rows, dim))) * np.logspace(-3, 2, dim) + 5
+    features = (centres[labels] + rng.normal(size=(num_rows, dim))) * np.logspace(-0.5, 2, dim) + 5
     return torch.from_numpy(features).float()[:, None], torch.from_numpy(labels)
 
 
@@ -96,7 +96,9 @@ def test_a_linear_holds_the_probe():
     assert torch.allclose(linear(features[:, 0]).double(), probe.logits(features), atol=1e-3)
 
 
-def test_a_constant_dim_is_harmless():
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-9])
+def test_a_dim_that_hardly_varies_gets_no_huge_weight(size):
     features, labels = make_rows(80, 2)
-    features = torch.cat([features, torch.ones(80, 1, 1)], dim=2)
-    assert torch.isfinite(fit_probe(features, one_hot(labels, 2)).weight).all()
+    traces = 1 + size * torch.randn(80, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    probe = fit_probe(torch.cat([features.double(), traces], dim=2), one_hot(labels, 2))
+    assert probe.weight[:, -1].abs().max() < 1
