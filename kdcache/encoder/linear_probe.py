@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of C, weakest fit first
@@ -83,6 +84,8 @@ def _cross_validate(features: torch.Tensor, targets: torch.Tensor, seed: int) ->
     for fold in range(FOLDS):
         out = order[fold::FOLDS]
         kept = torch.cat([order[other::FOLDS] for other in range(FOLDS) if other != fold])
+        if not len(out) or not len(kept):  # there are hardly any rows
+            continue
         for k, probe in enumerate(_path(features[kept], targets[kept], STRENGTHS)):
             found[k] += float((probe.logits(features[out]).log_softmax(1) * targets[out]).sum())
     return list(found / len(features))
@@ -116,11 +119,12 @@ def _path(features: torch.Tensor, targets: torch.Tensor, strengths: Sequence[flo
         return float(value), gradient.flatten().cpu().numpy()
 
     found, weights = [], np.zeros(outputs * (dim + 1))
+    options = {"maxiter": MAX_ITERATIONS, "gtol": TOLERANCE, "ftol": 64 * np.finfo(float).eps}
     for strength in strengths:
         # scikit-learn has one vector for two classes; ours are its halves, penalised half as much.
         penalty = (2 if outputs == 2 else 1) / (strength * rows)
-        options = {"maxiter": MAX_ITERATIONS, "gtol": TOLERANCE, "ftol": 64 * np.finfo(float).eps}
-        weights = minimize(loss, weights, (penalty,), method="L-BFGS-B", jac=True, options=options).x
+        with threadpool_limits(1, user_api="blas"):  # of scipy: more threads only wait for each other
+            weights = minimize(loss, weights, (penalty,), method="L-BFGS-B", jac=True, options=options).x
         both = torch.from_numpy(weights).to(device).view(shape)
         weight = both[:, :-1] / size
         found.append(LinearProbe(weight, both[:, -1] - weight @ centre, strength))

@@ -302,6 +302,16 @@ class FrozenInputs:
 
     def __init__(self, backbone: Backbone, encoded: Encoded) -> None:
         self.backbone, self.encoded = backbone, encoded
+        self._others: dict[Pooling, FrozenInputs] = {}
+
+    def read_by(self, backbone: Backbone) -> "FrozenInputs":
+        """Return the same rows as a backbone over the same encoder reads them, sharing what is computed."""
+        if backbone.pooling == self.backbone.pooling:
+            return self
+        if backbone.pooling not in self._others:
+            other = self._others[backbone.pooling] = FrozenInputs(backbone, self.encoded)
+            other.padded = self.padded
+        return self._others[backbone.pooling]
 
     @cached_property
     def padded(self) -> Padded:

@@ -88,7 +88,7 @@ def test_each_task_runs_from_rows_to_a_submission_file(project, name):
     """Diagnostics flow into the cache, the metrics and the students."""
     folder = project(
         prepare={"source": "superglue", "path": str(FIXTURES), "tune_fraction": 0.0},
-        train_teacher={"folds": 0}, student_backbone={"num_layers": "all"}, distill={"probe_epochs": 1},
+        train_teacher={"folds": 0}, student_backbone={"num_layers": "all"},
     )  # fmt: skip
     only = ["--set", f"tasks=[{name}]"]
     for command in ("prepare", "teach", "cache", "shrink"):
@@ -202,7 +202,7 @@ def test_interrupted_distill_goes_on_and_equals_an_uninterrupted_one(cached_proj
 
     monkeypatch.setattr(train, "CHECKPOINT_STEPS", 4)
     arms = {"kl": {"inter_class": {"name": "kl"}}}
-    section = {"seeds": [0, 1, 2], "probe_epochs": 10, "arms": arms}
+    section = {"seeds": [0, 1, 2], "arms": arms}
     folder = cached_project(name="interrupted", distill=section)
     shutil.copytree(folder, folder.parent / "whole")
     arguments = ["distill", "--task", "cb"]

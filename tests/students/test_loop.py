@@ -107,7 +107,7 @@ def test_a_student_is_blind_to_whoever_shares_its_batch(tiny_model: Path, rows, 
     together = forward([run.student for run in runs], batch, [2, 2, 2])
     for run, (logits, features) in zip(runs, together, strict=True):
         ((alone, alone_features),) = forward([run.student], rows.encoded.batch([0, 1]), [2])
-        assert (logits - alone).abs().max() < 1e-6
+        assert (logits - alone).abs().max() < 1e-6 * alone.abs().max()
         assert (features - alone_features).abs().max() < 1e-6
     assert (together[0][0] - together[1][0]).abs().max() > 1e-3
 
@@ -285,7 +285,8 @@ def test_bfloat16_stays_near_float32(tiny_model: Path, rows, backbone):
     for run in runs:
         fit(run)
     assert {value.dtype for value in values(runs[1])} == {torch.float32}
-    assert 0 < gap(*map(values, runs)) < 0.1
+    largest = max(value.abs().max().item() for value in values(runs[0]))
+    assert 0 < gap(*map(values, runs)) < 0.1 * largest
 
 
 def test_shuffled_targets_stay_within_the_class_and_leave_labels_and_text(rows):

@@ -1,4 +1,4 @@
-"""select: tune keeps the epoch that is best there; last, the default, looks at nothing."""
+"""select: tune keeps the step that is best there; last, the default, looks at nothing."""
 
 import json
 
@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from kdcache.students.run import Run
 
 
-def test_student_of_the_best_epoch_is_the_one_saved(cached_project, monkeypatch):
-    folder = cached_project(distill={"epochs": 3, "seeds": [0]})
-    scores = iter([0.5, 0.6, 0.9, 0.9])  # warm-up and three epochs; the earlier of equal ones wins
+def test_student_of_the_best_step_is_the_one_saved(cached_project, monkeypatch):
+    folder = cached_project(distill={"epochs": None, "steps": 3, "seeds": [0]})
+    scores = iter([0.5, 0.6, 0.9, 0.9])  # the probe and three steps; the earlier of equal ones wins
     seen: list[dict[str, torch.Tensor]] = []
 
     def scripted(student_run):
@@ -22,17 +22,17 @@ def test_student_of_the_best_epoch_is_the_one_saved(cached_project, monkeypatch)
     arguments = ("distill", "--task", "cb", "--arm", "kl", "--set", "distill.select=tune")
     assert run(*arguments)[0] == 0
     saved = folder / "runs" / "cb" / "kl-0"
-    assert json.loads((saved / "result.json").read_text())["epoch"] == 2
+    assert json.loads((saved / "result.json").read_text())["step"] == 2
     prompts = load_file(saved / "adapter_model.safetensors")["prompt_embeddings"]
     assert [torch.equal(prompts, state["prompt.weight"]) for state in seen] == [False, False, True, False]
 
 
-def test_last_epoch_is_kept_by_default(cached_project):
-    folder = cached_project(distill={"seeds": [0], "epochs": 2})
+def test_last_step_is_kept_by_default(cached_project):
+    folder = cached_project(distill={"seeds": [0], "epochs": None, "steps": 13})
     assert run("distill", "--task", "cb", "--arm", "kl", "--arm", "head")[0] == 0
-    epochs = {arm: json.loads((folder / "runs" / "cb" / f"{arm}-0" / "result.json").read_text())["epoch"]
-              for arm in ("kl", "head")}  # fmt: skip
-    assert epochs == {"kl": 2, "head": 0}
+    steps = {arm: json.loads((folder / "runs" / "cb" / f"{arm}-0" / "result.json").read_text())["step"]
+             for arm in ("kl", "head")}  # fmt: skip
+    assert steps == {"kl": 13, "head": 0}
 
 
 def test_tune_needs_the_split(project):

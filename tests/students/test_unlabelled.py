@@ -70,15 +70,22 @@ def test_unlabelled_rows_teach_by_distillation_alone(cached):
 
     arms = ("--arm", "ce", "--arm", "kl")
     run("distill", *arms)
-    assert (result(cached, "ce")["examples"], result(cached, "kl")["examples"]) == (2 * 36, 2 * 60)
+    steps = 2 * 4  # two epochs of 60 rows in batches of 16, for every arm
+    assert (result(cached, "ce")["steps"], result(cached, "kl")["steps"]) == (steps, steps)
+    assert result(cached, "kl")["examples"] == 2 * 60
+    assert 2 * 36 < result(cached, "ce")["examples"] < 3 * 36  # in its third pass, of 3 batches each
     ce, kl = weights(cached, "ce"), weights(cached, "kl")
-    run("distill", *arms, "--set", "distill.unlabelled=false")
-    assert result(cached, "kl")["examples"] == 2 * 36
+    run("distill", *arms, "--set", "distill.arms.kl.unlabelled=false")
+    assert result(cached, "kl")["steps"] == steps
+    assert result(cached, "kl")["examples"] == result(cached, "ce")["examples"]
     assert weights(cached, "ce") == ce
     alone = weights(cached, "kl")
     assert alone != kl
-    run("distill", "--arm", "kl", "--set", "distill.arms.kl.unlabelled=false")
-    assert weights(cached, "kl") == alone
+    run("distill", *arms, "--set", "distill.unlabelled=false")
+    assert {result(cached, arm)["steps"] for arm in ("ce", "kl")} == {2 * 3}
+    same = (f"distill.steps={steps}", "distill.epochs=null", "distill.unlabelled=false")
+    run("distill", *arms, *(part for key in same for part in ("--set", key)))
+    assert (weights(cached, "ce"), weights(cached, "kl")) == (ce, alone)
 
 
 def test_rows_that_train_leaves_over_lose_their_labels(project):

@@ -1,4 +1,4 @@
-"""Gradient shares and fidelity, seen once per epoch."""
+"""Gradient shares and fidelity, seen at every look."""
 
 import numpy as np
 import pytest
