@@ -76,13 +76,14 @@ def save_student(
     text = json.dumps(asdict(known), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / ABOUT).write_text(text + "\n", encoding="utf-8")
     loader = METHODS[student.method].loader(pooling)
+    reader = loader if loader == "kdcache" else f"plain {loader}"
     gap = _reload_gap(student, folder, known, probe.take(range(min(RELOAD_ROWS, len(probe)))))
     tolerance = RELOAD_TOLERANCE[student.backbone.precision]
     facts = {**card, "pooling": pooling}
     if not gap <= tolerance:
-        facts["reload_gap"] = f"{gap:.2g} of the logits' size, between training and {loader}"
+        facts["reload_gap"] = f"{gap:.2g} of the logits' size, between training and {reader}"
         print(
-            f"{folder.name}: {loader} must give the student's logits within {tolerance:g} of their size, got "
+            f"{folder.name}: {reader} must give the student's logits within {tolerance:g} of their size, got "
             f"a difference of {gap:.2g}. The student is kept; score it as you will use it.",
             file=sys.stderr,
         )
