@@ -69,10 +69,11 @@ def fit_probe(
             Of equal scores, the smaller C wins.
         seed: of the folds. Without ``held_out``, C is chosen by likelihood over 5 folds of ``features``.
     """
-    if held_out is None or score is None:
-        scores = _cross_validate(features, targets, seed)
-        return list(_path(features, targets, STRENGTHS[: int(np.argmax(scores)) + 1]))[-1]
-    probes = list(_path(features, targets, STRENGTHS))
+    with threadpool_limits(1, user_api="blas"):  # of scipy: more threads only wait for each other
+        if held_out is None or score is None:
+            scores = _cross_validate(features, targets, seed)
+            return _path(features, targets, STRENGTHS[: int(np.argmax(scores)) + 1])[-1]
+        probes = _path(features, targets, STRENGTHS)
     scores = [score(probe.logits(held_out).cpu().numpy()) for probe in probes]
     return probes[int(np.argmax(scores))]
 
@@ -123,8 +124,7 @@ def _path(features: torch.Tensor, targets: torch.Tensor, strengths: Sequence[flo
     for strength in strengths:
         # scikit-learn has one vector for two classes; ours are its halves, penalised half as much.
         penalty = (2 if outputs == 2 else 1) / (strength * rows)
-        with threadpool_limits(1, user_api="blas"):  # of scipy: more threads only wait for each other
-            weights = minimize(loss, weights, (penalty,), method="L-BFGS-B", jac=True, options=options).x
+        weights = minimize(loss, weights, (penalty,), method="L-BFGS-B", jac=True, options=options).x
         both = torch.from_numpy(weights).to(device).view(shape)
         weight = both[:, :-1] / size
         found.append(LinearProbe(weight, both[:, -1] - weight @ centre, strength))
