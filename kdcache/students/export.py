@@ -226,14 +226,15 @@ def _reload_gap(student: Student, folder: Path, about: About, probe: Encoded) ->
 def _plain_logits(folder: Path, about: About, loader: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits as the model card's code computes them, by peft or transformers."""
     auto: Any
+    path = str(folder.resolve())  # peft takes a bare name for one on the hub
     if about.pooling == "cls":
         auto = AutoPeftModelForSequenceClassification
         if loader == "transformers":
             auto = AutoModelForSequenceClassification
         with quiet_peft():
-            return auto.from_pretrained(str(folder), **head_options(about)).eval()(**batch).logits
+            return auto.from_pretrained(path, **head_options(about)).eval()(**batch).logits
     auto = AutoModel if loader == "transformers" else AutoPeftModelForFeatureExtraction
-    source = about.backbone if about.method == "head" else str(folder)
+    source = about.backbone if about.method == "head" else path
     own = {key: batch[key] for key in ("input_ids", "attention_mask")}
     states = auto.from_pretrained(source).eval()(**own).last_hidden_state[:, -own["input_ids"].shape[1] :]
     head = load_file(folder / HEAD)

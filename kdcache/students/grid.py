@@ -15,7 +15,7 @@ from kdcache.data.task import read_task
 from kdcache.digests import file_digest, value_digest
 from kdcache.encoder.batching import num_batches
 from kdcache.encoder.load import WEIGHTS, load_tokenizer, setup
-from kdcache.encoder.pooling import check_pooling
+from kdcache.encoder.pooling import check_cls_token
 from kdcache.errors import ModelError, ParamsError
 from kdcache.losses import Objective, check_terms
 from kdcache.project import Project, require, require_task, require_tune
@@ -67,7 +67,7 @@ class Grid:
         device = setup(project.threads)
         tokenizer = load_tokenizer(self.folder)
         for spec in self.specs.values():
-            check_pooling(spec.pooling, tokenizer, f"distill.arms.{spec.name}.pooling")
+            check_cls_token(spec.pooling, tokenizer, f"distill.arms.{spec.name}.pooling")
         pooling = next(iter(self.specs.values())).pooling
         self.backbone = Backbone.load(self.folder, pooling, self.params.dtype, self.params.dropout).to(device)
         self._fit_methods()
@@ -86,14 +86,17 @@ class Grid:
 
     def _fit_methods(self) -> None:
         """Replace a method that the backbone cannot carry, and say so."""
+        kind, changed = self.backbone.config.model_type, []
         for name, spec in self.specs.items():
             method = method_on(spec.method, self.backbone.config)
             if method != spec.method:
                 self.specs[name] = replace(spec, method=method)
-                print(
-                    f"distill.arms.{name}: {self.backbone.config.model_type} takes no keys and values from "
-                    f"outside, so {spec.method} becomes {method}.", file=sys.stderr,
-                )  # fmt: skip
+                changed.append(name)
+        if changed:
+            print(
+                f"distill: {kind} takes no keys and values from outside, so prefix becomes deep_prompt in: "
+                f"{', '.join(changed)}", file=sys.stderr,
+            )  # fmt: skip
 
     def use(self, splits: Mapping[str, StudentRows]) -> None:
         """Train and score on these splits from now on."""

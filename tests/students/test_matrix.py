@@ -21,8 +21,9 @@ from kdcache.encoder.load import load_tokenizer, setup
 from kdcache.errors import ModelError
 from kdcache.students.export import load_folder, save_student
 from kdcache.students.methods import METHODS
-from kdcache.students.prompted_backbone import Backbone, RowPrompts
+from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.prompts import build_prompt
+from kdcache.students.row_prompts import RowPrompts
 from kdcache.students.student import Student, build_student, predict
 
 FIRST = ["the bank of the river", "a bat", "a crane on a tree", "seal", "the match", "bank", "river", "bat"]
