@@ -21,9 +21,8 @@ from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, save_model, setup
 from kdcache.encoder.pooling import resolve_pooling, write_pooling
 from kdcache.errors import DataError, ModelError
-from kdcache.project import Project, place, write_json
+from kdcache.project import BACKBONE_RECORD, Project, place, write_json
 
-RECORD = "shrink.json"  # in the backbone's folder: how it was made, and what it keeps
 EXAMINED_ROWS = 512
 
 Texts = dict[str, list[tuple[str, str]]]  # source → (text, second text or "")
@@ -105,7 +104,7 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
         model.config.classifier_pooling = pooling
     save_model(model, tokenizer, made)
     write_pooling(made, pooling, model.config.hidden_size)
-    write_json(record, made / RECORD)
+    write_json(record, made / BACKBONE_RECORD)
     _move(made, Path(project.paths.backbone))
     shutil.rmtree(scratch)
 
