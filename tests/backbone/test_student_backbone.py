@@ -170,7 +170,7 @@ def test_model_whose_tokenizer_puts_no_cls_first_is_refused_where_cls_is_read(pr
     path = Path("tiny/tokenizer_config.json")
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"cls_token": "[SEP]"}))
-    assert "must put [CLS] first, got another token from tiny" in fails("shrink", "--text", "a.txt")
+    assert "student_backbone.pooling: with cls, the tokenizer must" in fails("shrink", "--text", "a.txt")
     assert run("shrink", "--text", "a.txt", "--set", "student_backbone.pooling=mean")[0] == 0
 
 
