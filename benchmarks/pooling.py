@@ -32,16 +32,16 @@ from kdcache.teacher.train_teacher import train_teacher
 ROOT = Path(__file__).resolve().parent.parent
 POWERED = ("clinc150", "banking77", "subj", "ag_news")
 # Rows at most: train, of which a fifth becomes tune where the task has none; tune, where it has one;
-# unlabelled; validation. Epochs of the teacher.
+# unlabelled; validation. Epochs of the teacher. Steps of each student.
 SIZES = {
-    "clinc150": (1500, 300, 2500, 2000, 5),
-    "banking77": (1250, None, 2500, 2000, 5),
-    "subj": (625, None, 2000, 2000, 4),
-    "ag_news": (625, None, 2000, 2000, 4),
-    "cb": (250, None, None, 56, 8),
-    "wic": (None, None, None, None, 6),
+    "clinc150": (1500, 300, 2500, 2000, 5, 300),
+    "banking77": (1250, None, 2500, 2000, 5, 300),
+    "subj": (625, None, 2000, 2000, 4, 300),
+    "ag_news": (625, None, 2000, 2000, 4, 300),
+    "cb": (250, None, None, 56, 8, 150),
+    "wic": (None, None, None, None, 6, 300),
 }
-STEPS, THREADS = 400, 1
+THREADS = 1
 KINDS: dict[str, dict[str, Any]] = {
     "head": {"method": "head"},
     "ce": {},
@@ -57,7 +57,7 @@ COMPARISONS = (
 def params_of(task: str, powered: Path, superglue: Path) -> dict[str, Any]:
     """params.yaml of a task's project: the root's, with this benchmark's rows, arms and steps."""
     params = copy.deepcopy(read_params(ROOT / "params.yaml"))
-    train, tune, unlabelled, validation, epochs = SIZES[task]
+    train, tune, unlabelled, validation, epochs, steps = SIZES[task]
     params |= {"tasks": [task], "threads": THREADS}
     rows = {"train": train, "tune": tune, "validation": validation, "unlabelled": unlabelled}
     path = powered if task in POWERED else superglue if task == "cb" else ROOT / "sample"
@@ -69,7 +69,7 @@ def params_of(task: str, powered: Path, superglue: Path) -> dict[str, Any]:
     params["train_teacher"] |= {"epochs": epochs, "lr": 2e-4, "folds": 2, "pooling": "mean", "select": "last"}
     params["student_backbone"] |= {"num_layers": 3, "layers": "first", "pooling": "mean"}
     params["distill"] |= {
-        "arms": ARMS, "seeds": [0, 1, 2], "steps": STEPS, "epochs": None, "select": "tune",
+        "arms": ARMS, "seeds": [0, 1, 2], "steps": steps, "epochs": None, "select": "tune",
     }  # fmt: skip
     return params
 

@@ -4,7 +4,7 @@ Usage: python benchmarks/shrink.py FOLDER [NAME…]   (FOLDER holds banking77, m
 their own formats, as studies/tasks says; NAMEs are rows of the table, all when left out)
 
 Keeps 3 of 6 layers, heals them on training texts without labels, and fits a logistic regression
-on [CLS] states of training rows. Scores are accuracies on ``tune``, which neither saw. One
+on pooled states of training rows. Scores are accuracies on ``tune``, which neither saw. One
 thread. Prints Markdown.
 """
 
@@ -26,6 +26,7 @@ from kdcache.data.splits import hold_out
 from kdcache.data.taskfile import read_task_file
 from kdcache.encoder.batching import Encoded, concatenate, encode
 from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, setup
+from kdcache.encoder.pooling import read_pooling
 
 TASK_FILES = Path(__file__).parent.parent / "studies" / "tasks"
 TASKS = ("banking77", "mrpc", "ag_news")
@@ -134,6 +135,7 @@ def main(folder: Path, names: list[str]) -> None:
     """Print the table."""
     device = setup(threads=1)
     model_folder = resolve(DEFAULTS.model)
+    pooling = read_pooling(model_folder)
     tokenizer = load_tokenizer(model_folder)
     rows = {task: read(task, folder, tokenizer) for task in TASKS}
     full = load_encoder(model_folder)
@@ -143,10 +145,11 @@ def main(folder: Path, names: list[str]) -> None:
         accuracies, states = [], []
         for task in TASKS:
             of = rows[task]
-            train, tune = (encoder_states(model, part, 64, device) for part in (of.train, of.tune))
-            accuracies.append(probe_accuracy(train, of.labels, tune, of.tune_labels))
+            train, tune = (encoder_states(model, part, 64, device, pooling) for part in (of.train, of.tune))
+            classes = int(max(of.labels.max(), of.tune_labels.max())) + 1
+            accuracies.append(probe_accuracy(train, of.labels, tune, of.tune_labels, classes))
             states.append(tune)
-        return accuracies, variation(np.concatenate(states))
+        return accuracies, variation(torch.cat(states))
 
     def line(cells: list[object], model: object) -> None:
         accuracies, varies = scores(model)

@@ -20,7 +20,8 @@ from collections.abc import Iterable
 from typing import Any
 
 EXTRAS = {  # a package that only some commands need → the extra of kdcache that installs it
-    "dvc": "pipeline", "sklearn": "pipeline", "scipy": "pipeline", "pandas": "pipeline",
+    "dvc": "pipeline", "sklearn": "pipeline", "scipy": "pipeline", "threadpoolctl": "pipeline",
+    "pandas": "pipeline",
     "matplotlib": "report", "jinja2": "report", "markupsafe": "report",
     "datasets": "hub",
 }  # fmt: skip

@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 # The file in a teacher's folder that identifies it. Its fields are copied into the cache's manifest.
 IDENTITY = "identity.json"
+# The file in the backbone's folder that says how it was made, and what probes read from it.
+BACKBONE_RECORD = "shrink.json"
 
 
 @dataclass(frozen=True)

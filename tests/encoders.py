@@ -17,6 +17,7 @@ TEXTS = [
 ENCODERS: dict[str, dict[str, Any]] = {
     "bert": {}, "roberta": {}, "electra": {}, "deberta-v2": {},
     "modernbert": {"classifier_pooling": "mean", "global_attn_every_n_layers": 3},
+    "distilbert": {"max_position_embeddings": 96, "initializer_range": 0.5}, "mpnet": {}, "albert": {},
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from specs import tiny_spec
 from kdcache.data.task import Task
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_tokenizer
+from kdcache.encoder.pooling import Pooling
 from kdcache.students.export import save_student
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.student import build_student
@@ -23,13 +24,13 @@ TEXTS = [f"{a} {b}" for a in ("bank", "bat", "crane", "match") for b in ("the", 
 
 def make_student(
     folder: Path, backbone: Path, task: Task = WIC, method: str = "prefix", seed: int = 0, tokens: int = 4,
-    max_length: int = 32,
+    max_length: int = 32, pooling: Pooling = "cls",
 ) -> Path:  # fmt: skip
     """Write a student whose prompt and head are noise; ``backbone`` is relative to the current folder."""
     n = task.num_choices
     probe = encode(load_tokenizer(backbone), TEXTS, TEXTS[::-1], max_length, num_choices=n)
     spec = tiny_spec(method, num_virtual_tokens=tokens, max_length=max_length)
-    student = build_student(spec, task.num_outputs, seed, backbone, Backbone.load(backbone), probe)
+    student = build_student(spec, task.num_outputs, seed, backbone, Backbone.load(backbone, pooling), probe)
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in [*student.tuned, *student.head_parameters]:
@@ -40,10 +41,14 @@ def make_student(
 
 
 def make_home(root: Path, tiny_model: Path, students: Mapping[str, tuple[Task, str, int]]) -> Path:
-    """A folder with a backbone and students of a task, a method and a number of tokens, seeds from 0."""
+    """A folder with a backbone and students of a task, a method and a number of tokens, seeds from 0.
+
+    Those named "mean" pool by it.
+    """
     shutil.copytree(tiny_model, root / "backbone")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         for seed, (name, (task, method, tokens)) in enumerate(students.items()):
-            make_student(Path(name), Path("backbone"), task, method, seed, tokens)
+            pooling: Pooling = "mean" if "mean" in name else "cls"
+            make_student(Path(name), Path("backbone"), task, method, seed, tokens, pooling=pooling)
     return root

@@ -9,7 +9,8 @@ def tiny_spec(method: str = "prefix", **changes: Any) -> ArmSpec:
     """Prompts that train in batches of four."""
     values: dict[str, Any] = {
         "name": "arm", "method": method,
-        "num_virtual_tokens": 4, "init": "separators", "lr": 0.1, "steps": None, "epochs": 2,
+        "num_virtual_tokens": 4, "init": "separators", "pooling": "cls",
+        "lr": 0.1, "steps": None, "epochs": 2,
         "head_lr": 1e-2, "batch_size": 4, "max_length": 32,
         "weight_decay": 0.01, "warmup_fraction": 0.1, "select": "last", "ce_weight": 1.0,
         "label_smoothing": 0.0, "terms": {}, "targets": "cached", "unlabelled": False,

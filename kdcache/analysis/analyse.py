@@ -11,6 +11,7 @@ import numpy as np
 
 from kdcache.analysis.agreement import FoldAgreement, MemberAgreement, compare_folds, compare_members
 from kdcache.analysis.calibration import Bin, Temperature, chance_ece, ece, fit_temperature, reliability
+from kdcache.analysis.frozen_probes import FrozenProbes, read_frozen_probes
 from kdcache.cache.cached_rows import compute_uncertainty
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import EXTERNAL, read_manifest
@@ -106,6 +107,7 @@ class CacheAnalysis:
         folds: fold → accuracy on it of the teacher that was trained without it.
         agreement: split → teacher on all rows against fold teachers; empty without folds.
         members: split → members of the ensemble; empty without an ensemble.
+        probes: split → linear probes of the frozen models, for splits where one is known.
     """
 
     labels: tuple[str, ...]
@@ -115,13 +117,15 @@ class CacheAnalysis:
     folds: dict[int, Proportion]
     agreement: dict[str, FoldAgreement]
     members: dict[str, MemberAgreement]
+    probes: dict[str, FrozenProbes]
 
 
-def analyse_cache(path: Location | Path | str) -> CacheAnalysis:
+def analyse_cache(path: Location | Path | str, backbone: Path | None = None) -> CacheAnalysis:
     """Analyse the logits and labels of a verified cache.
 
     Args:
         path: the folder ``cache/<task>``, or a URI that pyarrow or fsspec opens.
+        backbone: folder of the students' backbone, whose probe is compared with the teacher.
 
     Raises:
         CacheError: the cache is missing or damaged.
@@ -152,7 +156,7 @@ def analyse_cache(path: Location | Path | str) -> CacheAnalysis:
     return CacheAnalysis(
         tuple(manifest.identity["labels"]), external, splits,
         dict(sorted(temperatures.items(), reverse=True)),  # tune before train
-        folds, agreement, members,
+        folds, agreement, members, read_frozen_probes(manifest, backbone),
     )  # fmt: skip
 
 

@@ -40,7 +40,8 @@ def describe_analysis(analysis: CacheAnalysis) -> str:
     """
     if "train" not in analysis.splits:
         return "This cache has no train split, so it can score students but not train them."
-    warnings = [_little_entropy(analysis) or _memory(analysis), _majority(analysis), _fold_cost(analysis)]
+    warnings = [_little_entropy(analysis) or _memory(analysis), _majority(analysis), _probes(analysis)]
+    warnings += [_fold_cost(analysis)]
     warnings += [_lost_classes(analysis), _failed_fold(analysis), _calibration(analysis)]
     found = [sentence for sentence in warnings if sentence] or ["No problem was found with these targets."]
     return " ".join(filter(None, [_summary(analysis), *found, _noise(analysis)]))
@@ -101,6 +102,26 @@ def _majority(analysis: CacheAnalysis) -> str | None:
         f"On {split} the teacher does not clearly beat the majority class: {_percent(accuracy.value)} "
         f"(95% CI {_percent(accuracy.low)} to {_percent(accuracy.high)}) against "
         f"{_percent(labels.majority)}. There may be nothing to distil."
+    )
+
+
+def _probes(analysis: CacheAnalysis) -> str | None:
+    """A teacher that is no better than what anyone can read from a frozen model."""
+    tune, probes = analysis.splits.get("tune"), analysis.probes.get("tune")
+    if tune is None or tune.labels is None or probes is None:
+        return None
+    both = analysis.agreement.get("tune")
+    accuracy = max(tune.labels.accuracy.value, (both and both.all_rows) or 0)
+    if probes.backbone is not None and accuracy <= probes.backbone:
+        whose, probe, cure = "the students' frozen backbone", probes.backbone, "Take a larger or better one."
+    elif probes.teacher is not None and accuracy <= probes.teacher:
+        whose, probe = "its own model before fine-tuning", probes.teacher
+        cure = "Train it longer (train_teacher.epochs, lr), or take another model."
+    else:
+        return None
+    return (
+        f"On tune the teacher's accuracy, {_percent(accuracy)}, is not above that of a linear probe of "
+        f"{whose}, {_percent(probe)}: there is nothing to distil. {cure}"
     )
 
 

@@ -64,26 +64,12 @@ def cut(full: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
     """
     config: Any = copy.deepcopy(full.config)
     have, model_type = config.num_hidden_layers, config.model_type
-    stacks = [
-        f"{name}." for name, module in full.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == have and name.endswith(("layer", "layers"))
-    ]  # fmt: skip
-    if len(stacks) != 1 or config.is_encoder_decoder:
-        raise ModelError(
-            f"student_backbone.model: it must be one stack of {have} layers, got {model_type}, "
-            f"which has {len(stacks)} of them. Use a BERT-like encoder, or set num_layers: all."
-        )
-    stack = stacks[0]
     config.num_hidden_layers = len(keep)
+    weights = full.state_dict()
+    if getattr(config, "num_hidden_groups", 0) != 1:  # ALBERT's single layer is only repeated less often
+        weights = _keep_layers(full, keep, have)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[k] for k in keep]
-    weights = {}
-    for name, value in full.state_dict().items():
-        number, _, rest = name.removeprefix(stack).partition(".")
-        if not name.startswith(stack):
-            weights[name] = value
-        elif int(number) in keep:
-            weights[f"{stack}{keep.index(int(number))}.{rest}"] = value
     smaller = AutoModel.from_config(config, dtype=torch.float32)
     try:
         smaller.load_state_dict(weights)
@@ -94,3 +80,25 @@ def cut(full: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
             f"got {list(keep)} ({reason}). Keep layer 0, or set layers: first."
         ) from None
     return smaller.eval()
+
+
+def _keep_layers(full: PreTrainedModel, keep: Sequence[int], have: int) -> dict[str, torch.Tensor]:
+    """Return the weights of an encoder without the other layers, those kept numbered from 0."""
+    stacks = [
+        f"{name}." for name, module in full.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == have and name.endswith(("layer", "layers"))
+    ]  # fmt: skip
+    if len(stacks) != 1 or full.config.is_encoder_decoder:
+        raise ModelError(
+            f"student_backbone.model: it must be one stack of {have} layers, got {full.config.model_type}, "
+            f"which has {len(stacks)} of them. Use a BERT-like encoder, or set num_layers: all."
+        )
+    stack = stacks[0]
+    weights = {}
+    for name, value in full.state_dict().items():
+        number, _, rest = name.removeprefix(stack).partition(".")
+        if not name.startswith(stack):
+            weights[name] = value
+        elif int(number) in keep:
+            weights[f"{stack}{keep.index(int(number))}.{rest}"] = value
+    return weights

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from kdcache.encoder.batching import Encoded, fixed_plan, iterate, num_batches, training_plan
 from kdcache.encoder.optimisation import MAX_GRAD_NORM, load_checkpoint, lr_factor, save_checkpoint
+from kdcache.encoder.pooling import PoolingChoice
 from kdcache.errors import ParamsError, TrainingDiverged
 from kdcache.params import Count, NonNegativeInt, PositiveFloat, Range
 
@@ -51,6 +52,8 @@ class StudentBackboneParams:
             least the number of virtual tokens that students will use. A model without a table
             of positions ignores it.
         seed: of hold-out, order and shifts.
+        pooling: what heads are to read: the state of [CLS], or the mean of the text's states. ``auto``
+            asks the model's folder (see ``kdcache.encoder.pooling``). Healing is the same for both.
     """
 
     model: str
@@ -65,6 +68,7 @@ class StudentBackboneParams:
     layers: Literal["first", "spread"] | tuple[NonNegativeInt, ...] = "spread"
     states: Literal["last", "all"] = "last"
     column: str = "text"
+    pooling: PoolingChoice = "auto"
 
 
 def heal(

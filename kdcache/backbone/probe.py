@@ -1,6 +1,7 @@
-"""Linear probes of an encoder: whether its [CLS] states vary, and what a task's head can read from them."""
+"""Linear probes of an encoder: whether its pooled states vary, and what a task's head can read from them."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from kdcache.data.task import TASK, read_task
 from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.forward import pooled_states
 from kdcache.encoder.last_layer import finish_only_cls
+from kdcache.encoder.linear_probe import fit_probe, one_hot
+from kdcache.encoder.pooling import Pooling, pool
 from kdcache.errors import ModelError
 from kdcache.project import Project
 
 BLIND_BELOW = 0.01
-REGULARISATION = 0.1  # C of the probe, the same for all models: a middle for tasks of 2 to 77 classes
-MAX_ROWS = 1000  # per split: probing must not cost more than healing
+MAX_ROWS = 5000  # per split: probing must not cost more than training
 PROBE_BATCH_SIZE = 64
 
 
@@ -31,13 +33,14 @@ class Probe:
     labels: np.ndarray
     tune: Encoded
     tune_labels: np.ndarray
+    classes: int
 
-    def accuracy(self, model: PreTrainedModel, device: torch.device) -> float:
+    def accuracy(self, model: PreTrainedModel, pooling: Pooling, device: torch.device) -> float:
         """Fit and score a probe of an encoder; 0 … 1, four digits."""
         train, tune = (
-            encoder_states(model, rows, PROBE_BATCH_SIZE, device) for rows in (self.train, self.tune)
+            encoder_states(model, rows, PROBE_BATCH_SIZE, device, pooling) for rows in (self.train, self.tune)
         )
-        return round(probe_accuracy(train, self.labels, tune, self.tune_labels), 4)
+        return round(probe_accuracy(train, self.labels, tune, self.tune_labels, self.classes), 4)
 
     def majority(self) -> float:
         """Return the accuracy of always answering the most frequent class of train."""
@@ -45,77 +48,81 @@ class Probe:
 
 
 def encoder_states(
-    model: PreTrainedModel, encoded: Encoded, batch_size: int, device: torch.device
-) -> np.ndarray:
-    """Run rows through an encoder and keep the state of each sequence's first token.
+    model: PreTrainedModel, encoded: Encoded, batch_size: int, device: torch.device, pooling: Pooling
+) -> torch.Tensor:
+    """Run rows through an encoder and pool the states of each sequence.
 
     Args:
         model: an encoder without a head, in eval mode.
         encoded: the rows.
         batch_size: rows per forward pass.
         device: where to compute.
+        pooling: of the states. For the mean, segment ids are not read (see ``mean_pooled``).
 
     Returns:
-        float64 array of shape (rows, choices · dim), in the order of the rows.
+        float32 tensor of shape (rows, choices, dim), in the order of the rows, on the device.
     """
     model.to(device)  # type: ignore[arg-type]
 
     def read(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return model(**batch).last_hidden_state[:, 0].double().cpu()
+        if pooling == "mean":
+            batch.pop("token_type_ids", None)
+        return pool(model(**batch).last_hidden_state, batch["attention_mask"], pooling)
 
-    with finish_only_cls(model):
-        return pooled_states(read, encoded, batch_size, device).flatten(1).numpy()
+    with finish_only_cls(model) if pooling == "cls" else nullcontext():
+        return pooled_states(read, encoded, batch_size, device)
 
 
-def variation(states: np.ndarray) -> float:
-    """Measure how much [CLS] states depend on the input: standard deviation over inputs ÷ size.
+def variation(states: torch.Tensor) -> float:
+    """Measure how much pooled states depend on the input: standard deviation over inputs ÷ size.
 
     Args:
-        states: shape (rows, dim).
+        states: of shape (rows, …).
 
     Returns:
         Root mean square over dims of the standard deviation over rows, divided by the root mean
         square of the states: 0 for a blind encoder, at most 1.
 
-    >>> variation(np.array([[1.0, 1.0], [1.0, -1.0]]))
-    0.7071067811865476
+    >>> round(variation(torch.tensor([[1.0, 1.0], [1.0, -1.0]])), 4)
+    0.7071
     """
-    return float(np.sqrt(states.var(axis=0).mean() / np.square(states).mean()))
+    states = states.double()
+    return float((states.var(0, correction=0).mean() / states.square().mean()).sqrt())
 
 
 def refuse_blind(variation: float, what: str) -> None:
-    """Raise ModelError if a [CLS] state varies by less than ``BLIND_BELOW`` of its size."""
+    """Raise ModelError if a pooled state varies by less than ``BLIND_BELOW`` of its size."""
     if variation < BLIND_BELOW:
         raise ModelError(
-            f"student_backbone: the [CLS] state of {what} must vary over inputs by at least "
+            f"student_backbone: the state that heads read of {what} must vary over inputs by at least "
             f"{BLIND_BELOW:.1%} of its size, got {variation:.2%}, which no prompt can cure. "
             "Raise student_backbone.epochs or num_layers, or give it more text."
         )
 
 
 def probe_accuracy(
-    states: np.ndarray, labels: np.ndarray, held_out_states: np.ndarray, held_out_labels: np.ndarray
+    states: torch.Tensor,
+    labels: np.ndarray,
+    held_out: torch.Tensor,
+    held_out_labels: np.ndarray,
+    classes: int,
 ) -> float:
-    """Fit a logistic regression on states and score it on other rows.
+    """Fit a linear probe on pooled states and score it on other rows.
 
-    States are centred and divided by one number, the root mean square of all of them. They are not
-    standardised dim by dim: that would magnify the last traces in a blind encoder's states beyond
-    what a head trained by gradient descent can use (docs/reference/shrink.md).
+    Its C is chosen by 5-fold cross-validation on the rows that it is fitted on (see ``linear_probe``).
 
     Args:
-        states: shape (rows, dim), of a task's training rows.
-        labels: shape (rows,), at least two classes.
-        held_out_states: shape (held-out rows, dim).
-        held_out_labels: shape (held-out rows,).
+        states: of shape (rows, choices, dim), of a task's training rows.
+        labels: of shape (rows,).
+        held_out: states of other rows.
+        held_out_labels: theirs.
+        classes: of the task.
 
     Returns:
         Accuracy on the held-out rows, 0 … 1.
     """
-    from sklearn.linear_model import LogisticRegression  # slow import
-
-    centre, size = states.mean(axis=0), np.sqrt(np.square(states).mean())
-    regression = LogisticRegression(C=REGULARISATION, max_iter=2000).fit((states - centre) / size, labels)
-    return float(regression.score((held_out_states - centre) / size, held_out_labels))
+    probe = fit_probe(states, one_hot(torch.tensor(labels), classes).to(states.device))
+    return float(np.mean(probe.logits(held_out).argmax(1).cpu().numpy() == held_out_labels))
 
 
 def read_probes(
@@ -152,7 +159,7 @@ def read_probes(
             texts = sequences(table, task)
             parts += [encode(tokenizer, *texts, max_length, task.truncate, task.num_choices)]
             parts += [table["label"].to_numpy()]
-        probe = Probe(*parts)
+        probe = Probe(*parts, task.num_labels)  # type: ignore[call-arg]  # mypy takes the list for any length
         if len(set(probe.labels)) < 2:
             print(f"{name}: no probe, since train holds rows of one class only", flush=True)
             continue
@@ -165,19 +172,19 @@ def tabulate(probes: dict[str, Probe], scores: dict[str, dict[str, float]]) -> d
 
     Args:
         probes: by task.
-        scores: ``full``, ``raw`` and, where there was healing, ``healed`` → task → accuracy.
+        scores: ``full``, ``raw`` where layers were cut, ``healed`` where there was healing → task → accuracy.
 
     Returns:
         Task → those accuracies, ``majority``, ``kept`` (the last ÷ full) and the numbers of rows.
     """
     if probes:
         columns = ("majority", *scores, "kept")
-        print(f"{'probe of [CLS], tune':24}" + "".join(f"{column:>10}" for column in columns))
+        print(f"{'linear probe, tune':24}" + "".join(f"{column:>10}" for column in columns))
     rows = {}
     for name, probe in probes.items():
         row: dict[str, Any] = {"majority": probe.majority()}
         row |= {which: accuracies[name] for which, accuracies in scores.items()}
-        row["kept"] = round(scores[list(scores)[-1]][name] / row["full"], 4)
+        row["kept"] = round(scores[list(scores)[-1]][name] / row["full"], 4) if row["full"] else 1.0
         print(f"{name:24}" + "".join(f"{value:10.1%}" for value in row.values()), flush=True)
         rows[name] = row | {"train_rows": len(probe.labels), "tune_rows": len(probe.tune_labels)}
     return rows

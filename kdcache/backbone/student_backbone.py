@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from kdcache.data.task import read_task
 from kdcache.digests import file_digest, value_digest
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, save_model, setup
+from kdcache.encoder.pooling import resolve_pooling, write_pooling
 from kdcache.errors import DataError, ModelError
-from kdcache.project import Project, place, write_json
+from kdcache.project import BACKBONE_RECORD, Project, place, write_json
 
-RECORD = "shrink.json"  # in the backbone's folder: how it was made, and what it keeps
 EXAMINED_ROWS = 512
 
 Texts = dict[str, list[tuple[str, str]]]  # source → (text, second text or "")
@@ -43,42 +43,46 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
     """
     params = project.section("student_backbone", StudentBackboneParams)
     base = resolve(params.model)
+    pooling = resolve_pooling(params.pooling, base)
+    params = replace(params, pooling=pooling)
     texts = _read_files(params) if params.text else _task_texts(project)
     device = setup(project.threads)
     tokenizer = load_tokenizer(base)
     rows = dict.fromkeys(row for source in texts.values() for row in source)  # a set that keeps its order
     encoded = encode(tokenizer, [text for text, _ in rows], [pair for _, pair in rows], params.max_length)
-    if encoded.sequences[0]["input_ids"][0] != tokenizer.cls_token_id:
+    if pooling == "cls" and encoded.sequences[0]["input_ids"][0] != tokenizer.cls_token_id:
         raise ModelError(
             f"student_backbone.model: its tokenizer must put [CLS] first, got another token from "
-            f"{params.model}. Use a BERT-like encoder."
+            f"{params.model}. Use a BERT-like encoder, or set student_backbone.pooling to mean."
         )
     examined = encoded.take(range(min(len(encoded), EXAMINED_ROWS)))
     full = load_encoder(base)
     have = full.config.num_hidden_layers
-    keep, probes = tuple(range(have)), {}
-    if healing := isinstance(params.num_layers, int):
+    keep = tuple(range(have))
+    if isinstance(params.num_layers, int):
         keep = choose_layers(params.layers, params.num_layers, have)
         shiftable_from(full, params)  # refuse before anything slow starts
-        probes = read_probes(project, probe, tokenizer, params.max_length)
+    probes = read_probes(project, probe, tokenizer, params.max_length)
     described = {name: {"rows": len(rows), "sha256": value_digest(rows)} for name, rows in texts.items()}
     scratch = project.scratch(__name__, asdict(params), project.threads, _digest(base), described)
     variations: dict[str, float] = {}
     scores: dict[str, dict[str, float]] = {}
 
     def examine(model: PreTrainedModel, which: str) -> None:
-        variations[which] = variation(encoder_states(model, examined, params.batch_size, device))
+        states = encoder_states(model, examined, params.batch_size, device, pooling)
+        variations[which] = variation(states)
         layers = ", ".join(map(str, range(have) if model is full else keep))
         print(
-            f"{which}, layers {layers}: [CLS] varies over inputs by {variations[which]:.2%} of its size",
+            f"{which}, layers {layers}: the state read by {pooling} varies over inputs by "
+            f"{variations[which]:.2%} of its size",
             flush=True,
         )
         bar = tqdm(probes.items(), desc=f"probing {which}", unit="task", leave=False)
-        scores[which] = {name: probe.accuracy(model, device) for name, probe in bar}
+        scores[which] = {name: probe.accuracy(model, pooling, device) for name, probe in bar}
 
     examine(full, "full")
     model, losses = full, []
-    if healing:
+    if isinstance(params.num_layers, int):
         model = cut(full, keep)
         examine(model, "raw")
         if params.epochs:
@@ -91,13 +95,16 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
         "text": described,
         "rows": len(encoded),
         "held_out_loss": [round(loss, 6) for loss in losses],
-        "cls_variation": {which: round(value, 4) for which, value in variations.items()},
+        "variation": {which: round(value, 4) for which, value in variations.items()},
         "probes": tabulate(probes, scores),
     }
     made = scratch / "made"
     model.to("cpu")  # type: ignore[arg-type]
+    if hasattr(model.config, "classifier_pooling"):  # of ModernBERT, for transformers' own head
+        model.config.classifier_pooling = pooling
     save_model(model, tokenizer, made)
-    write_json(record, made / RECORD)
+    write_pooling(made, pooling, model.config.hidden_size)
+    write_json(record, made / BACKBONE_RECORD)
     _move(made, Path(project.paths.backbone))
     shutil.rmtree(scratch)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(kdcache.__file__).parent
 TEMPLATE = PACKAGE / "template"
 SAMPLE = PACKAGE / "sample"
+SAMPLE_TASK = "tasks/calls.toml"  # the task file of the sample's third task
 HIDDEN = ("dvc", "dvcignore", "gitignore")  # of the template; they get their dot in a project
 EXTENDED = (".gitignore", ".dvcignore")  # where these exist, missing lines are added
 SHOWN_ROWS = 3
@@ -41,7 +42,7 @@ def init(
 ) -> None:
     """Start a project: write dvc.yaml, params.yaml, pipeline/ and a task file guessed from --task.
 
-    Without --task, the project gets the two sample tasks. Existing files are never overwritten.
+    Without --task, the project gets the three sample tasks. Existing files are never overwritten.
     """
     with errors_in_one_line(debug):
         if folder.exists() and not folder.is_dir():
@@ -53,6 +54,7 @@ def init(
             name = None
         else:
             name, drafted, lines = _draft(task, folder)
+            del files[SAMPLE_TASK]
             files |= drafted
             files["params.yaml"] = _with_task(files["params.yaml"], name)
         _write(folder, files)

@@ -68,7 +68,8 @@ def inspect(
             raise ParamsError(f"--figure: there must be one task, got {', '.join(names)}. Add: --task TASK")
         as_json = {}
         for location in locations:
-            manifest, analysis = read_manifest(location), analyse_cache(location)
+            backbone = Path(project.paths.backbone) if project else None
+            manifest, analysis = read_manifest(location), analyse_cache(location, backbone)
             of_mistakes = _read_texts(project, location.name, analysis, texts) if project and texts else {}
             if figure:
                 from kdcache.report.figures import draw_cache
@@ -104,6 +105,13 @@ def _show_analysis(analysis: "CacheAnalysis") -> None:
         "margin at\n5, 50, 95%", "suspect\nlabels",
     ):  # fmt: skip
         table.add_column(column, justify="right")
+    columns = {"the teacher's model": "teacher", "the backbone": "backbone"}
+    columns = {
+        title: of for title, of in columns.items()
+        if any(getattr(probes, of) is not None for probes in analysis.probes.values())
+    }  # fmt: skip
+    for title in columns:
+        table.add_column(f"probe of\n{title}, %", justify="right")
     for split, found in analysis.splits.items():
         margins = ", ".join(f"{found.margins[q]:.1f}" for q in (0.05, 0.5, 0.95))
         cells = ["—", "—", f"{found.entropy:.2f} ({100 * found.entropy_share:.0f})", margins, "—"]
@@ -111,6 +119,8 @@ def _show_analysis(analysis: "CacheAnalysis") -> None:
             cells[0] = _percent(found.labels.accuracy)
             cells[1] = f"{100 * found.labels.ece:.1f} ({100 * found.labels.ece_by_chance:.1f})"
             cells[4] = "—" if found.labels.suspects is None else str(found.labels.suspects)
+        probes = (getattr(analysis.probes.get(split), of, None) for of in columns.values())
+        cells += ["—" if value is None else f"{100 * value:.1f}" for value in probes]
         table.add_row(split, *cells)
     console.print(table)
     by_split = {split: found.labels for split, found in analysis.splits.items() if found.labels}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of C, weakest fit first
@@ -68,10 +69,11 @@ def fit_probe(
             Of equal scores, the smaller C wins.
         seed: of the folds. Without ``held_out``, C is chosen by likelihood over 5 folds of ``features``.
     """
-    if held_out is None or score is None:
-        scores = _cross_validate(features, targets, seed)
-        return list(_path(features, targets, STRENGTHS[: int(np.argmax(scores)) + 1]))[-1]
-    probes = list(_path(features, targets, STRENGTHS))
+    with threadpool_limits(1, user_api="blas"):  # of scipy: more threads only wait for each other
+        if held_out is None or score is None:
+            scores = _cross_validate(features, targets, seed)
+            return _path(features, targets, STRENGTHS[: int(np.argmax(scores)) + 1])[-1]
+        probes = _path(features, targets, STRENGTHS)
     scores = [score(probe.logits(held_out).cpu().numpy()) for probe in probes]
     return probes[int(np.argmax(scores))]
 
@@ -83,6 +85,8 @@ def _cross_validate(features: torch.Tensor, targets: torch.Tensor, seed: int) ->
     for fold in range(FOLDS):
         out = order[fold::FOLDS]
         kept = torch.cat([order[other::FOLDS] for other in range(FOLDS) if other != fold])
+        if not len(out) or not len(kept):  # there are hardly any rows
+            continue
         for k, probe in enumerate(_path(features[kept], targets[kept], STRENGTHS)):
             found[k] += float((probe.logits(features[out]).log_softmax(1) * targets[out]).sum())
     return list(found / len(features))
@@ -116,10 +120,10 @@ def _path(features: torch.Tensor, targets: torch.Tensor, strengths: Sequence[flo
         return float(value), gradient.flatten().cpu().numpy()
 
     found, weights = [], np.zeros(outputs * (dim + 1))
+    options = {"maxiter": MAX_ITERATIONS, "gtol": TOLERANCE, "ftol": 64 * np.finfo(float).eps}
     for strength in strengths:
         # scikit-learn has one vector for two classes; ours are its halves, penalised half as much.
         penalty = (2 if outputs == 2 else 1) / (strength * rows)
-        options = {"maxiter": MAX_ITERATIONS, "gtol": TOLERANCE, "ftol": 64 * np.finfo(float).eps}
         weights = minimize(loss, weights, (penalty,), method="L-BFGS-B", jac=True, options=options).x
         both = torch.from_numpy(weights).to(device).view(shape)
         weight = both[:, :-1] / size

@@ -55,7 +55,7 @@ def read_pooling(folder: Path) -> Pooling:
     )
 
 
-def check_pooling(pooling: Pooling, tokenizer: Any, where: str) -> None:
+def check_cls_token(pooling: Pooling, tokenizer: Any, where: str) -> None:
     """Refuse to read [CLS] where there is none.
 
     Args:

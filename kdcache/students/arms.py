@@ -1,10 +1,11 @@
 """The section ``distill`` of params.yaml, and its arms: as written, and with every value resolved."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from kdcache.encoder.forward import Dtype
-from kdcache.encoder.pooling import PoolingChoice
+from kdcache.encoder.pooling import Pooling, PoolingChoice, read_pooling
 from kdcache.encoder.prompt_init import STARTS
 from kdcache.errors import ParamsError, nearest
 from kdcache.losses.terms import Ramp, Term, check_terms, describe
@@ -21,7 +22,7 @@ class Arm:
     """An arm as params.yaml writes it; ``{}`` learns from the labels only.
 
     Args:
-        method, lr, batch_size, num_virtual_tokens, init: left out, they are those of the section.
+        method, lr, batch_size, num_virtual_tokens, init, pooling: left out, they are those of the section.
             The references ``lora`` and ``full`` need an ``lr`` of their own.
         steps, epochs: at most one, for a schedule of its own. Left out, the arm takes as many
             steps as the section says, whatever its batch size and rows.
@@ -47,6 +48,7 @@ class Arm:
     batch_size: Count | None = None
     num_virtual_tokens: Count | None = None
     init: str | None = None
+    pooling: PoolingChoice | None = None
     ce_weight: NonNegativeFloat | Ramp = 1.0
     label_smoothing: Annotated[float, Range(0, 1)] = 0.0
     inter_class: Term | None = None
@@ -140,6 +142,7 @@ class ArmSpec:
     method: Method
     num_virtual_tokens: int
     init: str
+    pooling: Pooling
     lr: float
     steps: int | None
     epochs: int | None
@@ -178,14 +181,16 @@ class ArmSpec:
         return settings | settings.pop("terms")
 
 
-def resolve_arm(params: DistillParams, name: str) -> ArmSpec:
+def resolve_arm(params: DistillParams, name: str, backbone: Path | None = None) -> ArmSpec:
     """Resolve an arm: the section's values where it has none of its own.
 
     Args:
         params: the section.
         name: of the arm.
+        backbone: folder of the backbone, which says what ``pooling: auto`` stands for; cls if left out.
 
     Raises:
+        ModelError: the folder says a pooling that kdcache does not have.
         ParamsError: no such arm, values that cannot work together, or an unknown start.
     """
     if name not in params.arms:
@@ -211,11 +216,15 @@ def resolve_arm(params: DistillParams, name: str) -> ArmSpec:
             f"distill.arms.{name}: method head must have no loss but ce_weight, got others. It is a linear "
             "probe of the labels. Remove them, or set ce_weight to 0 for a probe of the teacher."
         )
+    choice = arm.pooling or params.pooling
+    if choice == "auto":
+        choice = read_pooling(backbone) if backbone else "cls"
     return ArmSpec(
         name=name,
         method=method,
         num_virtual_tokens=arm.num_virtual_tokens or params.num_virtual_tokens,
         init=init,
+        pooling=choice,
         lr=arm.lr or params.lr,
         steps=own.steps,
         epochs=own.epochs,

@@ -76,13 +76,14 @@ def save_student(
     text = json.dumps(asdict(known), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / ABOUT).write_text(text + "\n", encoding="utf-8")
     loader = METHODS[student.method].loader(pooling)
+    reader = loader if loader == "kdcache" else f"plain {loader}"
     gap = _reload_gap(student, folder, known, probe.take(range(min(RELOAD_ROWS, len(probe)))))
     tolerance = RELOAD_TOLERANCE[student.backbone.precision]
     facts = {**card, "pooling": pooling}
     if not gap <= tolerance:
-        facts["reload_gap"] = f"{gap:.2g} of the logits' size, between training and {loader}"
+        facts["reload_gap"] = f"{gap:.2g} of the logits' size, between training and {reader}"
         print(
-            f"{folder.name}: {loader} must give the student's logits within {tolerance:g} of their size, got "
+            f"{folder.name}: {reader} must give the student's logits within {tolerance:g} of their size, got "
             f"a difference of {gap:.2g}. The student is kept; score it as you will use it.",
             file=sys.stderr,
         )
@@ -225,14 +226,15 @@ def _reload_gap(student: Student, folder: Path, about: About, probe: Encoded) ->
 def _plain_logits(folder: Path, about: About, loader: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits as the model card's code computes them, by peft or transformers."""
     auto: Any
+    path = str(folder.resolve())  # peft takes a bare name for one on the hub
     if about.pooling == "cls":
         auto = AutoPeftModelForSequenceClassification
         if loader == "transformers":
             auto = AutoModelForSequenceClassification
         with quiet_peft():
-            return auto.from_pretrained(str(folder), **head_options(about)).eval()(**batch).logits
+            return auto.from_pretrained(path, **head_options(about)).eval()(**batch).logits
     auto = AutoModel if loader == "transformers" else AutoPeftModelForFeatureExtraction
-    source = about.backbone if about.method == "head" else str(folder)
+    source = about.backbone if about.method == "head" else path
     own = {key: batch[key] for key in ("input_ids", "attention_mask")}
     states = auto.from_pretrained(source).eval()(**own).last_hidden_state[:, -own["input_ids"].shape[1] :]
     head = load_file(folder / HEAD)

@@ -15,7 +15,7 @@ from kdcache.data.task import read_task
 from kdcache.digests import file_digest, value_digest
 from kdcache.encoder.batching import num_batches
 from kdcache.encoder.load import WEIGHTS, load_tokenizer, setup
-from kdcache.encoder.pooling import check_pooling, resolve_pooling
+from kdcache.encoder.pooling import check_cls_token
 from kdcache.errors import ModelError, ParamsError
 from kdcache.losses import Objective, check_terms
 from kdcache.project import Project, require, require_task, require_tune
@@ -50,13 +50,13 @@ class Grid:
         require_task(project, task_name)
         self.project = project
         self.params = project.section("distill", DistillParams)
-        self.specs = {name: resolve_arm(self.params, name) for name in self.params.arms}
         check_trackers(self.params.log_with, "distill.log_with")
         if not self.params.arms or not self.params.seeds:
             raise ParamsError("distill: arms and seeds must each hold at least one entry, got none.")
         self.folder = require(
             Path(project.paths.backbone), "the student backbone", "kdcache shrink", ModelError
         )
+        self.specs = {name: resolve_arm(self.params, name, self.folder) for name in self.params.arms}
         self.task = read_task(Path(project.paths.data) / task_name, task_name)
         for name, spec in self.specs.items():
             for warning in check_terms(
@@ -65,8 +65,10 @@ class Grid:
             ):  # fmt: skip
                 print(warning, file=sys.stderr)
         device = setup(project.threads)
-        pooling = resolve_pooling(self.params.pooling, self.folder)
-        check_pooling(pooling, load_tokenizer(self.folder), "distill.pooling")
+        tokenizer = load_tokenizer(self.folder)
+        for spec in self.specs.values():
+            check_cls_token(spec.pooling, tokenizer, f"distill.arms.{spec.name}.pooling")
+        pooling = next(iter(self.specs.values())).pooling
         self.backbone = Backbone.load(self.folder, pooling, self.params.dtype, self.params.dropout).to(device)
         self._fit_methods()
         splits, self.manifest = load_rows(
@@ -77,20 +79,24 @@ class Grid:
         if self.params.select == "tune":
             require_tune(splits, "distill.select", task_name)
         self.scratch = project.scratch(
-            __name__, task_name, asdict(replace(self.params, log_with=(), pooling=pooling)), project.threads,
+            __name__, task_name, asdict(replace(self.params, log_with=())), project.threads,
+            {name: spec.pooling for name, spec in self.specs.items()},
             project.paths.backbone, file_digest(self.folder / WEIGHTS), self.manifest.digest,
         )  # fmt: skip
 
     def _fit_methods(self) -> None:
         """Replace a method that the backbone cannot carry, and say so."""
+        kind, changed = self.backbone.config.model_type, []
         for name, spec in self.specs.items():
             method = method_on(spec.method, self.backbone.config)
             if method != spec.method:
                 self.specs[name] = replace(spec, method=method)
-                print(
-                    f"distill.arms.{name}: {self.backbone.config.model_type} takes no keys and values from "
-                    f"outside, so {spec.method} becomes {method}.", file=sys.stderr,
-                )  # fmt: skip
+                changed.append(name)
+        if changed:
+            print(
+                f"distill: {kind} takes no keys and values from outside, so prefix becomes deep_prompt in: "
+                f"{', '.join(changed)}", file=sys.stderr,
+            )  # fmt: skip
 
     def use(self, splits: Mapping[str, StudentRows]) -> None:
         """Train and score on these splits from now on."""
@@ -132,9 +138,9 @@ class Grid:
         for name in names:
             spec = self.specs[name[0]]
             facts = METHODS[spec.method]
-            kind: Any = name if facts.own_weights else facts.place
+            kind: Any = name if facts.own_weights else (facts.place, spec.pooling)
             if facts.place:
-                kind = facts.place, spec.num_virtual_tokens, spec.batch_size
+                kind = facts.place, spec.pooling, spec.num_virtual_tokens, spec.batch_size
             kinds.setdefault(kind, []).append(name)
         for same in kinds.values():
             size = self.params.students_per_pass
@@ -152,9 +158,10 @@ class Grid:
     def start(self, arm: str, seed: int) -> Run:
         """Return a student before its first step."""
         spec, train, tune = self.specs[arm], self.splits["train"], self.splits.get("tune")
-        student = build_student(spec, self.task.num_outputs, seed, self.folder, self.backbone, train.encoded)
+        backbone = self.backbone.read_by(spec.pooling)
+        student = build_student(spec, self.task.num_outputs, seed, self.folder, backbone, train.encoded)
         if spec.init.startswith(STUDENT) and student.prompt is not None:
-            other = load_folder(Path(spec.init.removeprefix(STUDENT)), self.backbone)[0]
+            other = load_folder(Path(spec.init.removeprefix(STUDENT)), backbone)[0]
             student.prompt.start_from(other.prompt)
         torch.manual_seed(seed)
         rows = (self.rows if spec.unlabelled else self.labelled).taught_by(spec.targets, seed)
@@ -164,7 +171,8 @@ class Grid:
             spec.terms, spec.ce_weight, self.backbone.config.hidden_size * self.task.num_choices,
             rows.teacher_features.shape[1], spec.label_smoothing,
         ).to(self.backbone.device)  # fmt: skip
-        tune = tune and tune.taught_by(spec.targets, seed)
+        rows = rows.read_by(backbone)
+        tune = tune and tune.taught_by(spec.targets, seed).read_by(backbone)
         probe = self.probes.fit(student, rows, spec, tune)
         steps = self.steps_of(spec) if student.tuned else 0
         return Run(student, objective, rows, spec, seed, steps, probe, tune)

@@ -12,9 +12,7 @@ Each row of a batch may carry another student's prompt, of another length. This 
 train in one pass, and how many tasks are served in one batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,52 +29,9 @@ from kdcache.encoder.load import load_encoder
 from kdcache.encoder.parts import encoder_layers
 from kdcache.encoder.pooling import Pooling, pool
 from kdcache.errors import ModelError
+from kdcache.students.row_prompts import Insertion, RowPrompts, before_each_layer
 
 STATES_BATCH_SIZE = 128
-
-
-@dataclass(frozen=True)
-class RowPrompts:
-    """A prompt for each row of a batch.
-
-    Args:
-        place: where they enter.
-        values: of shape (batch, virtual_tokens, width); width is layers · 2 · dim for deep ones
-            (per layer key, then value, as PEFT has it), layers · dim for states, the embeddings'
-            dim for input ones.
-        mask: int64 of shape (batch, virtual_tokens), 0 where a shorter prompt is padded.
-        even: whether there is no such padding.
-    """
-
-    place: Place
-    values: torch.Tensor
-    mask: torch.Tensor
-    even: bool = False
-
-    @classmethod
-    def of(cls, place: Place, prompts: Sequence[torch.Tensor | None], counts: Sequence[int]) -> "RowPrompts":
-        """Give each of some consecutive groups of rows its prompt.
-
-        Args:
-            place: where they enter.
-            prompts: one per group, of shape (virtual_tokens, width); None for rows without.
-            counts: rows per group.
-        """
-        some = next(prompt for prompt in prompts if prompt is not None)
-        lengths = [0 if prompt is None else len(prompt) for prompt in prompts]
-        longest = max(lengths)
-        padded = [
-            some.new_zeros(longest, some.shape[1]) if prompt is None
-            else nn.functional.pad(prompt, (0, 0, 0, longest - len(prompt)))
-            for prompt in prompts
-        ]  # fmt: skip
-        # Expanded, not gathered: threads add up a gather's gradient in any order, which changes bits.
-        values = torch.cat([p.expand(count, -1, -1) for p, count in zip(padded, counts, strict=True)])
-        mask = (
-            torch.arange(longest)[None]
-            < torch.tensor(lengths).repeat_interleave(torch.tensor(counts))[:, None]
-        )
-        return cls(place, values, mask.long().to(some.device), even=min(lengths) == longest)
 
 
 class Backbone:
@@ -191,7 +146,7 @@ class Backbone:
             return self._read(inputs, own)
         if prompts.place == "deep":
             return self._read(inputs | self._prefix(own, prompts), own)
-        among = _Insertion(prompts, own, 1 if self.pooling == "cls" else 0)
+        among = Insertion(prompts, own, 1 if self.pooling == "cls" else 0)
         inputs["attention_mask"] = among.put(own, prompts.mask)
         own = among.put(own, torch.zeros_like(prompts.mask))
         if "token_type_ids" in inputs:
@@ -204,7 +159,7 @@ class Backbone:
         # Whatever token stands there; padding where there is none, since some count positions by it.
         inputs["input_ids"] = among.put(ids, ids[:, :1].where(prompts.mask.bool(), self.config.pad_token_id))
         values = prompts.values.unflatten(2, (self.config.num_hidden_layers, -1)).unbind(2)
-        with _before_each_layer(self._layers, [among.replace(value) for value in values]):
+        with before_each_layer(self._layers, [among.replace(value) for value in values]):
             return self._read(inputs, own)
 
     def _read(self, inputs: Mapping[str, Any], own: torch.Tensor) -> torch.Tensor:
@@ -233,65 +188,6 @@ class Backbone:
         return (mask.cumsum(1) - 1).clamp(min=0) + shift[:, None] + first_position(self.config)
 
 
-class _Insertion:
-    """Where virtual tokens stand among a batch's own; padding of a shorter prompt stands behind the text.
-
-    There, since some architectures ignore the mask where they count positions.
-
-    Args:
-        prompts: one per row.
-        own: the text's mask, of shape (batch, tokens).
-        at: how many tokens of the text come first.
-    """
-
-    def __init__(self, prompts: RowPrompts, own: torch.Tensor, at: int) -> None:
-        self.prompts, self.own, self.at = prompts, own, at
-        self.order: torch.Tensor | None = None
-        if not prompts.even:
-            mask = self._inserted(own, prompts.mask)
-            self.order = mask.argsort(dim=1, descending=True, stable=True)
-
-    def put(self, own: torch.Tensor, virtual: torch.Tensor) -> torch.Tensor:
-        """Put values of virtual tokens, of shape (batch, virtual_tokens, …), among those of the text."""
-        whole = self._inserted(own, virtual)
-        if self.order is None:
-            return whole
-        return whole.take_along_dim(self.order.view(*self.order.shape, *[1] * (whole.ndim - 2)), dim=1)
-
-    def replace(self, values: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return a function that gives virtual tokens these states, of shape (batch, virtual_tokens, dim)."""
-        tokens = values.shape[1]
-        if self.order is None:
-            return lambda states: torch.cat(
-                [states[:, : self.at], values.to(states.dtype), states[:, self.at + tokens :]], dim=1
-            )
-        virtual = self.put(torch.zeros_like(self.own), self.prompts.mask)[:, :, None].bool()
-        # Padded, not gathered, as in ``RowPrompts.of``.
-        padded = nn.functional.pad(values, (0, 0, self.at, self.own.shape[1] - self.at))
-        return lambda states: torch.where(virtual, padded.to(states.dtype), states)
-
-    def _inserted(self, own: torch.Tensor, virtual: torch.Tensor) -> torch.Tensor:
-        return torch.cat([own[:, : self.at], virtual, own[:, self.at :]], dim=1)
-
-
-@contextmanager
-def _before_each_layer(
-    layers: nn.ModuleList, changes: Sequence[Callable[[torch.Tensor], torch.Tensor]]
-) -> Iterator[None]:
-    """Change the states before each layer, in order of the calls: ALBERT calls one module many times."""
-    left = iter(changes)
-
-    def change(_layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (next(left)(inputs[0]), *inputs[1:])
-
-    handles = [layer.register_forward_pre_hook(change) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 class FrozenInputs:
     """Rows as the frozen backbone reads them, computed once for all students on its device.
 
@@ -302,6 +198,16 @@ class FrozenInputs:
 
     def __init__(self, backbone: Backbone, encoded: Encoded) -> None:
         self.backbone, self.encoded = backbone, encoded
+        self._others: dict[Pooling, FrozenInputs] = {}
+
+    def read_by(self, backbone: Backbone) -> "FrozenInputs":
+        """Return the same rows as a backbone over the same encoder reads them, sharing what is computed."""
+        if backbone.pooling == self.backbone.pooling:
+            return self
+        if backbone.pooling not in self._others:
+            other = self._others[backbone.pooling] = FrozenInputs(backbone, self.encoded)
+            other.padded = self.padded
+        return self._others[backbone.pooling]
 
     @cached_property
     def padded(self) -> Padded:

@@ -14,8 +14,9 @@ from kdcache.encoder.parts import last_linear, take_apart
 from kdcache.encoder.prompt_init import Start
 from kdcache.students.arms import ArmSpec
 from kdcache.students.methods import METHODS
-from kdcache.students.prompted_backbone import Backbone, RowPrompts
+from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.prompts import Prompt, build_prompt
+from kdcache.students.row_prompts import RowPrompts
 
 EVAL_BATCH_SIZE = 128
 LORA_RANK = 8

@@ -89,6 +89,10 @@ class StudentRows:
         taught = self.cached.all_rows_teacher() if targets == "all_rows" else self.cached.member(seed)
         return replace(self, teacher_logits=torch.from_numpy(taught.logits).to(self.labels.device))
 
+    def read_by(self, backbone: Backbone) -> "StudentRows":
+        """Return the same rows, as a backbone over the same encoder reads them."""
+        return replace(self, inputs=self.inputs.read_by(backbone))
+
     def shuffled_within_class(self, seed: int) -> "StudentRows":
         """Return the control: each row gets the teacher's values of another row of its label."""
         order = np.arange(len(self))

@@ -50,9 +50,10 @@ class TokenisedSplit:
         return self.table["label"].to_numpy()
 
     def metrics(self, logits: np.ndarray, names: Sequence[str] | None = None) -> dict[str, float]:
-        """Score logits of all rows by the task's metrics; see ``compute_metrics``."""
+        """Score logits of all rows by some metrics, the task's and accuracy if left out."""
         columns = metric_columns(self.table, self.task)
-        return compute_metrics(names or self.task.metrics, self.labels, logits, columns)
+        names = names or list(dict.fromkeys([*self.task.metrics, "accuracy"]))
+        return compute_metrics(names, self.labels, logits, columns)
 
     def score(self, logits: np.ndarray) -> float:
         """The first metric."""

@@ -16,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from kdcache.encoder.adapters import Trained, add_lora, add_prefix, merge_adapter
 from kdcache.encoder.architectures import check_positions
 from kdcache.encoder.batching import Encoded
-from kdcache.encoder.load import load_classifier
+from kdcache.encoder.load import WEIGHTS, load_classifier
 from kdcache.encoder.mean_pooled import MeanPooledClassifier
 from kdcache.encoder.parts import Classifier
 from kdcache.encoder.pooling import PoolingChoice, resolve_pooling
@@ -125,6 +125,12 @@ class _Trainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         model = self.model
         super()._save(output_dir, _trained(model) if isinstance(model, MeanPooledClassifier) else state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if isinstance(self.model, MeanPooledClassifier):
+            self.model.load_state_dict(load_file(Path(resume_from_checkpoint, WEIGHTS)), strict=False)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
 def _trained(model: nn.Module) -> dict[str, torch.Tensor]:

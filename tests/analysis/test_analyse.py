@@ -1,5 +1,6 @@
 """Analysis of caches whose answer is planted."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,13 @@ def analyse(
     num_folds: int = 0,
     all_rows: dict[str, float] | None = None,
     kind: str = "",
+    probe: dict[str, float] | None = None,
     **splits: Split,
 ) -> CacheAnalysis:
     """Write a cache and analyse it; with folds, row i of train is of fold i mod k.
 
     ``all_rows``: split → accuracy of the teacher trained on all rows; it is wrong on the last rows.
+    ``probe``: accuracies on tune of linear probes, ``teacher`` and ``backbone``.
     """
     rows, metrics = {}, {}
     for split, (labels, logits) in splits.items():
@@ -51,8 +54,14 @@ def analyse(
     names = [f"class{k}" for k in range(next(iter(splits.values()))[1].shape[1])]
     identity = {"task": "t", "kind": kind, "labels": names, "folds_sha256": ["x"] * num_folds}
     cache = tmp_path / "cache"
-    write_cache(cache, tmp_path / "s" / "x", rows, identity=identity, metrics=metrics)
-    return analyse_cache(cache)
+    facts: dict[str, Any] = {}
+    if probe and "teacher" in probe:
+        facts["probe"] = {"strength": 0.1, "tune": {"accuracy": probe["teacher"]}}
+    write_cache(cache, tmp_path / "s" / "x", rows, identity=identity, metrics=metrics, **facts)
+    if probe and "backbone" in probe:
+        row = {"full": 1.0, "raw": probe["backbone"], "kept": 0.5, "majority": 0.5}
+        (tmp_path / "shrink.json").write_text(json.dumps({"probes": {"t": row}}))
+    return analyse_cache(cache, tmp_path)
 
 
 def classes(rows: int, num_labels: int, apart: float, seed: int = 0) -> Split:

@@ -85,6 +85,29 @@ def test_teacher_at_the_majority(tmp_path):
     assert text.endswith(") against 50.2%. There may be nothing to distil.")
 
 
+@pytest.mark.parametrize(
+    ("probe", "whose"),
+    [
+        ({"teacher": 0.769, "backbone": 0.76}, None),
+        ({"teacher": 0.79, "backbone": 0.76}, "its own model before fine-tuning, 79.0%"),
+        ({"teacher": 0.76, "backbone": 0.80}, "the students' frozen backbone, 80.0%"),
+        ({"backbone": 0.80}, "the students' frozen backbone, 80.0%"),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("all_rows", [None, 0.78])
+def test_teacher_that_no_probe_is_below(tmp_path, probe, whose, all_rows):
+    """The better of the fold teachers (77.0% on tune) and the one on all rows counts."""
+    crossed = 0 if all_rows is None else 2
+    tune = classes(600, 2, 1.0, seed=1)
+    analysis = analyse(tmp_path, crossed, {"tune": all_rows or 0}, probe=probe, train=SOUND, tune=tune)
+    text = describe_analysis(analysis)
+    assert ("nothing to distil" in text) == (whose is not None)
+    if whose:
+        assert f"On tune the teacher's accuracy, {'77.0' if all_rows is None else '78.0'}%" in text
+        assert whose in text
+
+
 def test_lost_class(tmp_path):
     labels, logits = classes(900, 3, 4.0)
     logits[:, 2] -= 200  # never predicted

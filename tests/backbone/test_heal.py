@@ -14,7 +14,10 @@ from kdcache.encoder.batching import Encoded
 from kdcache.encoder.load import load_encoder
 from kdcache.errors import ParamsError, TrainingDiverged
 
-FIRST_POSITION = {"bert": 0, "roberta": 2, "electra": 0, "deberta-v2": None, "modernbert": None}
+FIRST_POSITION = {
+    "bert": 0, "roberta": 2, "electra": 0, "deberta-v2": None, "modernbert": None,
+    "distilbert": 0, "mpnet": 2, "albert": 0,
+}  # fmt: skip
 
 
 def silent(_line: str) -> None:

@@ -13,10 +13,11 @@ from transformers import AutoModel
 
 from kdcache.backbone.heal import StudentBackboneParams
 from kdcache.encoder.load import resolve
+from kdcache.encoder.pooling import read_pooling
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_stage_reports_what_the_cut_keeps(project):
@@ -52,7 +53,7 @@ def test_no_epochs_leave_the_cut_raw(project):
     assert "healing" not in out
     record = json.loads((folder / "models/backbone/shrink.json").read_text())
     assert record["held_out_loss"] == []
-    assert list(record["cls_variation"]) == ["full", "raw"]
+    assert list(record["variation"]) == ["full", "raw"]
     for row in record["probes"].values():
         assert row["kept"] == pytest.approx(row["raw"] / row["full"], abs=1e-4)
     model = yaml.safe_load(Path("params.yaml").read_text())["student_backbone"]["model"]
@@ -107,14 +108,19 @@ def test_any_text_heals_any_model_anywhere(project, tmp_path):
     assert fails(*arguments, "--probe", "wic").endswith("Run: kdcache prepare --task wic")
 
 
-def test_mean_pooling_heads_become_cls_heads(project, tmp_path):
-    project()
+@pytest.mark.parametrize(("choice", "pooling"), [("auto", "mean"), ("cls", "cls")])
+def test_the_backbone_says_how_it_is_read(project, tmp_path, choice, pooling):
+    project(student_backbone={"pooling": choice})
     Path("a.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     model = build("modernbert", tmp_path / "modern")
     arguments = ["--num-layers", "2", "--layers", "spread", "--text", "a.txt", "--out", "small"]
-    assert run("shrink", str(model), *arguments)[0] == 0
+    code, out, _ = run("shrink", str(model), *arguments)
+    assert code == 0
+    assert f"the state read by {pooling} varies" in out
+    assert read_pooling(Path("small")) == pooling
+    assert json.loads(Path("small/shrink.json").read_text())["pooling"] == pooling
     config = json.loads(Path("small/config.json").read_text())
-    assert config["classifier_pooling"] == "cls"
+    assert config["classifier_pooling"] == pooling
     assert config["layer_types"] == ["full_attention", "full_attention"]  # of layers 0 and 3
 
 
@@ -124,8 +130,9 @@ def test_all_layers_are_copied(project):
     assert run("shrink", "--num-layers", "all")[0] == 0
     record = json.loads((folder / "models/backbone/shrink.json").read_text())
     assert record["layers"] == [0, 1]
-    assert record["probes"] == {}
     assert record["held_out_loss"] == []
+    for row in record["probes"].values():
+        assert (row["kept"], "raw" in row) == (1.0, False)
 
 
 @pytest.mark.parametrize(
@@ -157,16 +164,22 @@ def test_refused_in_one_line(project, arguments, message):
     assert Path("full/mine.txt").is_file()
 
 
-def test_model_whose_tokenizer_puts_no_cls_first_is_refused(project):
+def test_model_whose_tokenizer_puts_no_cls_first_is_refused_where_cls_is_read(project):
     project()
     Path("a.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     path = Path("tiny/tokenizer_config.json")
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"cls_token": "[SEP]"}))
-    assert fails("shrink", "--text", "a.txt") == (
-        "student_backbone.model: its tokenizer must put [CLS] first, got another token from tiny. "
-        "Use a BERT-like encoder."
-    )
+    assert "must put [CLS] first, got another token from tiny" in fails("shrink", "--text", "a.txt")
+    assert run("shrink", "--text", "a.txt", "--set", "student_backbone.pooling=mean")[0] == 0
+
+
+def test_a_pooling_that_cannot_be_read_is_refused_before_anything_starts(project):
+    project()
+    Path("tiny/1_Pooling").mkdir()
+    Path("tiny/1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')
+    assert "max_tokens" in fails("shrink")
+    assert not Path(".kdcache").exists()
 
 
 def test_params_of_the_project_have_the_keys_that_shrink_documents():

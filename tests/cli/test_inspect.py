@@ -62,6 +62,27 @@ def test_own_cross_fitted_cache_is_read(built_project):
     assert found["texts"] == {}
 
 
+def test_probes_of_the_frozen_models_stand_beside_the_teacher(built_project):
+    built_project("prepare", "teach --task cb", "cache --task cb", "shrink")
+    base = json.loads(Path("models/teacher/cb/probe.json").read_text())
+    backbone = json.loads(Path("models/backbone/shrink.json").read_text())["probes"]["cb"]["healed"]
+    found = json.loads(run("inspect", "--task", "cb", "--json")[1])["cache/cb"]
+    assert found["probes"] == {
+        "tune": {"teacher": base["tune"]["accuracy"], "backbone": backbone},
+        "validation": {"teacher": base["validation"]["accuracy"], "backbone": None},
+    }
+    out = run("inspect", "--task", "cb")[1]
+    row = next(line for line in out.splitlines() if line.startswith(("│ tune", "| tune")))
+    cells = [cell.strip() for cell in row.strip("│|").split("│")]
+    assert cells[-2:] == [f"{100 * base['tune']['accuracy']:.1f}", f"{100 * backbone:.1f}"]
+    alone = json.loads(run("inspect", "cache/cb", "--json")[1])["cache/cb"]  # of no project
+    assert alone["probes"]["tune"]["backbone"] is None
+
+    best = max(base["tune"]["accuracy"], backbone)
+    tune = found["splits"]["tune"]["labels"]["accuracy"]["value"], found["agreement"]["tune"]["all_rows"]
+    assert ("nothing to distil" in found["description"]) == (max(tune) <= best)
+
+
 @pytest.mark.parametrize("name", [name for name in SUPERGLUE if name not in ("axb", "axg")])
 def test_every_task_of_an_imported_teacher_is_read(project, name):
     """COPA's slots, groups of MultiRC and ReCoRD, diagnostics, test rows without labels."""

@@ -27,6 +27,12 @@ FOLDERS = {
     "cb-p_tuning": (CB, "p_tuning", 2),
     "wic-head": (WIC, "head", 4),
     "copa-head": (COPA, "head", 4),
+    "cb-deep": (CB, "deep_prompt", 3),
+    "wic-mean": (WIC, "prefix", 6),
+    "cb-mean": (CB, "prompt", 5),
+    "cb-mean-deep": (CB, "deep_prompt", 2),
+    "copa-mean-deep": (COPA, "deep_prompt", 4),
+    "copa-mean-head": (COPA, "head", 4),
 }
 
 
@@ -100,6 +106,8 @@ def to_double(student) -> None:
         (["wic-prefix", "cb-prefix", "copa-prefix", "wic-head"], 7),
         (["wic-prompt", "cb-p_tuning", "copa-head"], 32),
         (["wic-head", "copa-head"], 3),
+        (["wic-head", "copa-mean-head", "cb-mean-deep", "copa-mean-deep", "cb-deep"], 32),
+        (["wic-mean", "cb-mean", "wic-prefix"], 7),
         (list(FOLDERS), 5),
     ],
 )
@@ -112,17 +120,35 @@ def test_mixed_batch_is_each_student_by_itself(names, batch_size, students, doub
     assert gap(pool.logits(rows, batch_size), one_by_one(rows, doubles)) <= 1e-10
 
 
+@pytest.mark.parametrize(("method", "pooling"), [("prompt", "cls"), ("deep_prompt", "mean")])
 @pytest.mark.parametrize("kind", ["deberta-v2", "modernbert"])
-def test_backbones_that_count_padding_as_distance_serve_mixed_batches_too(tmp_path, monkeypatch, kind):
+def test_prompts_of_two_lengths_share_a_batch_where_positions_are_distances(
+    tmp_path, monkeypatch, kind, method, pooling
+):
     monkeypatch.chdir(tmp_path)
     backbone = build_tiny_model(Path("backbone"), architecture=kind)
     names = ["a", "b", "c", "d"]
     for name, tokens in zip(names[:3], (3, 3, 8), strict=True):
-        make_student(Path(name), backbone, WIC, "prompt", tokens, tokens)
-    make_student(Path("d"), backbone, CB, "head", 9)
+        make_student(Path(name), backbone, WIC, method, tokens, tokens, pooling=pooling)
+    make_student(Path("d"), backbone, CB, "head", 9, pooling=pooling)
     rows = some_rows(names, 12, seed=1)
     students = {name: kdcache.load_student(name) for name in names}
     assert gap(kdcache.StudentPool(names).logits(rows), one_by_one(rows, students)) <= 1e-5
+
+
+def test_cls_students_keep_their_shortcut_beside_mean_pooled_ones(home):
+    """One encoder serves both: the last layer is whole only in the passes that need it."""
+    pool = kdcache.StudentPool(["wic-prefix", "cb-mean-deep"])
+    encoders = {id(student.student.backbone.encoder) for student in pool.students.values()}
+    assert len(encoders) == 1
+    last = pool.students["wic-prefix"].student.backbone.encoder.encoder.layer[1]
+    seen = []
+    last.output.register_forward_hook(lambda _module, _inputs, states: seen.append(states.shape[1]))
+    text = "the bank"
+    for name, tokens in (("wic", [1]), ("cb", [4 + 2]), ("wic", [1])):  # [CLS], two words, [SEP]; a prompt
+        seen.clear()
+        pool.predict([(name, text, None)])
+        assert seen == tokens
 
 
 def test_answers_follow_their_rows():

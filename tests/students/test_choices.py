@@ -37,18 +37,21 @@ def rows(tiny_model: Path) -> StudentRows:
     return make_rows(encoded_rows(tiny_model), LABELS, Backbone.load(tiny_model), TASK, dim=2 * 6)
 
 
-def trained(folder: Path, rows: StudentRows, method: str) -> Student:
+def trained(folder: Path, rows: StudentRows, method: str, pooling: str = "cls") -> Student:
     terms = {"inter_class": Term("kl"), "feature": Term("feature_mse")}
     lr = 1e-3 if METHODS[method].own_weights else 0.05
     settings = {"lr": lr, "epochs": 1, "batch_size": 8}
-    run = build_run(folder, rows.inputs.backbone, rows, method, terms=terms, **settings)
+    run = build_run(folder, rows.inputs.backbone.read_by(pooling), rows, method, terms=terms, **settings)
     fit(run)
     return run.student
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_swapping_the_choices_swaps_the_logits(tiny_model: Path, rows, method):
-    student = trained(tiny_model, rows, method)
+@pytest.mark.parametrize(
+    ("method", "pooling"),
+    [*((method, "cls") for method in METHODS), ("head", "mean"), ("deep_prompt", "mean")],
+)
+def test_swapping_the_choices_swaps_the_logits(tiny_model: Path, rows, method, pooling):
+    student = trained(tiny_model, rows, method, pooling)
     logits, features = predict(student, rows.encoded, 8)
     swapped, swapped_features = predict(student, encoded_rows(tiny_model, swapped=True), 8)
     assert (logits.shape, features.shape) == ((len(ROWS), 2), (len(ROWS), 32))

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,27 +14,27 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, ROOT, build_tiny_model
 from engine import TASK, build_run, fit, make_rows
-from peft import AutoPeftModelForSequenceClassification
 from specs import tiny_spec
-from transformers import AutoModelForSequenceClassification
 
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_tokenizer, setup
 from kdcache.errors import ModelError
-from kdcache.students import prompted_backbone as prompted
 from kdcache.students.export import load_folder, save_student
 from kdcache.students.methods import METHODS
-from kdcache.students.prompted_backbone import Backbone, RowPrompts
+from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.prompts import build_prompt
+from kdcache.students.row_prompts import RowPrompts
 from kdcache.students.student import Student, build_student, predict
 
 FIRST = ["the bank of the river", "a bat", "a crane on a tree", "seal", "the match", "bank", "river", "bat"]
 SECOND = ["bank", "", "the crane", "a seal the match the bank", "", "bat", "", "tree"]
 TOKENS = 4  # those of tiny_spec
 FEW_STEPS = {"epochs": 1}
-ENCODERS = ("bert", "minilm", "roberta", "xlm-roberta", "electra", "deberta", "deberta-v2", "modernbert")
+ENCODERS = tuple(ARCHITECTURES)
 TAKES_PREFIXES = ENCODERS[:5]
-PLACES = [(name, "input") for name in ENCODERS] + [(name, "deep") for name in TAKES_PREFIXES]
+PLACES = [(name, place) for name in ENCODERS for place in ("states", "input")]
+PLACES += [(name, "deep") for name in TAKES_PREFIXES]
+AS_DEEP = "as `deep_prompt"
 
 
 def table() -> dict[tuple[str, str], str]:
@@ -46,14 +45,19 @@ def table() -> dict[tuple[str, str], str]:
     return {(row[0], m): cell for row in rows for m, cell in zip(head[1:], row[1:], strict=True)}
 
 
-CELLS = table()
-WORKING = [cell for cell, loader in CELLS.items() if loader != "refused"]
+TABLE = table()
+CELLS = {
+    (name, method, pooling): loader
+    for (name, method), cell in TABLE.items() if cell != AS_DEEP
+    for pooling, loader in zip(("cls", "mean"), cell.split(" / "), strict=True)
+}  # fmt: skip
 # One cell per architecture, and each method at least once; the others are slow.
 BY_DEFAULT = {
-    ("bert", "prefix"), ("minilm", "prompt"), ("roberta", "lora"), ("xlm-roberta", "head"),
-    ("electra", "p_tuning"), ("deberta", "full"), ("deberta-v2", "prompt"), ("modernbert", "lora"),
+    ("bert", "prefix", "mean"), ("minilm", "prompt", "mean"), ("roberta", "lora", "cls"),
+    ("xlm-roberta", "head", "mean"), ("electra", "p_tuning", "cls"), ("deberta", "full", "mean"),
+    ("deberta-v2", "prompt", "cls"), ("modernbert", "lora", "mean"), ("mpnet", "deep_prompt", "mean"),
+    ("distilbert", "deep_prompt", "cls"), ("albert", "deep_prompt", "mean"),
 }  # fmt: skip
-REFUSED = [cell for cell, loader in CELLS.items() if loader == "refused"]
 
 
 @pytest.fixture(scope="session")
@@ -84,86 +88,61 @@ def changed(module: torch.nn.Module, before: dict[str, torch.Tensor]) -> set[str
 
 
 def test_the_table_is_whole():
-    assert {method for _, method in CELLS} == set(METHODS)
-    assert {name for name, _ in WORKING} == set(ENCODERS)
-    assert {cell for cell in REFUSED if cell[0] in ENCODERS} == {
+    assert set(TABLE) == {(name, method) for name in ENCODERS for method in METHODS}
+    assert {cell for cell, text in TABLE.items() if text == AS_DEEP} == {
         (name, "prefix") for name in ENCODERS if name not in TAKES_PREFIXES
     }
 
 
 @pytest.mark.parametrize(
-    ("architecture", "method"),
-    [cell if cell in BY_DEFAULT else pytest.param(*cell, marks=pytest.mark.slow) for cell in WORKING],
+    ("architecture", "method", "pooling"),
+    [cell if cell in BY_DEFAULT else pytest.param(*cell, marks=pytest.mark.slow) for cell in CELLS],
 )
 def test_it_trains_only_what_it_should_and_reloads_to_the_same_logits(
-    tiny, architecture, method, tmp_path, monkeypatch
+    tiny, architecture, method, pooling, tmp_path, monkeypatch
 ):
     part = tiny(architecture)
     monkeypatch.chdir(part.folder.parent)
-    shared = Backbone.load(part.folder)
+    shared = Backbone.load(part.folder, pooling)
     labels = [row % 3 for row in range(len(FIRST))]
     run = build_run(part.folder, shared, make_rows(part.encoded, labels, shared), method, **FEW_STEPS)
     student = run.student
     frozen, before = bits(shared.encoder), bits(student)
     own = {p for p in student.parameters() if p.requires_grad}
-    mine = {name for name, p in student.named_parameters(remove_duplicate=False) if p in own}
+    moving = own if student.tuned else set()  # the control is a probe, fitted already
+    mine = {name for name, p in student.named_parameters(remove_duplicate=False) if p in moving}
     assert own == {*student.tuned, *student.head_parameters}
     untrained = predict(student, part.encoded, 8)[0]
     fit(run)
     assert changed(shared.encoder, frozen) == set()
     assert changed(student, before) == mine, "all that requires a gradient moves, nothing else"
     logits = predict(student, part.encoded, 8)[0]
-    assert np.abs(logits - untrained).max() > 1e-3
+    assert (np.abs(logits - untrained).max() > 1e-3) == bool(student.tuned)
 
     folder = tmp_path / "student"
     about = {"task": TASK, "max_length": 32}
-    save_student(student, folder, part.folder, about, {"task": "tiny", "arm": "a", "seed": "0"}, part.encoded)
+    card = {"task": "tiny", "arm": "a", "seed": "0"}
+    assert save_student(student, folder, part.folder, about, card, part.encoded) is None
     reloaded = load_folder(folder)[0]
     assert np.abs(predict(reloaded, part.encoded, 8)[0] - logits).max() < 1e-5
     if METHODS[method].place:  # p_tuning's MLP is gone, its sum is there
         assert torch.equal(reloaded.prompt(), student.prompt())
+    if METHODS[method].place in ("deep", "input"):
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["peft_type"] == ("PREFIX_TUNING" if method == "prefix" else "PROMPT_TUNING")
         width = 16 if method == "prefix" else ARCHITECTURES[architecture][1].get("embedding_size", 16)
         assert config["token_dim"] == width
-    loader = CELLS[architecture, method]
-    assert (METHODS[method].loader or "kdcache") == loader
-    if loader != "kdcache":
-        auto = {
-            "peft": AutoPeftModelForSequenceClassification,
-            "transformers": AutoModelForSequenceClassification,
-        }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft: prefixes and modules_to_save
-            plain = auto[loader].from_pretrained(str(folder), num_labels=3).eval()
-        with torch.no_grad():
-            found = plain(**part.encoded.batch(range(len(FIRST)))).logits.numpy()
-        assert np.abs(found - logits).max() < 1e-5
+    assert METHODS[method].loader(pooling) == CELLS[architecture, method, pooling]  # who loaded it above
 
 
-@pytest.mark.parametrize(("architecture", "method"), REFUSED)
-def test_what_cannot_work_is_refused_in_one_line(tiny, architecture, method):
-    part = tiny(architecture)
-    known = "bert, roberta, xlm-roberta, camembert, electra"
-    if architecture in ENCODERS:
-        message = (
-            f"distill.method: the backbone of prefix must be one of {known}, got {architecture}, "
-            "which takes no keys and values. Use prompt or p_tuning."
-        )
-    else:
-        message = (
-            f"students: the backbone must be one of {known}, deberta, deberta-v2, modernbert, "
-            f"got {architecture}. Choose another model for student_backbone.model."
-        )
+def test_keys_and_values_are_refused_where_the_encoder_takes_none(tiny):
+    part = tiny("modernbert")
     with pytest.raises(ModelError) as error:
-        untrained(part, Backbone.load(part.folder), method)
-    assert str(error.value) == message
-
-
-def test_modernbert_that_pools_by_the_mean_is_refused(tmp_path: Path):
-    folder = build_tiny_model(tmp_path / "m", architecture="modernbert", classifier_pooling="mean")
-    with pytest.raises(ModelError, match="must have classifier_pooling cls, which heads read, got mean"):
-        Backbone.load(folder)
+        untrained(part, Backbone.load(part.folder), "prefix")
+    assert str(error.value) == (
+        "distill.method: the backbone of prefix must be one of bert, roberta, xlm-roberta, camembert, "
+        "electra, got modernbert, which takes no keys and values. Use deep_prompt."
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +150,7 @@ def test_modernbert_that_pools_by_the_mean_is_refused(tmp_path: Path):
     [
         ("bert", "prefix", 96), ("bert", "prompt", 96), ("electra", "prefix", 96),
         ("roberta", "prefix", 94), ("xlm-roberta", "prompt", 94), ("roberta", "head", 94),
-        ("deberta-v2", "prompt", 96),
+        ("deberta-v2", "prompt", 96), ("mpnet", "deep_prompt", 94), ("albert", "deep_prompt", 96),
     ],
 )  # fmt: skip
 def test_positions_run_out_where_the_table_says(tiny, architecture, method, most):
@@ -191,15 +170,16 @@ def test_positions_run_out_where_the_table_says(tiny, architecture, method, most
 
 
 def prompts_of(place: str, backbone: Backbone, encoded: Any, lengths: tuple[int, ...]) -> list[torch.Tensor]:
-    method = "prefix" if place == "deep" else "prompt"
+    method = {"deep": "prefix", "states": "deep_prompt", "input": "prompt"}[place]
     return [build_prompt(method, place, backbone, n, encoded, seed=n)().detach() for n in lengths]
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize(("architecture", "place"), PLACES)
-def test_a_row_sees_its_own_prompt_and_text_alone(tiny, architecture, place):
+def test_a_row_sees_its_own_prompt_and_text_alone(tiny, architecture, place, pooling):
     """Prompts of several lengths, none at all, and padding in one batch: each row as if alone, unpadded."""
     part = tiny(architecture)
-    backbone = Backbone.load(part.folder)
+    backbone = Backbone.load(part.folder, pooling)
     backbone.encoder.double()
     prompts: list[Any] = [prompt.double() for prompt in prompts_of(place, backbone, part.encoded, (5, 2, 4))]
     prompts.append(None)
@@ -253,15 +233,13 @@ def test_segments_survive_a_prompt(tiny, architecture, place):
 
 
 @pytest.mark.parametrize(("architecture", "place"), PLACES)
-def test_the_last_layer_for_cls_alone_is_exact(tiny, architecture, place, monkeypatch):
+def test_the_last_layer_for_cls_alone_is_exact(tiny, architecture, place):
     part = tiny(architecture)
-    fast = Backbone.load(part.folder)
-    monkeypatch.setattr(prompted, "finish_only_cls", lambda _encoder: [])
-    full = Backbone.load(part.folder)
+    fast, full = (Backbone.load(part.folder) for _ in range(2))
     for encoder in (fast.encoder, full.encoder):
         encoder.double()
-    hooks = sum(len(module._forward_pre_hooks) for module in fast.encoder.modules())
-    assert hooks == (architecture in TAKES_PREFIXES)
+    assert bool(fast._shortcut) == (architecture in TAKES_PREFIXES)
+    full._shortcut = []
     batch = part.encoded.batch(range(len(FIRST)))
     prompts = prompts_of(place, full, part.encoded, (TOKENS,))
     for rows in (None, RowPrompts.of(place, [prompt.double() for prompt in prompts], [len(FIRST)])):

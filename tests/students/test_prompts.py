@@ -6,16 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import build_tiny_model
 from engine import TEXTS, build_rows, build_run
 from peft import PrefixTuningConfig, get_peft_model
 from specs import tiny_spec
-from transformers import DistilBertConfig, DistilBertModel
+from transformers import RemBertConfig, RemBertModel
 
 from kdcache.encoder.batching import Padded, encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer, resolve
 from kdcache.errors import ModelError
-from kdcache.students.prompted_backbone import Backbone, RowPrompts
+from kdcache.students.prompted_backbone import Backbone
+from kdcache.students.prompts import build_prompt
+from kdcache.students.row_prompts import RowPrompts
 from kdcache.students.student import build_student, forward, predict
 from kdcache.students.training_rows import StudentRows
 
@@ -121,11 +124,76 @@ def test_positions_that_run_out_are_refused_at_start(tiny_model: Path, rows, bac
     build("head", 93)
 
 
-def test_an_architecture_without_a_readable_cls_is_refused(tmp_path: Path):
-    config = DistilBertConfig(vocab_size=2000, dim=16, n_layers=1, n_heads=2, hidden_dim=16)
-    DistilBertModel(config).save_pretrained(str(tmp_path))
-    with pytest.raises(ModelError, match=r"the backbone must be one of bert, .* got distilbert\. Choose"):
+def test_an_architecture_that_nobody_looked_at_is_refused(tmp_path: Path):
+    config = RemBertConfig(vocab_size=2000, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    RemBertModel(config).save_pretrained(str(tmp_path))
+    with pytest.raises(ModelError, match=r"the backbone must be one of bert, .* got rembert\. Choose"):
         Backbone.load(tmp_path)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_deep_prompts_are_the_states_of_virtual_tokens_before_every_layer(tiny_model: Path, rows, pooling):
+    """Against the layers called by hand, on a row without padding."""
+    backbone = Backbone.load(tiny_model, pooling)
+    bert = backbone.encoder
+    prompt = torch.randn(3, 2 * 16)
+    batch = rows.encoded.batch([0])
+    ids, types = batch["input_ids"], batch["token_type_ids"] * (pooling == "cls")
+    at = 1 if pooling == "cls" else 0
+    positions = torch.arange(ids.shape[1])[None]
+    positions = positions + 3 * (positions >= at)
+    states = bert.embeddings(ids, types, positions)
+    for layer, values in zip(bert.encoder.layer, prompt.unflatten(1, (2, 16)).unbind(1), strict=True):
+        whole = layer(torch.cat([states[:, :at], values[None], states[:, at:]], dim=1))
+        states = torch.cat([whole[:, :at], whole[:, at + 3 :]], dim=1)
+    wanted = states[:, 0] if pooling == "cls" else states.mean(1)
+    found = backbone.pooled(batch, RowPrompts.of("states", [prompt], [1]))
+    assert (found - wanted).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("architecture", ["bert", "albert"])
+def test_deep_prompts_start_as_states_of_separators_at_each_layer(tmp_path, architecture):
+    folder = build_tiny_model(tmp_path, architecture=architecture)
+    backbone, encoded = Backbone.load(folder), encode(load_tokenizer(folder), TEXTS, None, 32)
+    start = build_prompt("deep_prompt", "states", backbone, 4, encoded, seed=0)().view(4, 2, 16)
+    batch = encoded.batch(range(len(TEXTS)))
+    separators = batch["input_ids"] == encoded.tokenizer.sep_token_id
+    hidden = backbone.encoder(**batch, output_hidden_states=True).hidden_states
+    for layer in range(2):
+        for token in range(4):
+            assert (hidden[layer][separators] - start[token, layer]).abs().amax(dim=1).min() < 1e-5
+
+
+@pytest.mark.parametrize("place", ["deep", "states", "input"])
+def test_the_mean_is_of_the_texts_own_tokens(tiny_model: Path, rows, place):
+    """No virtual token, no padding, no segments."""
+    backbone = Backbone.load(tiny_model, "mean")
+    seen: list[torch.Tensor] = []
+    backbone.encoder.register_forward_hook(lambda _m, _i, output: seen.append(output.last_hidden_state))
+    method = {"deep": "prefix", "states": "deep_prompt", "input": "prompt"}[place]
+    prompt = build_prompt(method, place, backbone, 4, rows.encoded, seed=0)()
+    batch = rows.encoded.batch(range(len(TEXTS)))
+    pooled = backbone.pooled(batch, RowPrompts.of(place, [prompt], [len(TEXTS)]))
+    lengths = batch["attention_mask"].sum(1)
+    assert lengths.min() < lengths.max()
+    for row, length in enumerate(lengths):
+        own = seen[-1][row, 4 * (place != "deep") :][:length]
+        assert (own.mean(0) - pooled[row]).abs().max() < 1e-6
+    one_segment = {**batch, "token_type_ids": 1 - batch["token_type_ids"]}
+    assert torch.equal(backbone.pooled(one_segment, RowPrompts.of(place, [prompt], [len(TEXTS)])), pooled)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("place", ["states", "input"])
+def test_prompts_of_one_length_need_no_gather_and_lose_nothing_by_it(tiny_model: Path, rows, place, pooling):
+    backbone = Backbone.load(tiny_model, pooling)
+    prompts = [torch.randn(3, 32 if place == "states" else 16) for _ in range(2)]
+    even = RowPrompts.of(place, prompts, [2, 2])
+    assert even.even
+    assert not RowPrompts.of(place, [prompts[0], prompts[1][:2]], [2, 2]).even
+    batch = rows.encoded.batch([0, 1, 2, 3])
+    gathered = backbone.pooled(batch, replace(even, even=False))
+    assert (backbone.pooled(batch, even) - gathered).abs().max() < 1e-6
 
 
 def test_rows_of_one_batch_may_carry_no_prompt(tiny_model: Path, rows, backbone):
@@ -133,7 +201,7 @@ def test_rows_of_one_batch_may_carry_no_prompt(tiny_model: Path, rows, backbone)
     batch = rows.encoded.batch([0, 1, 0, 1])
     (bare, _), _ = forward(students, batch, [2, 2])
     ((alone, _),) = forward(students[:1], rows.encoded.batch([0, 1]), [2])
-    assert (bare - alone).abs().max() < 1e-6
+    assert (bare - alone).abs().max() < 1e-5
 
 
 def test_training_repeats_bit_for_bit_on_two_threads():
