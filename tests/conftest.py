@@ -123,6 +123,7 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
         "seeds": [0, 1],
         "max_length": 64,
     }
+    params["distill"]["arms"]["feature_mse"] = {"feature": {"name": "feature_mse"}}
     for name, values in sections.items():
         params[name] = {**params[name], **values}
     return params
