@@ -19,8 +19,8 @@ from kdcache.data.task import read_task
 from kdcache.digests import file_digest, value_digest
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, save_model, setup
-from kdcache.encoder.pooling import resolve_pooling, write_pooling
-from kdcache.errors import DataError, ModelError
+from kdcache.encoder.pooling import check_cls_token, resolve_pooling, write_pooling
+from kdcache.errors import DataError
 from kdcache.project import BACKBONE_RECORD, Project, place, write_json
 
 EXAMINED_ROWS = 512
@@ -48,13 +48,9 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
     texts = _read_files(params) if params.text else _task_texts(project)
     device = setup(project.threads)
     tokenizer = load_tokenizer(base)
+    check_cls_token(pooling, tokenizer, "student_backbone.pooling")
     rows = dict.fromkeys(row for source in texts.values() for row in source)  # a set that keeps its order
     encoded = encode(tokenizer, [text for text, _ in rows], [pair for _, pair in rows], params.max_length)
-    if pooling == "cls" and encoded.sequences[0]["input_ids"][0] != tokenizer.cls_token_id:
-        raise ModelError(
-            f"student_backbone.model: its tokenizer must put [CLS] first, got another token from "
-            f"{params.model}. Use a BERT-like encoder, or set student_backbone.pooling to mean."
-        )
     examined = encoded.take(range(min(len(encoded), EXAMINED_ROWS)))
     full = load_encoder(base)
     have = full.config.num_hidden_layers

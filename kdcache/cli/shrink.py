@@ -24,6 +24,9 @@ def shrink(
     states: Annotated[
         str | None, typer.Option("--states", help="What healing regresses: last, or all kept layers'.")
     ] = None,
+    pooling: Annotated[
+        str | None, typer.Option("--pooling", help="What heads are to read: auto, cls or mean.")
+    ] = None,
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,7 +56,7 @@ def shrink(
         given = {
             "model": model, "num_layers": num_layers and parse_yaml(num_layers, "--num-layers"),
             "layers": layers and parse_yaml(f"[{layers}]" if layers[0].isdigit() else layers, "--layers"),
-            "states": states, "text": text, "column": column,
+            "states": states, "pooling": pooling, "text": text, "column": column,
         }  # fmt: skip
         section = project.raw.get("student_backbone", {}) | {k: v for k, v in given.items() if v is not None}
         project = replace(project, raw=project.raw | {"student_backbone": section})

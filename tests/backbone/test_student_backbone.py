@@ -110,10 +110,11 @@ def test_any_text_heals_any_model_anywhere(project, tmp_path):
 
 @pytest.mark.parametrize(("choice", "pooling"), [("auto", "mean"), ("cls", "cls")])
 def test_the_backbone_says_how_it_is_read(project, tmp_path, choice, pooling):
-    project(student_backbone={"pooling": choice})
+    project()
     Path("a.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     model = build("modernbert", tmp_path / "modern")
     arguments = ["--num-layers", "2", "--layers", "spread", "--text", "a.txt", "--out", "small"]
+    arguments += ["--pooling", choice]
     code, out, _ = run("shrink", str(model), *arguments)
     assert code == 0
     assert f"the state read by {pooling} varies" in out
@@ -144,6 +145,7 @@ def test_all_layers_are_copied(project):
         (["--text", "null.jsonl", "--column", "t"], "the column 't' must be there, got none of that name."),
         (["--num-layers", "3", "--text", "a.txt"], "it must be at most the model's 2 layers, got 3."),
         (["--num-layers", "x"], "num_layers: it must be a whole number or one of all, got 'x'."),
+        (["--pooling", "max"], "student_backbone.pooling: it must be one of auto, cls, mean, got 'max'."),
         (["--layers", "last"], "student_backbone.layers: it must be "),
         (["--text", "a.txt", "--out", "full"], "--out: full must be new or a model's folder, got "),
         (
@@ -170,7 +172,7 @@ def test_model_whose_tokenizer_puts_no_cls_first_is_refused_where_cls_is_read(pr
     path = Path("tiny/tokenizer_config.json")
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"cls_token": "[SEP]"}))
-    assert "must put [CLS] first, got another token from tiny" in fails("shrink", "--text", "a.txt")
+    assert "student_backbone.pooling: with cls, the tokenizer must" in fails("shrink", "--text", "a.txt")
     assert run("shrink", "--text", "a.txt", "--set", "student_backbone.pooling=mean")[0] == 0
 
 
