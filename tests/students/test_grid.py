@@ -47,7 +47,8 @@ def result(folder: Path, student: str) -> dict[str, Any]:
 def test_an_arm_has_a_batch_size_and_a_schedule_of_its_own(cached: Path):
     """Steps are shared by all arms but those with a schedule of their own; other batches stay apart."""
     settings = {
-        "epochs": 2, "arms.ce.batch_size": 4, "arms.kl.steps": 5, "arms.feature_mse": "{epochs: 3, feature: {name: feature_mse}}",
+        "epochs": 2, "arms.ce.batch_size": 4, "arms.kl.steps": 5,
+        "arms.feature_mse": "{epochs: 3, feature: {name: feature_mse}}",
     }  # fmt: skip
     options = [part for key, value in settings.items() for part in ("--set", f"distill.{key}={value}")]
     arms = ("ce", "kl", "kl+gram", "feature_mse")
