@@ -119,10 +119,12 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     params["distill"] |= {
         "steps": None,
         "epochs": 1,
+        "select": "last",
         "num_virtual_tokens": 4,
         "seeds": [0, 1],
         "max_length": 64,
     }
+    params["distill"]["arms"]["feature_mse"] = {"feature": {"name": "feature_mse"}}
     for name, values in sections.items():
         params[name] = {**params[name], **values}
     return params

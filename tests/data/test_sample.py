@@ -96,7 +96,9 @@ def test_cb_is_balanced_over_each_premise():
         assert all(sorted(v) == ["contradiction", "entailment", "neutral"] for v in labels.values())
 
 
-@pytest.mark.parametrize(("folder", "keys"), [("WiC", ("sentence1", "sentence2")), ("CB", ("premise", "hypothesis"))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("folder", "keys"), [("WiC", ("sentence1", "sentence2")), ("CB", ("premise", "hypothesis"))]
+)
 def test_rows_without_a_label_are_no_labelled_rows(folder, keys):
     pairs = {
         split: {frozenset(row[key] for key in keys) for row in raw_rows(folder, split)}
