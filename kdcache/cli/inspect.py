@@ -105,13 +105,6 @@ def _show_analysis(analysis: "CacheAnalysis") -> None:
         "margin at\n5, 50, 95%", "suspect\nlabels",
     ):  # fmt: skip
         table.add_column(column, justify="right")
-    columns = {"the teacher's model": "teacher", "the backbone": "backbone"}
-    columns = {
-        title: of for title, of in columns.items()
-        if any(getattr(probes, of) is not None for probes in analysis.probes.values())
-    }  # fmt: skip
-    for title in columns:
-        table.add_column(f"probe of\n{title}, %", justify="right")
     for split, found in analysis.splits.items():
         margins = ", ".join(f"{found.margins[q]:.1f}" for q in (0.05, 0.5, 0.95))
         cells = ["—", "—", f"{found.entropy:.2f} ({100 * found.entropy_share:.0f})", margins, "—"]
@@ -119,8 +112,6 @@ def _show_analysis(analysis: "CacheAnalysis") -> None:
             cells[0] = _percent(found.labels.accuracy)
             cells[1] = f"{100 * found.labels.ece:.1f} ({100 * found.labels.ece_by_chance:.1f})"
             cells[4] = "—" if found.labels.suspects is None else str(found.labels.suspects)
-        probes = (getattr(analysis.probes.get(split), of, None) for of in columns.values())
-        cells += ["—" if value is None else f"{100 * value:.1f}" for value in probes]
         table.add_row(split, *cells)
     console.print(table)
     by_split = {split: found.labels for split, found in analysis.splits.items() if found.labels}
@@ -128,6 +119,12 @@ def _show_analysis(analysis: "CacheAnalysis") -> None:
         _show_classes(analysis.labels, by_split)
 
     lines = []
+    for split, probes in analysis.probes.items():
+        frozen = {"the teacher's model": probes.teacher, "the students' backbone": probes.backbone}
+        each = ", of ".join(f"{of} {100 * share:.1f}" for of, share in frozen.items() if share is not None)
+        labels = analysis.splits[split].labels if split in analysis.splits else None
+        beside = f"; the teacher {100 * labels.accuracy.value:.1f}" if labels else ""
+        lines.append(f"accuracy on {split} of a linear probe, %, before any training, of {each}{beside}")
     for split, fit in analysis.temperatures.items():
         high = "∞" if fit.high is None else f"{fit.high:.2f}"
         lines.append(
