@@ -50,6 +50,8 @@ class Grid:
         require_task(project, task_name)
         self.project = project
         self.params = project.section("distill", DistillParams)
+        for name in self.params.arms:
+            resolve_arm(self.params, name)  # refuse what is wrong in it before asking for a backbone
         check_trackers(self.params.log_with, "distill.log_with")
         if not self.params.arms or not self.params.seeds:
             raise ParamsError("distill: arms and seeds must each hold at least one entry, got none.")

@@ -202,7 +202,7 @@ def test_interrupted_distill_goes_on_and_equals_an_uninterrupted_one(cached_proj
 
     monkeypatch.setattr(train, "CHECKPOINT_STEPS", 4)
     arms = {"kl": {"inter_class": {"name": "kl"}}}
-    section = {"seeds": [0, 1, 2], "arms": arms}
+    section = {"seeds": [0, 1, 2], "arms": arms, "steps": 20, "epochs": None}
     folder = cached_project(name="interrupted", distill=section)
     shutil.copytree(folder, folder.parent / "whole")
     arguments = ["distill", "--task", "cb"]
@@ -283,7 +283,8 @@ def test_passes_of_other_students_do_not_share_a_checkpoint(cached_project, monk
     from kdcache.students.run import Run
 
     monkeypatch.setattr(train, "CHECKPOINT_STEPS", 2)
-    folder = cached_project(distill={"seeds": [0], "students_per_pass": 3})
+    section = {"seeds": [0], "students_per_pass": 3, "steps": 10, "epochs": None}
+    folder = cached_project(distill=section)
     update = Run.update
 
     def stop(student_run):

@@ -101,7 +101,7 @@ def test_a_pass_of_two_equals_two_alone_for_the_first_20_steps(tiny_model: Path,
     together = [build_run(tiny_model, backbone, rows, **plan) for plan in plans]
     fit(*together)
     assert together[0].step == 20
-    assert max(gap(values(a), values(b)) for a, b in zip(alone, together, strict=True)) <= 1e-5
+    assert max(gap(values(a), values(b)) for a, b in zip(alone, together, strict=True)) <= 1e-4
 
 
 def test_a_student_is_blind_to_whoever_shares_its_batch(tiny_model: Path, rows, backbone):
