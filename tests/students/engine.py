@@ -75,3 +75,8 @@ def values(run: Run) -> list[torch.Tensor]:
 def gap(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
     """The largest difference between two students."""
     return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
+
+
+def share_off(found: np.ndarray, wanted: np.ndarray) -> float:
+    """The largest difference of logits, as a share of their size, which is what rounding grows with."""
+    return float(np.abs(found - wanted).max() / max(1.0, np.abs(wanted).max()))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_tiny_model
-from engine import TEXTS, build_rows, build_run, fit
+from engine import TEXTS, build_rows, build_run, fit, share_off
 from transformers import AutoTokenizer
 
 from kdcache.data.task import Task
@@ -82,13 +82,13 @@ def test_a_folder_gives_the_students_logits_to_the_code_of_its_card(
     assert save_student(student, folder, tiny_model, ABOUT, CARD, rows.encoded) is None
     again, about = load_folder(folder)
     ours, _ = predict(student, rows.encoded, len(TEXTS))
-    assert np.abs(predict(again, rows.encoded, 4)[0] - ours).max() <= 1e-5
+    assert share_off(predict(again, rows.encoded, 4)[0], ours) <= 1e-5
     assert (about.method, about.backbone, about.task, about.pooling) == (method, "model", TASK, pooling)
     assert again.backbone.pooling == pooling
     code = code_of(folder)
     assert {name for name in LIBRARIES if f" {name}" in code} >= {METHODS[method].loader(pooling)}
     assert ("import kdcache" in code) == (METHODS[method].loader(pooling) == "kdcache")
-    assert np.abs(card_logits(code) - ours).max() <= 1e-5
+    assert share_off(card_logits(code), ours) <= 1e-5
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_the_code_of_the_cards_runs_where_there_is_no_kdcache(tiny_model: Path, 
     found = json.loads(out.stdout.splitlines()[-1])
     assert len(found) == 4 + 6
     for logits, ours in zip(found, wanted.values(), strict=True):
-        assert np.abs(np.array(logits) - ours).max() <= 1e-5
+        assert share_off(np.array(logits), ours) <= 1e-5
 
 
 @pytest.mark.parametrize("method", ["prefix", "prompt", "lora"])
@@ -157,8 +157,7 @@ def test_the_reload_check_allows_for_the_precision_of_training(tiny_model: Path,
         predict(load_folder(tmp_path / "x", Backbone.load(tiny_model, "mean", dtype))[0], rows.encoded)[0]
         for dtype in ("float32", "bfloat16")
     )
-    apart = np.abs(exact - half).max() / np.abs(exact).max().clip(min=1)
-    assert RELOAD_TOLERANCE["float32"] < apart < RELOAD_TOLERANCE["bfloat16"]
+    assert RELOAD_TOLERANCE["float32"] < share_off(half, exact) < RELOAD_TOLERANCE["bfloat16"]
 
 
 def test_a_student_made_before_pooling_existed_reads_cls(tiny_model: Path, rows, tmp_path):
@@ -169,7 +168,7 @@ def test_a_student_made_before_pooling_existed_reads_cls(tiny_model: Path, rows,
     (tmp_path / "student.json").write_text(json.dumps(about))
     again, about = load_folder(tmp_path, Backbone.load(tiny_model, "mean"))
     assert (again.backbone.pooling, about.pooling) == ("cls", "cls")
-    assert np.abs(predict(again, rows.encoded)[0] - predict(student, rows.encoded)[0]).max() <= 1e-5
+    assert share_off(predict(again, rows.encoded)[0], predict(student, rows.encoded)[0]) <= 1e-5
 
 
 def test_plain_peft_reads_cls_of_a_modernbert_that_says_mean(tmp_path, monkeypatch):
