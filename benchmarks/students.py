@@ -7,7 +7,7 @@ student its first 3, a prefix of 16 tokens, cross-entropy + KL, float32, rows to
 
 - live: transformers' Trainer, a PEFT prefix student, the teacher's forward in ``compute_loss``
 - column: the same, the teacher's logits as a column of the dataset
-- kdcache: one student, by ``train_students``, without the linear-probe warm-up, which runs on stored states
+- kdcache: one student, by ``train_students``; its probe is fitted before the clock starts
 - one by one: a grid of 12 students, as ``students_per_pass: auto`` trains them on a CPU
 - one pass: the same 12, stacked over one backbone
 

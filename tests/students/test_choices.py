@@ -60,8 +60,8 @@ def test_swapping_the_choices_swaps_the_logits(tiny_model: Path, rows, method, p
     assert np.abs(logits[:, 0] - logits[:, 1]).max() > 1e-3
 
 
-def test_head_phase_sees_both_states_of_each_row(tiny_model: Path, rows):
-    """The states kept for the warm-up are those of the forward pass, in row and choice order."""
+def test_the_probe_sees_both_states_of_each_row(tiny_model: Path, rows):
+    """The states kept for the probe are those of the forward pass, in row and choice order."""
     backbone, states = rows.inputs.backbone, rows.inputs.states
     assert states.shape == (len(ROWS), 2, 16)
     some = np.array([5, 0, 17])

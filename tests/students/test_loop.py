@@ -124,7 +124,10 @@ def start_two(folder: Path, rows: StudentRows) -> list[Run]:
     backbone = Backbone.load(folder, dropout=0.1)
     tune = replace(rows, inputs=FrozenInputs(backbone, rows.encoded))
     terms = {"feature": Term("feature_mse"), "inter_instance": Term("gram", scope="queue:8")}
-    plans = [{"method": "prompt", "terms": terms, "seed": 0}, {"method": "p_tuning", "seed": 1, "epochs": 3}]
+    plans = [
+        {"method": "prompt", "terms": terms, "seed": 0, "epochs": 5},
+        {"method": "p_tuning", "seed": 1, "epochs": 8},
+    ]
     torch.manual_seed(7)
     runs = [build_run(folder, backbone, rows, tune=tune, select="tune", **plan) for plan in plans]
     torch.manual_seed(8)
@@ -138,7 +141,8 @@ def uninterrupted(tiny_model: Path, rows) -> list[Run]:
     return runs
 
 
-KILLS = [3, pytest.param(8, marks=pytest.mark.slow), 11]  # in steps of the longer one, of 12
+# In steps of the longer one, of 32: between two looks, and after the end of the other one.
+KILLS = [7, pytest.param(15, marks=pytest.mark.slow), 29]
 
 
 @pytest.mark.parametrize("kill_at", KILLS)
