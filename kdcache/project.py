@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 # The file in a teacher's folder that identifies it. Its fields are copied into the cache's manifest.
 IDENTITY = "identity.json"
+IDENTITY_DEFAULTS = {"pooling": "cls"}  # of fields that identities did not always have
 # The file in the backbone's folder that says how it was made, and what probes read from it.
 BACKBONE_RECORD = "shrink.json"
 

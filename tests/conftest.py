@@ -110,15 +110,18 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     """params.yaml as shipped, made tiny: 32 rows, 1 epoch, 2 folds, one thread."""
     params = read_params(ROOT / "params.yaml")
     params["threads"] = 1
+    params["tasks"] = ["wic", "cb"]
     params["prepare"] |= {"max_rows": 32, "tune_fraction": 0.25}
     params["train_teacher"] |= {"model": model, "epochs": 1, "folds": 2, "max_length": 64, "lr": 1e-3}
     params["student_backbone"] |= {"model": model, "num_layers": 1, "max_length": 64}
     params["distill"] |= {
+        "steps": None,
         "epochs": 1,
         "num_virtual_tokens": 4,
         "seeds": [0, 1],
         "max_length": 64,
     }
+    params["distill"]["arms"]["feature_mse"] = {"feature": {"name": "feature_mse"}}
     for name, values in sections.items():
         params[name] = {**params[name], **values}
     return params
@@ -161,7 +164,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_project(folder: Path, tiny_model: Path, **sections: dict[str, Any]) -> Path:
     """Write a tiny project: params.yaml, its model and the sample; keyword arguments change sections."""
     shutil.copytree(tiny_model, folder / "tiny")
-    shutil.copytree(SAMPLE, folder / "sample")
+    without = shutil.ignore_patterns("unlabelled.jsonl")  # tests that need such rows say so
+    shutil.copytree(SAMPLE, folder / "sample", ignore=without)
     write_params(folder, **sections)
     return folder
 

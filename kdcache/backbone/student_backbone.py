@@ -16,8 +16,8 @@ from kdcache.data.task import read_task
 from kdcache.encoder.architectures import check_positions
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, save_model, setup
-from kdcache.encoder.pooling import PoolingChoice, resolve_pooling, write_pooling
-from kdcache.errors import DataError, ModelError
+from kdcache.encoder.pooling import PoolingChoice, check_cls_token, resolve_pooling, write_pooling
+from kdcache.errors import DataError
 from kdcache.params import Count, NonNegativeInt, Range
 from kdcache.project import BACKBONE_RECORD, Project, place, write_json
 
@@ -65,12 +65,8 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
     texts, pairs = _examined_texts(project)
     device = setup(project.threads)
     tokenizer = load_tokenizer(base)
+    check_cls_token(pooling, tokenizer, "student_backbone.pooling")
     examined = encode(tokenizer, texts, pairs, params.max_length)
-    if pooling == "cls" and examined.sequences[0]["input_ids"][0] != tokenizer.cls_token_id:
-        raise ModelError(
-            f"student_backbone.model: its tokenizer must put [CLS] first, got another token from "
-            f"{params.model}. Use a BERT-like encoder, or set student_backbone.pooling to mean."
-        )
     full = load_encoder(base)
     check_positions(full.config, params.max_length, 0, params.model, "student_backbone")
     have = full.config.num_hidden_layers

@@ -20,11 +20,10 @@ from kdcache.cache.location import Location
 from kdcache.cache.schema import FORMAT_VERSION, parse_columns
 from kdcache.digests import value_digest
 from kdcache.errors import CacheCorrupt, CacheMissing, CacheStale, ParamsError, nearest
-from kdcache.project import IDENTITY
+from kdcache.project import IDENTITY, IDENTITY_DEFAULTS
 
 MANIFEST = "manifest.json"
 EXTERNAL = "external"  # identity["kind"] of a teacher that kdcache did not run
-DEFAULTS = {"pooling": "cls"}  # of fields that identities did not always have
 
 Number = int | float  # keeps the spelling of the file: 24 stays 24, and 24.0 stays 24.0
 
@@ -254,7 +253,7 @@ def check_identity(
         refuse(f"data.{split}", manifest.data.get(split), digest)
     if teacher and identity.get("kind") != EXTERNAL:
         for name in sorted(teacher):
-            refuse(f"teacher {name}", identity.get(name, DEFAULTS.get(name)), teacher[name])
+            refuse(f"teacher {name}", identity.get(name, IDENTITY_DEFAULTS.get(name)), teacher[name])
     for name, wanted in expect.items():
         if name not in identity:
             raise ParamsError(

@@ -21,6 +21,9 @@ def shrink(
     layers: Annotated[
         str | None, typer.Option("--layers", help="Which: first, spread, or numbers from 0 such as 0,2,5.")
     ] = None,
+    pooling: Annotated[
+        str | None, typer.Option("--pooling", help="What heads are to read: auto, cls or mean.")
+    ] = None,
     probe: Annotated[
         list[str] | None,
         typer.Option(
@@ -41,6 +44,7 @@ def shrink(
         given = {
             "model": model, "num_layers": num_layers and parse_yaml(num_layers, "--num-layers"),
             "layers": layers and parse_yaml(f"[{layers}]" if layers[0].isdigit() else layers, "--layers"),
+            "pooling": pooling,
         }  # fmt: skip
         section = project.raw.get("student_backbone", {}) | {k: v for k, v in given.items() if v is not None}
         project = replace(project, raw=project.raw | {"student_backbone": section})

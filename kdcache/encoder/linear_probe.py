@@ -18,8 +18,8 @@ from torch import nn
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of C, weakest fit first
 MAX_ITERATIONS = 2000
-TOLERANCE = 1e-5  # largest entry of the gradient of the mean loss
-FOLDS = 5
+GRADIENT_TOLERANCE = 1e-5  # largest entry of the gradient of the mean loss
+NUM_FOLDS = 5
 LEAST_SIZE = 1e-3  # of a dim's standard deviation, as a share of that of all dims (root mean square)
 
 Score = Callable[[np.ndarray], float]
@@ -82,9 +82,9 @@ def _cross_validate(features: torch.Tensor, targets: torch.Tensor, seed: int) ->
     """Return each C's mean log-likelihood of rows under probes fitted without them."""
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(features))).to(features.device)
     found = np.zeros(len(STRENGTHS))
-    for fold in range(FOLDS):
-        out = order[fold::FOLDS]
-        kept = torch.cat([order[other::FOLDS] for other in range(FOLDS) if other != fold])
+    for fold in range(NUM_FOLDS):
+        out = order[fold::NUM_FOLDS]
+        kept = torch.cat([order[other::NUM_FOLDS] for other in range(NUM_FOLDS) if other != fold])
         if not len(out) or not len(kept):  # there are hardly any rows
             continue
         for k, probe in enumerate(_path(features[kept], targets[kept], STRENGTHS)):
@@ -120,7 +120,7 @@ def _path(features: torch.Tensor, targets: torch.Tensor, strengths: Sequence[flo
         return float(value), gradient.flatten().cpu().numpy()
 
     found, weights = [], np.zeros(outputs * (dim + 1))
-    options = {"maxiter": MAX_ITERATIONS, "gtol": TOLERANCE, "ftol": 64 * np.finfo(float).eps}
+    options = {"maxiter": MAX_ITERATIONS, "gtol": GRADIENT_TOLERANCE, "ftol": 64 * np.finfo(float).eps}
     for strength in strengths:
         # scikit-learn has one vector for two classes; ours are its halves, penalised half as much.
         penalty = (2 if outputs == 2 else 1) / (strength * rows)

@@ -1,8 +1,8 @@
 """The answer in a few sentences; names of arms stand between backticks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from kdcache.report.cautions import Sentence, cautions, list_words
 from kdcache.report.comparisons import Comparison, has_prompt
 from kdcache.report.findings import PRECISION, Findings, SeedPlan
 from kdcache.stats.estimates import Estimate, decimal
@@ -11,26 +11,14 @@ from kdcache.stats.verdicts import Verdict
 ALPHA = 0.05
 
 
-@dataclass(frozen=True)
-class Sentence:
-    """One thing that the report says.
-
-    Args:
-        topic: a question or a word or two, with its punctuation.
-        text: whole sentences.
-    """
-
-    topic: str
-    text: str
-
-
 def answer(findings: Findings) -> list[Sentence]:
-    """Say what was found, what was not, and what is not known; the main questions come first."""
+    """Say what was found, what was not, and what is not known: cautions first, then the main questions."""
     return [
+        *cautions(findings),
         Sentence("Does distillation lift the students over the baseline?", _lift(findings)),
         Sentence("Is the teacher reached?", _teacher(findings)),
         *_gap(findings), *_other_comparisons(findings), *_below_control(findings), *_diverged(findings),
-        *_still_rising(findings), *_seeds_needed(findings.plan), *_one_seed(findings),
+        *_seeds_needed(findings.plan), *_one_seed(findings),
     ]  # fmt: skip
 
 
@@ -70,11 +58,6 @@ def _where(tasks: Sequence[str]) -> str:
     return f"in the mean over {len(tasks)} tasks" if len(tasks) > 1 else f"on {tasks[0]}"
 
 
-def _list(names: Sequence[str]) -> str:
-    """Join names: ``a, b and c``."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
 def _count(number: int, singular: str, plural: str) -> str:
     return f"{number} {singular if number == 1 else plural}"
 
@@ -106,7 +89,7 @@ def _teacher(findings: Findings) -> str:
     said = []
     if asked:
         reached = arms.get("reaches", [])
-        said.append(f"Yes, by {_list(reached)}." if reached else "Not shown for any arm.")
+        said.append(f"Yes, by {list_words(reached)}." if reached else "Not shown for any arm.")
         counts = [
             _count(len(arms.get(verdict, [])), *words)
             for verdict, words in {
@@ -115,12 +98,12 @@ def _teacher(findings: Findings) -> str:
             if verdict in arms
         ]  # fmt: skip
         if counts:
-            said.append(f"Of the other cases, one per arm and task, {_list(counts)}.")
+            said.append(f"Of the other cases, one per arm and task, {list_words(counts)}.")
     if near:
         why = f"the teacher is less than 5 points above `{findings.control}` there"
-        said.append(f"Not asked on {_list(near)}: {why}.")
+        said.append(f"Not asked on {list_words(near)}: {why}.")
     if unknown:
-        said.append(f"Not known on {_list(unknown)}: `{findings.control}` has no student there.")
+        said.append(f"Not known on {list_words(unknown)}: `{findings.control}` has no student there.")
     return " ".join(said)
 
 
@@ -139,7 +122,7 @@ def _gap(findings: Findings) -> list[Sentence]:
     if not findings.gap_tasks:
         return [Sentence(topic, f"There is none: `{upper}` is nowhere a point above `{control}`.")]
     share = findings.shares.get(str(arm))
-    where = f"on {_list(findings.gap_tasks)}"
+    where = f"on {list_words(findings.gap_tasks)}"
     if share is None:
         text = f"Not known: `{arm}` shares no seed with `{baseline}` and `{upper}`."
     elif share.percent is None:
@@ -153,7 +136,9 @@ def _gap(findings: Findings) -> list[Sentence]:
         for name, of in findings.shares.items()
         if name != arm and of.low is not None and of.low > 0
     ]
-    return [Sentence(topic, text + (f" More than 0 is also shown for {_list(others)}." if others else ""))]
+    return [
+        Sentence(topic, text + (f" More than 0 is also shown for {list_words(others)}." if others else ""))
+    ]
 
 
 def _other_comparisons(findings: Findings) -> list[Sentence]:
@@ -196,27 +181,6 @@ def _diverged(findings: Findings) -> list[Sentence]:
             who = f"`{student['arm']}`, seed {student['seed']}, on {record.name}"
             said.append(f"{who} at step {step} (last finite loss {loss}).")
     return [Sentence("Diverged and left out.", " ".join(said))] if said else []
-
-
-def _still_rising(findings: Findings) -> list[Sentence]:
-    """Arms whose mean score on tune is highest after their last epoch, so that more epochs may help."""
-    rises: dict[str, list[str]] = {}
-    for record in findings.records:
-        score = f"tune_{record.metrics['metric']}"
-        if score not in record.curves:
-            continue
-        for arm, curve in record.curves.sort_values("epoch").groupby("arm", sort=False)[score]:
-            if len(curve) > 2 and curve.iloc[-1] > (before := curve.iloc[:-1].max()):
-                rise = decimal(100 * (curve.iloc[-1] - before), "+")
-                rises.setdefault(str(arm), []).append(f"{record.name} {rise}")
-    if not rises:
-        return []
-    arms = ", ".join(f"`{arm}` ({', '.join(rises[arm])})" for arm in findings.arms if arm in rises)
-    text = f"These arms score best on tune after their last epoch, in points over the best before: {arms}. "
-    text += "More epochs may help them."
-    if findings.baseline in rises:
-        text += f" A gain over `{findings.baseline}` may then come from more steps, not from the teacher."
-    return [Sentence("Still rising.", text)]
 
 
 def _seeds_needed(plan: SeedPlan | None) -> list[Sentence]:

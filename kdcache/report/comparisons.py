@@ -1,7 +1,7 @@
 """Comparisons of arms: which pairs, and the effect of each."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from kdcache.errors import DataError, ParamsError, nearest
@@ -25,6 +25,7 @@ class Comparison:
         place: ``primary`` is not corrected, ``secondary`` ones are corrected together, ``unplanned`` is not
             corrected.
         holm: the p-value after correction; None unless secondary.
+        steps: task → optimizer steps of a student of ``arm`` and of ``over``.
     """
 
     arm: str
@@ -33,6 +34,20 @@ class Comparison:
     mean: Estimate
     place: Literal["primary", "secondary", "unplanned"]
     holm: float | None = None
+    steps: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def steps_per_student(task: Mapping[str, Any], arm: str) -> int:
+    """Return the optimizer steps of one student of an arm, 0 for a linear probe.
+
+    Args:
+        task: its metrics, as distill wrote them, with the steps of all seeds.
+        arm: one without a student there has none.
+    """
+    if arm not in task["arms"]:
+        return 0
+    found = task["arms"][arm]
+    return int(found["steps"] // len(found["validation"][task["metric"]]["seeds"]))
 
 
 def has_prompt(arm: Mapping[str, Any]) -> bool:

@@ -184,7 +184,7 @@ def draw_results(panels: Mapping[str, Sequence[Interval]], path: Path) -> None:
 def learning_curves(
     name: str, task: str, metric: str, curves: "pd.DataFrame", styles: Mapping[str, Style]
 ) -> str | None:
-    """Draw the metric on ``tune`` after each epoch, a line per arm; None if nothing was scored."""
+    """Draw the metric on ``tune`` by step, a line per arm; None if nothing was scored."""
     column, words = f"tune_{metric}", metric.replace("_", " ")
     if column not in curves or curves[column].isna().all():
         return None
@@ -194,15 +194,15 @@ def learning_curves(
         for arm, rows in curves.groupby("arm", sort=False):
             style, scores = styles[str(arm)], 100 * rows[column].to_numpy()
             panel.plot(
-                rows["epoch"], scores, marker=style.marker, color=style.colour, markersize=3.5, linewidth=1.3
+                rows["step"], scores, marker=style.marker, color=style.colour, markersize=3.5, linewidth=1.3
             )
-            ends = [f"{scores[k]:.1f} at epoch {rows['epoch'].iloc[k]}" for k in (0, -1)]
+            ends = [f"{scores[k]:.1f} at step {rows['step'].iloc[k]}" for k in (0, -1)]
             told.append(f"{arm} " + " to ".join(dict.fromkeys(ends)))
         panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.set_xlabel("epoch")
+        panel.set_xlabel("step")
         panel.set_ylabel(f"{words} on tune, %")
         panel.set_title(shorten_label(task))
-        return _inline(figure, name, f"{task}: {words} on tune in percent, by epoch. {'; '.join(told)}.")
+        return _inline(figure, name, f"{task}: {words} on tune in percent, by step. {'; '.join(told)}.")
 
 
 def gradient_shares(

@@ -1,7 +1,7 @@
 """Every number of the report, computed once from the metrics and predictions of all tasks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kdcache.report.comparisons import (
@@ -14,6 +14,7 @@ from kdcache.report.comparisons import (
     is_taught,
     planned_pairs,
     standing_pairs,
+    steps_per_student,
 )
 from kdcache.stats.estimates import Estimate, level, mean_estimate
 from kdcache.stats.plan import components, half_width, seeds_needed, seeds_to_know
@@ -53,7 +54,7 @@ class Record:
 
     Args:
         metrics: as distill wrote them.
-        curves: one row per arm and epoch.
+        curves: one row per arm and step that was looked at.
         predictions: of every arm and seed, and of the teacher, on validation.
         rows: the validation split: ``example_id``, ``group`` and other columns that metrics read.
         identity: what made the cache: name → digest or setting.
@@ -192,7 +193,7 @@ def find(records: Sequence[Record], params: ReportParams) -> Findings:
     gains = {arm: effects(runs, arm, baseline) for arm in arms if arm != baseline}
     gap = effects(runs, upper, control)
     gap_tasks = [task for task, found in gap.items() if found.points >= LEAST_GAP] if gap else None
-    comparisons = compare_arms(runs, pairs)
+    comparisons = [_with_steps(found, records) for found in compare_arms(runs, pairs)]
     return Findings(
         records=records,
         params=params,
@@ -232,6 +233,13 @@ def not_working(task: Mapping[str, Any], control: str | None) -> list[str]:
     if control not in scores:
         return []
     return [arm for arm in task["arm_order"] if arm != control and scores[arm] <= scores[control]]
+
+
+def _with_steps(found: Comparison, records: Sequence[Record]) -> Comparison:
+    return replace(found, steps={
+        r.name: (steps_per_student(r.metrics, found.arm), steps_per_student(r.metrics, found.over))
+        for r in records if r.name in found.by_task
+    })  # fmt: skip
 
 
 def _teacher(records: Sequence[Record], arms: Mapping[str, Any], runs: Mapping[str, Runs]) -> str:

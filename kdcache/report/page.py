@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdcache.report import figures, tables
-from kdcache.report.answer import Sentence, answer
+from kdcache.report.answer import answer
+from kdcache.report.cautions import Sentence, not_done
 from kdcache.report.cost import FORMULA, cost_table, saving_table, savings
 from kdcache.report.figures import GREY, SIGNS, Interval, Style
 from kdcache.report.findings import Findings
@@ -176,8 +177,8 @@ def _curves(findings: Findings, styles: Mapping[str, Style]) -> Section:
         for k, record in enumerate(findings.records)
     ]
     reading = (
-        "Means over seeds on the split tune. Epoch 0 is the end of the linear-probe warm-up, before any "
-        "prompt was trained."
+        "Means over seeds on the split tune. At step 0 the head is the linear probe and the prompt is "
+        "where it starts."
     )
     charts = [figure for figure in drawn if figure]
     return Section("curves", "Learning curves", reading, figures=charts, legend=dict(styles))
@@ -192,20 +193,19 @@ def _gradient_shares(findings: Findings) -> Section:
         for k, (task, of_task) in enumerate(by_task.items()) if of_task
     ]  # fmt: skip
     reading = (
-        "Each loss term's share of the gradient on the prompts, on one fixed batch, mean over epochs. A term "
-        "under 1% has no effect."
+        "Each loss term's share of the gradient on the prompts, on one fixed batch, mean over the steps "
+        "looked at. A term under 1% has no effect."
     )
     legend = {term: Style(colour, "s") for term, colour in colours.items()}
     return Section("shares", "Shares of the gradient", reading, figures=charts, legend=legend)
 
 
 def mean_shares(curves: "pd.DataFrame") -> dict[str, dict[str, float]]:
-    """Return arm → term → mean share of the gradient over epochs with prompts; only arms of several terms."""
+    """Return arm → term → mean share of the gradient after step 0; only arms of several terms."""
     names = [column for column in curves if column.startswith("share_")]
     found = {}
     for arm, rows in curves.groupby("arm", sort=False):
-        tuned = rows[rows["epoch"] > 0] if (rows["epoch"] > 0).any() else rows
-        shares = tuned[names].mean().dropna()
+        shares = rows.loc[rows["step"] > 0, names].mean().dropna()
         if len(shares) > 1:
             found[str(arm)] = {name.removeprefix("share_"): float(share) for name, share in shares.items()}
     return found
@@ -263,6 +263,7 @@ def page_json(findings: Findings) -> dict[str, Any]:
             name: getattr(findings, name)
             for name in ("levels", "mean_levels", "gains", "mean_gains", "gap_tasks", "shares", "comparisons")
         },
+        "not_done": not_done(findings),
         "verdicts": findings.verdicts,
         "not_working": findings.not_working,
         "diverged": {record.name: record.metrics["diverged"] for record in findings.records},

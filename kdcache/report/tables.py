@@ -64,10 +64,24 @@ def score_table(tasks: Sequence[Mapping[str, Any]], control: str | None) -> Tabl
     if ensemble:
         members = (_over_seeds(task["teacher"].get("members", {}).get(metric)) for task, metric in columns)
         rows.append(["one teacher" + (" (mean of folds)" if crossed else ""), *members])
+    probes = [base_probe_score(task, metric) for task, metric in columns]
+    if any(score is not None for score in probes):
+        cells = [NONE if score is None else percent(score) for score in probes]
+        rows.append(["linear probe of the teacher's base", *cells])
     caption = f"Percent on validation ({_row_counts(tasks)}), mean ± standard deviation over seeds"
     if any(below.values()):
         caption += f". † Not above `{control}`: the arm does not work there"
     return Table(caption, ["", *(_column(task["task"], metric) for task, metric in columns)], rows)
+
+
+def base_probe_score(task: Mapping[str, Any], metric: str) -> float | None:
+    """Return the score on validation of the linear probe of the model that the teacher started from.
+
+    Args:
+        task: its metrics, as distill wrote them.
+        metric: one of the task's. None comes back where the cache does not hold the score.
+    """
+    return task["teacher"].get("probe", {}).get("validation", {}).get(metric)
 
 
 def arm_names(tasks: Sequence[Mapping[str, Any]]) -> list[str]:

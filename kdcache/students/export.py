@@ -42,9 +42,10 @@ from kdcache.students.student import Head, Student, predict
 
 PROMPT = "prompt.safetensors"  # of a prompt that PEFT does not know
 RELOAD_ROWS = 8
-# By the precision that the student was scored in: how far apart two ways to compute the same logits may
-# be, as a share of their size. docs/log.md has the measurements.
-RELOAD_TOLERANCE = {"float32": 1e-5, "tf32": 1e-2, "bfloat16": 1e-1}
+# By the precision that the student was scored in: how far its logits may be off those of the reload, in
+# float32, as a share of their size. On six layers of MiniLM, over all methods with prompts, the furthest
+# were 9e-4 in TF32 (inputs and weights rounded as it rounds them) and 9e-3 in bfloat16.
+RELOAD_TOLERANCE = {"float32": 1e-5, "tf32": 5e-3, "bfloat16": 5e-2}
 
 
 def save_student(

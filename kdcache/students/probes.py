@@ -2,19 +2,20 @@
 
 import hashlib
 
+import numpy as np
 import torch
 
 from kdcache.encoder.linear_probe import LinearProbe, fit_probe, one_hot
 from kdcache.students.arms import ArmSpec
-from kdcache.students.student import Student
+from kdcache.students.student import Student, predict
 from kdcache.students.training_rows import StudentRows
 
 
 class Probes:
     """The probes fitted so far, one for each pair of features and targets.
 
-    Students share a probe where their heads read the same features. With mean pooling they all do,
-    whatever their seed; a pooler of its own random start gives features of its own.
+    Students share a probe where their heads read the same features: arms of one method and seed
+    do, and with mean pooling all seeds without a prompt.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class Probes:
     def fit(
         self, student: Student, rows: StudentRows, spec: ArmSpec, tune: StudentRows | None
     ) -> LinearProbe:
-        """Fit a probe on what the last Linear of a student's head reads from the frozen backbone.
+        """Fit a probe on what the last Linear of a student's head reads before the first step.
 
         It fits the labels. Where the arm gives them no weight, it fits the teacher's probabilities.
 
@@ -33,20 +34,21 @@ class Probes:
             spec: the arm.
             tune: rows on which C is chosen by the task's first metric; None chooses it on 5 folds.
         """
-        features = frozen_features(student, rows)
         if spec.ce_weight == 0:
+            which = np.arange(len(rows))
             targets = rows.teacher_logits.double().softmax(1)
         else:
             labelled = rows.labels >= 0
-            features = features[labelled]
+            which = np.flatnonzero(labelled.cpu().numpy())
             targets = one_hot(rows.labels[labelled], rows.task.num_labels)
+        features = starting_features(student, rows, which)
         digest = hashlib.sha256(features.cpu().numpy().tobytes())
         digest.update(targets.cpu().numpy().tobytes())
         if (key := digest.hexdigest()) not in self._fitted:
             if tune is None:
                 self._fitted[key] = fit_probe(features, targets)
             else:
-                metric, held_out = tune.task.metrics[0], frozen_features(student, tune)
+                metric, held_out = tune.task.metrics[0], starting_features(student, tune)
                 self._fitted[key] = fit_probe(
                     features, targets, held_out, lambda logits: tune.score(logits)[metric]
                 )
@@ -54,8 +56,22 @@ class Probes:
 
 
 @torch.no_grad()
-def frozen_features(student: Student, rows: StudentRows) -> torch.Tensor:
-    """Return what the last Linear reads where no prompt is, of shape (rows, choices, dim)."""
-    states = rows.inputs.states[: len(rows)]
-    features = student.head(states.flatten(0, 1))[1]
-    return features.unflatten(0, states.shape[:2])
+def starting_features(student: Student, rows: StudentRows, which: np.ndarray | None = None) -> torch.Tensor:
+    """Return what the last Linear reads before the first step, of shape (rows, choices, dim).
+
+    A prompt is in place as it starts, since it moves the states: with the probe of states without
+    it, a student would start below the control.
+
+    Args:
+        student: before its first step.
+        rows: to read.
+        which: indices of some of them; None reads all.
+    """
+    which = np.arange(len(rows)) if which is None else which
+    choices = rows.encoded.num_choices
+    if student.prompt is None:  # no forward pass
+        states = rows.inputs.states
+        states = states[torch.from_numpy(which).to(states.device)]
+        return student.head(states.flatten(0, 1))[1].unflatten(0, (-1, choices))
+    _, features = predict(student, rows.encoded.take(which))
+    return torch.from_numpy(features).to(student.backbone.device).unflatten(1, (choices, -1))

@@ -13,6 +13,7 @@ from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, check_identity, read_identity_of
 from kdcache.cache.reader import load_cache
+from kdcache.cache.teacher_pooling import check_teacher_pooling
 from kdcache.data.metrics import compute_metrics
 from kdcache.data.splits import existing_splits, metric_columns, read_split, sequences, table_digest
 from kdcache.data.task import Task
@@ -21,7 +22,6 @@ from kdcache.encoder.load import load_tokenizer
 from kdcache.losses.objective import Targets
 from kdcache.project import Project
 from kdcache.students.prompted_backbone import Backbone, FrozenInputs
-from kdcache.teacher.folder import check_pooling
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def load_rows(
 
     Raises:
         DataError, CacheError, ParamsError, ModelError: see ``read_split``, ``load_cache``,
-            ``check_identity``, ``check_pooling``.
+            ``check_identity``, ``check_teacher_pooling``.
     """
     data = Path(project.paths.data) / task.name
     tables = {
@@ -180,7 +180,7 @@ def load_rows(
     teacher = read_identity_of(Path(project.paths.teacher) / task.name)
     digests = {split: table_digest(table) for split, table in tables.items()}
     check_identity(manifest, task.name, task.labels, digests, teacher, expect)
-    check_pooling(project, task.name, manifest.identity)
+    check_teacher_pooling(project, task.name, manifest.identity)
     tokenizer = load_tokenizer(Path(project.paths.backbone))
     splits = {}
     for split, table in tables.items():

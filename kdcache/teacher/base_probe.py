@@ -21,7 +21,7 @@ from kdcache.encoder.forward import extract
 from kdcache.encoder.linear_probe import LinearProbe, fit_probe, one_hot
 from kdcache.encoder.parts import Classifier, last_linear
 
-BATCH_SIZE = 64
+SCORE_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TokenisedSplit:
 
     def features(self, model: Classifier, device: torch.device) -> torch.Tensor:
         """Compute what the last Linear of a model reads, of shape (rows, choices, dim)."""
-        features = extract(model, self.encoded, self.task.num_outputs, BATCH_SIZE, device)[1]
+        features = extract(model, self.encoded, self.task.num_outputs, SCORE_BATCH_SIZE, device)[1]
         return torch.from_numpy(features).to(device).unflatten(1, (self.task.num_choices, -1))
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import read_identity_of
+from kdcache.cache.teacher_pooling import check_teacher_pooling
 from kdcache.cache.writer import CacheWriter
 from kdcache.data.metrics import compute_metrics
 from kdcache.data.splits import metric_columns, read_tables
@@ -22,7 +23,7 @@ from kdcache.errors import ModelError
 from kdcache.params import Count
 from kdcache.project import Project, require, require_task
 from kdcache.teacher.extraction import Teacher
-from kdcache.teacher.folder import COST, PROBE, check_pooling, read_identity
+from kdcache.teacher.folder import COST, PROBE, read_identity
 
 # How far a logit may move if it is computed again in another batch: measured, with a margin.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
@@ -58,7 +59,7 @@ def cache_teacher(project: Project, task_name: str) -> None:
     """
     params = project.section("cache_teacher", CacheTeacherParams)
     require_task(project, task_name)
-    check_pooling(project, task_name, read_identity_of(_require_teacher(project, task_name)) or {})
+    check_teacher_pooling(project, task_name, read_identity_of(_require_teacher(project, task_name)) or {})
     task, tables = read_tables(project.paths.data, task_name)
     teacher = open_teacher(project, task, params, tables)
     cost = json.loads((teacher.folder / COST).read_text(encoding="utf-8"))

@@ -1,18 +1,15 @@
 """The folder of a teacher: its files, the models in it, and the digests that identify them."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdcache.cache.manifest import DEFAULTS, EXTERNAL
 from kdcache.digests import file_digest, value_digest
 from kdcache.encoder import adapters
 from kdcache.encoder.load import WEIGHTS, config_digest, resolve
 from kdcache.encoder.mean_pooled import HEAD
-from kdcache.encoder.pooling import read_pooling
 from kdcache.errors import ModelError
-from kdcache.project import IDENTITY, Project
+from kdcache.project import IDENTITY, IDENTITY_DEFAULTS
 
 # Files next to identity.json and what save_pretrained writes.
 COST = "cost.json"  # steps and examples of the training
@@ -73,46 +70,12 @@ def read_identity(folder: Path) -> dict[str, Any]:
     identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
     found = describe_teacher(folder, len(identity["folds_sha256"]), identity.get("ensemble", 1))
     for name, value in found.items():
-        if (wanted := identity.get(name, DEFAULTS.get(name))) != value:
+        if (wanted := identity.get(name, IDENTITY_DEFAULTS.get(name))) != value:
             raise ModelError(
                 f"{folder}: {name} must be {wanted!r} as in {IDENTITY}, got {value!r}. "
                 f"Run: kdcache teach --task {identity['task']}"
             )
     return identity
-
-
-def check_pooling(project: Project, task_name: str, identity: Mapping[str, Any]) -> None:
-    """Refuse a teacher that pools in another way than ``train_teacher.pooling`` says.
-
-    An imported teacher is exempt. ``auto`` says something of a teacher of the section's model only, and only
-    where that model is on this machine.
-
-    Args:
-        project: the project.
-        task_name: the teacher's task.
-        identity: of the teacher, as its folder or a cache has it.
-
-    Raises:
-        ModelError: they differ.
-    """
-    section = project.raw.get("train_teacher", {})
-    wanted, model = section.get("pooling", "auto"), section.get("model")
-    if identity.get("kind") == EXTERNAL:
-        return
-    if wanted == "auto":
-        if identity.get("model") != model:
-            return
-        try:
-            wanted = read_pooling(resolve(model, download=False))
-        except ModelError:
-            return
-    found = identity.get("pooling", DEFAULTS["pooling"])
-    if found != wanted:
-        raise ModelError(
-            f"teacher of {task_name}: it must pool by {wanted}, as train_teacher.pooling says of {model}, "
-            f"got {found}. Run: kdcache teach --task {task_name} && kdcache cache --task {task_name}, or set "
-            f"train_teacher.pooling to {found}."
-        )
 
 
 def _weights_digest(folder: Path) -> str:

@@ -19,7 +19,7 @@ from kdcache.encoder.adapters import save_teacher
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_tokenizer, resolve, setup
 from kdcache.encoder.parts import Classifier
-from kdcache.encoder.pooling import resolve_pooling
+from kdcache.encoder.pooling import check_cls_token, resolve_pooling
 from kdcache.errors import DataError
 from kdcache.project import (
     IDENTITY,
@@ -29,7 +29,7 @@ from kdcache.project import (
     require_tune,
     write_json,
 )
-from kdcache.teacher.base_probe import BATCH_SIZE, TokenisedSplit, score_probe, start_from_probe
+from kdcache.teacher.base_probe import SCORE_BATCH_SIZE, TokenisedSplit, score_probe, start_from_probe
 from kdcache.teacher.fine_tune import TrainTeacherParams, fine_tune
 from kdcache.teacher.folder import COST, FOLDS, PROBE, describe_teacher, model_folder, teacher_folds
 
@@ -52,7 +52,9 @@ def train_teacher(project: Project, task_name: str) -> None:
     params = project.section("train_teacher", TrainTeacherParams)
     require_task(project, task_name)
     base = resolve(params.model)
-    params = replace(params, pooling=resolve_pooling(params.pooling, base))
+    pooling, tokenizer = resolve_pooling(params.pooling, base), load_tokenizer(base)
+    check_cls_token(pooling, tokenizer, "train_teacher.pooling")
+    params = replace(params, pooling=pooling)
     data = Path(project.paths.data) / task_name
     task = read_task(data, task_name)
     there = existing_splits(data, task)
@@ -66,7 +68,6 @@ def train_teacher(project: Project, task_name: str) -> None:
     train = tables["train"]
     labels = train["label"].to_pylist()
     folds = _deal_folds(train, params)
-    tokenizer = load_tokenizer(base)
     splits: dict[str, TokenisedSplit] = {
         split: TokenisedSplit.of(task, table, tokenizer, params.max_length) for split, table in tables.items()
     }
@@ -121,7 +122,7 @@ def _scorer(tune: TokenisedSplit, device: torch.device) -> Callable[[nn.Module],
     """Return a function that computes a model's first metric on ``tune``."""
 
     def score(model: nn.Module) -> float:
-        return tune.score(extract(model, tune.encoded, tune.task.num_outputs, BATCH_SIZE, device)[0])
+        return tune.score(extract(model, tune.encoded, tune.task.num_outputs, SCORE_BATCH_SIZE, device)[0])
 
     return score
 

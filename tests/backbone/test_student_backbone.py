@@ -85,10 +85,10 @@ def test_every_task_is_examined_in_equal_parts(project, monkeypatch):
 
 @pytest.mark.parametrize(("choice", "pooling"), [("auto", "mean"), ("cls", "cls")])
 def test_the_backbone_says_how_it_is_read(project, tmp_path, choice, pooling):
-    project(student_backbone={"pooling": choice})
+    project()
     assert run("prepare")[0] == 0
     model = build("modernbert", tmp_path / "modern")
-    arguments = ["--num-layers", "2", "--layers", "spread", "--out", "small"]
+    arguments = ["--num-layers", "2", "--layers", "spread", "--pooling", choice, "--out", "small"]
     code, out, _ = run("shrink", str(model), *arguments)
     assert code == 0
     assert f"the state read by {pooling} varies" in out
@@ -114,6 +114,7 @@ def test_all_layers_are_copied(project):
     [
         (["--num-layers", "3"], "it must be at most the model's 2 layers, got 3."),
         (["--num-layers", "x"], "num_layers: it must be a whole number or one of all, got 'x'."),
+        (["--pooling", "max"], "student_backbone.pooling: it must be one of auto, cls, mean, got 'max'."),
         (["--layers", "last"], "student_backbone.layers: it must be "),
         (["--out", "full"], "--out: full must be new or a model's folder, got "),
         (
@@ -139,7 +140,7 @@ def test_model_whose_tokenizer_puts_no_cls_first_is_refused_where_cls_is_read(pr
     path = Path("tiny/tokenizer_config.json")
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"cls_token": "[SEP]"}))
-    assert "must put [CLS] first, got another token from tiny" in fails("shrink")
+    assert "student_backbone.pooling: with cls, the tokenizer must" in fails("shrink")
     assert run("shrink", "--set", "student_backbone.pooling=mean")[0] == 0
 
 

@@ -72,7 +72,8 @@ def test_probes_of_the_frozen_models_stand_beside_the_teacher(built_project):
         "validation": {"teacher": base["validation"]["accuracy"], "backbone": None},
     }
     out = run("inspect", "--task", "cb")[1]
-    row = next(line for line in out.splitlines() if line.startswith(("│ tune", "| tune")))
+    shown = out.partition("The cached logits")[2].splitlines()
+    row = next(line for line in shown if line.startswith("│ tune"))
     cells = [cell.strip() for cell in row.strip("│|").split("│")]
     assert cells[-2:] == [f"{100 * base['tune']['accuracy']:.1f}", f"{100 * backbone:.1f}"]
     alone = json.loads(run("inspect", "cache/cb", "--json")[1])["cache/cb"]  # of no project

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-from conftest import SAMPLE
+from conftest import ROOT, SAMPLE
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
@@ -12,14 +12,22 @@ from kdcache.data.examples import read_examples
 from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.taskfile import read_task_file
 
+CALLS = ROOT / "tasks" / "calls.toml"
+
 
 def examples(name: str) -> dict:
-    return read_examples(name, read_task_file(SUPERGLUE[name]), SAMPLE)[1]
+    path = SUPERGLUE.get(name, CALLS)
+    return read_examples(name, read_task_file(path), SAMPLE if name in SUPERGLUE else CALLS.parent)[1]
 
 
 def raw_rows(folder: str, split: str) -> list[dict]:
     text = (SAMPLE / folder / f"{split}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
+
+
+def sentences(rows: list[dict]) -> set[str]:
+    """The texts of rows of WiC or CB."""
+    return {value for row in rows for key, value in row.items() if key[:4] in ("sent", "prem", "hypo")}
 
 
 @pytest.mark.parametrize("name", ["wic", "cb"])
@@ -63,27 +71,52 @@ def test_copa_is_balanced_and_its_files_share_no_sentence():
 
 
 def test_wic_has_its_words_senses_and_sentences():
-    rows = {split: raw_rows("WiC", split) for split in ("train", "val")}
+    rows = {split: raw_rows("WiC", split) for split in ("train", "unlabelled", "val")}
     words = {split: {row["word"] for row in part} for split, part in rows.items()}
-    assert len(words["train"] | words["val"]) == 64
-    assert not words["train"] & words["val"]
-    sentences = {row[f"sentence{i}"] for part in rows.values() for row in part for i in (1, 2)}
-    assert len(sentences) == 64 * 2 * 4
-    for part in rows.values():  # every sentence is in as many true as false pairs
+    assert {split: len(part) for split, part in words.items()} == {"train": 44, "unlabelled": 64, "val": 40}
+    assert words["train"] < words["unlabelled"]
+    assert not words["unlabelled"] & words["val"]
+    assert len(sentences(rows["val"])) == 40 * 2 * 4
+    assert len(sentences(rows["unlabelled"])) == 64 * 2 * 4
+    for split in ("train", "val"):  # every sentence is in as many true as false pairs
         balance = Counter()
-        for row in part:
+        for row in rows[split]:
             for i in (1, 2):
                 balance[row[f"sentence{i}"]] += 1 if row["label"] else -1
         assert set(balance.values()) == {0}
 
 
-def test_cb_is_large_and_balanced_over_each_premise():
+def test_cb_is_balanced_over_each_premise():
     rows = {split: raw_rows("CB", split) for split in ("train", "val")}
-    assert sum(map(len, rows.values())) >= 300
-    premises = {split: {row["premise"] for row in part} for split, part in rows.items()}
-    assert not premises["train"] & premises["val"]
+    assert not sentences(rows["train"] + raw_rows("CB", "unlabelled")) & sentences(rows["val"])
     for part in rows.values():
         labels: dict[str, list[str]] = {}
         for row in part:
             labels.setdefault(row["premise"], []).append(row["label"])
         assert all(sorted(v) == ["contradiction", "entailment", "neutral"] for v in labels.values())
+
+
+@pytest.mark.parametrize(
+    ("folder", "keys"), [("WiC", ("sentence1", "sentence2")), ("CB", ("premise", "hypothesis"))]
+)
+def test_rows_without_a_label_are_no_labelled_rows(folder, keys):
+    pairs = {
+        split: {frozenset(row[key] for key in keys) for row in raw_rows(folder, split)}
+        for split in ("train", "unlabelled", "val")
+    }
+    assert not pairs["unlabelled"] & (pairs["train"] | pairs["val"])
+    assert not any("label" in row for row in raw_rows(folder, "unlabelled"))
+
+
+def test_calls_have_few_labels_and_share_no_frame_across_splits():
+    rows = {split: raw_rows("Calls", split) for split in ("train", "tune", "unlabelled", "val")}
+    for split, per_office in (("train", 8), ("tune", 4), ("val", 60)):
+        assert set(Counter(row["office"] for row in rows[split]).values()) == {per_office}
+    assert len({row["office"] for row in rows["val"]}) == 10
+    assert len(rows["unlabelled"]) == 1000
+    assert not any("office" in row for row in rows["unlabelled"])
+    frames = {split: {row["frame"] for row in part} for split, part in rows.items()}
+    texts = [row["text"] for part in rows.values() for row in part]
+    assert len(set(texts)) == len(texts)
+    assert sum(map(len, frames.values())) == len(set().union(*frames.values()))
+    assert set(examples("calls")) == {"train", "tune", "validation", "unlabelled"}

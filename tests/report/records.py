@@ -73,7 +73,7 @@ def build_record(
     teacher = {"accuracy": float((agreed["teacher", 0] == labels).mean()), "rows": rows}
     cost = {"training_steps": 3, "training_examples": 90, "forward_examples": 300}
     metrics = {
-        "task": task, "metric": "accuracy", "rows": {"train": 50, "validation": rows},
+        "task": task, "metric": "accuracy", "rows": {"train": 50, "tune": 50, "validation": rows},
         "majority": {"accuracy": 0.5, "rows": rows},
         "teacher": {"folds": 2, "all_rows": teacher, "cached": teacher, "cost": cost},
         "arm_order": list(dict.fromkeys(result["arm"] for result in results)),
@@ -93,9 +93,9 @@ def _result(
         "arm": arm, "seed": seed, "method": method, "targets": targets, "diagnostics": {},
         "objective": " + ".join(terms),
         "validation": {"accuracy": accuracy, "agreement": agreement, "rows": 600},
-        "steps": 10 if tuned else 0, "probe_steps": 5, "examples": 160 if tuned else 0,
+        "steps": 10 if tuned else 0, "examples": 160 if tuned else 0,
         "prompt_parameters": 8, "head_parameters": 2,
-        "history": [{"epoch": epoch, **scores} for epoch in range(3 if tuned else 1)],
+        "history": [{"step": step, **scores} for step in ((0, 5, 10) if tuned else (0,))],
     }  # fmt: skip
 
 

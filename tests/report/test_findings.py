@@ -9,7 +9,7 @@ from kdcache.errors import ParamsError
 from kdcache.report.answer import answer, shown
 from kdcache.report.comparisons import Comparison
 from kdcache.report.findings import ReportParams, find
-from kdcache.report.page import build_sections, score_panels
+from kdcache.report.page import build_sections, page_json, score_panels
 from kdcache.report.tables import gain_table
 from kdcache.stats.estimates import Estimate, effect, holm, level, mean_estimate
 from kdcache.stats.runs import read_runs
@@ -57,7 +57,7 @@ def test_a_planted_effect_is_found_and_comes_first(lifted):
     share = findings.shares["kl+gram"]
     assert share.low < 100 * (LIFTED["kl+gram"] - LIFTED["ce"]) / (LIFTED["full"] - LIFTED["ce"]) < share.high
     text = told(findings)
-    assert list(text)[:2] == [LIFT, TEACHER]
+    assert list(text)[1:3] == [LIFT, TEACHER]  # after what there is to distil
     assert text[LIFT].startswith("Yes. `kl` over `ce`: ")
     assert f"95% CI {mean.range}" in text[LIFT]
     assert "primary" in text[LIFT]
@@ -242,13 +242,67 @@ def test_scores_are_drawn_of_every_arm_and_the_teacher(lifted):
     assert all(row.high <= 100 for rows in panels.values() for row in rows)
 
 
-def test_an_arm_that_is_best_after_its_last_epoch_is_named(lifted):
-    assert "Still rising." not in told(find(lifted, PARAMS))
-    curves = lifted[0].curves.copy()
-    for arm, scores in {"ce": (0.5, 0.6, 0.7), "kl": (0.5, 0.7, 0.6), "kl+gram": (0.5, 0.7, 0.7)}.items():
+def with_curves(record, by_arm):
+    """A record whose arms have these scores on tune at steps 0, 5 and 10."""
+    curves = record.curves.copy()
+    for arm, scores in by_arm.items():
         curves.loc[curves["arm"] == arm, "tune_accuracy"] = scores
-    rising = [dataclasses.replace(lifted[0], curves=curves), lifted[1]]
-    text = told(find(rising, PARAMS))["Still rising."]
-    assert "`ce` (wic +10.0)" in text
-    assert "kl" not in text
-    assert "more steps" in text
+    return dataclasses.replace(record, curves=curves)
+
+
+def test_an_arm_that_is_not_done_is_named_before_anything_else(lifted):
+    assert "Not done." not in told(find(lifted, PARAMS))
+    curves = {
+        "ce": (0.5, 0.6, 0.7), "kl": (0.5, 0.7, 0.6), "kl+gram": (0.5, 0.7, 0.72),  # one of 50 rows: no rise
+    }  # fmt: skip
+    findings = find([with_curves(lifted[0], curves), lifted[1]], PARAMS)
+    text = told(findings)
+    assert next(iter(text)) == "Not done."
+    assert "`ce` (wic +10.0)" in text["Not done."]
+    assert "kl" not in text["Not done."]
+    assert "more steps" in text["Not done."]
+    numbers = page_json(findings)
+    assert numbers["not_done"] == {"ce": {"wic": pytest.approx(0.1)}}
+    others = told(find([with_curves(lifted[0], {"kl": (0.5, 0.6, 0.7)}), lifted[1]], PARAMS))["Not done."]
+    assert "from more steps" not in others
+
+
+def test_unequal_steps_are_said_before_any_gain_and_kept(lifted):
+    findings = find(lifted, PARAMS)
+    assert "Unequal steps." not in told(findings)
+    assert findings.comparisons[0].steps == {"wic": (10, 10), "cb": (10, 10)}
+    metrics = dict(lifted[0].metrics)
+    metrics["arms"] = dict(metrics["arms"], kl=metrics["arms"]["kl"] | {"steps": 3 * 40})
+    findings = find([dataclasses.replace(lifted[0], metrics=metrics), lifted[1]], PARAMS)
+    text = told(findings)
+    assert list(text).index("Unequal steps.") < list(text).index(LIFT)
+    assert "`kl` 40 and `ce` 10 on wic" in text["Unequal steps."]
+    assert "cb" not in text["Unequal steps."]
+    assert page_json(findings)["comparisons"][0]["steps"] == {"wic": [40, 10], "cb": [10, 10]}
+
+
+def test_a_probe_that_takes_no_steps_is_no_case_of_unequal_ones(lifted):
+    findings = find(lifted, ReportParams(comparisons=(("kl", "head"),)))
+    assert findings.comparisons[0].steps["wic"] == (10, 0)
+    assert "Unequal steps." not in told(findings)
+
+
+def test_a_teacher_no_better_than_a_linear_probe_has_nothing_to_distil(lifted):
+    topic = "Is there anything to distil?"
+    assert told(find(lifted, PARAMS))[topic] == (
+        "The teacher is above the linear probes of frozen encoders on wic and cb."
+    )
+    weak = build_record(LIFTED | {"head": 85}, "cb", seed=2)
+    text = told(find([lifted[0], weak], PARAMS))
+    assert list(text).index(topic) < list(text).index(LIFT)
+    assert "Nothing on cb: the teacher (" in text[topic]
+    assert "students' backbone (8" in text[topic]
+    assert "frozen encoders on wic." in text[topic]
+    metrics = dict(lifted[0].metrics)
+    metrics["teacher"] = metrics["teacher"] | {"probe": {"strength": 0.1, "validation": {"accuracy": 0.95}}}
+    record = dataclasses.replace(lifted[0], metrics=metrics)
+    text = told(find([record], PARAMS))[topic]
+    assert text.startswith("Nothing on wic: ")
+    assert "started from (95.0)" in text
+    assert "students' backbone" not in text
+    assert topic not in told(find(without(lifted, "head"), PARAMS))

@@ -181,9 +181,9 @@ def test_the_control_is_grey_and_every_other_arm_looks_different():
     assert len(set(styles.values())) == 21
 
 
-def test_shares_of_the_gradient_are_means_over_epochs_with_prompts():
+def test_shares_of_the_gradient_are_means_over_steps_with_training():
     curves = build_records()[0].curves
-    curves.loc[(curves["arm"] == "kl") & (curves["epoch"] == 0), ["share_ce", "share_kl"]] = [1.0, 0.0]
+    curves.loc[(curves["arm"] == "kl") & (curves["step"] == 0), ["share_ce", "share_kl"]] = [1.0, 0.0]
     shares = mean_shares(curves)
     assert set(shares) == {"kl", "kl+gram"}  # others have one term
     assert shares["kl"] == pytest.approx({"ce": 0.5, "kl": 0.5})

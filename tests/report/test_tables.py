@@ -17,7 +17,7 @@ def cell(*values: float) -> dict[str, Any]:
 
 def task_metrics(**scores: tuple[float, ...]) -> dict[str, Any]:
     """Metrics of one task: arm → accuracy of each seed."""
-    counts = {"trained_parameters": 10, "probe_steps": 10, "steps": 20, "examples": 320}
+    counts = {"trained_parameters": 10, "steps": 20, "examples": 320}
     return {
         "task": "wic", "metric": "accuracy", "rows": {"train": 50, "validation": 100},
         "majority": {"accuracy": 0.5, "rows": 100}, "diverged": [],
@@ -76,6 +76,14 @@ def test_an_ensembles_members_have_a_row_and_are_counted():
     assert cost_table([metrics]).rows[0][1] == "2 teachers (2 seeds)"
 
 
+def test_the_probe_of_the_teachers_base_stands_below_the_teacher():
+    metrics = task_metrics(**METRICS)
+    assert "linear probe of the teacher's base" not in rows(score_table([metrics], "head"))
+    metrics["teacher"]["probe"] = {"strength": 0.1, "validation": {"accuracy": 0.66}}
+    tasks = [metrics, task_metrics(**METRICS) | {"task": "cb"}]
+    assert rows(score_table(tasks, "head"))["linear probe of the teacher's base"] == ["66.0", "—"]
+
+
 def test_diagnostics_have_a_table_of_their_own():
     metrics = task_metrics(**METRICS)
     assert diagnostic_table([metrics]) is None
@@ -101,9 +109,9 @@ def test_superglue_score_is_said_when_all_eight_tasks_are_there():
 def test_cost_counts_teachers_and_students():
     table = cost_table([task_metrics(**METRICS)])
     assert table.rows == [
-        ["wic", "3 teachers (all rows, 2 folds)", "all", "—", "3", "90", "300"],
-        ["wic", "head, all seeds", "10", "10", "20", "320", "0"],
-        ["wic", "kl, all seeds", "10", "10", "20", "320", "0"],
+        ["wic", "3 teachers (all rows, 2 folds)", "all", "3", "90", "300"],
+        ["wic", "head, all seeds", "10", "20", "320", "0"],
+        ["wic", "kl, all seeds", "10", "20", "320", "0"],
     ]
 
 
@@ -113,7 +121,7 @@ def test_break_even_is_the_cost_of_caching_over_that_of_a_student():
     assert (found[0].cached, found[0].live, found[0].students) == (300, 3 * 3 * 160, 9)
     assert found[0].break_even == pytest.approx(300 / 160)
     assert saving_table(found).rows == [["wic", "300", "1440", "9", "1.9"]]
-    # A head that learns from the teacher takes no step with it in the loss beyond the warm-up.
+    # A head that fits the teacher's probabilities takes no step.
     record.metrics["arms"]["head"] |= {"targets": "cached", "examples": 0}
     assert savings([record.metrics]) == found
     timings = [{"stage": "cache_teacher", "task": "wic", "seconds": 10.0}]

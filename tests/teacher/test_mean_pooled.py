@@ -197,6 +197,14 @@ def test_a_teacher_made_before_there_was_a_choice_reads_cls(built_project):
     assert "must pool by mean" in fails("cache", "--task", "cb", "--set", "train_teacher.pooling=mean")
 
 
+def test_cls_is_refused_where_the_tokenizer_puts_none(project):
+    project()
+    assert run("prepare")[0] == 0
+    path = Path("tiny/tokenizer_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"cls_token": "[SEP]"}))
+    assert "train_teacher.pooling: with cls, the tokenizer must" in fails("teach", "--task", "cb")
+
+
 def test_a_pooling_that_cannot_be_read_is_refused_before_anything_starts(project):
     project()
     path = Path("tiny/1_Pooling/config.json")
