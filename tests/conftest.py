@@ -117,6 +117,7 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     params["distill"] |= {
         "steps": None,
         "epochs": 1,
+        "select": "last",
         "num_virtual_tokens": 4,
         "seeds": [0, 1],
         "max_length": 64,

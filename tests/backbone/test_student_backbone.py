@@ -83,11 +83,14 @@ def test_every_task_is_examined_in_equal_parts(project, monkeypatch):
     assert texts == wanted[0] + wanted[1]
 
 
-@pytest.mark.parametrize(("choice", "pooling"), [("auto", "mean"), ("cls", "cls")])
-def test_the_backbone_says_how_it_is_read(project, tmp_path, choice, pooling):
+@pytest.mark.parametrize(
+    ("kind", "choice", "pooling"),
+    [("modernbert", "auto", "mean"), ("modernbert", "cls", "cls"), ("bert", "mean", "mean")],
+)
+def test_the_backbone_says_how_it_is_read(project, tmp_path, kind, choice, pooling):
     project()
     assert run("prepare")[0] == 0
-    model = build("modernbert", tmp_path / "modern")
+    model = build(kind, tmp_path / "model")
     arguments = ["--num-layers", "2", "--layers", "spread", "--pooling", choice, "--out", "small"]
     code, out, _ = run("shrink", str(model), *arguments)
     assert code == 0
@@ -95,8 +98,9 @@ def test_the_backbone_says_how_it_is_read(project, tmp_path, choice, pooling):
     assert read_pooling(Path("small")) == pooling
     assert json.loads(Path("small/shrink.json").read_text())["pooling"] == pooling
     config = json.loads(Path("small/config.json").read_text())
-    assert config["classifier_pooling"] == pooling
-    assert config["layer_types"] == ["full_attention", "full_attention"]  # of layers 0 and 3
+    if kind == "modernbert":
+        assert config["classifier_pooling"] == pooling
+        assert config["layer_types"] == ["full_attention", "full_attention"]  # of layers 0 and 3
 
 
 def test_all_layers_are_copied(project):

@@ -33,6 +33,18 @@ def test_same_values_in_another_spelling_are_refused(cache: Path):
         read_manifest(cache)
 
 
+def test_a_probe_is_written_where_there_is_one_only(cache: Path):
+    """So that manifests of before keep their bytes."""
+    manifest = read_manifest(cache)
+    assert "probe" not in json.loads((cache / "manifest.json").read_text())
+    replace(manifest, probe={"strength": 0.1, "tune": {"accuracy": 0.5}}).write(cache / "manifest.json")
+    assert read_manifest(cache).probe == {"strength": 0.1, "tune": {"accuracy": 0.5}}
+    assert read_manifest(cache).digest != manifest.digest
+    replace(manifest, probe={"tune": {}}).write(cache / "manifest.json")
+    with pytest.raises(CacheCorrupt, match=r"probe\.strength: field required"):
+        read_manifest(cache)
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"null", b"\xff", b'{"digest": "x"}'])
 def test_other_bytes_are_no_manifest(cache: Path, content: bytes):
     (cache / "manifest.json").write_bytes(content)

@@ -102,3 +102,10 @@ def test_a_dim_that_hardly_varies_gets_no_huge_weight(size):
     traces = 1 + size * torch.randn(80, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     probe = fit_probe(torch.cat([features.double(), traces], dim=2), one_hot(labels, 2))
     assert probe.weight[:, -1].abs().max() < 1
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_hardly_any_rows_still_give_a_probe(rows):
+    features, _ = make_rows(rows, 2)
+    probe = fit_probe(features, one_hot(torch.arange(rows) % 2, 2))
+    assert torch.isfinite(probe.logits(features)).all()

@@ -22,7 +22,7 @@ def resolve(arm: dict[str, Any], **section: Any) -> ArmSpec:
 def test_an_arm_takes_the_sections_values_where_it_has_none_of_its_own():
     section = read_params(ROOT / "params.yaml")["distill"]
     own = {
-        "method": "lora", "lr": 0.5, "epochs": 7, "batch_size": 3, "num_virtual_tokens": 2, "init": "words",
+        "method": "lora", "lr": 0.5, "steps": 7, "batch_size": 3, "num_virtual_tokens": 2, "init": "words",
     }  # fmt: skip
     inherited, other = resolve({}), resolve(own)
     for key, value in own.items():
@@ -30,17 +30,17 @@ def test_an_arm_takes_the_sections_values_where_it_has_none_of_its_own():
         assert getattr(other, key) == value
     for spec in (inherited, other):
         assert spec.head_lr == section["head_lr"]
-        assert [field.name for field in fields(spec) if getattr(spec, field.name) is None] == ["steps"]
+        assert [field.name for field in fields(spec) if getattr(spec, field.name) is None] == ["epochs"]
 
 
 @pytest.mark.parametrize(
     ("arm", "section", "wanted"),
     [
         ({}, {"steps": 9, "epochs": None}, (9, None)),
-        ({}, {"epochs": 4}, (None, 4)),
-        ({"steps": 5}, {"epochs": 4}, (5, None)),
+        ({}, {"steps": None, "epochs": 4}, (None, 4)),
+        ({"steps": 5}, {"steps": None, "epochs": 4}, (5, None)),
         ({"epochs": 5}, {"steps": 9, "epochs": None}, (None, 5)),
-        ({"batch_size": 3}, {"epochs": 4}, (None, 4)),
+        ({"batch_size": 3}, {"steps": 9, "epochs": None}, (9, None)),
     ],
 )
 def test_a_schedule_is_the_arms_own_or_that_of_all(arm, section, wanted):
@@ -52,7 +52,7 @@ def test_a_schedule_is_the_arms_own_or_that_of_all(arm, section, wanted):
     ("arm", "section", "message"),
     [
         ({}, {"steps": 9, "epochs": 4}, "distill: exactly one of steps and epochs must be set, got both."),
-        ({}, {"epochs": None}, "distill: exactly one of steps and epochs must be set, got none."),
+        ({}, {"steps": None, "epochs": None}, "distill: exactly one of .* must be set, got none."),
         ({"steps": 9, "epochs": 4}, {}, "distill.arms.a: at most one of steps and epochs must be set"),
         ({"probe_epochs": 4}, {}, "distill.arms.a.probe_epochs: the parameter is gone: .* solved"),
         ({}, {"probe_lr": 0.1}, "distill.probe_lr: the parameter is gone: .* solved"),

@@ -65,9 +65,16 @@ def card_logits(code: str) -> np.ndarray:
     return names["logits"].numpy()
 
 
+BY_DEFAULT = [
+    ("deep_prompt", "cls"), ("prompt", "cls"), ("head", "mean"), ("prompt", "mean"), ("full", "mean")
+]  # fmt: skip
+OTHERS = [(m, p) for m in METHODS for p in ("cls", "mean") if (m, p) not in BY_DEFAULT]
+
+
 @pytest.mark.filterwarnings("ignore:PrefixTuning")  # peft, of prefixes and modules_to_save
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "pooling"), BY_DEFAULT + [pytest.param(*cell, marks=pytest.mark.slow) for cell in OTHERS]
+)
 def test_a_folder_gives_the_students_logits_to_the_code_of_its_card(
     tiny_model: Path, rows, method, pooling, tmp_path
 ):

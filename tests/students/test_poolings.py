@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import build_tiny_model, fails, run
@@ -13,7 +12,9 @@ from transformers import AutoTokenizer
 from kdcache.encoder.load import load_tokenizer
 from kdcache.encoder.pooling import check_cls_token, write_pooling
 from kdcache.errors import ModelError
+from kdcache.project import Project
 from kdcache.students import loop
+from kdcache.students.grid import Grid
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.run import Run
 
@@ -60,10 +61,6 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tiny_model: Path, method, tmp_
         assert all(torch.equal(a, b) for a, b in zip(values(one), values(other), strict=True))
 
 
-def logits(folder: Path) -> list[list[float]]:
-    return pq.read_table(folder / "validation.parquet")["logits"].to_pylist()
-
-
 def about(folder: Path) -> dict:
     return json.loads((folder / "student.json").read_text())
 
@@ -71,17 +68,17 @@ def about(folder: Path) -> dict:
 def test_auto_reads_the_backbones_folder(cached_project):
     """And what it resolves to is part of the key under which unfinished work is found."""
     project = cached_project(distill={"seeds": [0]})
-    arms = ["distill", "--task", "cb", "--arm", "kl", "--arm", "head"]
-    found = {}
-    for name, choice in (("auto", ()), ("cls", ("--set", "distill.pooling=cls"))):
-        write_pooling(project / "models" / "backbone", "mean", 16)
-        assert run(*arms, *choice)[0] == 0
-        (project / "runs").rename(project / name)
-        found[name] = [logits(project / name / "cb" / f"{arm}-0") for arm in ("kl", "head")]
-    assert {about(project / f"auto/cb/{arm}-0")["pooling"] for arm in ("kl", "head")} == {"mean"}
-    assert about(project / "cls/cb/kl-0")["pooling"] == "cls"
-    assert found["auto"] != found["cls"]
-    assert "| pooling | mean |" in (project / "auto/cb/kl-0/README.md").read_text()
+    grids = {}
+    for said in ("cls", "mean"):
+        write_pooling(project / "models" / "backbone", said, 16)
+        grids[said] = Grid(Project.load(), "cb")
+        assert {spec.pooling for spec in grids[said].specs.values()} == {said}
+    assert grids["cls"].scratch != grids["mean"].scratch
+    assert run("distill", "--task", "cb", "--arm", "head")[0] == 0
+    folder = project / "runs" / "cb" / "head-0"
+    assert about(folder)["pooling"] == "mean"
+    assert "| pooling | mean |" in (folder / "README.md").read_text()
+    assert (folder / "head.safetensors").is_file()
 
 
 def test_a_prefix_becomes_a_deep_prompt_where_no_keys_and_values_enter(cached_project):

@@ -1,4 +1,4 @@
-"""select: tune keeps the step that is best there; last, the default, looks at nothing."""
+"""select: tune keeps the step that is best there; last looks at nothing."""
 
 import json
 
@@ -27,8 +27,8 @@ def test_student_of_the_best_step_is_the_one_saved(cached_project, monkeypatch):
     assert [torch.equal(prompts, state["prompt.weight"]) for state in seen] == [False, False, True, False]
 
 
-def test_last_step_is_kept_by_default(cached_project):
-    folder = cached_project(distill={"seeds": [0], "epochs": None, "steps": 13})
+def test_last_step_is_kept_where_it_is_wanted(cached_project):
+    folder = cached_project(distill={"seeds": [0], "epochs": None, "steps": 13, "select": "last"})
     assert run("distill", "--task", "cb", "--arm", "kl", "--arm", "head")[0] == 0
     steps = {arm: json.loads((folder / "runs" / "cb" / f"{arm}-0" / "result.json").read_text())["step"]
              for arm in ("kl", "head")}  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import build_tiny_model, fails, run
+from conftest import ROOT, build_tiny_model, fails, run
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from test_fine_tune import LABELS, LORA, PARAMS, PREFIX, TEXTS, rows_of
@@ -17,6 +17,7 @@ from transformers import AutoModel
 
 from kdcache.cache.manifest import read_manifest
 from kdcache.encoder.adapters import adapter_of, load_teacher, save_teacher
+from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_encoder, load_tokenizer
 from kdcache.encoder.mean_pooled import MeanPooledClassifier
@@ -120,6 +121,17 @@ def identity() -> dict:
     return json.loads((TEACHER / "identity.json").read_text())
 
 
+def test_the_docs_read_it(built_project):
+    built_project(*CACHED, train_teacher=MEAN)
+    page = (ROOT / "docs/concepts/teacher.md").read_text(encoding="utf-8")
+    block = page.partition("```python\n")[2].partition("```")[0]
+    found: dict = {}
+    exec(block.replace("/wic", "/cb"), found)
+    encoded = encode(load_tokenizer(TEACHER), ["a text"], ["its second text"], 64)
+    wanted = extract(load_teacher(TEACHER, 3), encoded, 3, 8, CPU)[0]
+    assert np.abs(found["logits"].detach().numpy() - wanted).max() < 1e-5
+
+
 def test_identity_covers_the_head(built_project):
     built_project(*CACHED, train_teacher=MEAN)
     assert identity()["pooling"] == "mean"
@@ -160,18 +172,9 @@ def test_a_teacher_that_pools_otherwise_is_cured_as_the_message_says(built_proje
 
 def test_auto_says_nothing_of_a_teacher_of_another_model(built_project):
     built_project(*CACHED, train_teacher=MEAN)
-    assert (
-        run(
-            "cache",
-            "--task",
-            "cb",
-            "--set",
-            "train_teacher.pooling=auto",
-            "--set",
-            "train_teacher.model=other",
-        )[0]
-        == 0
-    )
+    shutil.copytree("tiny", "other")  # which says nothing of pooling, so that auto is cls
+    settings = ("--set", "train_teacher.pooling=auto", "--set", "train_teacher.model=other")
+    assert run("cache", "--task", "cb", *settings)[0] == 0
 
 
 def test_an_imported_teacher_is_exempt(built_project):
@@ -180,7 +183,8 @@ def test_an_imported_teacher_is_exempt(built_project):
     assert run("export", "all.npz", "--task", "cb")[0] == 0
     assert run("import", "all.npz", "--task", "cb")[0] == 0
     shutil.rmtree("models/teacher")
-    assert run(*DISTILL, "--set", "train_teacher.pooling=cls")[0] == 0
+    assert "pooling" not in read_manifest(Path("cache/cb")).identity
+    assert run(*DISTILL)[0] == 0  # though the parameters say mean
 
 
 def test_a_teacher_made_before_there_was_a_choice_reads_cls(built_project):
@@ -194,6 +198,8 @@ def test_a_teacher_made_before_there_was_a_choice_reads_cls(built_project):
     manifest = read_manifest(Path("cache/cb"))
     assert "pooling" not in manifest.identity
     assert manifest.probe is None
+    (TEACHER / "identity.json").write_text(json.dumps({**old, "pooling": "cls"}))
+    assert run("verify", "--task", "cb")[0] == 0  # and the other way round
     assert "must pool by mean" in fails("cache", "--task", "cb", "--set", "train_teacher.pooling=mean")
 
 
