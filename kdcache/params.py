@@ -29,11 +29,15 @@ SECTIONS = (
 )  # fmt: skip
 
 
-# Name of a parameter that is gone → why.
+# Name of a parameter that is gone, with its section where another section has one of that name → why.
 GONE = dict.fromkeys(
     ("probe_lr", "probe_epochs", "head_start_lr", "head_start_epochs"),
     "the linear probe is solved now, so it has no learning rate and no epochs",
-)
+) | dict.fromkeys(
+    (f"student_backbone.{name}" for name in
+     ("states", "text", "column", "epochs", "lr", "batch_size", "position_shift", "seed")),
+    "healing was removed, since a cut that heads can read needs none",
+)  # fmt: skip
 # (Parameter, old value) → what to write today.
 RENAMED_VALUES = {
     ("targets", "plain"): "all_rows",
@@ -241,6 +245,7 @@ def _lines(cls: type, values: Any, where: str, problems: Iterable[Any]) -> list[
     places = [(problem, _place(values, problem)) for problem in problems]
     told = {path for _, place in places for path in place.within}  # a mapping's own problems say more
     wanted: dict[str, tuple[Any, list[str]]] = {}
+    gone: dict[str, list[str]] = {}
     for problem, place in places:
         kind, path, value = problem["type"], place.path, place.value
         key = where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
@@ -248,14 +253,20 @@ def _lines(cls: type, values: Any, where: str, problems: Iterable[Any]) -> list[
             lines.append(str(problem["ctx"]["error"]))
         elif kind == "missing":
             lines.append(f"{key}: the parameter must be set, got nothing.")
+        elif kind == "unexpected_keyword_argument" and (why := GONE.get(key, GONE.get(str(path[-1])))):
+            gone.setdefault(why, []).append(key)
         elif kind == "unexpected_keyword_argument":
-            lines.append(f"{key}: {_unknown(str(path[-1]), _known(cls, path[:-1]))}")
+            hint = nearest(str(path[-1]), _known(cls, path[:-1]))
+            lines.append(f"{key}: the key must be a known parameter, got {path[-1]!r}. {hint}")
         elif renamed := RENAMED_VALUES.get((key.rpartition(".")[2], str(value))):
             lines.append(f"{key}: {value} is now called {renamed}. Change it.")
         elif not place.union or (path not in told and kind != "dataclass_type"):
             wanted.setdefault(key, (value, []))[1].append(_wanted(problem))
     for key, (value, kinds) in wanted.items():
         lines.append(f"{key}: it must be {' or '.join(kinds)}, got {shorten(value)}.")
+    for why, keys in gone.items():
+        told_as = ("parameters are", "them") if len(keys) > 1 else ("parameter is", "it")
+        lines.append(f"{', '.join(keys)}: the {told_as[0]} gone: {why}. Remove {told_as[1]}.")
     return lines
 
 
@@ -264,12 +275,6 @@ def _wanted(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "literal_error":
         return "one of " + problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
     return TYPE_WORDS.get(problem["type"], problem["msg"])
-
-
-def _unknown(name: str, known: Iterable[str]) -> str:
-    if name in GONE:
-        return f"the parameter is gone: {GONE[name]}. Remove it."
-    return f"the key must be a known parameter, got {name!r}. {nearest(name, known)}"
 
 
 def _known(cls: type, path: Sequence[str | int]) -> list[str]:

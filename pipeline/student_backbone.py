@@ -1,4 +1,4 @@
-"""DVC stage student_backbone: some of a model's layers, healed → models/backbone/. No arguments."""
+"""DVC stage student_backbone: a model, or some of its layers → models/backbone/. No arguments."""
 
 from kdcache.project import run_stage
 

@@ -113,9 +113,7 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     params["tasks"] = ["wic", "cb"]
     params["prepare"] |= {"max_rows": 32, "tune_fraction": 0.25}
     params["train_teacher"] |= {"model": model, "epochs": 1, "folds": 2, "max_length": 64, "lr": 1e-3}
-    params["student_backbone"] |= {
-        "model": model, "num_layers": 1, "epochs": 1, "max_length": 64, "position_shift": 4,
-    }  # fmt: skip
+    params["student_backbone"] |= {"model": model, "num_layers": 1, "max_length": 64}
     params["distill"] |= {
         "steps": None,
         "epochs": 1,

@@ -1,4 +1,4 @@
-"""Encoders of four layers to cut and heal, the lines they are healed on, and how."""
+"""Encoders of four layers to cut, and lines to read with them."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from conftest import build_tiny_model
 
-from kdcache.backbone.heal import StudentBackboneParams
 from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.load import load_tokenizer
 
@@ -35,12 +34,3 @@ def states_of(model: Any, encoded: Encoded, **inputs: Any) -> torch.Tensor:
     """The last hidden states of all rows."""
     with torch.no_grad():
         return model(**encoded.batch(range(len(encoded))), **inputs).last_hidden_state
-
-
-def params(**changes: Any) -> StudentBackboneParams:
-    """Three epochs of four steps, on two layers."""
-    settings: dict[str, Any] = {
-        "model": "tiny", "num_layers": 2, "text": (), "epochs": 3, "lr": 1e-2, "batch_size": 4,
-        "max_length": 16, "position_shift": 8, "seed": 0,
-    }  # fmt: skip
-    return StudentBackboneParams(**settings | changes)

@@ -8,7 +8,7 @@ from typing import Any
 from kdcache.cache.manifest import Manifest
 from kdcache.project import BACKBONE_RECORD
 
-LAST_STATE = ("healed", "raw", "full")  # of a backbone: what was made last is what students get
+OF_BACKBONE = ("cut", "full")  # what students get, where there was a cut
 
 
 @dataclass(frozen=True)
@@ -50,4 +50,4 @@ def _backbone_probe(manifest: Manifest, backbone: Path) -> float | None:
         return None
     probes = json.loads(path.read_text(encoding="utf-8"))["probes"]
     row = probes.get(manifest.identity["task"], {})
-    return next((row[state] for state in LAST_STATE if state in row), None)
+    return next((row[which] for which in OF_BACKBONE if which in row), None)

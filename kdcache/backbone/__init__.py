@@ -1,1 +1,1 @@
-"""The student backbone: cutting a pretrained encoder, healing the cut, and probing what it keeps."""
+"""The student backbone: cutting a pretrained encoder, and probing what it keeps."""

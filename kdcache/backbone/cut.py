@@ -1,4 +1,4 @@
-"""Cutting a pretrained encoder down to some of its layers. ``backbone.heal`` then repairs what is left."""
+"""Cutting a pretrained encoder down to some of its layers."""
 
 import copy
 from collections.abc import Sequence

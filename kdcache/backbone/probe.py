@@ -37,9 +37,7 @@ class Probe:
 
     def accuracy(self, model: PreTrainedModel, pooling: Pooling, device: torch.device) -> float:
         """Fit and score a probe of an encoder; 0 … 1, four digits."""
-        train, tune = (
-            encoder_states(model, rows, PROBE_BATCH_SIZE, device, pooling) for rows in (self.train, self.tune)
-        )
+        train, tune = (encoder_states(model, rows, device, pooling) for rows in (self.train, self.tune))
         return round(probe_accuracy(train, self.labels, tune, self.tune_labels, self.classes), 4)
 
     def majority(self) -> float:
@@ -48,14 +46,13 @@ class Probe:
 
 
 def encoder_states(
-    model: PreTrainedModel, encoded: Encoded, batch_size: int, device: torch.device, pooling: Pooling
+    model: PreTrainedModel, encoded: Encoded, device: torch.device, pooling: Pooling
 ) -> torch.Tensor:
     """Run rows through an encoder and pool the states of each sequence.
 
     Args:
         model: an encoder without a head, in eval mode.
         encoded: the rows.
-        batch_size: rows per forward pass.
         device: where to compute.
         pooling: of the states. For the mean, segment ids are not read (see ``mean_pooled``).
 
@@ -70,7 +67,7 @@ def encoder_states(
         return pool(model(**batch).last_hidden_state, batch["attention_mask"], pooling)
 
     with finish_only_cls(model) if pooling == "cls" else nullcontext():
-        return pooled_states(read, encoded, batch_size, device)
+        return pooled_states(read, encoded, PROBE_BATCH_SIZE, device)
 
 
 def variation(states: torch.Tensor) -> float:
@@ -96,7 +93,7 @@ def refuse_blind(variation: float, what: str) -> None:
         raise ModelError(
             f"student_backbone: the state that heads read of {what} must vary over inputs by at least "
             f"{BLIND_BELOW:.1%} of its size, got {variation:.2%}, which no prompt can cure. "
-            "Raise student_backbone.epochs or num_layers, or give it more text."
+            "Set student_backbone.pooling to mean or layers to spread, or raise num_layers."
         )
 
 
@@ -172,7 +169,7 @@ def tabulate(probes: dict[str, Probe], scores: dict[str, dict[str, float]]) -> d
 
     Args:
         probes: by task.
-        scores: ``full``, ``raw`` where layers were cut, ``healed`` where there was healing → task → accuracy.
+        scores: ``full``, and ``cut`` where layers were cut → task → accuracy.
 
     Returns:
         Task → those accuracies, ``majority``, ``kept`` (the last ÷ full) and the numbers of rows.

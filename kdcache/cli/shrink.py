@@ -16,25 +16,13 @@ def shrink(
         str | None, typer.Argument(help="A folder, package:NAME/PATH or hub id of a BERT-like encoder.")
     ] = None,
     num_layers: Annotated[
-        str | None, typer.Option("--num-layers", help="How many layers to keep; all skips healing.")
+        str | None, typer.Option("--num-layers", help="How many layers to keep, or all.")
     ] = None,
     layers: Annotated[
         str | None, typer.Option("--layers", help="Which: first, spread, or numbers from 0 such as 0,2,5.")
     ] = None,
-    states: Annotated[
-        str | None, typer.Option("--states", help="What healing regresses: last, or all kept layers'.")
-    ] = None,
     pooling: Annotated[
         str | None, typer.Option("--pooling", help="What heads are to read: auto, cls or mean.")
-    ] = None,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--text", metavar="FILE", help="Unlabelled text: lines, CSV, TSV, JSON lines; repeatable."
-        ),
-    ] = None,
-    column: Annotated[
-        str | None, typer.Option("--column", help="The column of the text, in files that have columns.")
     ] = None,
     probe: Annotated[
         list[str] | None,
@@ -48,7 +36,7 @@ def shrink(
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Make a backbone: some of a model's layers, healed on text → models/backbone/, or --out.
+    """Make a backbone: a model, or some of its layers as they are → models/backbone/, or --out.
 
     What is left out comes from the section student_backbone of params.yaml.
     """
@@ -56,7 +44,7 @@ def shrink(
         given = {
             "model": model, "num_layers": num_layers and parse_yaml(num_layers, "--num-layers"),
             "layers": layers and parse_yaml(f"[{layers}]" if layers[0].isdigit() else layers, "--layers"),
-            "states": states, "pooling": pooling, "text": text, "column": column,
+            "pooling": pooling,
         }  # fmt: skip
         section = project.raw.get("student_backbone", {}) | {k: v for k, v in given.items() if v is not None}
         project = replace(project, raw=project.raw | {"student_backbone": section})

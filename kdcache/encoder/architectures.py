@@ -90,7 +90,8 @@ def check_positions(
     table -= first_position(config)
     tokens = max_length + num_virtual_tokens
     if tokens > table:
+        names = ("max_length", "num_virtual_tokens") if num_virtual_tokens else ("max_length",)
         raise ModelError(
-            f"{section}: max_length + num_virtual_tokens must be at most the {table} positions of "
-            f"{model}, got {tokens}. Lower {section}.max_length or {section}.num_virtual_tokens."
+            f"{section}: {' + '.join(names)} must be at most the {table} positions of {model}, got {tokens}. "
+            f"Lower {' or '.join(f'{section}.{name}' for name in names)}."
         )

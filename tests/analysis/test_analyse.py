@@ -59,7 +59,7 @@ def analyse(
         facts["probe"] = {"strength": 0.1, "tune": {"accuracy": probe["teacher"]}}
     write_cache(cache, tmp_path / "s" / "x", rows, identity=identity, metrics=metrics, **facts)
     if probe and "backbone" in probe:
-        row = {"full": 1.0, "raw": probe["backbone"], "kept": 0.5, "majority": 0.5}
+        row = {"full": 1.0, "cut": probe["backbone"], "kept": 0.5, "majority": 0.5}
         (tmp_path / "shrink.json").write_text(json.dumps({"probes": {"t": row}}))
     return analyse_cache(cache, tmp_path)
 

@@ -65,7 +65,7 @@ def test_own_cross_fitted_cache_is_read(built_project):
 def test_probes_of_the_frozen_models_stand_beside_the_teacher(built_project):
     built_project("prepare", "teach --task cb", "cache --task cb", "shrink")
     base = json.loads(Path("models/teacher/cb/probe.json").read_text())
-    backbone = json.loads(Path("models/backbone/shrink.json").read_text())["probes"]["cb"]["healed"]
+    backbone = json.loads(Path("models/backbone/shrink.json").read_text())["probes"]["cb"]["cut"]
     found = json.loads(run("inspect", "--task", "cb", "--json")[1])["cache/cb"]
     assert found["probes"] == {
         "tune": {"teacher": base["tune"]["accuracy"], "backbone": backbone},
