@@ -137,7 +137,7 @@ def test_prompts_of_two_lengths_share_a_batch_where_positions_are_distances(
 
 
 def test_cls_students_keep_their_shortcut_beside_mean_pooled_ones(home):
-    """One encoder serves both: the last layer is whole only in the passes that need it."""
+    """One encoder serves both: the last layer gives as much as each reads."""
     pool = kdcache.StudentPool(["wic-prefix", "cb-mean-deep"])
     encoders = {id(student.student.backbone.encoder) for student in pool.students.values()}
     assert len(encoders) == 1
@@ -145,7 +145,11 @@ def test_cls_students_keep_their_shortcut_beside_mean_pooled_ones(home):
     seen = []
     last.output.register_forward_hook(lambda _module, _inputs, states: seen.append(states.shape[1]))
     text = "the bank"
-    for name, tokens in (("wic", [1]), ("cb", [4 + 2]), ("wic", [1])):  # [CLS], two words, [SEP]; a prompt
+    for name, tokens in (
+        ("wic", [1]),
+        ("cb", [4]),
+        ("wic", [1]),
+    ):  # [CLS], two words, [SEP]; no virtual token
         seen.clear()
         pool.predict([(name, text, None)])
         assert seen == tokens
