@@ -16,7 +16,7 @@ from test_fine_tune import LABELS, LORA, PARAMS, PREFIX, TEXTS, rows_of
 from transformers import AutoModel
 
 from kdcache.cache.manifest import read_manifest
-from kdcache.encoder.adapters import adapter_of, load_teacher, save_teacher
+from kdcache.encoder.adapters import adapter_of, load_trained, save_trained
 from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_encoder, load_tokenizer
@@ -57,8 +57,8 @@ def test_its_folder_is_read_by_plain_transformers_and_peft(tmp_path, params, kin
     model = teach(base, params, tmp_path / "scratch")
     rows = rows_of(base)
     logits, features = extract(model, rows, 3, 8, CPU)
-    save_teacher(model, load_tokenizer(base), out, "base")
-    assert np.abs(extract(load_teacher(out, 3), rows, 3, 8, CPU)[0] - logits).max() < 1e-6
+    save_trained(model, out, "base")
+    assert np.abs(extract(load_trained(out, 3, "mean"), rows, 3, 8, CPU)[0] - logits).max() < 1e-6
 
     batch, head = rows.batch(range(len(rows))), load_file(out / "head.safetensors")
     ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -128,7 +128,7 @@ def test_the_docs_read_it(built_project):
     found: dict = {}
     exec(block.replace("/wic", "/cb"), found)
     encoded = encode(load_tokenizer(TEACHER), ["a text"], ["its second text"], 64)
-    wanted = extract(load_teacher(TEACHER, 3), encoded, 3, 8, CPU)[0]
+    wanted = extract(load_trained(TEACHER, 3, "mean"), encoded, 3, 8, CPU)[0]
     assert np.abs(found["logits"].detach().numpy() - wanted).max() < 1e-5
 
 
