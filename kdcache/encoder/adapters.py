@@ -120,13 +120,12 @@ def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
-def save_teacher(model: Trained, tokenizer: Any, folder: Path, base: str) -> None:
-    """Write a trained teacher, and its tokenizer.
+def save_trained(model: Trained, folder: Path, base: str) -> None:
+    """Write a classifier with trained weights of its own: a teacher, or a student that is no prompt.
 
     Args:
         model: trained. One that reads [CLS] becomes a transformers folder or an adapter. Of a mean-pooled
             one the encoder does, and its head lies beside it (see ``mean_pooled``).
-        tokenizer: of the model.
         folder: where to; made here.
         base: see ``save_adapter``.
     """
@@ -138,21 +137,24 @@ def save_teacher(model: Trained, tokenizer: Any, folder: Path, base: str) -> Non
     if isinstance(model, MeanPooledClassifier):
         save_head(model.classifier, folder)
         write_pooling(folder, "mean", model.classifier.in_features)
-    tokenizer.save_pretrained(str(folder))
 
 
-def load_teacher(folder: Path, num_labels: int) -> Trained:
-    """Load a trained teacher: a transformers folder, or an adapter and the model that it names.
+def load_trained(folder: Path, num_labels: int, pooling: Pooling) -> Trained:
+    """Load what ``save_trained`` wrote: a transformers folder, or an adapter and the model that it names.
 
     Args:
-        folder: as ``save_teacher`` wrote it.
+        folder: of the trained classifier.
         num_labels: outputs of the head, per sequence.
+        pooling: what the head reads.
+
+    Returns:
+        The classifier, in eval mode.
 
     Raises:
-        ModelError: the adapter's base does not resolve, or one of them does not load.
+        ModelError: the adapter's base does not resolve, a part does not load, or the head is missing.
     """
     base = resolve(base_of(folder)) if is_adapter(folder) else folder
-    model: Any = load_classifier(base, num_labels, seed=0, pooling=saved_pooling(folder))
+    model: Any = load_classifier(base, num_labels, seed=0, pooling=pooling)
     mean = isinstance(model, MeanPooledClassifier)
     if is_adapter(folder):
         with quiet_peft():
