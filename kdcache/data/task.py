@@ -78,6 +78,11 @@ class Task:
         """
         return 1 if self.num_choices > 1 else self.num_labels
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the head's outputs: the labels, or one name for the score of a choice."""
+        return ("LABEL_0",) if self.num_choices > 1 else self.labels
+
     def metrics_of(self, split: str) -> tuple[str, ...]:
         """Return the names of the metrics that score a split."""
         return self.diagnostics.get(split, self.metrics)

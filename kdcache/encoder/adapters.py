@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kdcache.encoder.batching import Encoded
-from kdcache.encoder.load import load_classifier, resolve
+from kdcache.encoder.load import UNNAMED, load_classifier, resolve, save_model
 from kdcache.encoder.mean_pooled import HEAD, MeanPooledClassifier, load_head, save_head
 from kdcache.encoder.parts import Classifier, head_names
 from kdcache.encoder.pooling import Pooling, write_pooling
@@ -120,7 +120,9 @@ def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
-def save_teacher(model: Trained, tokenizer: Any, folder: Path, base: str) -> None:
+def save_teacher(
+    model: Trained, tokenizer: Any, folder: Path, base: str, outputs: Sequence[str] = UNNAMED
+) -> None:
     """Write a trained teacher, and its tokenizer.
 
     Args:
@@ -129,12 +131,13 @@ def save_teacher(model: Trained, tokenizer: Any, folder: Path, base: str) -> Non
         tokenizer: of the model.
         folder: where to; made here.
         base: see ``save_adapter``.
+        outputs: see ``load.save_model``; an adapter's folder has no place for them.
     """
     if adapter := adapter_of(model):
         save_adapter(adapter, folder, base)
     else:
         whole: Any = model.encoder if isinstance(model, MeanPooledClassifier) else model
-        whole.save_pretrained(str(folder))
+        save_model(whole, None, folder, outputs)
     if isinstance(model, MeanPooledClassifier):
         save_head(model.classifier, folder)
         write_pooling(folder, "mean", model.classifier.in_features)

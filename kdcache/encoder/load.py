@@ -7,6 +7,7 @@ without importing it) or a hub id. It is resolved before anything slow starts.
 import importlib.util
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ KNOWN_WEIGHTS = {
 HUB_TIMEOUT_S = 5
 HUB_FILES = ["config.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json"]
 WEIGHTS = "model.safetensors"
+UNNAMED = ("LABEL_0", "LABEL_1")  # what transformers calls the outputs of a head that it knows nothing of
 
 
 def setup(threads: int) -> torch.device:
@@ -172,7 +174,8 @@ def load_encoder(folder: Path, **config: Any) -> PreTrainedModel:
 def _load(auto: Any, folder: Path, seed: int, **options: Any) -> PreTrainedModel:
     torch.manual_seed(seed)
     try:
-        model = auto.from_pretrained(str(folder), dtype=torch.float32, **options)
+        # A head of the base's own kind, such as regression, would take another loss and another activation.
+        model = auto.from_pretrained(str(folder), dtype=torch.float32, problem_type=None, **options)
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ModelError(
@@ -181,10 +184,23 @@ def _load(auto: Any, folder: Path, seed: int, **options: Any) -> PreTrainedModel
     return model.eval()
 
 
-def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
-    """Write a plain transformers folder: weights as safetensors, config, tokenizer; no pickle."""
+def save_model(
+    model: PreTrainedModel, tokenizer: Any | None, folder: Path, outputs: Sequence[str] = UNNAMED
+) -> None:
+    """Write a plain transformers folder: weights as safetensors, config, tokenizer; no pickle.
+
+    Args:
+        model: an encoder, with a head or without.
+        tokenizer: to write beside it.
+        folder: where to; made here.
+        outputs: names of the head's outputs. They replace those of the model that it was made of, which
+            other libraries would answer with.
+    """
+    model.config.id2label = dict(enumerate(outputs))
+    model.config.label2id = {name: k for k, name in enumerate(outputs)}
     model.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(folder))
 
 
 def config_digest(folder: Path) -> str:

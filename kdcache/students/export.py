@@ -24,11 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from kdcache.data.task import Task
 from kdcache.digests import file_digest
 from kdcache.encoder.adapters import WEIGHTS, adapter_of, quiet_peft, save_adapter
 from kdcache.encoder.batching import Encoded
 from kdcache.encoder.load import WEIGHTS as BACKBONE_WEIGHTS
-from kdcache.encoder.load import load_classifier
+from kdcache.encoder.load import load_classifier, save_model
 from kdcache.encoder.mean_pooled import HEAD, load_head, save_head
 from kdcache.encoder.parts import head_names, last_linear, take_apart, with_weights
 from kdcache.encoder.pooling import pool, write_pooling
@@ -71,7 +72,7 @@ def save_student(
     tokens = 0 if student.prompt is None else len(student.prompt())
     task, pooling = about["task"], student.backbone.pooling
     folder.mkdir(parents=True, exist_ok=True)
-    _write_weights(student, folder, backbone, base, task.num_outputs)
+    _write_weights(student, folder, backbone, base, task)
     digest = file_digest(backbone / BACKBONE_WEIGHTS)
     known = About(student.method, base, digest, tokens, about["max_length"], task, pooling)
     text = json.dumps(asdict(known), indent=2, sort_keys=True, ensure_ascii=False)
@@ -156,7 +157,8 @@ def _load_reference(folder: Path, base: Path, about: About) -> Student:
     )
 
 
-def _write_weights(student: Student, folder: Path, backbone: Path, base: str, num_outputs: int) -> None:
+def _write_weights(student: Student, folder: Path, backbone: Path, base: str, task: Task) -> None:
+    num_outputs = task.num_outputs
     mean, device = student.backbone.pooling == "mean", student.backbone.device
     student.to("cpu")
     whole: Any = student.model
@@ -168,7 +170,7 @@ def _write_weights(student: Student, folder: Path, backbone: Path, base: str, nu
             weights = {f"{n}.{key}": value for n, part in parts for key, value in part.state_dict().items()}
             save_file(weights, folder / HEAD)
     elif student.method == "full":
-        (whole.encoder if mean else whole).save_pretrained(str(folder))
+        save_model(whole.encoder if mean else whole, None, folder, task.output_names)
     elif whole is not None:
         save_adapter(adapter_of(whole), folder, base)  # type: ignore[arg-type]
     elif student.prompt is not None or not mean:

@@ -8,14 +8,13 @@ from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.exchange import (
     MIN_PROBABILITY,
     MissingMass,
-    Outputs,
-    read_outputs,
     to_logits,
     write_outputs,
 )
 from kdcache.cache.ids import name_some
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import EXTERNAL, Manifest, read_manifest
+from kdcache.cache.read_outputs import Outputs, read_outputs
 from kdcache.cache.reader import load_cache
 from kdcache.cache.schema import ALL_ROWS_TEACHER
 from kdcache.cache.writer import CacheWriter
@@ -38,7 +37,7 @@ def import_cache(
     Args:
         project: the project.
         task_name: the task.
-        path: see ``cache.exchange``.
+        path: see ``cache.read_outputs``.
         missing_mass: see ``cache.exchange.to_logits``.
         id_column: name of the column of ids.
 
@@ -54,10 +53,11 @@ def import_cache(
     outputs = read_outputs(path, task.labels, id_column)
     logits = to_logits(outputs, missing_mass, str(path))
     row_of = {example_id: row for row, example_id in enumerate(outputs.example_id)}
-    known = {i for table in tables.values() for i in table["example_id"].to_pylist()}
+    known = dict.fromkeys(i for table in tables.values() for i in table["example_id"].to_pylist())
     if unknown := [i for i in outputs.example_id if i not in known]:
         raise DataError(
-            f"{path}: every id must be in {project.paths.data}/{task_name}, got unknown {name_some(unknown)}."
+            f"{path}: every id must be in {project.paths.data}/{task_name}, got unknown "
+            f"{name_some(unknown)}. The ids there look like {next(iter(known), '')!r}."
         )
 
     identity = {
@@ -102,10 +102,11 @@ def export_cache(project: Project, task_name: str, splits: list[str], path: Path
     """
     require_task(project, task_name)
     location = Location.parse(project.paths.cache, task_name)
-    chosen = splits or read_manifest(location).splits
+    manifest = read_manifest(location)
+    chosen = splits or manifest.splits
     rows = CacheRows.joined([load_cache(location, split).rows for split in chosen])
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_outputs(rows, path)
+    write_outputs(rows, manifest.identity["labels"], path)
     return len(rows)
 
 

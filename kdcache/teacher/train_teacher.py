@@ -103,7 +103,7 @@ def train_teacher(project: Project, task_name: str) -> None:
                 base, encoded, labels, rows, task.num_outputs, replace(params, seed=seed), checkpoints,
                 score, start,
             )  # fmt: skip
-            save_teacher(model, tokenizer, folder, params.model)
+            save_teacher(model, tokenizer, folder, params.model, task.output_names)
             write_json(spent, done)
             shutil.rmtree(checkpoints)
         spent = json.loads(done.read_text())

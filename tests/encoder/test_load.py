@@ -1,14 +1,16 @@
 """Model references resolve first, and fail in one line."""
 
+import json
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from kdcache.encoder import load as models
-from kdcache.encoder.load import config_digest, load_classifier, load_encoder, resolve
+from kdcache.encoder.load import UNNAMED, config_digest, load_classifier, load_encoder, resolve, save_model
 from kdcache.encoder.parts import last_linear
 from kdcache.errors import ModelError
 
@@ -68,6 +70,30 @@ def test_last_linear_makes_the_logits(tiny_model: Path):
     assert last_linear(model, 5) is model.classifier
     with pytest.raises(ModelError, match="must end in a Linear of 9 outputs"):
         last_linear(model, 9)
+
+
+@pytest.mark.parametrize(
+    ("stale", "outputs"),
+    [
+        ({"0": "yes", "1": "no"}, ("no", "yes")),
+        ({"0": "yes", "1": "no"}, UNNAMED),  # of a backbone, which belongs to no task
+        ({"0": "yes", "1": "no"}, ("LABEL_0",)),
+        ({"0": "x", "1": "y", "2": "z"}, ("no", "yes")),
+    ],
+)
+def test_a_saved_model_names_its_own_outputs(tiny_model: Path, tmp_path: Path, stale, outputs):
+    shutil.copytree(tiny_model, tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    label2id = {name: int(k) for k, name in stale.items()}
+    kept = {"id2label": stale, "label2id": label2id, "problem_type": "regression"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | kept))
+    save_model(load_encoder(tmp_path / "base"), None, tmp_path / "encoder", outputs)
+    save_model(load_classifier(tmp_path / "base", len(outputs), 0), None, tmp_path / "whole", outputs)
+    for name in ("encoder", "whole"):
+        config = AutoConfig.from_pretrained(tmp_path / name)
+        assert config.id2label == dict(enumerate(outputs))
+        assert config.label2id == {label: k for k, label in enumerate(outputs)}
+        assert config.problem_type is None
 
 
 def test_config_digest_ignores_the_library_version_only(tiny_model: Path, tmp_path: Path):

@@ -100,7 +100,7 @@ def test_a_row_without_an_id_gets_its_number(row, example_id):
 
 def test_output_goes_by_its_ending_and_its_rows_can_be_a_teachers(tmp_path, write_jsonl):
     """What predict writes, import reads."""
-    from kdcache.cache.exchange import read_outputs
+    from kdcache.cache.read_outputs import read_outputs
 
     source = write_jsonl(tmp_path / "in.jsonl", [{**row, "example_id": f"r{row['id']}"} for row in ROWS])
     for name in ("out.csv", "out.jsonl"):

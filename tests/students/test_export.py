@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from conftest import build_tiny_model
 from engine import TEXTS, build_rows, build_run, fit, share_off
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, pipeline
 
 from kdcache.data.task import Task
 from kdcache.errors import ModelError
@@ -115,6 +116,40 @@ def test_the_code_of_the_cards_runs_where_there_is_no_kdcache(tiny_model: Path, 
     assert len(found) == 4 + 6
     for logits, ours in zip(found, wanted.values(), strict=True):
         assert share_off(np.array(logits), ours) <= 1e-5
+
+
+STALE = [
+    {"id2label": {"0": "c", "1": "b", "2": "a"}, "label2id": {"c": 0, "b": 1, "a": 2}},
+    {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}, "problem_type": "regression"},
+    {"label2id": {"a": 2, "b": 1, "c": 0}, "problem_type": "multi_label_classification"},
+]
+
+
+@pytest.mark.filterwarnings("ignore:PrefixTuning")
+@pytest.mark.parametrize("stale", STALE)
+@pytest.mark.parametrize("method", ["full", "head"])
+def test_the_labels_are_the_tasks_whatever_the_base_was_trained_for(
+    tiny_model: Path, tmp_path, monkeypatch, method, stale
+):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | stale))
+    monkeypatch.chdir(tmp_path)
+    rows, folder = build_rows(Path("model")), tmp_path / "s"
+    student = trained(Path("model"), rows, method)
+    save_student(student, folder, Path("model"), ABOUT, CARD, rows.encoded)
+    names: dict = {}
+    exec(code_of(folder), names)
+    known = names["model"].config
+    assert (known.id2label, known.label2id) == ({0: "a", 1: "b", 2: "c"}, {"a": 0, "b": 1, "c": 2})
+    if method == "full":
+        AutoTokenizer.from_pretrained("model").save_pretrained(folder)
+        ask = pipeline("text-classification", str(folder), device="cpu")
+        ours = predict(student, rows.encoded, len(TEXTS))[0]
+        found = [ask({"text": a, "text_pair": b}) for a, b in zip(TEXTS, TEXTS[::-1], strict=True)]
+        assert [one["label"] for one in found] == [TASK.labels[k] for k in ours.argmax(1)]
+        p = np.exp(ours) / np.exp(ours).sum(1, keepdims=True)
+        assert np.allclose([one["score"] for one in found], p.max(1), atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["prefix", "prompt", "lora"])

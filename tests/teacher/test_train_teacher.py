@@ -143,6 +143,8 @@ def test_lora_teacher_is_a_plain_folder(built_project):
         "identity.json", "cost.json", "folds.parquet", "probe.json",
     }  # fmt: skip
     assert identity()["weights_sha256"] == file_digest(TEACHER / "model.safetensors")
+    labels = json.loads((TEACHER / "config.json").read_text())["id2label"]
+    assert list(labels.values()) == identity()["labels"]
     run("verify", "--task", "cb")
 
 
