@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 import torch
 from tqdm import tqdm
 
-from kdcache.data.parsers import Row
+from kdcache.data.parsers import Row, check_columns
 from kdcache.data.readers import Kind, stream_rows
-from kdcache.errors import DataError, ParamsError
+from kdcache.errors import DataError, ParamsError, shorten
 from kdcache.serve.mixed_batches import LoadedStudent, Request, predict_requests
 from kdcache.serve.output import Form, LabelledWriter
 from kdcache.serve.pool import StudentPool
@@ -30,7 +30,8 @@ def label_file(folders: Sequence[Path], source: str, output: Path | None, form: 
     Args:
         folders: of students. Where there are several, each row names its ``task`` or ``student``.
         source: a .jsonl, .csv or .tsv file, or - for JSON lines from standard input. It has the
-            columns ``text`` and, where the task needs it, ``text_pair`` or ``choices``.
+            columns ``text`` and, where the task needs it, ``text_pair`` or ``choices``; where it does not,
+            these are refused unless they are empty.
         output: the file to write; None is standard output.
         form: of the output; None goes by the ending of ``output``, else of ``source``.
 
@@ -139,7 +140,15 @@ def _student(row: Row, pool: StudentPool) -> LoadedStudent:
 
 def _second(row: Row, student: LoadedStudent) -> Any:
     """The second sequence, or the choices. A cell holds choices as a JSON list."""
-    if student.task.num_choices == 1:
+    wanted, other = ("choices", "text_pair") if student.task.num_choices > 1 else ("text_pair", "choices")
+    if wanted == "choices" or student.task.pairs:
+        check_columns(row.where, list(row.values), [wanted])
+    if row.values.get(other) not in (None, ""):
+        raise DataError(
+            f"{row.where}: {other} must be empty for a student of {student.task.name}, got "
+            f"{shorten(row.values[other])}. Remove it, or name another student."
+        )
+    if wanted == "text_pair":
         return row.values.get("text_pair")
     choices = row.values.get("choices")
     if isinstance(choices, str):

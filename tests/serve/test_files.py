@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,8 @@ ROWS = [{"id": number, "text": text, "text_pair": TEXTS[-1]} for number, text in
 def home(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Students of three tasks; no params.yaml, which serving does not need."""
     students = {"wic": (WIC, "prefix", 2), "cb": (CB, "prefix", 3), "copa": (COPA, "prefix", 4)}
+    students |= {"nli": (replace(CB, name="nli", pairs=True), "prefix", 2)}
+    students |= {"mood": (replace(WIC, name="mood", pairs=False), "prefix", 2)}
     return make_home(tmp_path_factory.mktemp("served"), tiny_model, students)
 
 
@@ -142,6 +145,41 @@ def test_mixed_tasks_in_one_input(tmp_path):
     wic, copa = csv.DictReader(io.StringIO(out))
     assert (wic["probability_choice1"], copa["probability_true"]) == ("", "")
     assert shares_of(copa, COPA.labels) == pytest.approx(shares_of(found[1], COPA.labels), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("student", "row", "told"),
+    [
+        ("nli", {"text": "bank"}, ["text_pair"]),
+        ("nli", {"text": "bank", "text_b": "river"}, ["text_pair"]),
+        ("nli", {"text": "bank", "text_pair": ""}, ["text_pair", "pairs"]),
+        ("nli", {"text": "bank", "text_pair": " "}, ["text_pair", "pairs"]),
+        ("nli", {"text": "bank", "text_pair": None}, ["text_pair", "pairs"]),
+        ("nli", {"text": "bank", "text_pair": "river", "choices": ["a", "b"]}, ["choices"]),
+        ("mood", {"text": "bank", "text_pair": "river"}, ["text_pair", "single", "'river'"]),
+        ("mood", {"text": "bank", "choices": ["a", "b"]}, ["choices"]),
+        ("copa", {"text": "bank", "choices": ["a", "b"], "text_pair": "river"}, ["text_pair", "'river'"]),
+        ("copa", {"text": "bank", "text_pair": "river"}, ["choices"]),
+    ],
+)
+def test_a_text_that_the_task_lacks_or_does_not_read_is_refused(student, row, told, tmp_path):
+    whole = {"text": "bank"} | {"nli": {"text_pair": "river"}, "copa": {"choices": ["a", "b"]}}.get(
+        student, {}
+    )
+    assert run("--student", student, "--input", "-", piped=as_lines([whole]))[0] == 0
+    code, out, error = run("--student", student, "--input", "-", piped=as_lines([row]))
+    assert (code, out) == (1, "")
+    (line,) = error.splitlines()
+    assert line.startswith("standard input:1: ")
+    assert all(part in line for part in told)
+
+
+def test_a_student_asked_in_python_refuses_the_same():
+    nli, mood = kdcache.load_student("nli"), kdcache.load_student("mood")
+    for student, pairs in ((nli, None), (nli, ["a", ""]), (mood, ["a", "b"])):
+        with pytest.raises(kdcache.KdcacheError, match="text_pair"):
+            student.predict(["bank", "bat"], pairs)
+    assert len(mood.predict(["bank", "bat"], ["", None])) == 2
 
 
 def test_one_student_labels_every_row_whatever_its_column_task_says():
