@@ -64,6 +64,8 @@ def test_missing_mass_goes_where_the_policy_says(policy, given, wanted):
         ([[0.1, 0.2]], "logprobs", "sum to at most 1, got others for id-0"),
         ([[1.0, NAN]], "logits", "x.csv: each label must have a finite logit, got others for id-0."),
         ([[1.0, float("inf")]], "logits", "got others for id-0"),
+        ([[1.0, float("-inf")]], "logits", "got others for id-0"),
+        ([[0.0, 0.0], [1.0, 1e39]], "logits", "got others for id-1"),
     ],
 )  # fmt: skip
 def test_numbers_that_mean_nothing_are_named(given, kind, message):
