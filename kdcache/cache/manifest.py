@@ -17,10 +17,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from kdcache.cache.location import Location
-from kdcache.cache.schema import FORMAT_VERSION, SPLIT, TOLERANCE, parse_columns
+from kdcache.cache.schema import FORMAT_VERSION, TOLERANCE, parse_columns
 from kdcache.digests import value_digest
 from kdcache.errors import CacheCorrupt, CacheMissing, CacheStale, ParamsError, nearest, shorten
-from kdcache.project import IDENTITY, IDENTITY_DEFAULTS
+from kdcache.places import IDENTITY, PLAIN_NAME
+from kdcache.project import IDENTITY_DEFAULTS
 
 MANIFEST = "manifest.json"
 EXTERNAL = "external"  # identity["kind"] of a teacher that kdcache did not run
@@ -217,7 +218,7 @@ def parse_manifest(body: dict[str, Any]) -> Manifest:
     if not width == len(labels) == manifest.identity.get("num_labels", width):
         raise ValueError(f"{len(labels)} labels, and logits of {width} numbers")
     for name in [*manifest.data, *manifest.files]:
-        if not SPLIT.fullmatch(name) or (name in manifest.files) != name.endswith(".parquet"):
+        if not PLAIN_NAME.fullmatch(name) or (name in manifest.files) != name.endswith(".parquet"):
             raise ValueError(f"a split or file called {shorten(name)}")
     if manifest.dtype not in TOLERANCE:
         raise ValueError(f"dtype {shorten(manifest.dtype)}, not one of {', '.join(TOLERANCE)}")

@@ -16,8 +16,6 @@ MEAN_OF_FOLDS = -2  # the mean over the teachers of all folds
 # How far a logit may move if it is computed again in another batch, by dtype: measured, with a margin.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 
-SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # a split's name: part of a file's, never a path
-
 ROW_GROUP_ROWS = 8192
 MEMBER_PREFIX = "logits_member_"  # followed by the member's number, from 0
 

@@ -22,9 +22,10 @@ from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.ids import name_some, repeated_in_file
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, Manifest, parse_manifest
-from kdcache.cache.schema import PARQUET, ROW_GROUP_ROWS, SPLIT, describe_columns
+from kdcache.cache.schema import PARQUET, ROW_GROUP_ROWS, describe_columns
 from kdcache.digests import RowsDigest, file_digest, value_digest
-from kdcache.errors import CacheError, ShapeError, shorten
+from kdcache.errors import CacheError, ShapeError
+from kdcache.places import require_plain
 
 PART_ROWS = 2048
 
@@ -109,12 +110,12 @@ class CacheWriter:
             chunks: the rows. The sizes of the chunks do not change the bytes.
 
         Raises:
-            ShapeError: see ``CacheRows.to_table``; or the name is no split's, columns differ between chunks
-                or splits, an id occurs twice, or there are no rows.
+            ShapeError: see ``CacheRows.to_table``; or columns differ between chunks or splits, an id occurs
+                twice, or there are no rows.
+            ParamsError: the name could be a path.
             CacheError: the disk is full or read-only.
         """
-        if not SPLIT.fullmatch(split):
-            raise ShapeError(f"cache rows: a split must have a plain name, got {shorten(split)}.")
+        require_plain(split, "cache rows")
         digest, counts = RowsDigest(), {"rows": 0, "labelled": 0, "correct": 0}
 
         def tables() -> Iterator[pa.Table]:

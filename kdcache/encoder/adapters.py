@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PeftType,
+    PrefixTuningConfig,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -17,6 +25,8 @@ from kdcache.encoder.mean_pooled import HEAD, MeanPooledClassifier, load_head, s
 from kdcache.encoder.parts import Classifier, head_names
 from kdcache.encoder.pooling import Pooling, write_pooling
 from kdcache.encoder.prompt_init import keys_and_values, pick_tokens
+from kdcache.encoder.weights import check_weights, read_weights
+from kdcache.errors import ModelError, shorten
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -155,18 +165,43 @@ def load_teacher(folder: Path, num_labels: int) -> Trained:
         ModelError: the adapter's base does not resolve, or one of them does not load.
     """
     base = resolve(base_of(folder)) if is_adapter(folder) else folder
-    model: Any = load_classifier(base, num_labels, seed=0, pooling=saved_pooling(folder))
-    mean = isinstance(model, MeanPooledClassifier)
-    if is_adapter(folder):
-        with quiet_peft():
-            adapted = PeftModel.from_pretrained(model.encoder if mean else model, str(folder))
-        if mean:
-            model.encoder = adapted
-        else:
-            model = adapted
-    if mean:
+    whole = not is_adapter(folder)
+    model: Any = load_classifier(base, num_labels, 0, saved_pooling(folder), complete=whole)
+    if not whole:
+        model = put_adapter(model, folder, PeftType.PREFIX_TUNING)
+    elif isinstance(model, MeanPooledClassifier):
         load_head(model.classifier, folder)
     return model.eval()
+
+
+def put_adapter(model: Classifier, folder: Path, kind: PeftType) -> PeftModel | MeanPooledClassifier:
+    """Put the trained adapter of a folder over its classifier, and the head of a mean-pooled one.
+
+    Raises:
+        ModelError: the adapter is of another kind, or a weight is missing, surplus, of another shape or not
+            finite.
+    """
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if config.get("peft_type") != kind.value:
+        raise ModelError(
+            f"{folder / CONFIG}: the adapter must be {kind.value}, got {shorten(config.get('peft_type'))}."
+        )
+    found = read_weights(folder / WEIGHTS)
+    inner: Any = model.encoder if isinstance(model, MeanPooledClassifier) else model
+    try:
+        with quiet_peft():
+            adapted = PeftModel.from_pretrained(inner, str(folder))
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).splitlines() or [""])[-1].strip().rstrip(".")
+        raise ModelError(
+            f"{folder / WEIGHTS}: it must be an adapter of its base model, got: {reason}."
+        ) from None
+    check_weights(folder / WEIGHTS, found, get_peft_model_state_dict(adapted))
+    if isinstance(model, MeanPooledClassifier):
+        model.encoder = adapted
+        load_head(model.classifier, folder)
+        return model
+    return adapted
 
 
 def saved_pooling(folder: Path) -> Pooling:

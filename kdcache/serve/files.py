@@ -14,6 +14,7 @@ from tqdm import tqdm
 from kdcache.data.parsers import Row, check_columns
 from kdcache.data.readers import Kind, stream_rows
 from kdcache.errors import DataError, ParamsError, shorten
+from kdcache.places import replacing
 from kdcache.serve.mixed_batches import LoadedStudent, Request, predict_requests
 from kdcache.serve.output import Form, LabelledWriter
 from kdcache.serve.pool import StudentPool
@@ -41,7 +42,7 @@ def label_file(folders: Sequence[Path], source: str, output: Path | None, form: 
     Raises:
         ParamsError: an unknown ending, or the output would overwrite the source.
         ModelError: see ``StudentPool``.
-        DataError: a bad row. Those before it are written.
+        DataError: a bad row. Those before it are written; where there are none, an output in place stays.
     """
     kind = _kind(source)
     form = form or _form(output, kind)
@@ -49,7 +50,9 @@ def label_file(folders: Sequence[Path], source: str, output: Path | None, form: 
         raise ParamsError(f"--output would overwrite the input {output}. Name another file.")
     pool = StudentPool(folders, "cuda" if torch.cuda.is_available() else "cpu")
     with contextlib.ExitStack() as stack:
-        out = sys.stdout.buffer if output is None else stack.enter_context(output.open("wb"))
+        out = sys.stdout.buffer
+        if output is not None:
+            out = stack.enter_context(stack.enter_context(replacing(output)).open("wb"))
         bar = stack.enter_context(_progress(source, output))
         if source == STDIN:
             pipe = Pipe(sys.stdin.buffer)
@@ -59,16 +62,23 @@ def label_file(folders: Sequence[Path], source: str, output: Path | None, form: 
             file = stack.enter_context(Path(source).open("rb"))
             chunks = _chunks(_requests(stream_rows(file, source, kind, ["text"]), pool), lambda: True)
         writer = LabelledWriter(out, form, pool.labels)
-        count = 0
-        for chunk in chunks:
-            predictions = predict_requests([request for _, request in chunk])
-            for (row, _), prediction in zip(chunk, predictions, strict=True):
-                writer.write(row, prediction)
-            out.flush()
-            count += len(chunk)
-            bar.set_postfix(rows=count, refresh=False)
-            bar.update(len(chunk) if source == STDIN else file.tell() - bar.n)
-        return count
+        count, bad = 0, None
+        try:
+            for chunk in chunks:
+                predictions = predict_requests([request for _, request in chunk])
+                for (row, _), prediction in zip(chunk, predictions, strict=True):
+                    writer.write(row, prediction)
+                    count += 1
+                out.flush()
+                bar.set_postfix(rows=count, refresh=False)
+                bar.update(len(chunk) if source == STDIN else file.tell() - bar.n)
+        except DataError as error:
+            if not count:
+                raise
+            bad = error
+    if bad:
+        raise bad
+    return count
 
 
 class Pipe:

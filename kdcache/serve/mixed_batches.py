@@ -13,7 +13,7 @@ import torch
 
 from kdcache.data.task import Task
 from kdcache.encoder.batching import Encoded, encode, fixed_plan
-from kdcache.errors import DataError, ParamsError, shorten
+from kdcache.errors import DataError, ModelError, ParamsError, shorten
 from kdcache.students.about import About
 from kdcache.students.student import Student, forward
 
@@ -196,6 +196,9 @@ def compute_logits(requests: Sequence[Request], batch_size: int = BATCH_SIZE) ->
             batch = encoded.batch(rows, device)
             outputs = forward([students[k].student for k in here], batch, counts.tolist())
             values = [row for logits, _ in outputs for row in logits.cpu().numpy()]
+            if not all(np.isfinite(value).all() for value in values):
+                names = ", ".join(students[k].task.name for k in here)
+                raise ModelError(f"A student of {names} must give finite logits, got NaN or infinity.")
             for row, value in zip(rows, values, strict=True):
                 found[row] = value
     each = iter(found)

@@ -14,7 +14,7 @@ from kdcache.cache.exchange import (
 from kdcache.cache.ids import name_some
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import EXTERNAL, Manifest, read_manifest
-from kdcache.cache.read_outputs import Outputs, read_outputs
+from kdcache.cache.read_outputs import Outputs, read_outputs, require_ending
 from kdcache.cache.reader import load_cache
 from kdcache.cache.schema import ALL_ROWS_TEACHER
 from kdcache.cache.writer import CacheWriter
@@ -22,6 +22,7 @@ from kdcache.data.metrics import compute_metrics
 from kdcache.data.splits import metric_columns, read_tables
 from kdcache.digests import file_digest
 from kdcache.errors import DataError
+from kdcache.places import replacing
 from kdcache.project import Project, require_task
 
 
@@ -101,12 +102,13 @@ def export_cache(project: Project, task_name: str, splits: list[str], path: Path
         DataError: the file has another ending.
     """
     require_task(project, task_name)
+    require_ending(path)
     location = Location.parse(project.paths.cache, task_name)
     manifest = read_manifest(location)
     chosen = splits or manifest.splits
     rows = CacheRows.joined([load_cache(location, split).rows for split in chosen])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_outputs(rows, manifest.identity["labels"], path)
+    with replacing(path) as part:
+        write_outputs(rows, manifest.identity["labels"], part)
     return len(rows)
 
 

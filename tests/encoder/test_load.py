@@ -59,6 +59,32 @@ def test_folder_that_is_no_encoder_is_refused(tmp_path: Path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_head_of_another_size_is_replaced_and_said(tiny_model: Path, tmp_path: Path, size: int, capsys):
+    classifier = load_classifier(tiny_model, size, seed=7)
+    save_model(classifier, None, tmp_path, [f"c{k}" for k in range(size)])
+    fresh = load_classifier(tmp_path, 3, seed=0)
+    assert fresh.classifier.weight.shape[0] == 3
+    assert "classifier.weight" in capsys.readouterr().err
+    assert torch.equal(fresh.bert.pooler.dense.weight, classifier.bert.pooler.dense.weight)
+    same = load_classifier(tmp_path, size, seed=0)
+    assert torch.equal(same.classifier.weight, classifier.classifier.weight)
+    with pytest.raises(ModelError, match="classifier"):
+        load_classifier(tmp_path, 3, seed=0, complete=True)
+    with pytest.raises(ModelError, match="classifier"):
+        load_classifier(tiny_model, 3, seed=0, complete=True)
+
+
+def test_weights_that_are_not_finite_are_refused(tiny_model: Path, tmp_path: Path):
+    model = load_encoder(tiny_model)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[3, 2] = torch.nan
+    save_model(model, None, tmp_path)
+    for load in (load_encoder, lambda folder: load_classifier(folder, 2, seed=0)):
+        with pytest.raises(ModelError, match="word_embeddings"):
+            load(tmp_path)
+
+
 def test_head_depends_on_the_seed_alone(tiny_model: Path):
     heads = [load_classifier(tiny_model, 3, seed=s).classifier.weight for s in (0, 0, 1)]
     assert torch.equal(heads[0], heads[1])

@@ -262,6 +262,28 @@ def test_a_bad_row_is_one_line_and_those_before_it_are_answered(tmp_path, bad, t
     assert [row["task"] for row in parsed(output.read_text())] == ["wic"] * 3
 
 
+@pytest.mark.parametrize("bad", ['{"text": ', '{"text": 5}', '{"other": "a"}', ""])
+def test_an_old_output_stays_where_no_row_can_be_labelled(tmp_path, bad):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(bad)
+    output.write_text("old")
+    code, _, _ = run("--student", "wic", "--input", str(source), "--output", str(output))
+    assert (code, output.read_text()) == ((1, "old") if bad else (0, ""))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_an_old_output_stays_while_rows_are_labelled(tmp_path, monkeypatch, write_jsonl):
+    def interrupted(*_):
+        assert (tmp_path / "out.jsonl").read_text() == "old"
+        raise KeyboardInterrupt
+
+    (tmp_path / "out.jsonl").write_text("old")
+    source = write_jsonl(tmp_path / "in.jsonl", ROWS)
+    monkeypatch.setattr(files, "predict_requests", interrupted)
+    assert run("--student", "cb", "--input", str(source), "--output", str(tmp_path / "out.jsonl"))[0] == 130
+    assert (tmp_path / "out.jsonl").read_text() == "old"
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_columns_that_only_resemble_those_written_pass_through(form):
     row = {"text": "a", "probability_other": 0.5, "Prediction": "x"}

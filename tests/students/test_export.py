@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import build_tiny_model
 from engine import TEXTS, build_rows, build_run, fit, share_off
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, pipeline
 
 from kdcache.data.task import Task
@@ -214,6 +215,71 @@ def test_plain_peft_reads_cls_of_a_modernbert_that_says_mean(tmp_path, monkeypat
         student = trained(model, rows, "lora", pooling)
         assert save_student(student, tmp_path / pooling, model, ABOUT, CARD, rows.encoded) is None
         assert ("classifier_pooling='cls'" in code_of(tmp_path / pooling)) == (pooling == "cls")
+
+
+WHOLE = [
+    ("full", "cls"), ("full", "mean"), ("lora", "cls"), ("lora", "mean"), ("head", "cls"),
+    ("head", "mean"), ("prefix", "cls"), ("deep_prompt", "cls"), ("prompt", "mean"),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:PrefixTuning")
+@pytest.mark.parametrize(("method", "pooling"), WHOLE)
+def test_a_student_that_is_not_whole_is_refused(tiny_model: Path, rows, tmp_path, method, pooling):
+    """A missing weight would be random, and a prompt that is not read would be dropped."""
+    student = trained(tiny_model, rows, method, pooling)
+    save_student(student, tmp_path / "whole", tiny_model, ABOUT, CARD, rows.encoded)
+    files = [path.name for path in sorted((tmp_path / "whole").glob("*.safetensors"))]
+    assert files
+
+    def refused(change) -> str:
+        shutil.rmtree(tmp_path / "s", ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", tmp_path / "s")
+        change(tmp_path / "s")
+        with pytest.raises(ModelError) as error:
+            load_folder(tmp_path / "s")
+        assert len(str(error.value).splitlines()) == 1
+        return str(error.value)
+
+    def changed(name: str, edit) -> str:
+        def change(folder: Path) -> None:
+            weights = load_file(folder / name)
+            edit(weights)
+            save_file(weights, folder / name, {"format": "pt"})
+
+        return refused(change)
+
+    for name in files:
+        keys = list(load_file(tmp_path / "whole" / name))
+        for key in keys[::9] + keys[-2:]:
+            assert key.removeprefix("base_model.").removeprefix("model.") in changed(
+                name, lambda w, k=key: w.pop(k)
+            )
+        assert key.removeprefix("base_model.").removeprefix("model.") in changed(
+            name, lambda w, k=key: w.update({k: torch.full_like(w[k], torch.nan)})
+        )
+        assert name in changed(name, lambda w, k=key: w.update({k: w[k].flatten()[1:].clone()}))
+        refused(lambda folder, n=name: (folder / n).write_bytes(b"x" * 50))
+        assert name in refused(lambda folder, n=name: (folder / n).unlink())
+
+
+def test_a_student_of_another_method_is_refused(tiny_model: Path, rows, tmp_path):
+    save_student(trained(tiny_model, rows, "prompt"), tmp_path / "s", tiny_model, ABOUT, CARD, rows.encoded)
+    path = tmp_path / "s" / "student.json"
+    about = json.loads(path.read_text())
+    other_length = about | {"num_virtual_tokens": about["num_virtual_tokens"] + 1}
+    for changed in (
+        *({**about, "method": m} for m in ("soft", "", "HEAD", "head", "prefix", "lora")),
+        other_length,
+    ):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(ModelError) as error:
+            load_folder(tmp_path / "s")
+        assert len(str(error.value).splitlines()) == 1
+    for broken in (b"", b"{", b"[]", b"\xff", b"null"):
+        path.write_bytes(broken)
+        with pytest.raises(ModelError, match=r"student\.json"):
+            load_folder(tmp_path / "s")
 
 
 def test_a_folder_without_its_backbone_is_one_line(tiny_model: Path, rows, tmp_path, monkeypatch):
