@@ -2,11 +2,11 @@
 
 Usage: python benchmarks/peers.py MODEL DATA FOLDER TASK [TASK …]
 
-MODEL is a sentence encoder, DATA a folder that `kdcache prepare` filled. The logistic regression is scikit-learn's
-on the encoder's own sentence embeddings, C chosen on tune. SetFit (Tunstall et al., 2022) tunes all weights of the
-encoder on pairs of labelled rows, 20 pairs per row and at most 500 steps, then fits such a regression; its
-learning rate is chosen on tune. The texts of a pair are joined by the tokenizer's separator; a task of
-choices is left out. Writes FOLDER/TASK.json: the predicted class of every validation row.
+MODEL is a sentence encoder, DATA a folder that `kdcache prepare` filled. The logistic regression is
+scikit-learn's on the encoder's own sentence embeddings, C chosen on tune. SetFit (Tunstall et al., 2022) tunes
+all weights of the encoder on pairs of labelled rows, 20 pairs per row and at most 1500 steps, then fits such a
+regression; its learning rate is chosen on tune. The texts of a pair are joined by the tokenizer's separator; a
+task of choices is left out. Writes FOLDER/TASK.json: the predicted class of every validation row.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from kdcache.encoder.load import resolve
 
 SEEDS = (0, 1, 2)
 RATES = (2e-5, 1e-4)  # the first is SetFit's default
-PAIRS_PER_ROW, MOST_STEPS, BATCH_SIZE, MAX_LENGTH = 20, 500, 16, 128
+PAIRS_PER_ROW, MOST_STEPS, BATCH_SIZE, MAX_LENGTH = 20, 1500, 16, 128
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 SPLITS = ("train", "tune", "validation")
 

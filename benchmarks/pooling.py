@@ -2,10 +2,11 @@
 
 Usage: python benchmarks/pooling.py FOLDER [TASK …]
 
-The rows lie in studies/data, as docs/study.md says; the sixth task is the sample's WiC. Each task becomes a project FOLDER/TASK, whose stages are run one after the
-other; what is there already is kept. The teacher is all six layers of all-MiniLM-L6-v2, fully tuned and
-mean-pooled, cross-fitted; the backbone is the same six layers, frozen. Each arm has the rate that is best
-on tune. Prints Markdown: accuracies, and effects with 95% intervals over three students and the validation rows.
+The rows lie in studies/data, as docs/study.md says; the sixth task is the sample's WiC. Each task becomes a
+project FOLDER/TASK, whose stages are run one after the other; what is there already is kept. The teacher is
+all six layers of all-MiniLM-L6-v2, fully tuned and mean-pooled, cross-fitted; the backbone is the same six
+layers, frozen. Each arm has the rate that is best on tune. Prints Markdown: accuracies, and effects with 95%
+intervals over three students and the validation rows.
 """
 
 import argparse
@@ -49,7 +50,7 @@ KINDS: dict[str, dict[str, Any]] = {
 RATES = (1e-2, 3e-2, 1e-1)  # of the prompts; each kind and pooling takes the one that is best on tune
 ARMS = {
     f"{name}-{pooling}@{rate:g}": arm | {"pooling": pooling, "lr": rate}
-    for pooling in ("cls", "mean") for name, arm in KINDS.items() for rate in RATES[: 1 if name == "head" else None]
+    for pooling in ("cls", "mean") for name, arm in KINDS.items() for rate in RATES[: 1 if name == "head" else 3]
 }  # fmt: skip
 NAMES = [f"{name}-{pooling}" for pooling in ("cls", "mean") for name in KINDS]
 COMPARISONS = (

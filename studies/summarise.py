@@ -76,8 +76,8 @@ def _peers(path: Path, students: pd.DataFrame) -> list[pd.DataFrame]:
     found = json.loads(path.read_text(encoding="utf-8"))
     first = students[(students["arm"] == "ce") & (students["seed"] == 0)]
     classes = np.eye(len(first["logits"].iloc[0]))
-    runs = {(SETFIT, int(seed)): values for seed, values in found[SETFIT].items()}
-    runs |= {(REGRESSION, seed): found[REGRESSION] for _, seed in list(runs)}
+    runs = {(SETFIT, int(seed)): values for seed, values in found.get(SETFIT, {}).items()}
+    runs |= {(REGRESSION, int(seed)): found[REGRESSION] for seed in students["seed"].unique()}
     return [
         first.assign(arm=arm, seed=seed, logits=list(classes[np.array(values)]))
         for (arm, seed), values in runs.items()
@@ -110,6 +110,10 @@ def _mean(effects: Mapping[str, Estimate], tasks: Iterable[str]) -> dict[str, fl
     return as_numbers(mean_estimate([effects[task] for task in tasks]))
 
 
+def _reaches(runs: Runs, teacher: str) -> str:
+    return non_inferiority(runs, "kl", teacher, "head", MARGIN, ABOVE_HEAD).verdict
+
+
 def summarise(found: Mapping[str, Found]) -> dict[str, Any]:
     """Everything the page says of a regime."""
     tasks: dict[str, Any] = {}
@@ -125,7 +129,7 @@ def summarise(found: Mapping[str, Found]) -> dict[str, Any]:
             "rates": f.rates, "still rising": f.at_the_end, "predictions_sha256": f.predictions_sha256,
             "teacher over ce": as_numbers(effect(f.runs, teacher, "ce")),
             "teacher over kl": as_numbers(effect(f.runs, teacher, "kl")),
-            "kl against the teacher": non_inferiority(f.runs, "kl", teacher, "head", MARGIN, ABOVE_HEAD).verdict,
+            "kl against the teacher": _reaches(f.runs, teacher),
         }  # fmt: skip
     room = [task for task in tasks if tasks[task]["teacher over ce"]["points"] >= ROOM]
     shares = None

@@ -53,6 +53,8 @@ class Task:
         truncate: which sequence loses tokens if both are too long; ``longest`` shortens the longer one.
         columns: the columns of ``splits.METRIC_COLUMNS`` that the metrics read.
         diagnostics: extra split → its metrics. The task's models are scored on it and never trained on it.
+        pairs: whether every row has a second sequence, or none has; None where that is not known, as of
+            students older than this field.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Task:
     truncate: Literal["longest", "first", "second"] = "longest"
     columns: tuple[str, ...] = ()
     diagnostics: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    pairs: bool | None = None
 
     @property
     def num_labels(self) -> int:
@@ -77,6 +80,11 @@ class Task:
         1
         """
         return 1 if self.num_choices > 1 else self.num_labels
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the head's outputs: the labels, or one name for the score of a choice."""
+        return ("LABEL_0",) if self.num_choices > 1 else self.labels
 
     def metrics_of(self, split: str) -> tuple[str, ...]:
         """Return the names of the metrics that score a split."""

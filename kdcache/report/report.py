@@ -11,6 +11,7 @@ from kdcache.cache.location import Location
 from kdcache.cache.manifest import read_manifest
 from kdcache.digests import file_digest
 from kdcache.errors import DataError, ParamsError
+from kdcache.places import check_place
 from kdcache.project import Project, place, require, write_json
 from kdcache.report.cost import savings, timed_saving_table
 from kdcache.report.figures import draw_results
@@ -30,6 +31,7 @@ def report(project: Project) -> None:
         CacheError: its cache is gone.
     """
     params = project.section("report", ReportParams)
+    check_place(Path(project.paths.reports), "reports")
     findings = find([_read_record(project, task) for task in project.tasks], params)
     sections = build_sections(findings, ["dvc repro"], _shared_identities(project))
     made = project.scratch(__name__, project.tasks)

@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import (
@@ -14,6 +15,7 @@ from peft import (
     AutoPeftModelForSequenceClassification,
     LoraConfig,
     PeftModel,
+    PeftType,
     PrefixTuningConfig,
     PromptTuningConfig,
     TaskType,
@@ -24,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
+from kdcache.data.task import Task
 from kdcache.digests import file_digest
 from kdcache.encoder.adapters import WEIGHTS, load_trained, quiet_peft, save_adapter, save_trained
 from kdcache.encoder.batching import Encoded
@@ -32,14 +35,17 @@ from kdcache.encoder.load import load_classifier
 from kdcache.encoder.mean_pooled import HEAD, load_head, save_head
 from kdcache.encoder.parts import head_names, last_linear, take_apart, with_weights
 from kdcache.encoder.pooling import pool
+from kdcache.encoder.weights import check_weights, read_weights
 from kdcache.errors import ModelError
 from kdcache.students.about import ABOUT, About, find_backbone, read_about
 from kdcache.students.card import head_options, model_card
-from kdcache.students.methods import METHODS
+from kdcache.students.methods import METHODS, Method
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.prompts import Prompt
 from kdcache.students.student import Head, Student, predict
 
+EMBEDDINGS = "prompt_embeddings"  # a prompt's name in a file
+PEFT = re.compile(r"^base_model\.(model\.)?")  # what PEFT puts before the name of a module
 PROMPT = "prompt.safetensors"  # of a prompt that PEFT does not know
 RELOAD_ROWS = 8
 # By the precision that the student was scored in: how far its logits may be off those of the reload, in
@@ -72,9 +78,9 @@ def save_student(
     tokens = 0 if student.prompt is None else len(student.prompt())
     task, pooling = about["task"], student.backbone.pooling
     folder.mkdir(parents=True, exist_ok=True)
-    _write_weights(student, folder, backbone, base, task.num_outputs)
+    _write_weights(student, folder, backbone, base, task)
     digest = file_digest(backbone / BACKBONE_WEIGHTS)
-    known = About(student.method, base, digest, tokens, about["max_length"], task, pooling)
+    known = About(cast(Method, student.method), base, digest, tokens, about["max_length"], task, pooling)
     text = json.dumps(asdict(known), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / ABOUT).write_text(text + "\n", encoding="utf-8")
     loader = METHODS[student.method].loader(pooling)
@@ -131,32 +137,43 @@ def load_folder(folder: Path, backbone: Backbone | None = None) -> tuple[Student
     else:
         plain = load_classifier(base, outputs, seed=0)
         chain = take_apart(plain)[1]
-        weights = load_file(folder / (HEAD if facts.place == "states" else WEIGHTS))
-        for name, module in zip(head_names(plain), with_weights(chain), strict=True):
-            own = {f".{key}".partition(f".{name}.")[2]: key for key in weights if f".{name}." in f".{key}"}
-            module.load_state_dict({key: weights[whole] for key, whole in own.items()})
+        path = folder / (HEAD if facts.place == "states" else WEIGHTS)
+        modules = dict(zip(head_names(plain), with_weights(chain), strict=True))
+        wanted = {
+            f"{n}.{key}": value for n, part in modules.items() for key, value in part.state_dict().items()
+        }
+        inside = (EMBEDDINGS,) if facts.place in ("deep", "input") else ()  # the prompt lies in the same file
+        weights = {PEFT.sub("", k): v for k, v in read_weights(path).items() if k not in inside}
+        check_weights(path, weights, wanted)
+        for name, part in modules.items():
+            own = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
+            part.load_state_dict(own)
     prompt = None
     if facts.place:
-        file = PROMPT if facts.place == "states" else WEIGHTS
-        prompt = Prompt(facts.place, load_file(folder / file)["prompt_embeddings"])
+        path = folder / (PROMPT if facts.place == "states" else WEIGHTS)
+        values = {k: v for k, v in read_weights(path).items() if k == EMBEDDINGS}
+        width = shared.prompt_width(facts.place)
+        check_weights(path, values, {EMBEDDINGS: torch.empty(about.num_virtual_tokens, width)})
+        prompt = Prompt(facts.place, values[EMBEDDINGS])
     return Student(about.method, shared, prompt, Head(chain, outputs)).to(shared.device), about
 
 
 def _load_reference(folder: Path, about: About) -> Student:
     """Load a student with weights of its own."""
     outputs = about.task.num_outputs
-    whole = load_trained(folder, outputs, about.pooling)
+    whole = load_trained(folder, outputs, about.pooling, PeftType.LORA)
     encoder, chain = take_apart(whole)
     return Student(about.method, Backbone(encoder, about.pooling), None, Head(chain, outputs), whole)
 
 
-def _write_weights(student: Student, folder: Path, backbone: Path, base: str, num_outputs: int) -> None:
+def _write_weights(student: Student, folder: Path, backbone: Path, base: str, task: Task) -> None:
+    num_outputs = task.num_outputs
     mean, device = student.backbone.pooling == "mean", student.backbone.device
     student.to("cpu")
     if student.model is not None:
-        save_trained(student.model, folder, base)  # type: ignore[arg-type]
+        save_trained(student.model, folder, base, task.output_names)  # type: ignore[arg-type]
     elif student.prompt is not None and student.prompt.place == "states":
-        save_file({"prompt_embeddings": student.prompt().detach().cpu().contiguous()}, folder / PROMPT)
+        save_file({EMBEDDINGS: student.prompt().detach().cpu().contiguous()}, folder / PROMPT)
         if not mean:
             names = head_names(load_classifier(backbone, num_outputs, seed=0))
             parts = zip(names, with_weights(student.head.chain), strict=True)

@@ -127,6 +127,12 @@ class Backbone:
             )
         check_positions(self.config, max_length, num_virtual_tokens if place else 0, "the backbone")
 
+    def prompt_width(self, place: Place) -> int:
+        """Numbers per virtual token of a prompt at a place: see ``RowPrompts``."""
+        if place == "input":
+            return int(self.encoder.get_input_embeddings().weight.shape[1])
+        return self.config.num_hidden_layers * self.config.hidden_size * (2 if place == "deep" else 1)
+
     def inputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Return a batch as the encoder reads it: no segments where heads read the mean."""
         return {

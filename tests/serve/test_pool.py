@@ -260,6 +260,17 @@ def test_a_row_unlike_the_task_is_one_clear_line(name, texts, pairs, told, stude
         assert part in message
 
 
+@pytest.mark.parametrize("value", [float("inf"), 1e38])
+def test_logits_that_are_none_are_no_answer(value, home, tmp_path):
+    shutil.copytree(home / "wic-head", tmp_path / "s")
+    student = kdcache.load_student(tmp_path / "s")
+    with torch.no_grad():
+        for parameter in student.student.head.parameters():
+            parameter.fill_(value)
+    with pytest.raises(ModelError, match="finite"):
+        student.predict(["bank"], ["the river"])
+
+
 def test_loading_is_quiet_and_leaves_the_noise_as_it_was(capfd):
     before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     kdcache.load_student("wic-prefix").predict(["bank"])

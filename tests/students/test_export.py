@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 import torch
 from conftest import build_tiny_model
 from engine import TEXTS, build_rows, build_run, fit, share_off
-from transformers import AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, pipeline
 
 from kdcache.data.task import Task
 from kdcache.errors import ModelError
@@ -118,6 +120,40 @@ def test_the_code_of_the_cards_runs_where_there_is_no_kdcache(tiny_model: Path, 
         assert share_off(np.array(logits), ours) <= 1e-5
 
 
+STALE = [
+    {"id2label": {"0": "c", "1": "b", "2": "a"}, "label2id": {"c": 0, "b": 1, "a": 2}},
+    {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}, "problem_type": "regression"},
+    {"label2id": {"a": 2, "b": 1, "c": 0}, "problem_type": "multi_label_classification"},
+]
+
+
+@pytest.mark.filterwarnings("ignore:PrefixTuning")
+@pytest.mark.parametrize("stale", STALE)
+@pytest.mark.parametrize("method", ["full", "head"])
+def test_the_labels_are_the_tasks_whatever_the_base_was_trained_for(
+    tiny_model: Path, tmp_path, monkeypatch, method, stale
+):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | stale))
+    monkeypatch.chdir(tmp_path)
+    rows, folder = build_rows(Path("model")), tmp_path / "s"
+    student = trained(Path("model"), rows, method)
+    save_student(student, folder, Path("model"), ABOUT, CARD, rows.encoded)
+    names: dict = {}
+    exec(code_of(folder), names)
+    known = names["model"].config
+    assert (known.id2label, known.label2id) == ({0: "a", 1: "b", 2: "c"}, {"a": 0, "b": 1, "c": 2})
+    if method == "full":
+        AutoTokenizer.from_pretrained("model").save_pretrained(folder)
+        ask = pipeline("text-classification", str(folder), device="cpu")
+        ours = predict(student, rows.encoded, len(TEXTS))[0]
+        found = [ask({"text": a, "text_pair": b}) for a, b in zip(TEXTS, TEXTS[::-1], strict=True)]
+        assert [one["label"] for one in found] == [TASK.labels[k] for k in ours.argmax(1)]
+        p = np.exp(ours) / np.exp(ours).sum(1, keepdims=True)
+        assert np.allclose([one["score"] for one in found], p.max(1), atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["prefix", "prompt", "lora"])
 def test_folder_is_canonical_and_holds_no_pickle(tiny_model: Path, rows, tmp_path, method):
     bytes_ = []
@@ -202,6 +238,71 @@ def test_plain_peft_reads_cls_of_a_modernbert_that_says_mean(tmp_path, monkeypat
         student = trained(model, rows, "lora", pooling)
         assert save_student(student, tmp_path / pooling, model, ABOUT, CARD, rows.encoded) == {}
         assert ("classifier_pooling='cls'" in code_of(tmp_path / pooling)) == (pooling == "cls")
+
+
+WHOLE = [
+    ("full", "cls"), ("full", "mean"), ("lora", "cls"), ("lora", "mean"), ("head", "cls"),
+    ("head", "mean"), ("prefix", "cls"), ("deep_prompt", "cls"), ("prompt", "mean"),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:PrefixTuning")
+@pytest.mark.parametrize(("method", "pooling"), WHOLE)
+def test_a_student_that_is_not_whole_is_refused(tiny_model: Path, rows, tmp_path, method, pooling):
+    """A missing weight would be random, and a prompt that is not read would be dropped."""
+    student = trained(tiny_model, rows, method, pooling)
+    save_student(student, tmp_path / "whole", tiny_model, ABOUT, CARD, rows.encoded)
+    files = [path.name for path in sorted((tmp_path / "whole").glob("*.safetensors"))]
+    assert files
+
+    def refused(change) -> str:
+        shutil.rmtree(tmp_path / "s", ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", tmp_path / "s")
+        change(tmp_path / "s")
+        with pytest.raises(ModelError) as error:
+            load_folder(tmp_path / "s")
+        assert len(str(error.value).splitlines()) == 1
+        return str(error.value)
+
+    def changed(name: str, edit) -> str:
+        def change(folder: Path) -> None:
+            weights = load_file(folder / name)
+            edit(weights)
+            save_file(weights, folder / name, {"format": "pt"})
+
+        return refused(change)
+
+    for name in files:
+        keys = list(load_file(tmp_path / "whole" / name))
+        for key in keys[::9] + keys[-2:]:
+            assert key.removeprefix("base_model.").removeprefix("model.") in changed(
+                name, lambda w, k=key: w.pop(k)
+            )
+        assert key.removeprefix("base_model.").removeprefix("model.") in changed(
+            name, lambda w, k=key: w.update({k: torch.full_like(w[k], torch.nan)})
+        )
+        assert name in changed(name, lambda w, k=key: w.update({k: w[k].flatten()[1:].clone()}))
+        refused(lambda folder, n=name: (folder / n).write_bytes(b"x" * 50))
+        assert name in refused(lambda folder, n=name: (folder / n).unlink())
+
+
+def test_a_student_of_another_method_is_refused(tiny_model: Path, rows, tmp_path):
+    save_student(trained(tiny_model, rows, "prompt"), tmp_path / "s", tiny_model, ABOUT, CARD, rows.encoded)
+    path = tmp_path / "s" / "student.json"
+    about = json.loads(path.read_text())
+    other_length = about | {"num_virtual_tokens": about["num_virtual_tokens"] + 1}
+    for changed in (
+        *({**about, "method": m} for m in ("soft", "", "HEAD", "head", "prefix", "lora")),
+        other_length,
+    ):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(ModelError) as error:
+            load_folder(tmp_path / "s")
+        assert len(str(error.value).splitlines()) == 1
+    for broken in (b"", b"{", b"[]", b"\xff", b"null"):
+        path.write_bytes(broken)
+        with pytest.raises(ModelError, match=r"student\.json"):
+            load_folder(tmp_path / "s")
 
 
 def test_a_folder_without_its_backbone_is_one_line(tiny_model: Path, rows, tmp_path, monkeypatch):

@@ -137,7 +137,7 @@ def test_a_prompt_is_transferred_from_another_student(cached: Path):
     assert run("distill", "--task", "cb", "--arm", "ce", "--set", "distill.init=student:donor")[0] == 0
     assert logits(cached, "ce-0") != plain
     assert fails("distill", "--task", "cb", "--arm", "ce", "--set", "distill.init=donor") == (
-        "distill.arms.head.init: it must be separators, words or student:FOLDER, got 'donor'. "
+        "distill.arms.ce.init: it must be separators, words or student:FOLDER, got 'donor'. "
         "Leave it out for distill.init."
     )
 

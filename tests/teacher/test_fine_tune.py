@@ -1,5 +1,6 @@
 """Teacher methods: what is trained, written and refused, on tiny models of five architectures."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,27 @@ def teach(
     model, _ = fine_tune(folder, rows, LABELS, list(range(len(TEXTS))), 3, params, scratch, score)
     shutil.rmtree(scratch, ignore_errors=True)
     return model, extract(model, rows, 3, 8, CPU)[0]
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"ACCELERATE_MIXED_PRECISION": "bf16"},
+        {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"},
+        {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+        {"ACCELERATE_DYNAMO_BACKEND": "aot_eager"},
+        {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+    ],
+)
+def test_what_a_launcher_set_decides_no_bit(tiny_model: Path, tmp_path: Path, monkeypatch, others):
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_model, folder)
+    plain = teach(folder, PARAMS)[1]
+    for name, value in others.items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    assert (teach(folder, PARAMS)[1] == plain).all()
+    assert dict(os.environ) == before
 
 
 def test_full_is_the_default_and_trains_every_weight(tiny_model: Path, tmp_path: Path):

@@ -143,6 +143,8 @@ def test_lora_teacher_is_a_plain_folder(built_project):
         "identity.json", "cost.json", "folds.parquet", "probe.json",
     }  # fmt: skip
     assert identity()["weights_sha256"] == file_digest(TEACHER / "model.safetensors")
+    labels = json.loads((TEACHER / "config.json").read_text())["id2label"]
+    assert list(labels.values()) == identity()["labels"]
     run("verify", "--task", "cb")
 
 
@@ -259,7 +261,7 @@ def test_a_cross_fitted_cache_without_the_teacher_on_all_rows_is_named(tmp_path:
         ["a", "b"], ["ha", "hb"], np.array([0, 1]), np.array([0, 1], np.int8),
         np.eye(2, dtype=np.float32), np.eye(2, 4),
     )  # fmt: skip
-    identity_of_wic = {"task": "wic", "labels": ["false", "true"]}
+    identity_of_wic = {"task": "wic", "labels": ["false", "true"], "folds_sha256": ["a", "b"]}
     write_cache(tmp_path / "wic", tmp_path / "s" / "k", {"train": rows}, identity=identity_of_wic)
     with pytest.raises(CacheMissing) as error:
         load_cache(tmp_path / "wic", "train").rows.all_rows_teacher()
