@@ -3,10 +3,11 @@
 Usage: python benchmarks/peers.py MODEL DATA FOLDER TASK [TASK …]
 
 MODEL is a sentence encoder, DATA a folder that `kdcache prepare` filled. The logistic regression is
-scikit-learn's on the encoder's own sentence embeddings, C chosen on tune. SetFit (Tunstall et al., 2022) tunes
-all weights of the encoder on pairs of labelled rows, 20 pairs per row and at most 1500 steps, then fits such a
-regression; its learning rate is chosen on tune. The texts of a pair are joined by the tokenizer's separator; a
-task of choices is left out. Writes FOLDER/TASK.json: the predicted class of every validation row.
+scikit-learn's on the encoder's own sentence embeddings, C chosen on tune. SetFit (Tunstall et al., 2022)
+tunes all weights of the encoder on pairs of labelled rows, 20 pairs per row and at most 1500 steps, then
+fits such a regression; its learning rate is chosen on tune. The texts of a pair are joined by the
+tokenizer's separator; a task of choices is left out. Writes FOLDER/TASK.json: the predicted class of every
+validation row.
 """
 
 import argparse

@@ -50,8 +50,10 @@ KINDS: dict[str, dict[str, Any]] = {
 RATES = (1e-2, 3e-2, 1e-1)  # of the prompts; each kind and pooling takes the one that is best on tune
 ARMS = {
     f"{name}-{pooling}@{rate:g}": arm | {"pooling": pooling, "lr": rate}
-    for pooling in ("cls", "mean") for name, arm in KINDS.items() for rate in RATES[: 1 if name == "head" else 3]
-}  # fmt: skip
+    for pooling in ("cls", "mean")
+    for name, arm in KINDS.items()
+    for rate in RATES[: 1 if name == "head" else 3]
+}
 NAMES = [f"{name}-{pooling}" for pooling in ("cls", "mean") for name in KINDS]
 COMPARISONS = (
     ("head-mean", "head-cls"), ("ce-mean", "ce-cls"), ("kl-mean", "kl-cls"),

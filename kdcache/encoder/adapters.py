@@ -199,7 +199,7 @@ def put_adapter(model: Classifier, folder: Path, kind: PeftType) -> PeftModel | 
         raise ModelError(
             f"{folder / WEIGHTS}: it must be an adapter of its base model, got: {reason}."
         ) from None
-    check_weights(folder / WEIGHTS, found, get_peft_model_state_dict(adapted))
+    check_weights(folder / WEIGHTS, found, get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if isinstance(model, MeanPooledClassifier):
         model.encoder = adapted
         load_head(model.classifier, folder)
