@@ -1,11 +1,13 @@
-"""Write studies/larger_teacher.json from the finished projects: python studies/summarise.py
+"""Write studies/larger_teacher.json from the finished projects.
+
+Usage: python studies/summarise.py COMMIT DATE MACHINE NOTE
 
 Reads predictions, curves and metrics of few_labels, few_per_class and all_labels, and the peers that
 benchmarks/peers.py left in their folders. Each arm takes, task by task, the learning rate whose mean
 curve is highest on tune; no score on validation decides anything.
 """
 
-import hashlib
+import argparse
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+import kdcache
 from kdcache.stats.estimates import Estimate, effect, level, mean_estimate
 from kdcache.stats.runs import CACHED, MEMBER, Runs, read_runs
 from kdcache.stats.verdicts import gap_closed, non_inferiority
@@ -39,7 +42,6 @@ class Found:
     metrics: dict[str, Any]
     rates: dict[str, str]  # arm → the rate it took
     at_the_end: list[str]  # arms that are best on tune at their last step
-    predictions_sha256: str
 
 
 def read(project: Path, task: str) -> Found:
@@ -66,7 +68,7 @@ def read(project: Path, task: str) -> Found:
     peers = _peers(project / "peers" / f"{task}.json", students)
     runs = read_runs(pd.concat([students, *peers]), metrics["metric"], rows)
     rates = {name: arm.partition("@")[2] for name, arm in chosen.items() if "@" in arm}
-    return Found(runs, metrics, rates, ends, hashlib.sha256(path.read_bytes()).hexdigest())
+    return Found(runs, metrics, rates, ends)
 
 
 def _peers(path: Path, students: pd.DataFrame) -> list[pd.DataFrame]:
@@ -126,7 +128,7 @@ def summarise(found: Mapping[str, Found]) -> dict[str, Any]:
             "teacher_probe": round(100 * f.metrics["teacher"]["probe"]["validation"][f.metrics["metric"]], 2),
             "teacher": as_numbers(level(f.runs, teacher)),
             "arms": {arm: as_numbers(level(f.runs, arm)) for arm in names},
-            "rates": f.rates, "still rising": f.at_the_end, "predictions_sha256": f.predictions_sha256,
+            "rates": f.rates, "still rising": f.at_the_end,
             "teacher over ce": as_numbers(effect(f.runs, teacher, "ce")),
             "teacher over kl": as_numbers(effect(f.runs, teacher, "kl")),
             "kl against the teacher": _reaches(f.runs, teacher),
@@ -143,6 +145,10 @@ def summarise(found: Mapping[str, Found]) -> dict[str, Any]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    for name in ("commit", "date", "machine", "note"):
+        parser.add_argument(name)
+    made_by = {"kdcache": kdcache.__version__, **vars(parser.parse_args())}
     regimes: dict[str, Any] = {}
     for regime, projects in REGIMES.items():
         found = {
@@ -152,7 +158,9 @@ def main() -> None:
         }
         if found:
             regimes[regime] = summarise(found)
-    TARGET.write_text(json.dumps(regimes, indent=1) + "\n", encoding="utf-8")
+    TARGET.write_text(
+        json.dumps({"made_by": made_by, **regimes}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     print(
         f"{TARGET.name}: " + ", ".join(f"{regime} {len(r['tasks'])} tasks" for regime, r in regimes.items())
     )
