@@ -123,6 +123,8 @@ def _show_analysis(analysis: "CacheAnalysis") -> None:
     for split, probes in analysis.probes.items():
         frozen = {"the teacher's model": probes.teacher, "the students' backbone": probes.backbone}
         each = ", of ".join(f"{of} {100 * share:.1f}" for of, share in frozen.items() if share is not None)
+        if not each:
+            continue
         labels = analysis.splits[split].labels if split in analysis.splits else None
         beside = f"; the teacher {100 * labels.accuracy.value:.1f}" if labels else ""
         lines.append(f"accuracy on {split} of a linear probe, %, before any training, of {each}{beside}")

@@ -130,15 +130,12 @@ def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
-def save_teacher(
-    model: Trained, tokenizer: Any, folder: Path, base: str, outputs: Sequence[str] = UNNAMED
-) -> None:
-    """Write a trained teacher, and its tokenizer.
+def save_trained(model: Trained, folder: Path, base: str, outputs: Sequence[str] = UNNAMED) -> None:
+    """Write a classifier with trained weights of its own: a teacher, or a student that is no prompt.
 
     Args:
         model: trained. One that reads [CLS] becomes a transformers folder or an adapter. Of a mean-pooled
             one the encoder does, and its head lies beside it (see ``mean_pooled``).
-        tokenizer: of the model.
         folder: where to; made here.
         base: see ``save_adapter``.
         outputs: see ``load.save_model``; an adapter's folder has no place for them.
@@ -151,24 +148,30 @@ def save_teacher(
     if isinstance(model, MeanPooledClassifier):
         save_head(model.classifier, folder)
         write_pooling(folder, "mean", model.classifier.in_features)
-    tokenizer.save_pretrained(str(folder))
 
 
-def load_teacher(folder: Path, num_labels: int) -> Trained:
-    """Load a trained teacher: a transformers folder, or an adapter and the model that it names.
+def load_trained(
+    folder: Path, num_labels: int, pooling: Pooling, kind: PeftType = PeftType.PREFIX_TUNING
+) -> Trained:
+    """Load what ``save_trained`` wrote: a transformers folder, or an adapter and the model that it names.
 
     Args:
-        folder: as ``save_teacher`` wrote it.
+        folder: of the trained classifier.
         num_labels: outputs of the head, per sequence.
+        pooling: what the head reads.
+        kind: of the adapter, where there is one.
+
+    Returns:
+        The classifier, in eval mode.
 
     Raises:
-        ModelError: the adapter's base does not resolve, or one of them does not load.
+        ModelError: the adapter's base does not resolve, a part does not load, or the head is missing.
     """
     base = resolve(base_of(folder)) if is_adapter(folder) else folder
     whole = not is_adapter(folder)
-    model: Any = load_classifier(base, num_labels, 0, saved_pooling(folder), complete=whole)
+    model: Any = load_classifier(base, num_labels, 0, pooling, complete=whole)
     if not whole:
-        model = put_adapter(model, folder, PeftType.PREFIX_TUNING)
+        model = put_adapter(model, folder, kind)
     elif isinstance(model, MeanPooledClassifier):
         load_head(model.classifier, folder)
     return model.eval()
@@ -196,7 +199,7 @@ def put_adapter(model: Classifier, folder: Path, kind: PeftType) -> PeftModel | 
         raise ModelError(
             f"{folder / WEIGHTS}: it must be an adapter of its base model, got: {reason}."
         ) from None
-    check_weights(folder / WEIGHTS, found, get_peft_model_state_dict(adapted))
+    check_weights(folder / WEIGHTS, found, get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if isinstance(model, MeanPooledClassifier):
         model.encoder = adapted
         load_head(model.classifier, folder)

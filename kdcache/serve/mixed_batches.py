@@ -208,7 +208,8 @@ def compute_logits(requests: Sequence[Request], batch_size: int = BATCH_SIZE) ->
 def _passes(students: Sequence[Student], of: np.ndarray) -> Iterator[np.ndarray]:
     """Groups of sequences that can share forward passes: of one pooling, with prompts at one place.
 
-    Pooling parts them, since where only [CLS] is read, the last layer is computed for [CLS] only.
+    Pooling parts them: it decides where virtual tokens stand, whether segments are read, and for which
+    tokens the last layer is computed.
 
     Args:
         students: without repeats.

@@ -77,8 +77,7 @@ def write_student(
     about = {"max_length": spec.max_length, "task": task}
     card = _card(run, task, result["validation"], manifest)
     validation = splits["validation"]
-    gap = save_student(student, folder, backbone, about, card, validation.encoded)
-    result |= {} if gap is None else {"reload_gap": gap}
+    result |= save_student(student, folder, backbone, about, card, validation.encoded)
     predictions = _logits_table(validation, logits["validation"])
     pq.write_table(predictions, folder / PREDICTIONS, write_page_checksum=True)
     write_json(result, folder / RESULT)

@@ -16,7 +16,7 @@ from kdcache.cache.schema import ALL_ROWS_TEACHER, MEAN_OF_FOLDS
 from kdcache.cache.writer import Arrays, CacheWriter
 from kdcache.data.splits import sequences
 from kdcache.data.task import Task
-from kdcache.encoder.adapters import load_teacher
+from kdcache.encoder.adapters import load_trained, saved_pooling
 from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import Dtype, extract
 from kdcache.encoder.load import load_tokenizer
@@ -177,7 +177,7 @@ class Teacher:
 
     def _model(self, folder: Path) -> nn.Module:
         if self._loaded is None or self._loaded[0] != folder:
-            self._loaded = folder, load_teacher(folder, self.task.num_outputs)
+            self._loaded = folder, load_trained(folder, self.task.num_outputs, saved_pooling(folder))
         return self._loaded[1]
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from kdcache.data.splits import assign_folds, existing_splits, read_split, table_digest
 from kdcache.data.task import Task, read_task
 from kdcache.digests import SEAL, seal
-from kdcache.encoder.adapters import save_teacher
+from kdcache.encoder.adapters import save_trained
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_tokenizer, resolve, setup
 from kdcache.encoder.parts import Classifier
@@ -106,7 +106,8 @@ def train_teacher(project: Project, task_name: str) -> None:
                 base, encoded, labels, rows, task.num_outputs, replace(params, seed=seed), checkpoints,
                 score, start,
             )  # fmt: skip
-            save_teacher(model, tokenizer, folder, params.model, task.output_names)
+            save_trained(model, folder, params.model, task.output_names)
+            tokenizer.save_pretrained(str(folder))
             write_json(spent, done)
             shutil.rmtree(checkpoints)
         spent = json.loads(done.read_text())

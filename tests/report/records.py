@@ -24,6 +24,7 @@ KINDS: dict[str, tuple[str, str | None]] = {
 }  # fmt: skip
 TERMS = {"kl": ("ce", "kl"), "kl+gram": ("ce", "kl", "gram")}
 PARAMS = ReportParams()
+BLANK = '<svg viewBox="0 0 1 1"></svg>'  # stands for a figure where none is looked at: drawing takes seconds
 # True accuracy in percent, over all possible rows and seeds.
 LIFTED = {"head": 60, "ce": 66, "kl": 74, "kl+gram": 76, "feature": 66, "full": 82, "teacher": 82}
 LEVEL = dict.fromkeys(LIFTED, 70)

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, pipeline
 
 from kdcache.data.task import Task
 from kdcache.errors import ModelError
+from kdcache.students import export
 from kdcache.students.export import RELOAD_TOLERANCE, load_folder, save_student
 from kdcache.students.methods import METHODS
 from kdcache.students.prompted_backbone import Backbone
@@ -81,7 +82,7 @@ def test_a_folder_gives_the_students_logits_to_the_code_of_its_card(
     tiny_model: Path, rows, method, pooling, tmp_path
 ):
     student, folder = trained(tiny_model, rows, method, pooling), tmp_path / "s"
-    assert save_student(student, folder, tiny_model, ABOUT, CARD, rows.encoded) is None
+    assert save_student(student, folder, tiny_model, ABOUT, CARD, rows.encoded) == {}
     again, about = load_folder(folder)
     ours, _ = predict(student, rows.encoded, len(TEXTS))
     assert share_off(predict(again, rows.encoded, 4)[0], ours) <= 1e-5
@@ -174,7 +175,7 @@ def test_a_student_whose_folder_gives_other_logits_is_kept_and_marked(
 ):
     student, folder = trained(tiny_model, rows, "prefix", pooling), tmp_path / "x"
     student.head.chain[-1].register_forward_hook(lambda _m, _i, output: output + 1.0)
-    gap = save_student(student, folder, tiny_model, ABOUT, CARD, rows.encoded)
+    gap = save_student(student, folder, tiny_model, ABOUT, CARD, rows.encoded)["reload_gap"]
     assert 0.01 < gap <= 1
     assert f"| reload_gap | {gap:.2g} of" in (folder / "README.md").read_text()
     assert load_folder(folder)[1].method == "prefix"
@@ -183,12 +184,34 @@ def test_a_student_whose_folder_gives_other_logits_is_kept_and_marked(
     assert f"{gap:.2g}" in line
 
 
+@pytest.mark.parametrize("method", ["prefix", "deep_prompt", "full"])  # read by peft, kdcache, transformers
+def test_a_student_whose_folder_does_not_load_is_kept_and_marked(
+    tiny_model: Path, rows, method, tmp_path, capsys, monkeypatch
+):
+    def fail(*_arguments, **_options):
+        raise OSError("no such model\nsecond line")
+
+    student, folder = trained(tiny_model, rows, method), tmp_path / "x"
+    with monkeypatch.context() as broken:
+        for reader in ("load_folder", "_plain_logits"):
+            broken.setattr(export, reader, fail)
+        found = save_student(student, folder, tiny_model, ABOUT, CARD, rows.encoded)
+    assert found == {"reload_error": "OSError"}
+    assert "| reload_error | OSError |" in (folder / "README.md").read_text()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("x: ")]
+    assert "got OSError: no such model second line." in line
+    assert "kept" in line
+    assert (
+        share_off(predict(load_folder(folder)[0], rows.encoded)[0], predict(student, rows.encoded)[0]) <= 1e-5
+    )
+
+
 def test_the_reload_check_allows_for_the_precision_of_training(tiny_model: Path, rows, tmp_path):
     """bfloat16 is off by what it rounds, which no reload in float32 can be blamed for."""
     student = trained(tiny_model, rows, "prefix", "mean")
     student.backbone = Backbone(student.backbone.encoder, "mean", "bfloat16")
     assert student.backbone.precision == "bfloat16"
-    assert save_student(student, tmp_path / "x", tiny_model, ABOUT, CARD, rows.encoded) is None
+    assert save_student(student, tmp_path / "x", tiny_model, ABOUT, CARD, rows.encoded) == {}
     exact, half = (
         predict(load_folder(tmp_path / "x", Backbone.load(tiny_model, "mean", dtype))[0], rows.encoded)[0]
         for dtype in ("float32", "bfloat16")
@@ -213,7 +236,7 @@ def test_plain_peft_reads_cls_of_a_modernbert_that_says_mean(tmp_path, monkeypat
     rows = build_rows(model)
     for pooling in ("cls", "mean"):
         student = trained(model, rows, "lora", pooling)
-        assert save_student(student, tmp_path / pooling, model, ABOUT, CARD, rows.encoded) is None
+        assert save_student(student, tmp_path / pooling, model, ABOUT, CARD, rows.encoded) == {}
         assert ("classifier_pooling='cls'" in code_of(tmp_path / pooling)) == (pooling == "cls")
 
 

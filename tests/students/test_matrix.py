@@ -122,7 +122,7 @@ def test_it_trains_only_what_it_should_and_reloads_to_the_same_logits(
     folder = tmp_path / "student"
     about = {"task": TASK, "max_length": 32}
     card = {"task": "tiny", "arm": "a", "seed": "0"}
-    assert save_student(student, folder, part.folder, about, card, part.encoded) is None
+    assert save_student(student, folder, part.folder, about, card, part.encoded) == {}
     reloaded = load_folder(folder)[0]
     assert share_off(predict(reloaded, part.encoded, 8)[0], logits) < 1e-5
     if METHODS[method].place:  # p_tuning's MLP is gone, its sum is there
@@ -235,18 +235,21 @@ def test_segments_survive_a_prompt(tiny, architecture, place):
     assert (moved[~is_pair] == 0).all()
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize(("architecture", "place"), PLACES)
-def test_the_last_layer_for_cls_alone_is_exact(tiny, architecture, place):
+def test_the_last_layer_for_what_is_read_alone_is_exact(tiny, architecture, place, pooling):
     part = tiny(architecture)
-    fast, full = (Backbone.load(part.folder) for _ in range(2))
+    fast, full = (Backbone.load(part.folder, pooling) for _ in range(2))
     for encoder in (fast.encoder, full.encoder):
         encoder.double()
-    assert bool(fast._shortcut) == (architecture in TAKES_PREFIXES)
-    full._shortcut = []
+    assert bool(fast._last_attention) == (architecture in TAKES_PREFIXES)
+    full._last_attention = []
     batch = part.encoded.batch(range(len(FIRST)))
-    prompts = prompts_of(place, full, part.encoded, (TOKENS,))
-    for rows in (None, RowPrompts.of(place, [prompt.double() for prompt in prompts], [len(FIRST)])):
+    prompts = [prompt.double() for prompt in prompts_of(place, full, part.encoded, (TOKENS, 2))]
+    for lengths in ([len(FIRST), 0], [3, len(FIRST) - 3]):
+        rows = RowPrompts.of(place, prompts[: 1 + bool(lengths[1])], lengths[: 1 + bool(lengths[1])])
         assert (fast.pooled(batch, rows) - full.pooled(batch, rows)).abs().max() < 1e-12
+    assert (fast.pooled(batch) - full.pooled(batch)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("architecture", ENCODERS)

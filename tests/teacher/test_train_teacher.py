@@ -18,7 +18,7 @@ from kdcache.cache.reader import load_cache
 from kdcache.cache.writer import write_cache
 from kdcache.cli import app
 from kdcache.digests import file_digest, value_digest
-from kdcache.encoder.adapters import load_teacher
+from kdcache.encoder.adapters import load_trained
 from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_tokenizer
@@ -53,7 +53,7 @@ def logits_of(folder: Path, split: str) -> np.ndarray:
     """What a model of the teacher says of the prepared rows, apart from the stage."""
     rows = pq.read_table(f"data/cb/{split}.parquet").to_pydict()
     encoded = encode(load_tokenizer(TEACHER), rows["text"], rows["text_pair"], 64)
-    return extract(load_teacher(folder, 3), encoded, 3, 8, torch.device("cpu"))[0]
+    return extract(load_trained(folder, 3, "cls"), encoded, 3, 8, torch.device("cpu"))[0]
 
 
 def identity() -> dict:
