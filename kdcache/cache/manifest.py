@@ -18,8 +18,8 @@ from typing_extensions import TypedDict
 
 from kdcache.cache.location import Location
 from kdcache.cache.schema import FORMAT_VERSION, TOLERANCE, parse_columns
-from kdcache.digests import value_digest
-from kdcache.errors import CacheCorrupt, CacheMissing, CacheStale, ParamsError, nearest, shorten
+from kdcache.digests import check_seal, value_digest
+from kdcache.errors import CacheCorrupt, CacheMissing, CacheStale, ModelError, ParamsError, nearest, shorten
 from kdcache.places import IDENTITY, PLAIN_NAME
 from kdcache.project import IDENTITY_DEFAULTS
 
@@ -285,9 +285,12 @@ def check_identity(
 
 
 def read_identity_of(teacher: Path) -> dict[str, Any] | None:
-    """Read the identity in a teacher's folder; None if no teacher is there."""
+    """Read the identity in a teacher's folder; None if none is there. Raises ModelError if it has changed."""
     path = teacher / IDENTITY
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    check_seal(path, f"Run: kdcache teach --task {teacher.name}", ModelError)
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @cache

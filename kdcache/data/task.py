@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from kdcache.digests import check_seal, seal
 from kdcache.errors import DataError, ParamsError
 from kdcache.params import build
 
@@ -95,6 +96,7 @@ def write_task(task: Task, folder: Path) -> None:
     """Write ``task.json``. The same task gives the same bytes."""
     text = json.dumps(asdict(task), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / TASK).write_text(text + "\n", encoding="utf-8")
+    seal(folder / TASK)
 
 
 def read_task(folder: Path, task_name: str) -> Task:
@@ -111,6 +113,7 @@ def read_task(folder: Path, task_name: str) -> Task:
     remedy = f"Run: kdcache prepare --task {task_name}"
     if not path.is_file():
         raise DataError(f"{path}: the task is not prepared. {remedy}")
+    check_seal(path, remedy, DataError)
     try:
         return build(Task, json.loads(path.read_bytes()), TASK)
     except (ValueError, ParamsError):

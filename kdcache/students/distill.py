@@ -14,7 +14,7 @@ from kdcache.places import check_place
 from kdcache.project import Project, place, write_json
 from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.grid import Grid
-from kdcache.students.results import gather_predictions, mean_curves, summarise
+from kdcache.students.results import gather_predictions, mean_curves, sealed, summarise
 from kdcache.students.unfinished import still_rising
 
 
@@ -34,12 +34,14 @@ def distill(project: Project, task_name: str) -> None:
     scratch, made = grid.scratch, grid.scratch / "students"
     results = grid.train(list(grid.specs), grid.params.seeds, made)
     finished = _finished(results)
-    write_json(summarise(results, grid.task, grid.splits, grid.manifest), scratch / "metrics.json")
     curves = mean_curves(finished)
     _warn_of_unfinished(grid, curves)
     curves.to_csv(scratch / "curves.csv", index=False, lineterminator="\n")
     predictions = gather_predictions(finished, grid.splits["validation"], made)
     pq.write_table(predictions, scratch / "predictions.parquet", write_page_checksum=True)
+    summary = summarise(results, grid.task, grid.splits, grid.manifest)
+    summary = sealed(summary, scratch / "curves.csv", scratch / "predictions.parquet")
+    write_json(summary, scratch / "metrics.json")
     place(made, Path(paths.students) / task_name)
     place(scratch / "metrics.json", Path(paths.metrics) / f"{task_name}.json")
     place(scratch / "curves.csv", Path(paths.curves) / f"{task_name}.csv")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from kdcache.data.splits import table_digest
 from kdcache.data.task import Task
-from kdcache.digests import RowsDigest, file_digest, value_digest
+from kdcache.digests import SEAL, RowsDigest, check_seal, file_digest, value_digest
 from kdcache.encoder import adapters
 from kdcache.encoder.load import WEIGHTS, config_digest, resolve
 from kdcache.encoder.mean_pooled import HEAD
@@ -137,6 +137,9 @@ def read_identity(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: a file has changed, or the base model of an adapter.
     """
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".json" and path.name != SEAL:
+            check_seal(path, f"Run: kdcache teach --task {folder.name}", ModelError)
     identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
     found = describe_teacher(folder, len(identity["folds_sha256"]), identity.get("ensemble", 1))
     for name, value in found.items():

@@ -14,6 +14,7 @@ from torch import nn
 
 from kdcache.data.splits import assign_folds, existing_splits, read_split, table_digest
 from kdcache.data.task import Task, read_task
+from kdcache.digests import SEAL, seal
 from kdcache.encoder.adapters import save_trained
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_tokenizer, resolve, setup
@@ -116,6 +117,9 @@ def train_teacher(project: Project, task_name: str) -> None:
     write_json(cost, made / COST)
     place(scratch / PROBE, made / PROBE)
     write_folds(train, folds, made)
+    for path in sorted(made.glob("*.json")):
+        if path.name != SEAL:
+            seal(path)
     place(made, Path(project.paths.teacher) / task_name)
     shutil.rmtree(scratch)
 

@@ -19,6 +19,7 @@ from conftest import fails, run
 from kdcache.cache import writer
 from kdcache.cache.reader import load_cache
 from kdcache.cache.verify import verify_cache
+from kdcache.digests import seal
 from kdcache.errors import CacheCorrupt, CacheMissing
 from kdcache.teacher import extraction
 
@@ -115,6 +116,8 @@ def test_verify_asks_the_teacher_again(cached):
     identity_path = Path("models/teacher/cb/identity.json")
     other = json.loads(identity_path.read_text()) | {"folds_sha256": ["0", "1"]}
     identity_path.write_text(json.dumps(other))
+    assert fails("verify", "--task", "cb").endswith("Run: kdcache teach --task cb")  # its digest is another
+    seal(identity_path)
     assert fails("verify", "--task", "cb").startswith("cache of cb: teacher folds_sha256 must be [")
 
 

@@ -1,6 +1,7 @@
 """The page: whole in itself, the same bytes for the same inputs, readable without eyes."""
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -193,6 +194,25 @@ def test_missing_predictions_are_one_line(tmp_path, monkeypatch):
     Path("predictions/wic.parquet").unlink()
     with pytest.raises(DataError, match=r"^predictions/wic.parquet: .*Run: dvc repro distill@wic$"):
         report(Project.load())
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics/wic.json", "curves/wic.csv", "predictions/wic.parquet", "data/wic/validation.parquet"]
+)
+def test_a_flipped_bit_of_what_the_report_reads_is_found(tmp_path, monkeypatch, name):
+    write_project(tmp_path / "p", [build_record(LIFTED, rows=20)])
+    monkeypatch.chdir(tmp_path / "p")
+    path, rng = Path(name), random.Random(0)
+    whole = path.read_bytes()
+    for _ in range(40):
+        position = rng.randrange(len(whole))
+        path.write_bytes(
+            whole[:position] + bytes([whole[position] ^ 1 << rng.randrange(8)]) + whole[position + 1 :]
+        )
+        with pytest.raises(DataError, match=r"Run: (dvc repro distill@wic|kdcache prepare --task wic)$"):
+            report(Project.load())
+    path.write_bytes(whole)
+    report(Project.load())
 
 
 def test_comparisons_of_params_stand_in_the_report(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from test_fine_tune import LABELS, LORA, PARAMS, PREFIX, TEXTS, rows_of
 from transformers import AutoModel
 
 from kdcache.cache.manifest import read_manifest
+from kdcache.digests import seal
 from kdcache.encoder.adapters import adapter_of, load_trained, save_trained
 from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
@@ -196,6 +197,7 @@ def test_a_teacher_made_before_there_was_a_choice_reads_cls(built_project):
     old = identity()
     assert old.pop("pooling") == "cls"
     (TEACHER / "identity.json").write_text(json.dumps(old))
+    seal(TEACHER / "identity.json")
     (TEACHER / "probe.json").unlink()
     assert run("verify", "--task", "cb")[0] == 0  # the cache says cls, the teacher nothing
     assert run("cache", "--task", "cb")[0] == 0
@@ -203,6 +205,7 @@ def test_a_teacher_made_before_there_was_a_choice_reads_cls(built_project):
     assert "pooling" not in manifest.identity
     assert manifest.probe is None
     (TEACHER / "identity.json").write_text(json.dumps({**old, "pooling": "cls"}))
+    seal(TEACHER / "identity.json")
     assert run("verify", "--task", "cb")[0] == 0  # and the other way round
     assert "must pool by mean" in fails("cache", "--task", "cb", "--set", "train_teacher.pooling=mean")
 

@@ -107,7 +107,7 @@ def test_prefix_teacher_is_an_adapter_that_the_cache_is_made_of(built_project):
     chain("teach")
     assert {path.name for path in TEACHER.glob("*.*")} == {
         "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "identity.json", "cost.json", "folds.parquet", "probe.json",
+        "identity.json", "cost.json", "folds.parquet", "probe.json", "digests.json",
     }  # fmt: skip
     names = ("adapter_model.safetensors", "fold-1/adapter_model.safetensors")
     base = file_digest(Path("tiny/model.safetensors"))
@@ -140,7 +140,7 @@ def test_lora_teacher_is_a_plain_folder(built_project):
     chain("teach", "cache")
     assert {path.name for path in TEACHER.iterdir()} == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "identity.json", "cost.json", "folds.parquet", "probe.json",
+        "identity.json", "cost.json", "folds.parquet", "probe.json", "digests.json",
     }  # fmt: skip
     assert identity()["weights_sha256"] == file_digest(TEACHER / "model.safetensors")
     labels = json.loads((TEACHER / "config.json").read_text())["id2label"]
