@@ -151,7 +151,11 @@ def save_trained(model: Trained, folder: Path, base: str, outputs: Sequence[str]
 
 
 def load_trained(
-    folder: Path, num_labels: int, pooling: Pooling, kind: PeftType = PeftType.PREFIX_TUNING
+    folder: Path,
+    num_labels: int,
+    pooling: Pooling,
+    kind: PeftType = PeftType.PREFIX_TUNING,
+    base: Path | None = None,
 ) -> Trained:
     """Load what ``save_trained`` wrote: a transformers folder, or an adapter and the model that it names.
 
@@ -160,6 +164,7 @@ def load_trained(
         num_labels: outputs of the head, per sequence.
         pooling: what the head reads.
         kind: of the adapter, where there is one.
+        base: folder of the model it adapts; None resolves the one that the adapter names.
 
     Returns:
         The classifier, in eval mode.
@@ -167,8 +172,9 @@ def load_trained(
     Raises:
         ModelError: the adapter's base does not resolve, a part does not load, or the head is missing.
     """
-    base = resolve(base_of(folder)) if is_adapter(folder) else folder
     whole = not is_adapter(folder)
+    if base is None:
+        base = folder if whole else resolve(base_of(folder))
     model: Any = load_classifier(base, num_labels, 0, pooling, complete=whole)
     if not whole:
         model = put_adapter(model, folder, kind)

@@ -119,7 +119,7 @@ def load_folder(folder: Path, backbone: Backbone | None = None) -> tuple[Student
     about = read_about(folder)
     outputs, facts = about.task.num_outputs, METHODS[about.method]
     if about.method == "full":
-        return _load_reference(folder, about), about
+        return _load_reference(folder, folder, about), about
     base = find_backbone(folder, about)
     if (found := file_digest(base / BACKBONE_WEIGHTS)) != about.backbone_sha256:
         raise ModelError(
@@ -127,7 +127,7 @@ def load_folder(folder: Path, backbone: Backbone | None = None) -> tuple[Student
             f"got {found}. The backbone was made again since: train the student again."
         )
     if facts.own_weights:
-        return _load_reference(folder, about), about
+        return _load_reference(folder, base, about), about
     shared = backbone.read_by(about.pooling) if backbone else Backbone.load(base, about.pooling)
     chain: list[nn.Module]
     if about.pooling == "mean":
@@ -158,10 +158,10 @@ def load_folder(folder: Path, backbone: Backbone | None = None) -> tuple[Student
     return Student(about.method, shared, prompt, Head(chain, outputs)).to(shared.device), about
 
 
-def _load_reference(folder: Path, about: About) -> Student:
-    """Load a student with weights of its own."""
+def _load_reference(folder: Path, base: Path, about: About) -> Student:
+    """Load a student with weights of its own, whose encoder lies in ``base``."""
     outputs = about.task.num_outputs
-    whole = load_trained(folder, outputs, about.pooling, PeftType.LORA)
+    whole = load_trained(folder, outputs, about.pooling, PeftType.LORA, base)
     encoder, chain = take_apart(whole)
     return Student(about.method, Backbone(encoder, about.pooling), None, Head(chain, outputs), whole)
 
