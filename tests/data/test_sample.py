@@ -73,11 +73,12 @@ def test_copa_is_balanced_and_its_files_share_no_sentence():
 def test_wic_has_its_words_senses_and_sentences():
     rows = {split: raw_rows("WiC", split) for split in ("train", "unlabelled", "val")}
     words = {split: {row["word"] for row in part} for split, part in rows.items()}
-    assert {split: len(part) for split, part in words.items()} == {"train": 44, "unlabelled": 64, "val": 40}
+    assert {split: len(part) for split, part in words.items()} == {"train": 44, "unlabelled": 104, "val": 40}
     assert words["train"] < words["unlabelled"]
     assert not words["unlabelled"] & words["val"]
     assert len(sentences(rows["val"])) == 40 * 2 * 4
-    assert len(sentences(rows["unlabelled"])) == 64 * 2 * 4
+    assert not sentences(rows["unlabelled"]) & sentences(rows["val"])
+    assert set(Counter(row["word"] for row in rows["unlabelled"]).values()) == {3}
     for split in ("train", "val"):  # every sentence is in as many true as false pairs
         balance = Counter()
         for row in rows[split]:
@@ -110,7 +111,7 @@ def test_rows_without_a_label_are_no_labelled_rows(folder, keys):
 
 def test_calls_have_few_labels_and_share_no_frame_across_splits():
     rows = {split: raw_rows("Calls", split) for split in ("train", "tune", "unlabelled", "val")}
-    for split, per_office in (("train", 8), ("tune", 4), ("val", 60)):
+    for split, per_office in (("train", 8), ("tune", 8), ("val", 30)):
         assert set(Counter(row["office"] for row in rows[split]).values()) == {per_office}
     assert len({row["office"] for row in rows["val"]}) == 10
     assert len(rows["unlabelled"]) == 1000
@@ -119,4 +120,5 @@ def test_calls_have_few_labels_and_share_no_frame_across_splits():
     texts = [row["text"] for part in rows.values() for row in part]
     assert len(set(texts)) == len(texts)
     assert sum(map(len, frames.values())) == len(set().union(*frames.values()))
+    assert len(frames["val"]) == len(rows["val"])  # each row is a draw of its own
     assert set(examples("calls")) == {"train", "tune", "validation", "unlabelled"}
