@@ -6,6 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from kdcache.errors import KdcacheError
+
+SEAL = "digests.json"  # file name → sha256, of files that later stages read
+
 
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes, as 64 hexadecimal digits."""
@@ -16,6 +20,29 @@ def file_digest(path: Path) -> str:
 def stream_digest(file: Any) -> str:
     """sha256 of what is left in an open file."""
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(path: Path) -> None:
+    """Write the digest of a file beside it, among those of the other files there."""
+    beside = path.parent / SEAL
+    known = json.loads(beside.read_bytes()) if beside.is_file() else {}
+    text = json.dumps(known | {path.name: file_digest(path)}, indent=2, sort_keys=True)
+    beside.write_text(text + "\n", encoding="utf-8")
+
+
+def check_seal(path: Path, remedy: str, error: type[KdcacheError]) -> Path:
+    """Return a file that has the digest that was written beside it.
+
+    Raises:
+        error: it has another one, or none was written; ends with the remedy.
+    """
+    try:
+        wanted = json.loads((path.parent / SEAL).read_bytes())[path.name]
+    except (OSError, ValueError, KeyError, TypeError):
+        wanted = "none"
+    if (found := file_digest(path)) != wanted:
+        raise error(f"{path}: its sha256 must be {wanted} as in {SEAL}, got {found}. {remedy}")
+    return path
 
 
 def value_digest(value: Any) -> str:

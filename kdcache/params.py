@@ -7,7 +7,6 @@ pydantic checks them; this module turns what it finds into one line per key, and
 import dataclasses
 import json
 import math
-import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import yaml
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from kdcache.errors import ParamsError, nearest, shorten
+from kdcache.plain_yaml import parse_yaml
 
 T = TypeVar("T")
 
@@ -86,17 +85,6 @@ PositiveFloat = Annotated[float, Range(0, above=True)]
 NonNegativeFloat = Annotated[float, Range(0)]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads ``3e-3`` as a string; DVC, and people, read it as a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
 def read_params(path: str | Path = "params.yaml", overrides: Iterable[str] = ()) -> dict[str, Any]:
     """Read params.yaml and apply ``section.key=value`` overrides.
 
@@ -150,21 +138,6 @@ def build(cls: type[T], values: Any, where: str) -> T:
     except ValidationError as error:
         problems = error.errors(include_url=False)
     raise ParamsError("\n".join(_lines(cls, json.loads(text), where, problems)))
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML whose numbers people write: 3e-3 is one.
-
-    Raises:
-        ParamsError: it does not parse; names the line.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it does not parse"
-        raise ParamsError(f"{where}{line}: the text must be YAML, got an error: {problem}.") from None
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

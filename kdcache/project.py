@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -19,12 +20,14 @@ from kdcache.code import STAGES, code_digest
 from kdcache.digests import value_digest
 from kdcache.errors import CacheError, KdcacheError, ParamsError, missing_extra, nearest
 from kdcache.params import Count, build, read_params
+from kdcache.places import check_place, kind_of, require_plain
 
 T = TypeVar("T")
 
-# The file in a teacher's folder that identifies it. Its fields are copied into the cache's manifest.
-IDENTITY = "identity.json"
 IDENTITY_DEFAULTS = {"pooling": "cls"}  # of fields that identities did not always have
+SCRATCH = re.compile(r"[a-z_]+-[0-9a-f]{16}")  # what clean removes; a lock is of a cache
+LOCKS = "cache-*-????????.lock"
+
 # The file in the backbone's folder that says how it was made, and what probes read from it.
 BACKBONE_RECORD = "shrink.json"
 
@@ -80,6 +83,8 @@ class Project:
         """
         raw = read_params(overrides=overrides)
         top = build(_TopLevel, {k: raw[k] for k in ("tasks", "threads", "paths") if k in raw}, "params")
+        for task in top.tasks:
+            require_plain(task, "tasks")
         return cls(raw, top.tasks, top.threads, top.paths)
 
     def only(self, tasks: Iterable[str]) -> "Project":
@@ -116,7 +121,13 @@ class Project:
 
 
 def place(made: Path, target: Path) -> None:
-    """Move a finished file or folder into place; what was there before goes only then."""
+    """Move a finished file or folder into place; what was there before goes only then.
+
+    Raises:
+        ParamsError: see ``check_place``.
+    """
+    if target.is_dir():
+        check_place(target, kind_of(made))
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_dir():
         old = made.parent / f"{made.name}.replaced"
@@ -135,7 +146,7 @@ def write_json(value: Any, path: Path) -> None:
 
 
 def clean(project: Project) -> int:
-    """Remove everything in the scratch folder but the locks.
+    """Remove what interrupted runs left in the scratch folder, and nothing else that may lie there.
 
     Returns:
         How many bytes were freed.
@@ -145,7 +156,7 @@ def clean(project: Project) -> int:
     """
     root = Path(project.paths.scratch)
     with contextlib.ExitStack() as held:
-        for path in sorted(root.glob("*.lock")):
+        for path in sorted(root.glob(LOCKS)):
             try:
                 held.enter_context(filelock.FileLock(path).acquire(timeout=0))
             except filelock.Timeout:
@@ -154,7 +165,7 @@ def clean(project: Project) -> int:
                 ) from None
         freed = 0
         for path in sorted(root.glob("*")):
-            if path.is_dir():
+            if path.is_dir() and SCRATCH.fullmatch(path.name) and not path.is_symlink():
                 freed += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
                 shutil.rmtree(path)
     return freed

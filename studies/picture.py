@@ -1,4 +1,4 @@
-"""Draw docs/results.svg from the studies' results.json: python studies/picture.py"""
+"""Draw docs/results.svg from studies/larger_teacher.json: python studies/picture.py"""
 
 import json
 from pathlib import Path
@@ -11,36 +11,21 @@ from matplotlib import pyplot
 
 STUDIES = Path(__file__).parent
 TARGET = STUDIES.parent / "docs" / "results.svg"
-TITLES = (
-    "distillation (kl)\nover cross-entropy (ce)",
-    "full tuning\nover cross-entropy (ce)",
-    "kl+gram\nover kl",
-)
+PANELS = {
+    ("kl", "ce"): "distillation (kl)\nover cross-entropy (ce)",
+    ("kl", "SetFit"): "distilled prompts (kl)\nover SetFit",
+    ("kl+gram", "kl"): "inter-instance loss (kl+gram)\nover kl",
+}
 MEAN = "mean"
-KL, FULL, GRAM = ("kl", "ce"), ("full", "ce"), ("kl+gram", "kl")  # arm, over
-SHORT = ("kl", "ce@2")
-# label, file, task or the mean over tasks, then a pair of arms per panel
-ROWS = (
-    ("clinc150, six layers", "equal_steps/results.json", "clinc150", KL, ("full@20", "ce"), None),
-    ("subj, six layers", "new_rows/results.json", "subj", KL, FULL, GRAM),
-    ("ag_news, six layers", "new_rows/results.json", "ag_news", KL, FULL, GRAM),
-    ("banking77, three layers", "banking77/results.json", "banking77", KL, FULL, GRAM),
-    ("clinc150, three layers, ce of 6 epochs", "three_layers/results.json", "clinc150", KL, FULL, GRAM),
-    ("SuperGLUE, four tasks, three layers", "superglue/results.json", MEAN, KL, None, GRAM),
-    ("subj, six layers, 32 labels", "archive/labels_32.json", "subj", SHORT, None, GRAM),
-    ("ag_news, six layers, 32 labels", "archive/labels_32.json", "ag_news", SHORT, None, GRAM),
-)
+ROWS = ("subj", "ag_news", "banking77", "mrpc", "wic", MEAN)
 
 
-def read_effect(file: str, task: str, arm: str, over: str) -> dict[str, float]:
-    """Points, low and high of an arm over another on a task, or in the mean over tasks."""
-    for comparison in json.loads((STUDIES / file).read_text(encoding="utf-8"))["comparisons"]:
+def read_effects(results: dict[str, Any], arm: str, over: str) -> dict[str, dict[str, float]]:
+    """Task, or the mean over tasks → points, low and high of an arm over another."""
+    for comparison in results["comparisons"]:
         if (comparison["arm"], comparison["over"]) == (arm, over):
-            effects = {**comparison["tasks"], MEAN: comparison.get("mean")}
-            if effect := effects.get(task):
-                found: dict[str, float] = effect
-                return found
-    raise SystemExit(f"studies/{file} does not compare {arm} with {over} on {task}.")
+            return {**comparison["tasks"], MEAN: comparison[MEAN]}
+    raise SystemExit(f"studies/larger_teacher.json does not compare {arm} with {over}.")
 
 
 def draw_effect(panel: Any, y: int, effect: dict[str, float]) -> None:
@@ -53,18 +38,20 @@ def draw_effect(panel: Any, y: int, effect: dict[str, float]) -> None:
 
 
 def draw(path: Path) -> None:
-    """Draw one row per study and task; the same numbers give the same picture."""
+    """Draw one row per task; the same numbers give the same picture."""
+    results = json.loads((STUDIES / "larger_teacher.json").read_text(encoding="utf-8"))["few labels"]
     with matplotlib.rc_context({"svg.hashsalt": "kdcache", "svg.fonttype": "none", "font.size": 9}):
-        figure, panels = pyplot.subplots(1, 3, figsize=(9, 3.4), sharey=True, layout="constrained")
-        for panel, title, k in zip(panels, TITLES, range(3), strict=True):
+        figure, panels = pyplot.subplots(1, 3, figsize=(9, 2.8), sharey=True, layout="constrained")
+        for panel, (pair, title) in zip(panels, PANELS.items(), strict=True):
             panel.axvline(0, color="0.6", linewidth=1, linestyle=":")
+            effects = read_effects(results, *pair)
             for y, row in enumerate(ROWS):
-                if pair := row[3 + k]:
-                    draw_effect(panel, y, read_effect(row[1], row[2], *pair))
+                if row in effects:
+                    draw_effect(panel, y, effects[row])
             panel.set_title(title, fontsize=10)
             panel.spines[["top", "right", "left"]].set_visible(False)
             panel.tick_params(axis="y", length=0)
-        panels[0].set_yticks(range(len(ROWS)), [row[0] for row in ROWS])
+        panels[0].set_yticks(range(len(ROWS)), [*ROWS[:-1], "mean of these tasks"])
         panels[0].set_ylim(len(ROWS) - 0.5, -0.5)
         panels[1].set_xlabel("points of accuracy with 95% intervals; grey: the interval holds 0")
         figure.patch.set_facecolor("white")

@@ -1,6 +1,7 @@
 """Tiny models built from a config, never downloaded, a project folder around them, and its commands."""
 
 import contextlib
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -148,6 +149,12 @@ def fails(*arguments: str) -> str:
     assert code == 1
     assert len(error.splitlines()) == 1, error
     return error.strip()
+
+
+def pytest_collection_finish() -> None:
+    """Hide what is imported by now from the collector: the Trainer calls it at each end of training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

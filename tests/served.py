@@ -36,7 +36,8 @@ def make_student(
         for parameter in [*student.tuned, *student.head_parameters]:
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
     about = {"max_length": max_length, "task": task}
-    save_student(student, folder, backbone, about, {"task": task.name, "arm": "x", "seed": "0"}, probe)
+    card = {"task": task.name, "arm": "x", "seed": "0"}
+    assert save_student(student, folder, backbone, about, card, probe) == {}
     return folder
 
 

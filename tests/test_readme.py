@@ -24,7 +24,7 @@ def test_the_two_commands_stand_on_lines_of_their_own():
     first = [block.strip() for block in blocks("sh")[:2]]
     assert first == [
         'pip install -e ".[sample]" -c constraints.txt && dvc repro',
-        'pip install -e ".[test]" -c constraints.txt && pytest',
+        'pip install -e ".[test]" -c constraints.txt && pytest -n 2 --dist loadfile',
     ]
 
 

@@ -24,7 +24,8 @@ from kdcache.teacher.cache_teacher import CacheTeacherParams
 from kdcache.teacher.fine_tune import TrainTeacherParams
 
 STUDIES = sorted(path.parent for path in (ROOT / "studies").glob("*/params.yaml"))
-RESULTS = sorted([*ROOT.glob("studies/*/results.json"), *ROOT.glob("studies/archive/*.json")])
+ARCHIVE = sorted(ROOT.glob("studies/archive/*.json"))
+LARGER = ROOT / "studies" / "larger_teacher.json"
 SECTIONS = {
     "prepare": PrepareParams,
     "train_teacher": TrainTeacherParams,
@@ -33,10 +34,6 @@ SECTIONS = {
     "distill": DistillParams,
     "report": ReportParams,
 }
-
-
-def name_of(path: Path) -> str:
-    return path.parent.name if path.name == "results.json" else path.stem
 
 
 @pytest.mark.parametrize("folder", [ROOT, *STUDIES], ids=lambda path: path.name)
@@ -59,25 +56,32 @@ def test_a_study_is_a_project_of_its_own(study):
             assert (study / params["paths"]["tasks"] / f"{task}.toml").is_file()
 
 
-@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
-def test_results_are_of_the_arms_in_params(study):
-    params = read_params(study / "params.yaml")
-    results = json.loads((study / "results.json").read_text(encoding="utf-8"))
-    assert list(results["tasks"]) == params["tasks"]
-    arms = {arm for task in results["tasks"].values() for arm in task["arms"]}
-    assert arms == set(params["distill"]["arms"])
-    assert results["roles"] == {role: params["report"][role] for role in ("control", "baseline", "upper")}
-    planned = [(c["arm"], c["over"]) for c in results["comparisons"] if c.get("place") == "primary"]
-    assert planned == [tuple(params["report"]["comparisons"][0])]
-    first_lines = (study / "params.yaml").read_text(encoding="utf-8").split("\ntasks:")[0]
-    made_by = results["made_by"]
-    assert f"kdcache {made_by['kdcache']} (commit {made_by['commit']})" in first_lines
+def test_results_are_of_tasks_and_arms_of_the_projects():
+    projects = {"few labels": ("few_labels", "few_per_class"), "all labels": ("all_labels",)}
+    results = json.loads(LARGER.read_text(encoding="utf-8"))
+    made_by = results.pop("made_by")
+    assert {"kdcache", "commit", "date", "machine", "note"} == made_by.keys()
+    for regime, found in results.items():
+        params = [read_params(ROOT / "studies" / name / "params.yaml") for name in projects[regime]]
+        planned = {arm.partition("@")[0] for project in params for arm in project["distill"]["arms"]}
+        for task, facts in found["tasks"].items():
+            (project,) = (p for p in params if task in p["tasks"])
+            assert facts["arms"].keys() <= planned | {"SetFit", "logistic regression"}
+            assert {f"{arm}@{rate}" for arm, rate in facts["rates"].items()} <= project["distill"][
+                "arms"
+            ].keys()
+            for comparison in found["comparisons"]:
+                arm, over, effects = comparison["arm"], comparison["over"], comparison["tasks"]
+                if task in effects:
+                    difference = facts["arms"][arm]["points"] - facts["arms"][over]["points"]
+                    assert effects[task]["points"] == pytest.approx(difference, abs=1e-3)
+                    assert effects[task]["low"] < effects[task]["points"] < effects[task]["high"]
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=name_of)
-def test_results_say_what_made_them_and_agree_with_themselves(path):
+@pytest.mark.parametrize("path", ARCHIVE, ids=lambda path: path.stem)
+def test_archived_results_say_what_made_them_and_agree_with_themselves(path):
     results = json.loads(path.read_text(encoding="utf-8"))
-    assert results["study"] == name_of(path)
+    assert results["study"] == path.stem
     assert {"kdcache", "commit", "date", "machine", "rerun", "note"} == results["made_by"].keys()
     for task in results["tasks"].values():
         for arm in task["arms"].values():
@@ -121,34 +125,35 @@ def test_each_interval_that_is_quoted_was_found(name):
     quoted = set(QUOTED.findall(text))
     known = {
         interval
-        for path in [*RESULTS, ROOT / "reports" / "results.json"]
+        for path in [*ARCHIVE, LARGER, ROOT / "reports" / "results.json"]
         for interval in intervals(json.loads(path.read_text(encoding="utf-8")))
     }
     assert quoted - known == set()
     assert "95% CI" not in QUOTED.sub("", text)  # none is written in a form that is not checked
     if name == "docs/results.md":
-        assert len(quoted) > 10
+        assert len(quoted) > 8
 
 
-def test_table_of_results_shows_the_results():
-    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| (\w+ \| \d+ \| .*) \|$", text, flags=re.MULTILINE)
-    assert {study for study, _ in rows} == {study.name for study in STUDIES}
-    for study, row in rows:
-        results = json.loads((ROOT / "studies" / study / "results.json").read_text(encoding="utf-8"))
-        name, _, steps, *scores, effect = row.split(" | ")
-        task = results["tasks"][name]
-        metric, arms = task["metric"], task["arms"]
-        assert steps == f"{arms['ce']['steps']}, {arms['kl']['steps']}"
-        wanted = [arms[a][metric]["mean"] if a in arms else None
-                  for a in ("head", "ce", "kl", "kl+gram", results["roles"]["upper"])]  # fmt: skip
-        teacher = task.get("teacher", {})
-        single = teacher["single"][metric]["mean"] if "single" in teacher else None
-        wanted.append(single or teacher.get("all_rows", {}).get(metric))
-        assert scores == ["–" if value is None else shown(value) for value in wanted]
-        (found,) = (c["tasks"][name] for c in results["comparisons"]
-                    if (c["arm"], c["over"]) == ("kl", "ce") and name in c["tasks"])  # fmt: skip
-        assert QUOTED.findall(effect) == list(intervals(found))
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_table_of_results_shows_the_results(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    header = re.search(r"^\| task \| labels \|.*\|$", text, flags=re.MULTILINE)
+    assert header
+    columns = [name.strip("` ") for name in header[0].strip("| ").split("|")]
+    found = json.loads(LARGER.read_text(encoding="utf-8"))["few labels"]
+    (comparison,) = (c for c in found["comparisons"] if (c["arm"], c["over"]) == ("kl", "ce"))
+    for task, facts in found["tasks"].items():
+        row = re.search(rf"^\| {task} \| (.*) \|$", text, flags=re.MULTILINE)
+        assert row, task
+        cells = dict(zip(columns, [task, *row[1].split(" | ")], strict=True))
+        wanted = {arm: facts["arms"][arm]["points"] for arm in facts["arms"] if arm in columns}
+        wanted |= {"teacher": facts["teacher"]["points"], "teacher's probe": facts["teacher_probe"]}
+        wanted |= {"majority": facts["majority"]} if "majority" in columns else {}
+        assert {name: cells[name] for name in wanted} == {
+            name: shown(value) for name, value in wanted.items()
+        }
+        assert int(cells["labels"]) == facts["rows"]["train"]
+        assert QUOTED.findall(cells["kl` over `ce"]) == list(intervals(comparison["tasks"][task]))
 
 
 @pytest.mark.slow
@@ -160,11 +165,11 @@ def test_picture_of_results_is_drawn_from_the_results(tmp_path):
         re.findall(r"<text[^>]*>([^<]+)</text>", path.read_text(encoding="utf-8"))
         for path in (tmp_path / "results.svg", ROOT / "docs" / "results.svg")
     )
-    assert "+3.1" in kept
+    assert "+3.5" in kept
     assert drawn == kept
     assert (ROOT / "docs" / "results.svg").stat().st_size < 60_000
-    with pytest.raises(SystemExit, match="kl with feature_mse on subj"):
-        picture["read_effect"]("new_rows/results.json", "subj", "kl", "feature_mse")
+    with pytest.raises(SystemExit, match="kl with head"):
+        picture["read_effects"]({"comparisons": []}, "kl", "head")
 
 
 @pytest.mark.slow
@@ -172,21 +177,22 @@ def test_picture_of_results_is_drawn_from_the_results(tmp_path):
 def test_a_study_runs_in_its_own_folder(tmp_path: Path):
     """A study is a folder below the project; its pipeline and tasks are symbolic links."""
     project = make_project(tmp_path / "project")
-    write_powered(tmp_path / "rows")
     study = project / "studies" / "two"
     study.mkdir(parents=True)
+    write_powered(project / "studies" / "data")
     shutil.copytree(ROOT / "studies" / "tasks", project / "studies" / "tasks")
     shutil.copy(ROOT / "dvc.yaml", study)
     (study / "pipeline").symlink_to("../../pipeline")
     (study / "tasks").symlink_to("../tasks")
-    source = read_params(ROOT / "studies" / "banking77" / "params.yaml")
+    source = read_params(ROOT / "studies" / "few_labels" / "params.yaml")
     tiny = tiny_params(str(project / "tiny"))
-    arms = {name: source["distill"]["arms"][name] for name in ("head", "ce", "full", "kl", "kl+gram")}
+    kept = ("head", "ce@3e-2", "full", "kl@3e-2", "kl+gram@3e-2")
+    arms = {name.partition("@")[0]: source["distill"]["arms"][name] for name in kept}
     params = {
         **tiny, "tasks": ["cola", "mrpc"], "paths": source["paths"],
-        "report": {**source["report"], "comparisons": [["kl+gram", "kl"]]},
+        "report": {**source["report"], "baseline": "ce", "comparisons": [["kl+gram", "kl"]]},
         "prepare": {
-            **source["prepare"], "path": "../../../rows", "max_rows": {"train": 32}, "tune_fraction": 0.25,
+            **source["prepare"], "max_rows": {"train": 32}, "tune_fraction": 0.25,
         },
         "train_teacher": {**tiny["train_teacher"], "folds": 0, "ensemble": 2},
         "distill": {**tiny["distill"], "arms": arms, "seeds": [0]},

@@ -41,7 +41,7 @@ def describe_analysis(analysis: CacheAnalysis) -> str:
     if "train" not in analysis.splits:
         return "This cache has no train split, so it can score students but not train them."
     warnings = [_little_entropy(analysis) or _memory(analysis), _majority(analysis), _probes(analysis)]
-    warnings += [_fold_cost(analysis)]
+    warnings += [_stale_probe(analysis), _fold_cost(analysis)]
     warnings += [_lost_classes(analysis), _failed_fold(analysis), _calibration(analysis)]
     found = [sentence for sentence in warnings if sentence] or ["No problem was found with these targets."]
     return " ".join(filter(None, [_summary(analysis), *found, _noise(analysis)]))
@@ -122,6 +122,16 @@ def _probes(analysis: CacheAnalysis) -> str | None:
     return (
         f"On tune the teacher's accuracy, {_percent(accuracy)}, is not above that of a linear probe of "
         f"{whose}, {_percent(probe)}: there is nothing to distil. {cure}"
+    )
+
+
+def _stale_probe(analysis: CacheAnalysis) -> str | None:
+    """A probe of the backbone on rows that were prepared at another time than those of the cache."""
+    if not any(probes.stale for probes in analysis.probes.values()):
+        return None
+    return (
+        "The linear probe of the students' backbone is of other rows than this cache, so it is left out. "
+        "Run: kdcache shrink"
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from kdcache.data.splits import existing_splits, read_split, sequences
+from kdcache.data.splits import existing_splits, read_split, sequences, table_digest
 from kdcache.data.task import TASK, read_task
 from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.forward import pooled_states
@@ -27,13 +27,17 @@ PROBE_BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Probe:
-    """A task's labelled rows: fitted on train, scored on tune, never on validation."""
+    """A task's labelled rows: fitted on train, scored on tune, never on validation.
+
+    ``data`` has the digests of these splits, as the manifest of a cache has them.
+    """
 
     train: Encoded
     labels: np.ndarray
     tune: Encoded
     tune_labels: np.ndarray
     classes: int
+    data: dict[str, str]
 
     def accuracy(self, model: PreTrainedModel, pooling: Pooling, device: torch.device) -> float:
         """Fit and score a probe of an encoder; 0 … 1, four digits."""
@@ -149,14 +153,16 @@ def read_probes(
             print(f"{name}: no probe, since there is no split tune", flush=True)
             continue
         parts: list[Any] = []
+        digests = {}
         for split in ("train", "tune"):
             table = read_split(data / name, split, task)
+            digests[split] = table_digest(table)
             labelled = np.flatnonzero(table["label"].to_numpy() >= 0)
             table = table.take(np.random.default_rng(0).permutation(labelled)[:MAX_ROWS])
             texts = sequences(table, task)
             parts += [encode(tokenizer, *texts, max_length, task.truncate, task.num_choices)]
             parts += [table["label"].to_numpy()]
-        probe = Probe(*parts, task.num_labels)  # type: ignore[call-arg]  # mypy takes the list for any length
+        probe = Probe(*parts, task.num_labels, digests)  # type: ignore[call-arg]  # mypy takes the list for any length
         if len(set(probe.labels)) < 2:
             print(f"{name}: no probe, since train holds rows of one class only", flush=True)
             continue
@@ -172,7 +178,8 @@ def tabulate(probes: dict[str, Probe], scores: dict[str, dict[str, float]]) -> d
         scores: ``full``, and ``cut`` where layers were cut → task → accuracy.
 
     Returns:
-        Task → those accuracies, ``majority``, ``kept`` (the last ÷ full) and the numbers of rows.
+        Task → those accuracies, ``majority``, ``kept`` (the last ÷ full), the numbers of rows and the
+        digests of the data.
     """
     if probes:
         columns = ("majority", *scores, "kept")
@@ -183,5 +190,6 @@ def tabulate(probes: dict[str, Probe], scores: dict[str, dict[str, float]]) -> d
         row |= {which: accuracies[name] for which, accuracies in scores.items()}
         row["kept"] = round(scores[list(scores)[-1]][name] / row["full"], 4) if row["full"] else 1.0
         print(f"{name:24}" + "".join(f"{value:10.1%}" for value in row.values()), flush=True)
-        rows[name] = row | {"train_rows": len(probe.labels), "tune_rows": len(probe.tune_labels)}
+        sizes = {"train_rows": len(probe.labels), "tune_rows": len(probe.tune_labels)}
+        rows[name] = row | sizes | {"data": probe.data}
     return rows

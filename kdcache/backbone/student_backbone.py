@@ -19,6 +19,7 @@ from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, save_mod
 from kdcache.encoder.pooling import PoolingChoice, check_cls_token, resolve_pooling, write_pooling
 from kdcache.errors import DataError
 from kdcache.params import Count, NonNegativeInt, Range
+from kdcache.places import check_place
 from kdcache.project import BACKBONE_RECORD, Project, place, write_json
 
 EXAMINED_ROWS = 512
@@ -59,6 +60,7 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
         DataError: a task is not prepared, or no task has rows to train on.
     """
     params = project.section("student_backbone", StudentBackboneParams)
+    check_place(Path(project.paths.backbone), "backbone")
     base = resolve(params.model)
     pooling = resolve_pooling(params.pooling, base)
     params = replace(params, pooling=pooling)

@@ -11,6 +11,7 @@ from kdcache.cache.reader import CachedSplit
 from kdcache.errors import DataError
 
 TARGETS = ("teacher_logits", "teacher_features")
+IGNORED = -100  # the label that PyTorch's and transformers' losses leave out
 
 
 def join(dataset: Any, cache: CachedSplit, id_column: str = "example_id", features: bool = False) -> Any:
@@ -65,22 +66,23 @@ class KDCollator:
             rows: with ``input_ids`` …, ``label`` and ``teacher_logits``.
 
         Returns:
-            The model's inputs, ``labels``, float32 ``teacher_logits`` of shape (batch, num_labels)
-            and, if the rows have them, ``teacher_features`` of shape (batch, dim).
+            The model's inputs, ``labels`` (``IGNORED`` for a row without a label), float32 ``teacher_logits``
+            of shape (batch, num_labels) and, if the rows have them, ``teacher_features`` of shape
+            (batch, dim).
 
         Raises:
-            DataError: the rows have no targets.
+            DataError: a row has no targets.
         """
-        if "teacher_logits" not in rows[0]:
-            raise DataError(
-                f"KDCollator: each row must hold teacher_logits, got {', '.join(rows[0])}. Add them with "
-                "kdcache.join, and set remove_unused_columns=False in TrainingArguments."
-            )
+        for row in rows:
+            if "teacher_logits" not in row:
+                raise DataError(
+                    f"KDCollator: each row must hold teacher_logits, got {', '.join(row)}. Add them with "
+                    "kdcache.join, and set remove_unused_columns=False in TrainingArguments."
+                )
         inputs = [{k: row[k] for k in self.tokenizer.model_input_names if k in row} for row in rows]
         batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
-        label = next((name for name in ("labels", "label") if name in rows[0]), None)
-        if label:
-            batch["labels"] = torch.tensor([row[label] for row in rows])
+        found = [row.get("labels", row.get("label")) for row in rows]
+        batch["labels"] = torch.tensor([IGNORED if k is None or k < 0 else k for k in found])
         for name in TARGETS:
             if name in rows[0]:
                 batch[name] = torch.tensor(np.stack([row[name] for row in rows]), dtype=torch.float32)

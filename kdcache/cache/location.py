@@ -12,6 +12,7 @@ from fsspec.core import url_to_fs
 
 from kdcache.digests import stream_digest
 from kdcache.errors import CacheError
+from kdcache.places import check_place
 from kdcache.project import place
 
 
@@ -98,9 +99,11 @@ class Location:
 
         Raises:
             CacheError: the nearest existing parent folder is read-only.
+            ParamsError: something else lies there.
         """
         if self.folder is None:
             return
+        check_place(self.folder, "cache")
         parent = self.folder.absolute().parent
         while not parent.exists():
             parent = parent.parent

@@ -17,10 +17,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from kdcache.cache.location import Location
-from kdcache.cache.schema import FORMAT_VERSION, parse_columns
-from kdcache.digests import value_digest
-from kdcache.errors import CacheCorrupt, CacheMissing, CacheStale, ParamsError, nearest
-from kdcache.project import IDENTITY, IDENTITY_DEFAULTS
+from kdcache.cache.schema import FORMAT_VERSION, TOLERANCE, parse_columns
+from kdcache.digests import check_seal, value_digest
+from kdcache.errors import CacheCorrupt, CacheMissing, CacheStale, ModelError, ParamsError, nearest, shorten
+from kdcache.places import IDENTITY, PLAIN_NAME
+from kdcache.project import IDENTITY_DEFAULTS
 
 MANIFEST = "manifest.json"
 EXTERNAL = "external"  # identity["kind"] of a teacher that kdcache did not run
@@ -95,7 +96,8 @@ class Manifest:
         files: file name → see ``FileEntry``.
         columns: (name, type) of every file, in order; see ``schema.describe_columns``.
         dtype: in which the teacher computed.
-        tolerance: the largest distance allowed between a recomputed logit and the cached one.
+        tolerance: the largest distance allowed between a recomputed logit and the cached one, at most
+            ``schema.TOLERANCE`` of the dtype.
         drift: how far another ``dtype`` than float32 moved the logits of some rows.
         metrics: split → metric → value of the cached logits; labelled splits only.
         all_rows_teacher: the same of the teacher trained on all rows. It equals ``metrics`` unless
@@ -181,7 +183,7 @@ def read_manifest(location: Location | Path | str) -> Manifest:
         raise CacheMissing(f"{location}: the cache must hold {MANIFEST}, got none there. {remedy}")
     found = location.read(MANIFEST)
     try:
-        body = json.loads(found)
+        body = json.loads(found, parse_constant=_no_number)
         digest = body.pop("digest")
         version = body["format_version"]
     except (ValueError, KeyError, AttributeError, TypeError):
@@ -212,8 +214,22 @@ def parse_manifest(body: dict[str, Any]) -> Manifest:
         last = error.errors(include_url=False, include_input=False)[-1]
         where = ".".join(str(part) for part in last["loc"]).removesuffix(".float")
         raise ValueError(f"{where}: {last['msg'][:1].lower()}{last['msg'][1:]}") from None
-    parse_columns(manifest.columns)
+    labels, width = manifest.identity["labels"], manifest.schema.field("logits").type.list_size
+    if not width == len(labels) == manifest.identity.get("num_labels", width):
+        raise ValueError(f"{len(labels)} labels, and logits of {width} numbers")
+    for name in [*manifest.data, *manifest.files]:
+        if not PLAIN_NAME.fullmatch(name) or (name in manifest.files) != name.endswith(".parquet"):
+            raise ValueError(f"a split or file called {shorten(name)}")
+    if manifest.dtype not in TOLERANCE:
+        raise ValueError(f"dtype {shorten(manifest.dtype)}, not one of {', '.join(TOLERANCE)}")
+    largest = TOLERANCE[manifest.dtype]
+    if not 0 <= manifest.tolerance <= largest:
+        raise ValueError(f"tolerance {manifest.tolerance:g}, not from 0 to {largest:g} of {manifest.dtype}")
     return manifest
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(name)
 
 
 def check_identity(
@@ -233,7 +249,8 @@ def check_identity(
         data: split → digest of the caller's own rows.
         teacher: identity of the teacher in the project, if there is one; see ``read_identity_of``.
             It is not compared with an imported cache, which was put there on purpose.
-        expect: field → value that the caller requires of a shared cache.
+        expect: field → value that the caller requires of a shared cache; ``digest`` is the manifest's own,
+            which pins every byte.
 
     Raises:
         CacheStale: names the field, the cache's value and the expected one.
@@ -254,22 +271,26 @@ def check_identity(
     if teacher and identity.get("kind") != EXTERNAL:
         for name in sorted(teacher):
             refuse(f"teacher {name}", identity.get(name, IDENTITY_DEFAULTS.get(name)), teacher[name])
+    known = identity | {"digest": manifest.digest}
     for name, wanted in expect.items():
-        if name not in identity:
+        if name not in known:
             raise ParamsError(
-                f"distill.expect: {name} must be a field of the identity, got none of that name. "
-                f"{nearest(name, identity)}"
+                f"distill.expect: {name} must be a field of the identity, or digest, got none of that name. "
+                f"{nearest(name, known)}"
             )
         refuse(
-            f"distill.expect {name}", identity[name], wanted,
+            f"distill.expect {name}", known[name], wanted,
             "Use the cache that was meant, or change distill.expect.",
         )  # fmt: skip
 
 
 def read_identity_of(teacher: Path) -> dict[str, Any] | None:
-    """Read the identity in a teacher's folder; None if no teacher is there."""
+    """Read the identity in a teacher's folder; None if none is there. Raises ModelError if it has changed."""
     path = teacher / IDENTITY
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    check_seal(path, f"Run: kdcache teach --task {teacher.name}", ModelError)
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @cache

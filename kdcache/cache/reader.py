@@ -13,7 +13,7 @@ from kdcache.cache.cached_rows import CacheRows, compute_uncertainty
 from kdcache.cache.ids import name_some, repeated, repeated_in_file
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.schema import describe_columns
+from kdcache.cache.schema import MEAN_OF_FOLDS, describe_columns
 from kdcache.errors import CacheCorrupt, CacheError, CacheMissing, CacheStale, nearest
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class CachedSplit:
             features: False leaves the features out, which are most of the bytes.
         """
         names = [n for n in self._file.schema_arrow.names if features or not n.startswith("features")]
-        return CacheRows.from_table(self._file.read(columns=names))
+        return self._sound(CacheRows.from_table(self._file.read(columns=names)))
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -96,7 +96,7 @@ class CachedSplit:
     def stream(self) -> Iterator[CacheRows]:
         """Yield the rows one row group at a time, in the order of the file."""
         for group in range(self._file.num_row_groups):
-            yield CacheRows.from_table(self._file.read_row_group(group))
+            yield self._sound(CacheRows.from_table(self._file.read_row_group(group)))
 
     def tensors(
         self, device: "torch.device | str" = "cpu", ids: Sequence[str] | None = None
@@ -165,12 +165,36 @@ class CachedSplit:
         added = [name for name in text.columns if name == "example_id" or name not in frame]
         return frame.merge(text[added], on="example_id", how="left", validate="one_to_one")
 
+    def _sound(self, rows: CacheRows) -> CacheRows:
+        for what, wrong in find_faults(rows, self.manifest).items():
+            if ids := [rows.example_id[i] for i in np.flatnonzero(wrong)]:
+                name = f"cache of {self.manifest.identity.get('task')}, {self.split}"
+                raise CacheCorrupt(f"{name}: {what} {name_some(ids)}. {self.manifest.rebuild}")
+        return rows
+
     def _refuse(self, what: str, ids: list[str]) -> None:
         if ids:
             raise CacheStale(
                 f"cache of {self.manifest.identity.get('task')}, {self.split}: {what} {name_some(ids)}. "
                 f"Build it from the data that is trained on. {self.manifest.rebuild}"
             )
+
+
+def find_faults(rows: CacheRows, manifest: Manifest) -> dict[str, np.ndarray]:
+    """Find rows that no teacher and no task can have: what is wrong → whether it is, of shape (rows,).
+
+    Args:
+        rows: with the columns to look at.
+        manifest: of their cache.
+    """
+    finite = np.ones(len(rows), bool)
+    for values in rows.vectors.values():
+        finite &= np.isfinite(values).all(axis=1)
+    possible = (rows.label >= -1) & (rows.label < len(manifest.identity["labels"]))
+    possible &= (rows.fold >= MEAN_OF_FOLDS) & (rows.fold < max(1, manifest.num_folds))
+    return {
+        "every number must be finite, not so in": ~finite, "label or fold is impossible in": ~possible
+    }  # fmt: skip
 
 
 def load_cache(path: Location | Path | str, split: str) -> CachedSplit:

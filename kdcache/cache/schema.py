@@ -13,6 +13,9 @@ FORMAT_VERSION = 1
 ALL_ROWS_TEACHER = -1  # from the teacher trained on all rows
 MEAN_OF_FOLDS = -2  # the mean over the teachers of all folds
 
+# How far a logit may move if it is computed again in another batch, by dtype: measured, with a margin.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+
 ROW_GROUP_ROWS = 8192
 MEMBER_PREFIX = "logits_member_"  # followed by the member's number, from 0
 

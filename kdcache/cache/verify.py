@@ -12,8 +12,8 @@ from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.ids import name_some
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, Manifest, read_manifest
-from kdcache.cache.reader import open_file
-from kdcache.cache.schema import MEAN_OF_FOLDS, MEMBER_PREFIX
+from kdcache.cache.reader import find_faults, open_file
+from kdcache.cache.schema import MEMBER_PREFIX
 from kdcache.digests import RowsDigest
 from kdcache.errors import CacheError
 
@@ -78,23 +78,16 @@ def verify_cache(path: Location | Path | str, data: Mapping[str, pa.Table] | Non
 def _check_rows(file: pq.ParquetFile, manifest: Manifest, split: str) -> Iterator[Check]:
     """Check the numbers in one pass."""
     name = f"{split}.parquet"
-    num_labels = manifest.schema.field("logits").type.list_size
     entry = manifest.files[name]
     digest, correct, labelled = RowsDigest(), 0, 0
-    not_finite: list[str] = []
-    impossible: list[str] = []
+    faults: dict[str, list[str]] = {}
     not_mean: list[str] = []
     has_members = f"{MEMBER_PREFIX}0" in manifest.schema.names
     for group in range(file.num_row_groups):
         rows = CacheRows.from_table(file.read_row_group(group))
         digest.update(rows.example_id, rows.content_hash, rows.label)
-        finite = np.ones(len(rows), bool)
-        for values in rows.vectors.values():
-            finite &= np.isfinite(values).all(axis=1)
-        possible = (rows.label >= -1) & (rows.label < num_labels)
-        possible &= (rows.fold >= MEAN_OF_FOLDS) & (rows.fold < max(1, manifest.num_folds))
-        not_finite += [rows.example_id[i] for i in np.flatnonzero(~finite)]
-        impossible += [rows.example_id[i] for i in np.flatnonzero(~possible)]
+        for fault, rows_with_it in find_faults(rows, manifest).items():
+            faults.setdefault(fault, []).extend(rows.example_id[i] for i in np.flatnonzero(rows_with_it))
         if has_members:
             distance = np.abs(np.mean(rows.members, axis=0) - rows.logits)
             not_mean += [rows.example_id[i] for i in np.flatnonzero((distance > ROUNDING).any(axis=1))]
@@ -104,8 +97,8 @@ def _check_rows(file: pq.ParquetFile, manifest: Manifest, split: str) -> Iterato
     def check(what: str, wrong: bool, problem: str) -> Check:
         return Check(f"{name}: {what}", f"{name}: {problem}. {manifest.rebuild}" if wrong else "")
 
-    yield check("finite", bool(not_finite), f"every number must be finite, not so in {name_some(not_finite)}")
-    yield check("labels, folds", bool(impossible), f"label or fold is impossible in {name_some(impossible)}")
+    for what, (fault, ids) in zip(("finite", "labels, folds"), faults.items(), strict=False):
+        yield check(what, bool(ids), f"{fault} {name_some(ids)}")
     if has_members:
         yield check(
             "mean of the ensemble", bool(not_mean),

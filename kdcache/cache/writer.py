@@ -25,6 +25,7 @@ from kdcache.cache.manifest import MANIFEST, Manifest, parse_manifest
 from kdcache.cache.schema import PARQUET, ROW_GROUP_ROWS, describe_columns
 from kdcache.digests import RowsDigest, file_digest, value_digest
 from kdcache.errors import CacheError, ShapeError
+from kdcache.places import require_plain
 
 PART_ROWS = 2048
 
@@ -109,10 +110,12 @@ class CacheWriter:
             chunks: the rows. The sizes of the chunks do not change the bytes.
 
         Raises:
-            ShapeError: see ``CacheRows.to_table``; or columns differ between chunks or splits, an
-                id occurs twice, or there are no rows.
+            ShapeError: see ``CacheRows.to_table``; or columns differ between chunks or splits, an id occurs
+                twice, or there are no rows.
+            ParamsError: the name could be a path.
             CacheError: the disk is full or read-only.
         """
+        require_plain(split, "cache rows")
         digest, counts = RowsDigest(), {"rows": 0, "labelled": 0, "correct": 0}
 
         def tables() -> Iterator[pa.Table]:

@@ -13,7 +13,7 @@ import typer
 import kdcache
 from kdcache.cli.options import Debug
 from kdcache.errors import DataError, KdcacheError, ParamsError, shorten
-from kdcache.params import parse_yaml
+from kdcache.plain_yaml import parse_yaml
 from kdcache.project import errors_in_one_line
 
 if TYPE_CHECKING:

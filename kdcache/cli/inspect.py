@@ -11,6 +11,7 @@ from rich.table import Table
 from kdcache.cli.caches import Where, show_cache
 from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, console, open_project
 from kdcache.errors import ParamsError
+from kdcache.places import replacing
 from kdcache.project import errors_in_one_line
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ def inspect(
             if figure:
                 from kdcache.report.figures import draw_cache
 
-                figure.parent.mkdir(parents=True, exist_ok=True)
-                draw_cache(analysis, figure)
+                with replacing(figure) as part:
+                    draw_cache(analysis, part)
             facts = {"digest": manifest.digest, "description": describe_analysis(analysis)}
             as_json[str(location)] = facts | asdict(analysis) | {"texts": of_mistakes}
             if not json_:
@@ -122,6 +123,8 @@ def _show_analysis(analysis: "CacheAnalysis") -> None:
     for split, probes in analysis.probes.items():
         frozen = {"the teacher's model": probes.teacher, "the students' backbone": probes.backbone}
         each = ", of ".join(f"{of} {100 * share:.1f}" for of, share in frozen.items() if share is not None)
+        if not each:
+            continue
         labels = analysis.splits[split].labels if split in analysis.splits else None
         beside = f"; the teacher {100 * labels.accuracy.value:.1f}" if labels else ""
         lines.append(f"accuracy on {split} of a linear probe, %, before any training, of {each}{beside}")

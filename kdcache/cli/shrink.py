@@ -8,7 +8,7 @@ import typer
 
 from kdcache.cli.options import Debug, Overrides, chosen_tasks, open_project
 from kdcache.errors import ParamsError
-from kdcache.params import parse_yaml
+from kdcache.plain_yaml import parse_yaml
 
 
 def shrink(

@@ -1,5 +1,6 @@
 """Checks of a task before training: counts of labels and lengths, and problems in words."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -88,10 +89,10 @@ def find_problems(
 
 def _class_problems(task: Task, splits: Splits) -> list[str]:
     counts = label_counts(task, splits)
+    found = _alike_problems(counts)
     train = {label: by_split.get("train", 0) for label, by_split in counts.items()}
     none = [label for label, rows in train.items() if rows == 0]
     few = [label for label, rows in train.items() if 0 < rows < RARE_LABEL_ROWS]
-    found = []
     if none:
         found.append(f"No training row has the label {_list(none)}: it cannot be learned.")
     if few:
@@ -106,6 +107,30 @@ def _class_problems(task: Task, splits: Splits) -> list[str]:
     if absent:
         found.append(f"No validation row has the label {_list(absent)}: no score covers it.")
     return found
+
+
+def _alike_problems(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Labels that differ in blanks, case, Unicode form or leading zeros only: often one label spelt twice."""
+    alike: dict[str, list[str]] = {}
+    for label in counts:
+        alike.setdefault(_plain(label), []).append(label)
+    return [
+        "Labels that look alike are classes of their own: "
+        + ", ".join(f"{label!r} ({sum(counts[label].values())} rows)" for label in labels)
+        + ". Spell them in one way, or name them in labels."
+        for labels in alike.values()
+        if len(labels) > 1
+    ]
+
+
+def _plain(label: str) -> str:
+    """A label without what the eye does not see."""
+    text = unicodedata.normalize("NFKC", label).casefold()
+    text = "".join(char for char in text if unicodedata.category(char) not in ("Cf", "Cc", "Zs"))
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return text
 
 
 def _duplicate_problems(train: Sequence[Example]) -> list[str]:

@@ -143,9 +143,7 @@ def _cell_rows(
 ) -> Iterator[Row]:
     records = _records(lines, name, layout.quotes, delimiter)
     header = layout.header or next(records, ("", columns))[1]  # an empty file lacks rows, not columns
-    twice = sorted({column for column in header if header.count(column) > 1})
-    if twice:
-        raise DataError(f"{name}: the columns must have different names, got {twice[0]!r} twice.")
+    _refuse_twice(name, header)
     hint = (
         "" if layout.header else " A task file can name the columns of a file without a header: read.header."
     )
@@ -187,6 +185,12 @@ def _records(lines: Lines, name: str, quotes: bool, delimiter: str) -> Iterator[
             return
         if cells:
             yield where, cells
+
+
+def _refuse_twice(name: str, header: Sequence[str]) -> None:
+    twice = sorted({column for column in header if header.count(column) > 1})
+    if twice:
+        raise DataError(f"{name}: the columns must have different names, got {twice[0]!r} twice.")
 
 
 def check_columns(where: str, there: Sequence[str], columns: Sequence[str], hint: str = "") -> None:
@@ -277,6 +281,7 @@ def _parquet_rows(
     try:
         parquet = pq.ParquetFile(file)
         there = parquet.schema_arrow.names
+        _refuse_twice(name, there)
         check_columns(name, there, columns)
         wanted = [c for c in there if optional is None or c in columns or c in optional]
         for batch in parquet.iter_batches(columns=wanted):

@@ -19,6 +19,7 @@ from kdcache.data.task import Example, Task, write_task
 from kdcache.data.taskfile import own_tasks, read_task_file
 from kdcache.errors import DataError, ParamsError, nearest
 from kdcache.params import Count, NonNegativeInt, Range
+from kdcache.places import check_place
 from kdcache.project import Project, place, require_task
 
 
@@ -75,6 +76,7 @@ def prepare(project: Project, task_name: str) -> None:
     """
     params = project.section("prepare", PrepareParams)
     require_task(project, task_name)
+    check_place(Path(project.paths.data) / task_name, "data")
     task, examples = read_source(project, params, task_name)
     if "unlabelled" not in examples and isinstance(params.max_rows, MaxRows) and params.max_rows.unlabelled:
         examples["unlabelled"] = _without_labels(examples["train"], params)

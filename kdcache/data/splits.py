@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcache.data.task import Example, Task, read_task
-from kdcache.digests import RowsDigest, value_digest
+from kdcache.digests import RowsDigest, check_seal, seal, value_digest
 from kdcache.errors import DataError
 
 SPLITS = ("train", "tune", "validation", "test", "unlabelled")
@@ -83,6 +83,7 @@ def metric_columns(table: pa.Table, task: Task) -> dict[str, list[Any]]:
 def write_split(table: pa.Table, path: Path) -> None:
     """Write one split. The same rows give the same bytes."""
     pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    seal(path)
 
 
 def read_split(folder: Path, split: str, task: Task) -> pa.Table:
@@ -99,6 +100,7 @@ def read_split(folder: Path, split: str, task: Task) -> pa.Table:
     path = folder / f"{split}.parquet"
     if not path.is_file():
         raise DataError(f"{path}: the split is not prepared. Run: kdcache prepare --task {task.name}")
+    check_seal(path, f"Run: kdcache prepare --task {task.name}", DataError)
     table = pq.read_table(path, page_checksum_verification=True)
     if table.schema != split_schema(task):
         raise DataError(

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from kdcache.digests import check_seal, seal
 from kdcache.errors import DataError, ParamsError
 from kdcache.params import build
 
@@ -53,6 +54,8 @@ class Task:
         truncate: which sequence loses tokens if both are too long; ``longest`` shortens the longer one.
         columns: the columns of ``splits.METRIC_COLUMNS`` that the metrics read.
         diagnostics: extra split → its metrics. The task's models are scored on it and never trained on it.
+        pairs: whether every row has a second sequence, or none has; None where that is not known, as of
+            students older than this field.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Task:
     truncate: Literal["longest", "first", "second"] = "longest"
     columns: tuple[str, ...] = ()
     diagnostics: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    pairs: bool | None = None
 
     @property
     def num_labels(self) -> int:
@@ -78,6 +82,11 @@ class Task:
         """
         return 1 if self.num_choices > 1 else self.num_labels
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the head's outputs: the labels, or one name for the score of a choice."""
+        return ("LABEL_0",) if self.num_choices > 1 else self.labels
+
     def metrics_of(self, split: str) -> tuple[str, ...]:
         """Return the names of the metrics that score a split."""
         return self.diagnostics.get(split, self.metrics)
@@ -87,6 +96,7 @@ def write_task(task: Task, folder: Path) -> None:
     """Write ``task.json``. The same task gives the same bytes."""
     text = json.dumps(asdict(task), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / TASK).write_text(text + "\n", encoding="utf-8")
+    seal(folder / TASK)
 
 
 def read_task(folder: Path, task_name: str) -> Task:
@@ -103,6 +113,7 @@ def read_task(folder: Path, task_name: str) -> Task:
     remedy = f"Run: kdcache prepare --task {task_name}"
     if not path.is_file():
         raise DataError(f"{path}: the task is not prepared. {remedy}")
+    check_seal(path, remedy, DataError)
     try:
         return build(Task, json.loads(path.read_bytes()), TASK)
     except (ValueError, ParamsError):

@@ -14,7 +14,8 @@ from kdcache.data.splits import SPLITS
 from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.taskfile_schema import TaskFile, places, spell_label
 from kdcache.errors import ParamsError, nearest
-from kdcache.params import build, parse_yaml
+from kdcache.params import build
+from kdcache.plain_yaml import parse_yaml
 
 TASK_FILE_ENDINGS = (".toml", ".yaml")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")

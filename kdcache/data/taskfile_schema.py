@@ -208,6 +208,7 @@ class TaskFile:
             truncate=self.truncate,
             columns=tuple(column for column in METRIC_COLUMNS if column in read),
             diagnostics={split: extra.metrics for split, extra in self.diagnostics.items()},
+            pairs=self.text_pair is not None,
         )
 
 

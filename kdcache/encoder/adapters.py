@@ -2,21 +2,31 @@
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PeftType,
+    PrefixTuningConfig,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from torch import nn
 from transformers import PreTrainedModel
 
 from kdcache.encoder.batching import Encoded
-from kdcache.encoder.load import load_classifier, resolve
+from kdcache.encoder.load import UNNAMED, load_classifier, resolve, save_model
 from kdcache.encoder.mean_pooled import HEAD, MeanPooledClassifier, load_head, save_head
 from kdcache.encoder.parts import Classifier, head_names
 from kdcache.encoder.pooling import Pooling, write_pooling
 from kdcache.encoder.prompt_init import keys_and_values, pick_tokens
+from kdcache.encoder.weights import check_weights, read_weights
+from kdcache.errors import ModelError, shorten
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -120,50 +130,87 @@ def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
-def save_teacher(model: Trained, tokenizer: Any, folder: Path, base: str) -> None:
-    """Write a trained teacher, and its tokenizer.
+def save_trained(model: Trained, folder: Path, base: str, outputs: Sequence[str] = UNNAMED) -> None:
+    """Write a classifier with trained weights of its own: a teacher, or a student that is no prompt.
 
     Args:
         model: trained. One that reads [CLS] becomes a transformers folder or an adapter. Of a mean-pooled
             one the encoder does, and its head lies beside it (see ``mean_pooled``).
-        tokenizer: of the model.
         folder: where to; made here.
         base: see ``save_adapter``.
+        outputs: see ``load.save_model``; an adapter's folder has no place for them.
     """
     if adapter := adapter_of(model):
         save_adapter(adapter, folder, base)
     else:
         whole: Any = model.encoder if isinstance(model, MeanPooledClassifier) else model
-        whole.save_pretrained(str(folder))
+        save_model(whole, None, folder, outputs)
     if isinstance(model, MeanPooledClassifier):
         save_head(model.classifier, folder)
         write_pooling(folder, "mean", model.classifier.in_features)
-    tokenizer.save_pretrained(str(folder))
 
 
-def load_teacher(folder: Path, num_labels: int) -> Trained:
-    """Load a trained teacher: a transformers folder, or an adapter and the model that it names.
+def load_trained(
+    folder: Path,
+    num_labels: int,
+    pooling: Pooling,
+    kind: PeftType = PeftType.PREFIX_TUNING,
+    base: Path | None = None,
+) -> Trained:
+    """Load what ``save_trained`` wrote: a transformers folder, or an adapter and the model that it names.
 
     Args:
-        folder: as ``save_teacher`` wrote it.
+        folder: of the trained classifier.
         num_labels: outputs of the head, per sequence.
+        pooling: what the head reads.
+        kind: of the adapter, where there is one.
+        base: folder of the model it adapts; None resolves the one that the adapter names.
+
+    Returns:
+        The classifier, in eval mode.
 
     Raises:
-        ModelError: the adapter's base does not resolve, or one of them does not load.
+        ModelError: the adapter's base does not resolve, a part does not load, or the head is missing.
     """
-    base = resolve(base_of(folder)) if is_adapter(folder) else folder
-    model: Any = load_classifier(base, num_labels, seed=0, pooling=saved_pooling(folder))
-    mean = isinstance(model, MeanPooledClassifier)
-    if is_adapter(folder):
-        with quiet_peft():
-            adapted = PeftModel.from_pretrained(model.encoder if mean else model, str(folder))
-        if mean:
-            model.encoder = adapted
-        else:
-            model = adapted
-    if mean:
+    whole = not is_adapter(folder)
+    if base is None:
+        base = folder if whole else resolve(base_of(folder))
+    model: Any = load_classifier(base, num_labels, 0, pooling, complete=whole)
+    if not whole:
+        model = put_adapter(model, folder, kind)
+    elif isinstance(model, MeanPooledClassifier):
         load_head(model.classifier, folder)
     return model.eval()
+
+
+def put_adapter(model: Classifier, folder: Path, kind: PeftType) -> PeftModel | MeanPooledClassifier:
+    """Put the trained adapter of a folder over its classifier, and the head of a mean-pooled one.
+
+    Raises:
+        ModelError: the adapter is of another kind, or a weight is missing, surplus, of another shape or not
+            finite.
+    """
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if config.get("peft_type") != kind.value:
+        raise ModelError(
+            f"{folder / CONFIG}: the adapter must be {kind.value}, got {shorten(config.get('peft_type'))}."
+        )
+    found = read_weights(folder / WEIGHTS)
+    inner: Any = model.encoder if isinstance(model, MeanPooledClassifier) else model
+    try:
+        with quiet_peft():
+            adapted = PeftModel.from_pretrained(inner, str(folder))
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).splitlines() or [""])[-1].strip().rstrip(".")
+        raise ModelError(
+            f"{folder / WEIGHTS}: it must be an adapter of its base model, got: {reason}."
+        ) from None
+    check_weights(folder / WEIGHTS, found, get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if isinstance(model, MeanPooledClassifier):
+        model.encoder = adapted
+        load_head(model.classifier, folder)
+        return model
+    return adapted
 
 
 def saved_pooling(folder: Path) -> Pooling:

@@ -1,4 +1,7 @@
-"""An exact shortcut: the last layer of a BERT-like encoder computed for [CLS] only, which heads read.
+"""Exact shortcuts: the last layer of a BERT-like encoder computed for no token that heads do not read.
+
+Heads that read the mean read no virtual token: what follows the last attention is not computed for
+those. Heads that read [CLS] read nothing else.
 
 After the last attention no token looks at another, so what follows it is computed for [CLS] only.
 In that attention there is a single query, and no token needs a key or a value of its own:
@@ -56,6 +59,24 @@ def attend_from_cls(attention: Sequence[nn.Module]) -> ExitStack:
             undo.callback(module.__dict__.pop, "forward", None)
         else:  # it adds the layer's input
             undo.callback(module.register_forward_pre_hook(_keep_cls).remove)
+    return undo
+
+
+def finish_without_first(attention: Sequence[nn.Module], tokens: int) -> ExitStack:
+    """Make a model compute no output for the first tokens of each row, which others still attend to.
+
+    Args:
+        attention: a ``last_attention``.
+        tokens: how many; ``last_hidden_state`` lacks them.
+
+    Returns:
+        A context. Its end undoes the change.
+    """
+    undo = ExitStack()
+    for module in attention if tokens else ():
+        if not hasattr(module, "query"):
+            cut = module.register_forward_pre_hook(lambda _, inputs: tuple(x[:, tokens:] for x in inputs))
+            undo.callback(cut.remove)
     return undo
 
 

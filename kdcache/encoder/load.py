@@ -7,16 +7,20 @@ without importing it) or a hub id. It is resolved before anything slow starts.
 import importlib.util
 import json
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from kdcache.digests import file_digest, value_digest
 from kdcache.encoder.mean_pooled import MeanPooledClassifier
 from kdcache.encoder.pooling import Pooling
+from kdcache.encoder.weights import check_weights
 from kdcache.errors import ModelError
 
 # Third-party packages of weights: what they must hold, since a package index promises nothing.
@@ -26,6 +30,7 @@ KNOWN_WEIGHTS = {
 HUB_TIMEOUT_S = 5
 HUB_FILES = ["config.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json"]
 WEIGHTS = "model.safetensors"
+UNNAMED = ("LABEL_0", "LABEL_1")  # what transformers calls the outputs of a head that it knows nothing of
 
 
 def setup(threads: int) -> torch.device:
@@ -129,7 +134,12 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_classifier(
-    folder: Path, num_labels: int, seed: int, pooling: Pooling = "cls", **config: Any
+    folder: Path,
+    num_labels: int,
+    seed: int,
+    pooling: Pooling = "cls",
+    complete: bool = False,
+    **config: Any,
 ) -> PreTrainedModel | MeanPooledClassifier:
     """Load an encoder with a classification head, float32, in eval mode.
 
@@ -139,18 +149,22 @@ def load_classifier(
         seed: of the initialisation of the head, and of any other weight that the folder lacks.
         pooling: what the head reads. With ``cls`` it is transformers' own head for this
             architecture, with what the folder holds of it; with ``mean`` a fresh Linear.
+        complete: whether the folder must hold every weight, as that of a trained classifier does. A pooler
+            that is not read may be missing.
         config: overrides of the model's config, such as ``num_hidden_layers``.
 
     Raises:
-        ModelError: the folder holds no encoder that can classify.
+        ModelError: the folder holds no encoder that can classify, or is not complete.
     """
     if pooling == "mean":
-        encoder: Any = load_encoder(folder, **config)
+        encoder: Any = _load(AutoModel, folder, 0, complete, **config)
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None  # it reads [CLS]
         model: Any = MeanPooledClassifier(encoder, num_labels, seed).eval()
     else:
-        model = _load(AutoModelForSequenceClassification, folder, seed, num_labels=num_labels, **config)
+        model = _load(
+            AutoModelForSequenceClassification, folder, seed, complete, num_labels=num_labels, **config
+        )
     if hasattr(model.config, "classifier_pooling"):  # ModernBERT's own head can read either
         model.config.classifier_pooling = pooling
     return model
@@ -169,22 +183,56 @@ def load_encoder(folder: Path, **config: Any) -> PreTrainedModel:
     return _load(AutoModel, folder, seed=0, **config)  # the seed is of a pooler that the folder lacks
 
 
-def _load(auto: Any, folder: Path, seed: int, **options: Any) -> PreTrainedModel:
+def _load(auto: Any, folder: Path, seed: int, complete: bool = False, **options: Any) -> PreTrainedModel:
     torch.manual_seed(seed)
     try:
-        model = auto.from_pretrained(str(folder), dtype=torch.float32, **options)
-    except (OSError, ValueError, KeyError) as error:
+        # A head of the base's own kind, such as regression, would take another loss and another activation.
+        model, told = auto.from_pretrained(
+            str(folder), dtype=torch.float32, problem_type=None, output_loading_info=True,
+            ignore_mismatched_sizes=True, **options,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ModelError(
             f"{folder}: it must hold an encoder that transformers loads, got: {first_line}"
         ) from None
+    weights = model.state_dict()
+    resized = {name for name, *_ in told["mismatched_keys"]}
+    lacking = resized | told["missing_keys"]
+    if auto is AutoModel:
+        lacking = {name for name in lacking if not name.startswith("pooler.")}  # no head of ours reads it
+    inner = "" if auto is AutoModel else f"{model.base_model_prefix}."
+    head = {name for name in lacking if not name.startswith(inner)}
+    if not complete:
+        lacking = resized - head  # a head may be fresh, an encoder not
+        if replaced := sorted(resized & head):
+            print(
+                f"{folder}: its head is of another size and replaced: {', '.join(replaced)}", file=sys.stderr
+            )
+    found = {name: value for name, value in weights.items() if name not in lacking}
+    if complete:
+        found |= dict.fromkeys(told["unexpected_keys"], torch.empty(0))
+    check_weights(folder / WEIGHTS, found, weights)
     return model.eval()
 
 
-def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
-    """Write a plain transformers folder: weights as safetensors, config, tokenizer; no pickle."""
+def save_model(
+    model: PreTrainedModel, tokenizer: Any | None, folder: Path, outputs: Sequence[str] = UNNAMED
+) -> None:
+    """Write a plain transformers folder: weights as safetensors, config, tokenizer; no pickle.
+
+    Args:
+        model: an encoder, with a head or without.
+        tokenizer: to write beside it.
+        folder: where to; made here.
+        outputs: names of the head's outputs. They replace those of the model that it was made of, which
+            other libraries would answer with.
+    """
+    model.config.id2label = dict(enumerate(outputs))
+    model.config.label2id = {name: k for k, name in enumerate(outputs)}
     model.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(folder))
 
 
 def config_digest(folder: Path) -> str:

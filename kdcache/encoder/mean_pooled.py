@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from kdcache.encoder.pooling import pool
-from kdcache.errors import ModelError
+from kdcache.encoder.weights import check_weights, read_weights
 
 HEAD = "head.safetensors"
 INITIAL_STD = 0.02
@@ -81,13 +81,8 @@ def load_head(classifier: nn.Linear, folder: Path) -> None:
     """Read the Linear back, in place.
 
     Raises:
-        ModelError: it is missing, or of another shape.
+        ModelError: it is missing, broken, or of another shape.
     """
-    path = folder / HEAD
-    if not path.is_file():
-        raise ModelError(f"{path}: the head of a mean-pooled model must be there, got no such file.")
-    found = load_file(path)
-    wanted = {name: tuple(value.shape) for name, value in classifier.state_dict().items()}
-    if (shapes := {name: tuple(value.shape) for name, value in found.items()}) != wanted:
-        raise ModelError(f"{path}: the head must hold {wanted}, got {shapes}.")
+    found = read_weights(folder / HEAD)
+    check_weights(folder / HEAD, found, classifier.state_dict())
     classifier.load_state_dict(found)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -12,23 +13,28 @@ from kdcache.errors import ModelError
 Classifier = PreTrainedModel | MeanPooledClassifier
 
 
-def take_apart(model: Classifier) -> tuple[PreTrainedModel, list[nn.Module]]:
-    """Return the parts of a classifier, which stays whole.
+def take_apart(model: Classifier | PeftModel) -> tuple[PreTrainedModel, list[nn.Module]]:
+    """Return the parts of a classifier, which stays whole, without the wrapper that PEFT put around one.
 
     Returns:
         The encoder, and the modules from the pooled state to logits, in order, dropout left out.
     """
-    if isinstance(model, MeanPooledClassifier):
-        return model.encoder, [model.classifier]  # type: ignore[return-value]
-    encoder: Any = getattr(model, model.base_model_prefix)
-    after = [module for module in model.children() if module is not encoder and list(module.parameters())]
-    if model.config.model_type == "distilbert":
+    whole: Any = _unwrap(model)
+    if isinstance(whole, MeanPooledClassifier):
+        return _unwrap(whole.encoder), [whole.classifier]
+    encoder = getattr(whole, whole.base_model_prefix)
+    after = [module for module in whole.children() if module is not encoder and list(module.parameters())]
+    if whole.config.model_type == "distilbert":
         after.insert(1, nn.ReLU())  # which its forward pass applies by itself
     pooler = getattr(encoder, "pooler", None)
     if pooler is None:
         return encoder, after
     activation = getattr(encoder, "pooler_activation", None)  # ALBERT's pooler is a bare Linear
     return encoder, [pooler, *([activation] if activation else []), *after]
+
+
+def _unwrap(model: Any) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def head_names(model: Classifier) -> list[str]:

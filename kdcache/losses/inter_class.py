@@ -15,7 +15,7 @@ def cross_entropy(student: torch.Tensor, labels: torch.Tensor, label_smoothing: 
 
     Args:
         student: logits of shape (batch, num_labels).
-        labels: int64 of shape (batch,); rows with −1 are ignored.
+        labels: int64 of shape (batch,); negative ones are ignored.
         label_smoothing: share of each target that is spread evenly over all classes, 0 … 1.
 
     Returns:
@@ -28,7 +28,7 @@ def cross_entropy(student: torch.Tensor, labels: torch.Tensor, label_smoothing: 
     0.6931
     """
     total = functional.cross_entropy(
-        student, labels, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
+        student, labels.clamp(min=-1), ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
     )
     return total / (labels >= 0).sum().clamp(min=1)
 

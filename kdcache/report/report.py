@@ -9,8 +9,9 @@ from typing import Any
 import kdcache
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import read_manifest
-from kdcache.digests import file_digest
+from kdcache.digests import check_seal, file_digest, value_digest
 from kdcache.errors import DataError, ParamsError
+from kdcache.places import check_place
 from kdcache.project import Project, place, require, write_json
 from kdcache.report.cost import savings, timed_saving_table
 from kdcache.report.figures import draw_results
@@ -30,6 +31,7 @@ def report(project: Project) -> None:
         CacheError: its cache is gone.
     """
     params = project.section("report", ReportParams)
+    check_place(Path(project.paths.reports), "reports")
     findings = find([_read_record(project, task) for task in project.tasks], params)
     sections = build_sections(findings, ["dvc repro"], _shared_identities(project))
     made = project.scratch(__name__, project.tasks)
@@ -67,12 +69,16 @@ def _read_record(project: Project, task: str) -> Record:
     metrics = _read_metrics(project, task)
     curves = require(Path(paths.curves) / f"{task}.csv", "the curves", again, DataError)
     predictions = require(Path(paths.predictions) / f"{task}.parquet", "the predictions", again, DataError)
+    beside = {"curves": curves, "predictions": predictions}
+    for name, wanted in metrics.get("sha256", {}).items():
+        _require_digest(beside[name], file_digest(beside[name]), wanted, again)
     rows = require(
         Path(paths.data) / task / "validation.parquet",
         "the validation split",
         f"kdcache prepare --task {task}",
         DataError,
     )
+    check_seal(rows, f"Run: kdcache prepare --task {task}", DataError)
     manifest = read_manifest(Location.parse(paths.cache, task))
     split = pd.read_parquet(rows)
     return Record(
@@ -92,7 +98,21 @@ def _read_record(project: Project, task: str) -> Record:
 def _read_metrics(project: Project, task: str) -> dict[str, Any]:
     path = Path(project.paths.metrics) / f"{task}.json"
     require(path, "the metrics", f"dvc repro distill@{task}", DataError)
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        metrics = json.loads(path.read_bytes())
+        wanted = metrics.pop("digest", None)
+    except (ValueError, AttributeError):
+        metrics, wanted = {}, "that of JSON"
+    if wanted or "sha256" in metrics:  # metrics had neither before
+        _require_digest(path, value_digest(metrics), wanted, f"dvc repro distill@{task}")
+    return metrics
+
+
+def _require_digest(path: Path, found: str, wanted: Any, command: str) -> None:
+    if found != wanted:
+        raise DataError(
+            f"{path}: its digest must be {wanted}, as distill wrote it, got {found}. Run: {command}"
+        )
 
 
 def _shared_identities(project: Project) -> dict[str, str]:

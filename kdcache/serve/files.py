@@ -11,9 +11,10 @@ from typing import Any, BinaryIO
 import torch
 from tqdm import tqdm
 
-from kdcache.data.parsers import Row
+from kdcache.data.parsers import Row, check_columns
 from kdcache.data.readers import Kind, stream_rows
-from kdcache.errors import DataError, ParamsError
+from kdcache.errors import DataError, ParamsError, shorten
+from kdcache.places import replacing
 from kdcache.serve.mixed_batches import LoadedStudent, Request, predict_requests
 from kdcache.serve.output import Form, LabelledWriter
 from kdcache.serve.pool import StudentPool
@@ -30,7 +31,8 @@ def label_file(folders: Sequence[Path], source: str, output: Path | None, form: 
     Args:
         folders: of students. Where there are several, each row names its ``task`` or ``student``.
         source: a .jsonl, .csv or .tsv file, or - for JSON lines from standard input. It has the
-            columns ``text`` and, where the task needs it, ``text_pair`` or ``choices``.
+            columns ``text`` and, where the task needs it, ``text_pair`` or ``choices``; where it does not,
+            these are refused unless they are empty.
         output: the file to write; None is standard output.
         form: of the output; None goes by the ending of ``output``, else of ``source``.
 
@@ -40,7 +42,7 @@ def label_file(folders: Sequence[Path], source: str, output: Path | None, form: 
     Raises:
         ParamsError: an unknown ending, or the output would overwrite the source.
         ModelError: see ``StudentPool``.
-        DataError: a bad row. Those before it are written.
+        DataError: a bad row. Those before it are written; where there are none, an output in place stays.
     """
     kind = _kind(source)
     form = form or _form(output, kind)
@@ -48,7 +50,9 @@ def label_file(folders: Sequence[Path], source: str, output: Path | None, form: 
         raise ParamsError(f"--output would overwrite the input {output}. Name another file.")
     pool = StudentPool(folders, "cuda" if torch.cuda.is_available() else "cpu")
     with contextlib.ExitStack() as stack:
-        out = sys.stdout.buffer if output is None else stack.enter_context(output.open("wb"))
+        out = sys.stdout.buffer
+        if output is not None:
+            out = stack.enter_context(stack.enter_context(replacing(output)).open("wb"))
         bar = stack.enter_context(_progress(source, output))
         if source == STDIN:
             pipe = Pipe(sys.stdin.buffer)
@@ -58,16 +62,23 @@ def label_file(folders: Sequence[Path], source: str, output: Path | None, form: 
             file = stack.enter_context(Path(source).open("rb"))
             chunks = _chunks(_requests(stream_rows(file, source, kind, ["text"]), pool), lambda: True)
         writer = LabelledWriter(out, form, pool.labels)
-        count = 0
-        for chunk in chunks:
-            predictions = predict_requests([request for _, request in chunk])
-            for (row, _), prediction in zip(chunk, predictions, strict=True):
-                writer.write(row, prediction)
-            out.flush()
-            count += len(chunk)
-            bar.set_postfix(rows=count, refresh=False)
-            bar.update(len(chunk) if source == STDIN else file.tell() - bar.n)
-        return count
+        count, bad = 0, None
+        try:
+            for chunk in chunks:
+                predictions = predict_requests([request for _, request in chunk])
+                for (row, _), prediction in zip(chunk, predictions, strict=True):
+                    writer.write(row, prediction)
+                    count += 1
+                out.flush()
+                bar.set_postfix(rows=count, refresh=False)
+                bar.update(len(chunk) if source == STDIN else file.tell() - bar.n)
+        except DataError as error:
+            if not count:
+                raise
+            bad = error
+    if bad:
+        raise bad
+    return count
 
 
 class Pipe:
@@ -139,7 +150,15 @@ def _student(row: Row, pool: StudentPool) -> LoadedStudent:
 
 def _second(row: Row, student: LoadedStudent) -> Any:
     """The second sequence, or the choices. A cell holds choices as a JSON list."""
-    if student.task.num_choices == 1:
+    wanted, other = ("choices", "text_pair") if student.task.num_choices > 1 else ("text_pair", "choices")
+    if wanted == "choices" or student.task.pairs:
+        check_columns(row.where, list(row.values), [wanted])
+    if row.values.get(other) not in (None, ""):
+        raise DataError(
+            f"{row.where}: {other} must be empty for a student of {student.task.name}, got "
+            f"{shorten(row.values[other])}. Remove it, or name another student."
+        )
+    if wanted == "text_pair":
         return row.values.get("text_pair")
     choices = row.values.get("choices")
     if isinstance(choices, str):

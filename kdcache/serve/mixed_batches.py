@@ -13,7 +13,7 @@ import torch
 
 from kdcache.data.task import Task
 from kdcache.encoder.batching import Encoded, encode, fixed_plan
-from kdcache.errors import DataError, ParamsError, shorten
+from kdcache.errors import DataError, ModelError, ParamsError, shorten
 from kdcache.students.about import About
 from kdcache.students.student import Student, forward
 
@@ -61,8 +61,7 @@ class LoadedStudent:
         Args:
             texts: first sequences, as the task's template renders them: the column ``text`` of
                 prepared data.
-            pairs: second sequences, "" or None for a row without one. In a task of choices: the
-                choices of each row.
+            pairs: second sequences, for a task of pairs. In a task of choices: the choices of each row.
             batch_size: sequences per forward pass.
 
         Returns:
@@ -102,6 +101,12 @@ class LoadedStudent:
         if self.task.num_choices == 1:
             if not isinstance(second, str | None):
                 raise DataError(f"{where}: text_pair must be a text, got {shorten(second)}.")
+            if self.task.pairs is not None and self.task.pairs != bool((second or "").strip()):
+                wanted = "text_pair must be a text that is not" if self.task.pairs else "text_pair must be"
+                raise DataError(
+                    f"{where}: {wanted} empty, as {self.task.name} is a task of "
+                    f"{'pairs' if self.task.pairs else 'single texts'}, got {shorten(second)}."
+                )
             _check_unicode(second or "", "text_pair", where)
             return Request(self, text, (second or "",), where)
         if not isinstance(second, list | tuple) or len(second) != self.task.num_choices:
@@ -191,6 +196,9 @@ def compute_logits(requests: Sequence[Request], batch_size: int = BATCH_SIZE) ->
             batch = encoded.batch(rows, device)
             outputs = forward([students[k].student for k in here], batch, counts.tolist())
             values = [row for logits, _ in outputs for row in logits.cpu().numpy()]
+            if not all(np.isfinite(value).all() for value in values):
+                names = ", ".join(students[k].task.name for k in here)
+                raise ModelError(f"A student of {names} must give finite logits, got NaN or infinity.")
             for row, value in zip(rows, values, strict=True):
                 found[row] = value
     each = iter(found)
@@ -200,7 +208,8 @@ def compute_logits(requests: Sequence[Request], batch_size: int = BATCH_SIZE) ->
 def _passes(students: Sequence[Student], of: np.ndarray) -> Iterator[np.ndarray]:
     """Groups of sequences that can share forward passes: of one pooling, with prompts at one place.
 
-    Pooling parts them, since where only [CLS] is read, the last layer is computed for [CLS] only.
+    Pooling parts them: it decides where virtual tokens stand, whether segments are read, and for which
+    tokens the last layer is computed.
 
     Args:
         students: without repeats.

@@ -13,6 +13,7 @@ from kdcache.data.splits import existing_splits, metric_columns, read_split
 from kdcache.data.task import Task, read_task
 from kdcache.encoder.load import setup
 from kdcache.errors import DataError, ModelError, nearest
+from kdcache.places import replacing
 from kdcache.project import Project, require
 from kdcache.serve.files import CHUNK
 from kdcache.serve.mixed_batches import LoadedStudent, Request, compute_logits, to_prediction
@@ -56,8 +57,7 @@ def label_split(
     rows = list(_rows(table, task, f"{data}/{split}.parquet"))
     logits = _logits(student, rows)
     path = Path(project.paths.runs) / PREDICTIONS_FOLDER / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         if form == "superglue":
             ids = table["example_id"].to_pylist()
             file.write(superglue_text(task, split, ids, logits, metric_columns(table, task)).encode())
@@ -97,7 +97,8 @@ def write_zip(project: Project) -> tuple[Path, list[str]]:
     folder = Path(project.paths.runs) / PREDICTIONS_FOLDER
     names = [f"{name}.jsonl" for name in SUBMISSION_NAMES.values()]
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in names if (folder / name).is_file()}
-    (folder / ZIP).write_bytes(zip_bytes(texts))
+    with replacing(folder / ZIP) as part:
+        part.write_bytes(zip_bytes(texts))
     return folder / ZIP, [name for name in names if name not in texts]
 
 

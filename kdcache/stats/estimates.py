@@ -217,6 +217,10 @@ def estimate(table: Contrast) -> Estimate:
     """Estimate a contrast: its mean over seeds, and its variance by source."""
     of_seeds, of_groups = covariance([table])
     seeds, groups = table.pseudo.shape
+    if seeds > 1 and of_seeds[0, 0] == 0:
+        # All seeds count as many right rows by chance. They still differ in which rows: the term "rest".
+        per_row = table.pseudo.var(axis=1, ddof=1).mean() / groups
+        of_seeds[0, 0] = max(per_row - of_groups[0, 0], 0.0) / seeds
     return Estimate(
         points=float(table.values.mean()),
         of_seeds=float(of_seeds[0, 0]),

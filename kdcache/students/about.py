@@ -8,6 +8,7 @@ from kdcache.data.task import Task
 from kdcache.encoder.pooling import Pooling
 from kdcache.errors import ModelError
 from kdcache.params import build
+from kdcache.students.methods import Method
 
 ABOUT = "student.json"
 
@@ -26,7 +27,7 @@ class About:
         pooling: what the head reads. Students older than this field read [CLS].
     """
 
-    method: str
+    method: Method
     backbone: str
     backbone_sha256: str
     num_virtual_tokens: int
@@ -59,4 +60,8 @@ def read_about(folder: Path) -> About:
     path = folder / ABOUT
     if not path.is_file():
         raise ModelError(f"{path}: a student's folder must hold it, got nothing there. Run: kdcache distill")
-    return build(About, json.loads(path.read_text(encoding="utf-8")), str(path))
+    try:
+        return build(About, json.loads(path.read_bytes()), str(path))
+    except ValueError as error:  # no JSON, or a ParamsError of one line per field
+        first = str(error).splitlines()[0]
+        raise ModelError(f"{path}: it must be what kdcache writes. {first}") from None

@@ -87,7 +87,7 @@ class DistillParams:
             where the task has one.
         select: ``last`` step, or the one of the best first metric on ``tune`` among step 0, where
             the head is the linear probe, and ten at equal distances.
-        expect: fields of the teacher's identity that a shared cache must have.
+        expect: fields of the teacher's identity that a shared cache must have, or its ``digest``.
         log_with: experiment trackers by accelerate's names (tensorboard, wandb, mlflow, dvclive,
             …); each gets one run per student.
         pooling: what heads read of the tokens' states: ``cls``, ``mean``, or ``auto``, which takes

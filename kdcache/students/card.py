@@ -13,7 +13,10 @@ TRUNCATION = {"longest": '"longest_first"', "first": '"only_first"', "second": '
 
 def head_options(about: About) -> dict[str, Any]:
     """What transformers must be told of the head beside the folder."""
-    options: dict[str, Any] = {"num_labels": about.task.num_outputs}
+    options: dict[str, Any] = {"num_labels": 1}
+    if about.task.num_choices == 1:
+        names = dict(enumerate(about.task.labels))
+        options = {"id2label": names, "label2id": {name: k for k, name in names.items()}}
     config = json.loads((Path(about.backbone) / "config.json").read_text(encoding="utf-8"))
     if about.method != "full" and config.get("classifier_pooling", "cls") != "cls":  # ModernBERT
         options["classifier_pooling"] = "cls"

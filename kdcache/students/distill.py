@@ -10,10 +10,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from kdcache.errors import TrainingDiverged
+from kdcache.places import check_place
 from kdcache.project import Project, place, write_json
-from kdcache.students.arms import resolve_arm
+from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.grid import Grid
-from kdcache.students.results import gather_predictions, mean_curves, summarise
+from kdcache.students.results import gather_predictions, mean_curves, sealed, summarise
 from kdcache.students.unfinished import still_rising
 
 
@@ -27,17 +28,20 @@ def distill(project: Project, task_name: str) -> None:
         ParamsError, DataError, ModelError, CacheError: one line each.
         TrainingDiverged: no student's loss stayed finite.
     """
-    grid = Grid(project, task_name)
+    paths = project.paths
+    check_place(Path(paths.students) / task_name, "students")
+    grid = Grid(project, task_name, ["pipeline"])
     scratch, made = grid.scratch, grid.scratch / "students"
     results = grid.train(list(grid.specs), grid.params.seeds, made)
     finished = _finished(results)
-    write_json(summarise(results, grid.task, grid.splits, grid.manifest), scratch / "metrics.json")
     curves = mean_curves(finished)
     _warn_of_unfinished(grid, curves)
     curves.to_csv(scratch / "curves.csv", index=False, lineterminator="\n")
     predictions = gather_predictions(finished, grid.splits["validation"], made)
     pq.write_table(predictions, scratch / "predictions.parquet", write_page_checksum=True)
-    paths = project.paths
+    summary = summarise(results, grid.task, grid.splits, grid.manifest)
+    summary = sealed(summary, scratch / "curves.csv", scratch / "predictions.parquet")
+    write_json(summary, scratch / "metrics.json")
     place(made, Path(paths.students) / task_name)
     place(scratch / "metrics.json", Path(paths.metrics) / f"{task_name}.json")
     place(scratch / "curves.csv", Path(paths.curves) / f"{task_name}.csv")
@@ -60,16 +64,20 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
     Raises:
         As ``distill``.
     """
-    grid = Grid(project, task_name)
+    params = project.section("distill", DistillParams)
     for arm in arms:
-        resolve_arm(grid.params, arm)
-    made = grid.scratch / "students"
-    results = grid.train(arms or list(grid.specs), seeds or grid.params.seeds, made)
+        resolve_arm(params, arm)
+    arms, seeds = arms or list(params.arms), seeds or params.seeds
+    grid = Grid(project, task_name, ["explore", *arms, *seeds])
+    made, runs = grid.scratch / "students", Path(project.paths.runs) / task_name
+    for name in (f"{arm}-{seed}" for arm in arms for seed in seeds):
+        check_place(runs / name, "student")
+    results = grid.train(arms, seeds, made)
     finished = _finished(results)
     _warn_of_unfinished(grid, mean_curves(finished))
     for result in finished:
         name = f"{result['arm']}-{result['seed']}"
-        place(made / name, Path(project.paths.runs) / task_name / name)
+        place(made / name, runs / name)
     shutil.rmtree(grid.scratch)
     return summarise(results, grid.task, grid.splits, grid.manifest)
 

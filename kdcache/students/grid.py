@@ -18,6 +18,7 @@ from kdcache.encoder.load import WEIGHTS, load_tokenizer, setup
 from kdcache.encoder.pooling import check_cls_token
 from kdcache.errors import ModelError, ParamsError
 from kdcache.losses import Objective, check_terms
+from kdcache.places import require_plain
 from kdcache.project import Project, require, require_task, require_tune
 from kdcache.students.arms import STUDENT, ArmSpec, DistillParams, resolve_arm
 from kdcache.students.export import load_folder
@@ -41,16 +42,18 @@ class Grid:
     Args:
         project: the project.
         task_name: the task.
+        purpose: of the run; another one has scratch of its own.
 
     Raises:
         ParamsError, DataError, ModelError, CacheError: whatever would fail later, one line each.
     """
 
-    def __init__(self, project: Project, task_name: str) -> None:
+    def __init__(self, project: Project, task_name: str, purpose: Sequence[Any] = ()) -> None:
         require_task(project, task_name)
         self.project = project
         self.params = project.section("distill", DistillParams)
         for name in self.params.arms:
+            require_plain(name, "distill.arms")
             resolve_arm(self.params, name)  # refuse what is wrong in it before asking for a backbone
         check_trackers(self.params.log_with, "distill.log_with")
         if not self.params.arms or not self.params.seeds:
@@ -81,7 +84,7 @@ class Grid:
         if self.params.select == "tune":
             require_tune(splits, "distill.select", task_name)
         self.scratch = project.scratch(
-            __name__, task_name, asdict(replace(self.params, log_with=())), project.threads,
+            __name__, task_name, list(purpose), asdict(replace(self.params, log_with=())), project.threads,
             {name: spec.pooling for name, spec in self.specs.items()},
             project.paths.backbone, file_digest(self.folder / WEIGHTS), self.manifest.digest,
         )  # fmt: skip

@@ -24,7 +24,7 @@ from transformers import DynamicCache, PreTrainedModel
 from kdcache.encoder.architectures import ARCHITECTURES, Place, check_positions, first_position
 from kdcache.encoder.batching import Encoded, Padded
 from kdcache.encoder.forward import Dtype, pooled_states
-from kdcache.encoder.last_layer import attend_from_cls, last_attention
+from kdcache.encoder.last_layer import attend_from_cls, finish_without_first, last_attention
 from kdcache.encoder.load import load_encoder
 from kdcache.encoder.parts import encoder_layers
 from kdcache.encoder.pooling import Pooling, pool
@@ -64,7 +64,7 @@ class Backbone:
                 f"students: the backbone must be one of {', '.join(ARCHITECTURES)}, got "
                 f"{self.config.model_type}. Choose another model for student_backbone.model."
             )
-        self._shortcut = last_attention(encoder) if pooling == "cls" else []
+        self._last_attention = last_attention(encoder)
 
     @classmethod
     def load(
@@ -127,6 +127,12 @@ class Backbone:
             )
         check_positions(self.config, max_length, num_virtual_tokens if place else 0, "the backbone")
 
+    def prompt_width(self, place: Place) -> int:
+        """Numbers per virtual token of a prompt at a place: see ``RowPrompts``."""
+        if place == "input":
+            return int(self.encoder.get_input_embeddings().weight.shape[1])
+        return self.config.num_hidden_layers * self.config.hidden_size * (2 if place == "deep" else 1)
+
     def inputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Return a batch as the encoder reads it: no segments where heads read the mean."""
         return {
@@ -155,18 +161,23 @@ class Backbone:
         if prompts.place == "input":
             embeddings = self.encoder.get_input_embeddings()(ids)
             inputs["inputs_embeds"] = among.put(embeddings, prompts.values.to(embeddings.dtype))
-            return self._read(inputs, own)
+            return self._read(inputs, own, prompts.shortest)
         # Whatever token stands there; padding where there is none, since some count positions by it.
         inputs["input_ids"] = among.put(ids, ids[:, :1].where(prompts.mask.bool(), self.config.pad_token_id))
         values = prompts.values.unflatten(2, (self.config.num_hidden_layers, -1)).unbind(2)
         with before_each_layer(self._layers, [among.replace(value) for value in values]):
-            return self._read(inputs, own)
+            return self._read(inputs, own, prompts.shortest)
 
-    def _read(self, inputs: Mapping[str, Any], own: torch.Tensor) -> torch.Tensor:
+    def _read(self, inputs: Mapping[str, Any], own: torch.Tensor, virtual: int = 0) -> torch.Tensor:
+        """Pool what the encoder gives for inputs whose first ``virtual`` tokens, under mean, nobody reads."""
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
-        with half, attend_from_cls(self._shortcut):
+        if self.pooling == "cls":
+            shortcut = attend_from_cls(self._last_attention)
+        else:
+            shortcut = finish_without_first(self._last_attention, virtual)
+        with half, shortcut:
             states = self.encoder(**inputs).last_hidden_state
-        return pool(states, own, self.pooling)
+        return pool(states, own[:, -states.shape[1] :], self.pooling)
 
     @cached_property
     def _layers(self) -> nn.ModuleList:

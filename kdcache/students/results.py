@@ -14,6 +14,7 @@ from kdcache.cache.manifest import Manifest
 from kdcache.data.metrics import compute_metrics, majority_metrics
 from kdcache.data.splits import metric_columns
 from kdcache.data.task import Task
+from kdcache.digests import file_digest, value_digest
 from kdcache.encoder.parts import last_linear
 from kdcache.project import write_json
 from kdcache.students.export import save_student
@@ -76,8 +77,7 @@ def write_student(
     about = {"max_length": spec.max_length, "task": task}
     card = _card(run, task, result["validation"], manifest)
     validation = splits["validation"]
-    gap = save_student(student, folder, backbone, about, card, validation.encoded)
-    result |= {} if gap is None else {"reload_gap": gap}
+    result |= save_student(student, folder, backbone, about, card, validation.encoded)
     predictions = _logits_table(validation, logits["validation"])
     pq.write_table(predictions, folder / PREDICTIONS, write_page_checksum=True)
     write_json(result, folder / RESULT)
@@ -140,6 +140,13 @@ def summarise(results: Sequence[Result], task: Task, splits: SplitRows, manifest
         "arms": summarise_arms(finished),
         "diverged": [result for result in results if "diverged" in result],
     }
+
+
+def sealed(summary: Mapping[str, Any], curves: Path, predictions: Path) -> dict[str, Any]:
+    """Return a summary with the digests of what the report reads beside it, and with its own."""
+    beside = {"curves": file_digest(curves), "predictions": file_digest(predictions)}
+    whole = {**summary, "sha256": beside}
+    return whole | {"digest": value_digest(whole)}
 
 
 def summarise_arms(results: Sequence[Result]) -> dict[str, Any]:

@@ -21,13 +21,13 @@ class RowPrompts:
             (per layer key, then value, as PEFT has it), layers · dim for states, the embeddings'
             dim for input ones.
         mask: int64 of shape (batch, virtual_tokens), 0 where a shorter prompt is padded.
-        even: whether there is no such padding.
+        shortest: tokens of the shortest prompt, 0 where a row has none.
     """
 
     place: Place
     values: torch.Tensor
     mask: torch.Tensor
-    even: bool = False
+    shortest: int = 0
 
     @classmethod
     def of(cls, place: Place, prompts: Sequence[torch.Tensor | None], counts: Sequence[int]) -> "RowPrompts":
@@ -52,7 +52,7 @@ class RowPrompts:
             torch.arange(longest)[None]
             < torch.tensor(lengths).repeat_interleave(torch.tensor(counts))[:, None]
         )
-        return cls(place, values, mask.long().to(some.device), even=min(lengths) == longest)
+        return cls(place, values, mask.long().to(some.device), shortest=min(lengths))
 
 
 class Insertion:
@@ -69,7 +69,7 @@ class Insertion:
     def __init__(self, prompts: RowPrompts, own: torch.Tensor, at: int) -> None:
         self.prompts, self.own, self.at = prompts, own, at
         self.order: torch.Tensor | None = None
-        if not prompts.even:
+        if prompts.shortest < prompts.mask.shape[1]:
             mask = self._inserted(own, prompts.mask)
             self.order = mask.argsort(dim=1, descending=True, stable=True)
 

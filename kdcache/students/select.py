@@ -4,7 +4,6 @@ This is for tasks whose tune split is too small to tell two values apart. Neithe
 ``validation`` is used.
 """
 
-import contextlib
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
@@ -41,7 +40,7 @@ def select(
     """
     scores: dict[str, list[float]] = {}
     for value, project in projects.items():
-        grid = Grid(project, task_name)
+        grid = Grid(project, task_name, ["select", arm, num_folds])
         resolve_arm(grid.params, arm)
         grid.params = replace(grid.params, log_with=())  # a fold is no run of its own
         train, seed = grid.splits["train"], grid.params.seeds[0]
@@ -59,9 +58,7 @@ def select(
             grid.use(others | parts)
             (result,) = grid.train([arm], [seed], made / str(fold))
             scores[value].append(result["validation"][grid.task.metrics[0]])
-        shutil.rmtree(made)
-        with contextlib.suppress(OSError):  # not empty: a `kdcache distill` was interrupted there
-            grid.scratch.rmdir()
+        shutil.rmtree(grid.scratch)
     return scores
 
 

@@ -118,9 +118,8 @@ def build_student(
     backbone.check(facts.place, spec.num_virtual_tokens, spec.max_length)
     model = load_classifier(folder, num_outputs, seed, backbone.pooling)
     if facts.own_weights:
-        encoder = take_apart(model)[0]  # before PEFT wraps it; its layers change in place
         whole = add_lora(model, LORA_RANK, 2 * LORA_RANK) if spec.method == "lora" else model
-        chain = take_apart(model)[1]  # after, as PEFT puts copies of a head's modules there
+        encoder, chain = take_apart(whole)
         own = Backbone(encoder, backbone.pooling, backbone.dtype, backbone.dropout).to(backbone.device)
         return Student(spec.method, own, None, Head(chain, num_outputs), whole).to(backbone.device)
     prompt = None

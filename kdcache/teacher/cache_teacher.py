@@ -11,6 +11,7 @@ import pyarrow as pa
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import read_identity_of
+from kdcache.cache.schema import TOLERANCE
 from kdcache.cache.teacher_pooling import check_teacher_pooling
 from kdcache.cache.writer import CacheWriter
 from kdcache.data.metrics import compute_metrics
@@ -24,9 +25,6 @@ from kdcache.params import Count
 from kdcache.project import Project, require, require_task
 from kdcache.teacher.extraction import Teacher
 from kdcache.teacher.folder import COST, PROBE, read_identity
-
-# How far a logit may move if it is computed again in another batch: measured, with a margin.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 
 
 @dataclass(frozen=True)

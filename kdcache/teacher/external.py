@@ -8,14 +8,13 @@ from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.exchange import (
     MIN_PROBABILITY,
     MissingMass,
-    Outputs,
-    read_outputs,
     to_logits,
     write_outputs,
 )
 from kdcache.cache.ids import name_some
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import EXTERNAL, Manifest, read_manifest
+from kdcache.cache.read_outputs import Outputs, read_outputs, require_ending
 from kdcache.cache.reader import load_cache
 from kdcache.cache.schema import ALL_ROWS_TEACHER
 from kdcache.cache.writer import CacheWriter
@@ -23,6 +22,7 @@ from kdcache.data.metrics import compute_metrics
 from kdcache.data.splits import metric_columns, read_tables
 from kdcache.digests import file_digest
 from kdcache.errors import DataError
+from kdcache.places import replacing
 from kdcache.project import Project, require_task
 
 
@@ -38,7 +38,7 @@ def import_cache(
     Args:
         project: the project.
         task_name: the task.
-        path: see ``cache.exchange``.
+        path: see ``cache.read_outputs``.
         missing_mass: see ``cache.exchange.to_logits``.
         id_column: name of the column of ids.
 
@@ -54,10 +54,11 @@ def import_cache(
     outputs = read_outputs(path, task.labels, id_column)
     logits = to_logits(outputs, missing_mass, str(path))
     row_of = {example_id: row for row, example_id in enumerate(outputs.example_id)}
-    known = {i for table in tables.values() for i in table["example_id"].to_pylist()}
+    known = dict.fromkeys(i for table in tables.values() for i in table["example_id"].to_pylist())
     if unknown := [i for i in outputs.example_id if i not in known]:
         raise DataError(
-            f"{path}: every id must be in {project.paths.data}/{task_name}, got unknown {name_some(unknown)}."
+            f"{path}: every id must be in {project.paths.data}/{task_name}, got unknown "
+            f"{name_some(unknown)}. The ids there look like {next(iter(known), '')!r}."
         )
 
     identity = {
@@ -101,11 +102,13 @@ def export_cache(project: Project, task_name: str, splits: list[str], path: Path
         DataError: the file has another ending.
     """
     require_task(project, task_name)
+    require_ending(path)
     location = Location.parse(project.paths.cache, task_name)
-    chosen = splits or read_manifest(location).splits
+    manifest = read_manifest(location)
+    chosen = splits or manifest.splits
     rows = CacheRows.joined([load_cache(location, split).rows for split in chosen])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_outputs(rows, path)
+    with replacing(path) as part:
+        write_outputs(rows, manifest.identity["labels"], part)
     return len(rows)
 
 

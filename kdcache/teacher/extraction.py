@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -17,12 +16,11 @@ from kdcache.cache.schema import ALL_ROWS_TEACHER, MEAN_OF_FOLDS
 from kdcache.cache.writer import Arrays, CacheWriter
 from kdcache.data.splits import sequences
 from kdcache.data.task import Task
-from kdcache.encoder.adapters import load_teacher
+from kdcache.encoder.adapters import load_trained, saved_pooling
 from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import Dtype, extract
 from kdcache.encoder.load import load_tokenizer
-from kdcache.errors import DataError
-from kdcache.teacher.folder import FOLDS, model_folder, teacher_folds
+from kdcache.teacher.folder import model_folder, read_folds, teacher_folds
 
 DRIFT_ROWS = 256
 
@@ -40,7 +38,7 @@ class Teacher:
         device: of the computation.
 
     Raises:
-        DataError: the training rows are not those of the teacher.
+        DataError, ModelError: see ``folder.read_folds``.
     """
 
     def __init__(
@@ -51,7 +49,7 @@ class Teacher:
         self.tables, self.batch_size, self.dtype, self.device = tables, batch_size, dtype, device
         self.num_folds = len(identity["folds_sha256"])
         self.members = range(identity.get("ensemble", 1))
-        self._train_folds = _read_folds(folder, tables["train"], task.name)
+        self._train_folds = read_folds(folder, tables["train"], task, identity)
         self._loaded: tuple[Path, nn.Module] | None = None
         tokenizer = load_tokenizer(folder)
         self.encoded = {
@@ -179,7 +177,7 @@ class Teacher:
 
     def _model(self, folder: Path) -> nn.Module:
         if self._loaded is None or self._loaded[0] != folder:
-            self._loaded = folder, load_teacher(folder, self.task.num_outputs)
+            self._loaded = folder, load_trained(folder, self.task.num_outputs, saved_pooling(folder))
         return self._loaded[1]
 
 
@@ -199,16 +197,3 @@ def _cross_fit(outputs: Sequence[Arrays], folds: np.ndarray) -> Arrays:
                     combined[name] = np.empty((len(folds), array.shape[1]), array.dtype)
                 combined[name][folds == fold] = array
     return combined
-
-
-def _read_folds(folder: Path, train: pa.Table, task_name: str) -> np.ndarray:
-    """Read the fold of each training row, joined by id."""
-    table = pq.read_table(folder / FOLDS)
-    fold_of = dict(zip(table["example_id"].to_pylist(), table["fold"].to_pylist(), strict=True))
-    ids = train["example_id"].to_pylist()
-    if set(ids) != set(fold_of):
-        raise DataError(
-            f"data of {task_name}: the training rows must be those of the teacher ({len(fold_of)} rows), "
-            f"got {len(ids)} others or fewer. Run: kdcache teach --task {task_name}"
-        )
-    return np.array([fold_of[i] for i in ids], dtype=np.int8)

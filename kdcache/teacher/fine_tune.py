@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +26,10 @@ from kdcache.errors import ParamsError, TrainingDiverged
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
 
 SAVE_STEPS = 200  # a checkpoint takes three times the bytes of the trained weights
+
+# Of accelerate and its launchers, which the trainer would follow.
+LAUNCHER_PREFIXES = ("ACCELERATE_", "FSDP_", "MEGATRON_", "PARALLELISM_CONFIG_", "TORCHELASTIC_")
+LAUNCHER_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 TeacherMethod = Literal["full", "prefix", "lora"]
 KEYS_OF: dict[TeacherMethod, tuple[str, ...]] = {
@@ -137,6 +143,28 @@ def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """Hide what a shell or a launcher set for accelerate, such as bf16 or several steps per update.
+
+    These would decide the weights without the identity knowing.
+    """
+
+    def others() -> dict[str, str]:
+        return {k: v for k, v in os.environ.items() if k.startswith(LAUNCHER_PREFIXES) or k in LAUNCHER_NAMES}
+
+    hidden = others()
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        for name in others():  # the trainer sets some itself
+            del os.environ[name]
+        os.environ.update(hidden)
+
+
+@own_settings()
 def fine_tune(
     folder: Path,
     encoded: Encoded,

@@ -1,20 +1,28 @@
 """The folder of a teacher: its files, the models in it, and the digests that identify them."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdcache.digests import file_digest, value_digest
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdcache.data.splits import table_digest
+from kdcache.data.task import Task
+from kdcache.digests import SEAL, RowsDigest, check_seal, file_digest, value_digest
 from kdcache.encoder import adapters
 from kdcache.encoder.load import WEIGHTS, config_digest, resolve
 from kdcache.encoder.mean_pooled import HEAD
-from kdcache.errors import ModelError
-from kdcache.project import IDENTITY, IDENTITY_DEFAULTS
+from kdcache.errors import DataError, ModelError
+from kdcache.places import IDENTITY
+from kdcache.project import IDENTITY_DEFAULTS
 
 # Files next to identity.json and what save_pretrained writes.
 COST = "cost.json"  # steps and examples of the training
 PROBE = "probe.json"  # scores of the linear probe of the pretrained model
-FOLDS = "folds.parquet"  # example_id → fold
+FOLDS = "folds.parquet"  # example_id and content_hash of each training row → fold
 
 
 def teacher_folds(num_folds: int) -> tuple[int | None, ...]:
@@ -38,6 +46,68 @@ def model_folder(folder: Path, fold: int | None, member: int) -> Path:
     """
     folder = folder if fold is None else folder / f"fold-{fold}"
     return folder / f"member-{member}" if member else folder
+
+
+def describe_rows(train: pa.Table, folds: Sequence[int] | np.ndarray) -> dict[str, str]:
+    """Compute what ``identity.json`` says of the rows: digests of the training rows, and of the fold of each.
+
+    Args:
+        train: with the columns example_id, content_hash and label.
+        folds: of its rows.
+    """
+    dealt = RowsDigest()
+    dealt.update(train["example_id"].to_pylist(), train["content_hash"].to_pylist(), map(int, folds))
+    return {"train_rows": table_digest(train), "train_folds": dealt.hexdigest()}
+
+
+def write_folds(train: pa.Table, folds: np.ndarray, folder: Path) -> None:
+    """Write the fold of each training row."""
+    table = train.select(["example_id", "content_hash"])
+    table = table.append_column("fold", pa.array(folds, pa.int8()))
+    pq.write_table(table, folder / FOLDS, write_page_checksum=True)
+
+
+def read_folds(folder: Path, train: pa.Table, task: Task, identity: Mapping[str, Any]) -> np.ndarray:
+    """Read the fold of each training row, and refuse rows that are not those of the teacher.
+
+    A row in another place, with another text or label, would get logits of a teacher that saw it.
+
+    Args:
+        folder: of the teacher.
+        train: the prepared training rows.
+        task: theirs.
+        identity: of the teacher.
+
+    Returns:
+        int8 array of shape (rows,), in the order of ``train``.
+
+    Raises:
+        DataError: labels, template or rows are not those of the teacher.
+        ModelError: the file of folds is not that of the teacher.
+    """
+    remedy = f"Run: kdcache teach --task {task.name}"
+
+    def refuse(what: str, found: Any, wanted: Any) -> None:
+        if found != wanted:
+            raise DataError(
+                f"data of {task.name}: {what} must be that of the teacher, {wanted!r}, got {found!r}. "
+                f"{remedy}"
+            )
+
+    refuse("the list of labels", list(task.labels), identity["labels"])
+    refuse("the template", task.template, identity["template"])
+    refuse("the digest of the training rows", table_digest(train), identity.get("train_rows"))
+    try:
+        columns = pq.read_table(folder / FOLDS, page_checksum_verification=True).to_pydict()
+        dealt = zip(columns["example_id"], columns["content_hash"], columns["fold"], strict=True)
+        fold_of = {(example_id, content): fold for example_id, content, fold in dealt}
+        rows = zip(train["example_id"].to_pylist(), train["content_hash"].to_pylist(), strict=True)
+        folds = np.array([fold_of[row] for row in rows], dtype=np.int8)
+    except (OSError, KeyError, ValueError, TypeError, OverflowError, pa.ArrowException):
+        folds = np.empty(0, np.int8)
+    if len(folds) != len(train) or describe_rows(train, folds)["train_folds"] != identity.get("train_folds"):
+        raise ModelError(f"{folder / FOLDS}: it must hold the fold of each row as in {IDENTITY}. {remedy}")
+    return folds
 
 
 def describe_teacher(folder: Path, num_folds: int, ensemble: int) -> dict[str, Any]:
@@ -67,6 +137,9 @@ def read_identity(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: a file has changed, or the base model of an adapter.
     """
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".json" and path.name != SEAL:
+            check_seal(path, f"Run: kdcache teach --task {folder.name}", ModelError)
     identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
     found = describe_teacher(folder, len(identity["folds_sha256"]), identity.get("ensemble", 1))
     for name, value in found.items():

@@ -9,29 +9,31 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 
 from kdcache.data.splits import assign_folds, existing_splits, read_split, table_digest
 from kdcache.data.task import Task, read_task
-from kdcache.encoder.adapters import save_teacher
+from kdcache.digests import SEAL, seal
+from kdcache.encoder.adapters import save_trained
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_tokenizer, resolve, setup
 from kdcache.encoder.parts import Classifier
 from kdcache.encoder.pooling import check_cls_token, resolve_pooling
 from kdcache.errors import DataError
-from kdcache.project import (
-    IDENTITY,
-    Project,
-    place,
-    require_task,
-    require_tune,
-    write_json,
-)
+from kdcache.places import IDENTITY, check_place
+from kdcache.project import Project, place, require_task, require_tune, write_json
 from kdcache.teacher.base_probe import SCORE_BATCH_SIZE, TokenisedSplit, score_probe, start_from_probe
 from kdcache.teacher.fine_tune import TrainTeacherParams, fine_tune
-from kdcache.teacher.folder import COST, FOLDS, PROBE, describe_teacher, model_folder, teacher_folds
+from kdcache.teacher.folder import (
+    COST,
+    PROBE,
+    describe_rows,
+    describe_teacher,
+    model_folder,
+    teacher_folds,
+    write_folds,
+)
 
 
 def train_teacher(project: Project, task_name: str) -> None:
@@ -51,6 +53,7 @@ def train_teacher(project: Project, task_name: str) -> None:
     """
     params = project.section("train_teacher", TrainTeacherParams)
     require_task(project, task_name)
+    check_place(Path(project.paths.teacher) / task_name, "teacher")
     base = resolve(params.model)
     pooling, tokenizer = resolve_pooling(params.pooling, base), load_tokenizer(base)
     check_cls_token(pooling, tokenizer, "train_teacher.pooling")
@@ -103,17 +106,20 @@ def train_teacher(project: Project, task_name: str) -> None:
                 base, encoded, labels, rows, task.num_outputs, replace(params, seed=seed), checkpoints,
                 score, start,
             )  # fmt: skip
-            save_teacher(model, tokenizer, folder, params.model)
+            save_trained(model, folder, params.model, task.output_names)
+            tokenizer.save_pretrained(str(folder))
             write_json(spent, done)
             shutil.rmtree(checkpoints)
         spent = json.loads(done.read_text())
         cost = {key: cost[key] + spent[key] for key in cost}
 
-    write_json(_identity(made, task, params), made / IDENTITY)
+    write_json(_identity(made, task, params) | describe_rows(train, folds), made / IDENTITY)
     write_json(cost, made / COST)
     place(scratch / PROBE, made / PROBE)
-    folds_table = pa.table({"example_id": train["example_id"], "fold": pa.array(folds, pa.int8())})
-    pq.write_table(folds_table, made / FOLDS, write_page_checksum=True)
+    write_folds(train, folds, made)
+    for path in sorted(made.glob("*.json")):
+        if path.name != SEAL:
+            seal(path)
     place(made, Path(project.paths.teacher) / task_name)
     shutil.rmtree(scratch)
 

@@ -79,7 +79,7 @@ def _recompute(
         if cached.logits_plain is not None:
             pairs.append((teacher.logits(split, None, rows).mean(axis=0), cached.logits_plain))
         moved = np.max([np.abs(computed - stored).max(axis=1) for computed, stored in pairs], axis=0)
-        far = [i for i, distance in zip(ids, moved, strict=True) if distance > manifest.tolerance]
+        far = [i for i, distance in zip(ids, moved, strict=True) if not distance <= manifest.tolerance]
         problem = (
             f"{split}.parquet: the teacher must give its logits again within {manifest.tolerance:g}, "
             f"got up to {moved.max():.3g} away for {name_some(far)}. {manifest.rebuild}"

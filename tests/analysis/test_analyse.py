@@ -11,6 +11,7 @@ from scipy.special import log_softmax, softmax
 
 from kdcache.analysis.analyse import CacheAnalysis, analyse_cache, analyse_split, suspect_labels
 from kdcache.cache.cached_rows import CacheRows
+from kdcache.cache.manifest import read_manifest
 from kdcache.cache.writer import write_cache
 from kdcache.data.metrics import compute_metrics
 from kdcache.errors import CacheMissing, ShapeError
@@ -59,7 +60,9 @@ def analyse(
         facts["probe"] = {"strength": 0.1, "tune": {"accuracy": probe["teacher"]}}
     write_cache(cache, tmp_path / "s" / "x", rows, identity=identity, metrics=metrics, **facts)
     if probe and "backbone" in probe:
+        of = ("train", "tune")
         row = {"full": 1.0, "cut": probe["backbone"], "kept": 0.5, "majority": 0.5}
+        row["data"] = {split: digest for split, digest in read_manifest(cache).data.items() if split in of}
         (tmp_path / "shrink.json").write_text(json.dumps({"probes": {"t": row}}))
     return analyse_cache(cache, tmp_path)
 

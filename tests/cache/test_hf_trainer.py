@@ -76,13 +76,60 @@ def test_collator_pads_inputs_stacks_targets_and_leaves_the_rest_out(tiny_model:
         kdcache.KDCollator(tokenizer)(rows)
 
 
+@pytest.mark.parametrize(
+    ("labels", "wanted"),
+    [([0, -1], [0, -100]), ([None, 1], [-100, 1]), ([-100, -1], [-100, -100]), (["absent", 1], [-100, 1])],
+)
+def test_rows_without_a_label_get_the_index_that_losses_ignore(tiny_model: Path, labels, wanted):
+    tokenizer = load_tokenizer(tiny_model)
+    rows = [{**tokenizer("a bat"), "label": label, "teacher_logits": [0.0, 1.0]} for label in labels]
+    for row in rows:
+        if row["label"] == "absent":
+            del row["label"]
+    assert kdcache.KDCollator(tokenizer)(rows)["labels"].tolist() == wanted
+
+
+def example(**changes: str) -> str:
+    """The example's code, with some of its arguments changed."""
+    page = (ROOT / "docs" / "reference" / "trainer.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0]
+    for name, value in changes.items():
+        code = re.sub(rf"\b{name}=[^,)\n]+", f"{name}={value}", code)
+    return code
+
+
+def steps_of(batch: int, accumulate: int) -> list[torch.Tensor]:
+    """The weights after one epoch of the example, where every third row and rows 0 … 9 have no label."""
+    code = example(
+        per_device_train_batch_size=f"{batch}, use_cpu=True, optim='sgd'",
+        save_strategy=f'"no", gradient_accumulation_steps={accumulate}',
+        num_labels="2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0",
+        learning_rate="0.5",
+    )
+    code = code.replace("trainer =", "rows = rows.map(without_label, with_indices=True)\ntrainer =")
+    names = {"without_label": lambda row, i: {"label": -1 if i % 3 == 0 or i < 10 else row["label"]}}
+    exec(code, names)
+    return [p.detach() for p in names["trainer"].model.parameters()]
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+def test_the_example_takes_the_steps_of_one_big_batch(cached_project, monkeypatch):
+    """Also where a batch has no label at all, and where the last one is smaller."""
+    folder = cached_project("wic", train_teacher={"folds": 0})
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "hf")
+    start = steps_of(1000, 1)
+    for whole, (batch, accumulate) in ((16, (8, 2)), (18, (6, 3)), (15, (5, 3))):
+        one, split = steps_of(whole, 1), steps_of(batch, accumulate)
+        assert max((a - b).abs().max().item() for a, b in zip(one, start, strict=True)) > 1e-3
+        assert max((a - b).abs().max().item() for a, b in zip(one, split, strict=True)) < 1e-5
+
+
 # the Trainer asks for pinned memory on machines without an accelerator too
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 def test_the_example_in_the_docs_runs_and_its_trap_is_an_error(cached_project, monkeypatch, capsys):
     folder = cached_project("wic", train_teacher={"folds": 0})
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "hf")
-    page = (ROOT / "docs" / "reference" / "trainer.md").read_text(encoding="utf-8")
-    code = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0]
+    code = example()
     exec(compile(code, "docs/reference/trainer.md", "exec"), {})
     assert 0 < float(capsys.readouterr().out.splitlines()[-1]) < 5
     with pytest.raises(DataError, match="KDCollator: each row must hold teacher_logits, got "):

@@ -59,11 +59,14 @@ def test_fields_of_no_format_are_refused_though_their_digest_is_right(cache: Pat
         read_manifest(cache)
 
 
+ENTRY = {"rows": 1, "bytes": 1, "sha256": "x", "labelled": 1, "correct": 1}
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"tolerance": "a"}, "tolerance: input should be a valid number"),
-        ({"tolerance": True}, "canonical form"),
+        ({"tolerance": False}, "canonical form"),
         ({"files": []}, "files: input should be a valid dictionary"),
         ({"files": {"train.parquet": {"rows": 1}}}, "files.train.parquet.correct: field required"),
         ({"data": {"train": 3}}, "data.train: input should be a valid string"),
@@ -75,6 +78,17 @@ def test_fields_of_no_format_are_refused_though_their_digest_is_right(cache: Pat
         ({"columns": [1]}, "columns.0: input should be a valid list"),
         ({"identity": {"task": "wic"}}, "labels: field required"),
         ({"identity": {"task": "wic", "labels": "ab"}}, "labels: input should be a valid list"),
+        *(({"tolerance": t}, f"tolerance {t:g}") for t in (1e9, 2e-4, -1e-9)),
+        ({"tolerance": 0.2, "dtype": "bfloat16"}, "tolerance 0.2"),
+        ({"dtype": "float8"}, "float8"),
+        *(({"data": {name: "x"}}, repr(name)) for name in ("../out", "a/b", ".", "..", "", "-x", "a\nb")),
+        *(
+            ({"files": {name: ENTRY}}, repr(name))
+            for name in ("../../out.parquet", "/etc/x.parquet", "train")
+        ),
+        ({"identity": IDENTITY | {"labels": ["a", "b", "c"]}}, "3 labels, and logits of 2 numbers"),
+        ({"identity": IDENTITY | {"labels": ["a"], "num_labels": 1}}, "1 labels, and logits of 2 numbers"),
+        ({"identity": IDENTITY | {"num_labels": 3}}, "2 labels, and logits of 2 numbers"),
     ],
 )
 def test_wrong_types_are_one_line_that_names_the_field(cache: Path, changes: dict[str, Any], named: str):
@@ -83,6 +97,31 @@ def test_wrong_types_are_one_line_that_names_the_field(cache: Path, changes: dic
         read_manifest(cache)
     assert named in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("field", ["tolerance", "cost", "drift"])
+def test_numbers_that_are_none_are_refused(cache: Path, field: str, number: float):
+    value: Any = number if field == "tolerance" else {"x": number}
+    replace(read_manifest(cache), **{field: value}).write(cache / "manifest.json")
+    with pytest.raises(CacheCorrupt):
+        read_manifest(cache)
+
+
+def test_a_tolerance_may_be_tighter_and_bfloat16_has_its_own(cache: Path):
+    for dtype, tolerance in (("float32", 0), ("float32", 1e-5), ("bfloat16", 0.1)):
+        replace(read_manifest(cache), dtype=dtype, tolerance=tolerance).write(cache / "manifest.json")
+        assert read_manifest(cache).tolerance == tolerance
+
+
+def test_the_manifests_own_digest_can_be_expected(cache: Path):
+    manifest = read_manifest(cache)
+    check(manifest, expect={"digest": manifest.digest})
+    with pytest.raises(CacheStale, match=r"distill\.expect digest must be 'x'"):
+        check(manifest, expect={"digest": "x"})
+    changed = replace(manifest, cost={"x": 1})  # the same teacher and data
+    with pytest.raises(CacheStale, match="digest"):
+        check(changed, expect={"digest": manifest.digest})
 
 
 def test_unknown_fields_and_missing_ones_are_named(cache: Path):
@@ -95,7 +134,7 @@ def test_unknown_fields_and_missing_ones_are_named(cache: Path):
         read_manifest(cache)
 
 
-@pytest.mark.parametrize("number", [1, 1.0, 1e-4])
+@pytest.mark.parametrize("number", [0, 0.0, 1e-4])
 def test_numbers_keep_their_spelling(cache: Path, number: float):
     """So that a cache of before, or of another writer, keeps its bytes and its digest."""
     replace(read_manifest(cache), tolerance=number, cost={"rows": number}).write(cache / "manifest.json")

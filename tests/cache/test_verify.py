@@ -139,10 +139,20 @@ def test_wrong_numbers_under_right_digests_are_named(tmp_path: Path):
     renew(cache, replace(whole, logits=logits))
     assert any("every number must be finite, not so in train-3." in p for p in problems(cache))
 
+    for value in (np.nan, np.inf, -np.inf):
+        logits[3, 1] = value
+        renew(cache, replace(whole, logits=logits))
+        split = load_cache(cache, "train")
+        for read in (lambda s=split: s.rows, lambda s=split: list(s.stream()), split.tensors):
+            with pytest.raises(CacheCorrupt, match=r"train-3\."):
+                read()
+
     labels = whole.label.copy()
     labels[5] = 2
     changed = replace(whole, label=labels)
     renew(cache, changed, data={"train": digest_of(changed)})
+    with pytest.raises(CacheCorrupt, match=r"train-5\."):
+        load_cache(cache, "train").read(features=False)
     assert "label or fold is impossible in train-5." in problems(cache)[0]
 
     renew(cache, replace(whole, fold=np.zeros(10, np.int8)), data={"train": digest_of(whole)})

@@ -32,7 +32,7 @@ def test_same_rows_give_the_same_bytes_however_they_are_cut(tmp_path: Path, monk
         ).read_bytes()
 
 
-@pytest.mark.parametrize(("kills", "spread"), [(2, 1), pytest.param(32, 10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "spread"), [(5, 1), pytest.param(32, 10, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_the_next_run_ends_in_the_same_bytes(tmp_path: Path, kills: int, spread: int):
     script = Path(__file__).parent / "kill.py"
     done = subprocess.run(

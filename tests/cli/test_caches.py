@@ -19,6 +19,7 @@ from conftest import fails, run
 from kdcache.cache import writer
 from kdcache.cache.reader import load_cache
 from kdcache.cache.verify import verify_cache
+from kdcache.digests import seal
 from kdcache.errors import CacheCorrupt, CacheMissing
 from kdcache.teacher import extraction
 
@@ -115,6 +116,8 @@ def test_verify_asks_the_teacher_again(cached):
     identity_path = Path("models/teacher/cb/identity.json")
     other = json.loads(identity_path.read_text()) | {"folds_sha256": ["0", "1"]}
     identity_path.write_text(json.dumps(other))
+    assert fails("verify", "--task", "cb").endswith("Run: kdcache teach --task cb")  # its digest is another
+    seal(identity_path)
     assert fails("verify", "--task", "cb").startswith("cache of cb: teacher folds_sha256 must be [")
 
 
@@ -184,8 +187,8 @@ def test_import_refuses_a_file_that_does_not_fit_the_data(project):
     assert run("prepare", "--task", "cb")[0] == 0
     first = outside_teacher(path).read_text().splitlines()
     path.write_text("\n".join([*first, "nobody,0.1,0.1,0.8"]) + "\n")
-    assert fails("import", "p.csv", "--task", "cb") == (
-        "p.csv: every id must be in data/cb, got unknown nobody."
+    assert fails("import", "p.csv", "--task", "cb").startswith(
+        "p.csv: every id must be in data/cb, got unknown nobody. The ids there look like 'train-"
     )
     path.write_text("\n".join(line for line in first if not line.startswith("tune-1,")) + "\n")
     lacking = pq.read_table("data/cb/tune.parquet")["example_id"].to_pylist()[0]
@@ -204,6 +207,13 @@ def test_import_refuses_a_file_that_does_not_fit_the_data(project):
 def test_export_and_import_keep_every_logit(cached):
     assert run("export", "out/all.jsonl", "--task", "cb")[1] == "out/all.jsonl: 64 rows\n"
     assert run("export", "tune.csv", "--task", "cb", "--split", "tune")[1] == "tune.csv: 8 rows\n"
+    for name in ("old.csv", "old.npz", "old.parquet"):
+        Path(name).write_text("mine")
+        assert fails("export", name, "--task", "cb", "--split", "nope")
+        assert Path(name).read_text() == "mine"
+        assert run("export", name, "--task", "cb")[0] == 0
+        assert Path(name).read_bytes()[:4] != b"mine"
+    assert not list(Path().glob(".*.part*"))
     assert fails("export", "x.txt", "--task", "cb").startswith("x.txt: the file must end in .csv")
     shutil.copytree("cache", "before")
     assert run("import", "out/all.jsonl", "--task", "cb")[0] == 0
@@ -216,11 +226,11 @@ def test_export_and_import_keep_every_logit(cached):
 
 def test_clean_empties_scratch_but_never_under_a_writer(built_project):
     built_project("prepare")
-    Path(".kdcache/cache-0123/parts").mkdir(parents=True)
-    Path(".kdcache/cache-0123/parts/x").write_bytes(b"x" * 2_000_000)
-    with filelock.FileLock(".kdcache/cache-cb-1.lock"):
+    Path(".kdcache/cache-0123456789abcdef/parts").mkdir(parents=True)
+    Path(".kdcache/cache-0123456789abcdef/parts/x").write_bytes(b"x" * 2_000_000)
+    with filelock.FileLock(".kdcache/cache-cb-12345678.lock"):
         assert fails("clean") == (
-            ".kdcache: no cache may be in the making, got cache-cb-1 at work. Wait for it to end."
+            ".kdcache: no cache may be in the making, got cache-cb-12345678 at work. Wait for it to end."
         )
     assert run("clean")[1] == ".kdcache: freed 2.0 MB\n"
     assert not list(Path(".kdcache").glob("*/"))

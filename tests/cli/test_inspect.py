@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +69,8 @@ def test_probes_of_the_frozen_models_stand_beside_the_teacher(built_project):
     backbone = json.loads(Path("models/backbone/shrink.json").read_text())["probes"]["cb"]["cut"]
     found = json.loads(run("inspect", "--task", "cb", "--json")[1])["cache/cb"]
     assert found["probes"] == {
-        "tune": {"teacher": base["tune"]["accuracy"], "backbone": backbone},
-        "validation": {"teacher": base["validation"]["accuracy"], "backbone": None},
+        "tune": {"teacher": base["tune"]["accuracy"], "backbone": backbone, "stale": False},
+        "validation": {"teacher": base["validation"]["accuracy"], "backbone": None, "stale": False},
     }
     out = run("inspect", "--task", "cb")[1]
     shares = f"{100 * base['tune']['accuracy']:.1f}", f"{100 * backbone:.1f}"
@@ -80,6 +81,36 @@ def test_probes_of_the_frozen_models_stand_beside_the_teacher(built_project):
     best = max(base["tune"]["accuracy"], backbone)
     tune = found["splits"]["tune"]["labels"]["accuracy"]["value"], found["agreement"]["tune"]["all_rows"]
     assert ("nothing to distil" in found["description"]) == (max(tune) <= best)
+
+
+def test_a_probe_of_the_backbone_on_other_rows_is_left_out_and_said(built_project):
+    """One cache, and a backbone made before its rows were prepared, after, and again."""
+    built_project("prepare", "teach --task cb", "cache --task cb", "shrink")
+
+    def probe() -> tuple[float | None, bool]:
+        found = json.loads(run("inspect", "--task", "cb", "--json")[1])["cache/cb"]
+        of_tune = found["probes"]["tune"]
+        assert ("of other rows than this cache" in found["description"]) == of_tune["stale"]
+        line = re.search(r"of the students' backbone \d", run("inspect", "--task", "cb")[1])
+        assert (line is None) == of_tune["stale"]
+        return of_tune["backbone"], of_tune["stale"]
+
+    known = probe()
+    assert known[0] is not None
+    other = ("--set", "prepare.seed=7")
+    assert run("prepare", *other)[0] == 0
+    assert probe() == known  # both are of the rows from before
+    assert run("shrink")[0] == 0
+    assert probe() == (None, True)
+    assert run("prepare")[0] == 0
+    assert probe() == (None, True)
+    assert run("shrink")[0] == 0
+    assert probe() == known
+    path = Path("models/backbone/shrink.json")
+    record = json.loads(path.read_text())
+    del record["probes"]["cb"]["data"]  # as an older version wrote it
+    path.write_text(json.dumps(record))
+    assert probe() == (None, True)
 
 
 @pytest.mark.parametrize("name", [name for name in SUPERGLUE if name not in ("axb", "axg")])

@@ -53,6 +53,18 @@ def test_rows_of_one_text_and_two_labels_are_found():
     )
 
 
+def test_labels_that_look_alike_are_named_with_their_counts():
+    for names in (
+        ("yes", "yes ", "no"), ("Yes", "yes", "no"), ("café", "cafe\u0301", "no"), ("1", "01", "2"),
+        ("1", "1.0", "2"), ("a\u200bb", "ab", "no"), ("ﬁne", "fine", "no"), ("a  b", "a b", "no"),
+    ):  # fmt: skip
+        task = Task("mine", names, "mine/1", ("accuracy",))
+        (problem,) = find_problems(task, good())
+        assert f"{names[0]!r} (320 rows), {names[1]!r} (320 rows)" in problem
+    for names in (("1", "10", "2"), ("-1", "1", "0"), ("a", "b", "ab"), ("é", "e", "x")):
+        assert find_problems(Task("mine", names, "mine/1", ("accuracy",)), good()) == []
+
+
 def test_long_rows_are_counted():
     (problem,) = find_problems(TASK, good(), [10] * 57 + [20] * 3, 16)
     assert problem == (

@@ -4,6 +4,7 @@ import pytest
 from conftest import superglue_task
 
 from kdcache.data.task import Task, read_task, write_task
+from kdcache.digests import seal
 from kdcache.errors import DataError
 
 
@@ -22,6 +23,7 @@ def test_missing_or_foreign_task_names_the_command(tmp_path):
         read_task(tmp_path, "wic")
     for text in ("{", "[]", '{"name": "wic"}'):
         (tmp_path / "task.json").write_text(text)
+        seal(tmp_path / "task.json")
         with pytest.raises(DataError, match=r"not a task of this version of kdcache. .* --task wic$"):
             read_task(tmp_path, "wic")
 

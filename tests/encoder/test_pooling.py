@@ -98,7 +98,7 @@ def test_heads_differ_by_seed_and_come_back_from_disk(tmp_path):
     save_head(one.classifier, tmp_path)
     load_head(other.classifier, tmp_path)
     assert torch.equal(one.classifier.weight, other.classifier.weight)
-    with pytest.raises(ModelError, match=r"\(3, 16\)"):
+    with pytest.raises(ModelError, match="others for bias, weight"):
         load_head(load_classifier(tmp_path, 2, seed=0, pooling="mean").classifier, tmp_path)
 
 

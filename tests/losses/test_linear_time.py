@@ -128,11 +128,11 @@ def exact(name: str, student: torch.Tensor, teacher: torch.Tensor, monkeypatch) 
     ("name", "classes"),
     [(name, classes) for name in LINEAR for classes in (2, 4) if classes > 2 or LOSSES[name].two_classes],
 )
-@pytest.mark.parametrize("difference", [1.0, 1e-2, 1e-5])
+@pytest.mark.parametrize("difference", [1.0, pytest.param(1e-2, marks=pytest.mark.slow), 1e-5])
 def test_six_digits_however_near_the_teacher_in_either_form(name, classes, difference, monkeypatch):
     """Single-precision logits in; value and gradient against 50 digits."""
-    t = normal(0, 6, classes).float() * 2
-    s = (t + difference * normal(1, 6, classes).float()).requires_grad_()
+    t = normal(0, 5, classes).float() * 2
+    s = (t + difference * normal(1, 5, classes).float()).requires_grad_()
     wanted, wanted_gradient = exact(name, s, t, monkeypatch)
     monkeypatch.setattr(relations, "ROWS_PER_DIM", 0)
     for few_rows in (0, 10**6):
@@ -146,8 +146,8 @@ def test_six_digits_however_near_the_teacher_in_either_form(name, classes, diffe
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in (*LINEAR, "dkd")])
 @pytest.mark.parametrize("difference", [1.0, 1e-3])
 def test_six_digits_of_the_other_losses(name, difference, monkeypatch):
-    t = normal(0, 5, 3).float() * 2
-    s = (t + difference * normal(1, 5, 3).float()).requires_grad_()
+    t = normal(0, 4, 3).float() * 2
+    s = (t + difference * normal(1, 4, 3).float()).requires_grad_()
     wanted, wanted_gradient = exact(name, s, t, monkeypatch)
     value = LOSSES[name].function(s, t)
     (gradient,) = torch.autograd.grad(value, s)

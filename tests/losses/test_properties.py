@@ -165,7 +165,7 @@ def test_rkd_distance_knows_nothing_where_all_teacher_rows_are_equal():
 
 
 def test_unlabelled_rows_drop_out_of_the_losses_that_need_labels():
-    z, labels = logits(0), torch.tensor([0, 1, 2, -1, -1, 0, 1])
+    z, labels = logits(0), torch.tensor([0, 1, 2, -1, -100, 0, 1])
     kept = labels >= 0
     wanted = torch.nn.functional.cross_entropy(z[kept], labels[kept])
     assert cross_entropy(z, labels).item() == pytest.approx(wanted.item(), rel=1e-12)

@@ -13,9 +13,10 @@ from simulated import World, gain_of
 
 from kdcache.cache.manifest import MANIFEST, Manifest
 from kdcache.cache.schema import cache_schema, describe_columns
+from kdcache.digests import seal
 from kdcache.params import read_params
 from kdcache.report.findings import Record, ReportParams
-from kdcache.students.results import mean_curves, summarise_arms
+from kdcache.students.results import mean_curves, sealed, summarise_arms
 
 # arm → method and targets; others learn a prefix from the cached logits
 KINDS: dict[str, tuple[str, str | None]] = {
@@ -23,6 +24,7 @@ KINDS: dict[str, tuple[str, str | None]] = {
 }  # fmt: skip
 TERMS = {"kl": ("ce", "kl"), "kl+gram": ("ce", "kl", "gram")}
 PARAMS = ReportParams()
+BLANK = '<svg viewBox="0 0 1 1"></svg>'  # stands for a figure where none is looked at: drawing takes seconds
 # True accuracy in percent, over all possible rows and seeds.
 LIFTED = {"head": 60, "ce": 66, "kl": 74, "kl+gram": 76, "feature": 66, "full": 82, "teacher": 82}
 LEVEL = dict.fromkeys(LIFTED, 70)
@@ -110,10 +112,12 @@ def write_project(folder: Path, records: list[Record]) -> Path:
         task = record.name
         (folder / f"data/{task}").mkdir(parents=True)
         (folder / f"cache/{task}").mkdir(parents=True)
-        (folder / f"metrics/{task}.json").write_text(json.dumps(record.metrics))
         record.curves.to_csv(folder / f"curves/{task}.csv", index=False)
         record.predictions.to_parquet(folder / f"predictions/{task}.parquet")
+        made = folder / f"curves/{task}.csv", folder / f"predictions/{task}.parquet"
+        (folder / f"metrics/{task}.json").write_text(json.dumps(sealed(record.metrics, *made)))
         record.rows.to_parquet(folder / f"data/{task}/validation.parquet")
+        seal(folder / f"data/{task}/validation.parquet")
         identity = {"task": task, "labels": ["no", "yes"], "weights_sha256": "0" * 64}
         manifest = Manifest(identity, {}, {}, describe_columns(cache_schema(2, {})))
         manifest.write(folder / "cache" / task / MANIFEST)

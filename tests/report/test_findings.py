@@ -3,9 +3,10 @@
 import dataclasses
 
 import pytest
-from records import KINDS, LEVEL, LIFTED, PARAMS, build_record
+from records import BLANK, KINDS, LEVEL, LIFTED, PARAMS, build_record
 
 from kdcache.errors import ParamsError
+from kdcache.report import figures
 from kdcache.report.answer import answer, shown
 from kdcache.report.comparisons import Comparison
 from kdcache.report.findings import ReportParams, find
@@ -21,6 +22,12 @@ LIFT, TEACHER = "Does distillation lift the students over the baseline?", "Is th
 @pytest.fixture(scope="module")
 def lifted():
     return [build_record(LIFTED, "wic", seed=1), build_record(LIFTED, "cb", seed=2)]
+
+
+@pytest.fixture(scope="module")
+def findings(lifted):
+    """What the report finds in these."""
+    return find(lifted, PARAMS)
 
 
 def told(findings):
@@ -41,8 +48,7 @@ def without(records, *arms):
     return kept
 
 
-def test_every_number_is_that_of_kdcache_stats(lifted):
-    findings = find(lifted, PARAMS)
+def test_every_number_is_that_of_kdcache_stats(findings, lifted):
     runs = [read_runs(record.predictions, "accuracy", record.rows) for record in lifted]
     assert findings.levels["cb"]["kl"] == level(runs[1], "kl")
     assert findings.gains["kl"]["wic"] == effect(runs[0], "kl", over="ce")
@@ -50,8 +56,7 @@ def test_every_number_is_that_of_kdcache_stats(lifted):
     assert findings.shares["kl+gram"] == gap_closed(runs, "kl+gram", baseline="ce", upper="full")
 
 
-def test_a_planted_effect_is_found_and_comes_first(lifted):
-    findings = find(lifted, PARAMS)
+def test_a_planted_effect_is_found_and_comes_first(findings):
     mean = findings.lift.mean
     assert mean.low < LIFTED["kl"] - LIFTED["ce"] < mean.high
     share = findings.shares["kl+gram"]
@@ -115,7 +120,8 @@ def test_without_an_upper_arm_no_share_is_reported(lifted):
 @pytest.mark.parametrize(
     ("gone", "topic", "missing"), [("head", TEACHER, "report.control"), ("ce", LIFT, "report.baseline")]
 )
-def test_a_missing_arm_leaves_out_what_needs_it_with_one_sentence(gone, topic, missing):
+def test_a_missing_arm_leaves_out_what_needs_it_with_one_sentence(gone, topic, missing, monkeypatch):
+    monkeypatch.setattr(figures, "_svg", lambda *_, **__: BLANK)
     truth = {arm: points for arm, points in LIFTED.items() if arm in {"head", "ce", "kl", "teacher"} - {gone}}
     findings = find([build_record(truth, rows=100)], PARAMS)
     about = [sentence for sentence in answer(findings) if f"`{gone}`" in sentence.text]
@@ -193,8 +199,7 @@ def test_one_seed_is_said_and_plans_nothing():
     assert "One seed." in told(findings)
 
 
-def test_planning_says_how_many_seeds(lifted):
-    findings = find(lifted, PARAMS)
+def test_planning_says_how_many_seeds(findings):
     assert (findings.plan.arm, findings.plan.over, findings.plan.seeds) == ("kl", "ce", 3)
     text = told(findings)["Seeds needed."]
     assert f"±{findings.plan.half:.2g} points with 3 seeds" in text
@@ -211,7 +216,8 @@ def test_a_task_without_a_gap_is_left_out_of_shares(lifted):
     assert list(findings.lift.by_task) == ["wic", "cb", "rte"]
 
 
-def test_students_with_teachers_of_their_own_are_compared_with_these():
+def test_students_with_teachers_of_their_own_are_compared_with_these(monkeypatch):
+    monkeypatch.setattr(figures, "_svg", lambda *_, **__: BLANK)
     kinds = KINDS | {"kl": ("prefix", "member")}
     truth = {"head": 60, "ce": 66, "kl@mean": 74, "kl": 76, "teacher": 85, "teacher_member": 76}
     record = build_record(truth, rows=1000, kinds=kinds)
@@ -235,8 +241,8 @@ def test_students_with_teachers_of_their_own_are_compared_with_these():
     assert others.teacher == "teacher"
 
 
-def test_scores_are_drawn_of_every_arm_and_the_teacher(lifted):
-    panels = score_panels(find(lifted, PARAMS))
+def test_scores_are_drawn_of_every_arm_and_the_teacher(findings):
+    panels = score_panels(findings)
     assert list(panels) == ["mean of 2 tasks", "wic", "cb"]
     assert [row.label for row in panels["wic"]] == [*(arm for arm in LIFTED if arm != "teacher"), "teacher"]
     assert all(row.high <= 100 for rows in panels.values() for row in rows)
@@ -250,8 +256,8 @@ def with_curves(record, by_arm):
     return dataclasses.replace(record, curves=curves)
 
 
-def test_an_arm_that_is_not_done_is_named_before_anything_else(lifted):
-    assert "Not done." not in told(find(lifted, PARAMS))
+def test_an_arm_that_is_not_done_is_named_before_anything_else(findings, lifted):
+    assert "Not done." not in told(findings)
     curves = {
         "ce": (0.5, 0.6, 0.7), "kl": (0.5, 0.7, 0.6), "kl+gram": (0.5, 0.7, 0.72),  # one of 50 rows: no rise
     }  # fmt: skip
@@ -267,8 +273,7 @@ def test_an_arm_that_is_not_done_is_named_before_anything_else(lifted):
     assert "from more steps" not in others
 
 
-def test_unequal_steps_are_said_before_any_gain_and_kept(lifted):
-    findings = find(lifted, PARAMS)
+def test_unequal_steps_are_said_before_any_gain_and_kept(findings, lifted):
     assert "Unequal steps." not in told(findings)
     assert findings.comparisons[0].steps == {"wic": (10, 10), "cb": (10, 10)}
     metrics = dict(lifted[0].metrics)
@@ -287,9 +292,9 @@ def test_a_probe_that_takes_no_steps_is_no_case_of_unequal_ones(lifted):
     assert "Unequal steps." not in told(findings)
 
 
-def test_a_teacher_no_better_than_a_linear_probe_has_nothing_to_distil(lifted):
+def test_a_teacher_no_better_than_a_linear_probe_has_nothing_to_distil(findings, lifted):
     topic = "Is there anything to distil?"
-    assert told(find(lifted, PARAMS))[topic] == (
+    assert told(findings)[topic] == (
         "The teacher is above the linear probes of frozen encoders on wic and cb."
     )
     weak = build_record(LIFTED | {"head": 85}, "cb", seed=2)

@@ -1,6 +1,7 @@
 """The page: whole in itself, the same bytes for the same inputs, readable without eyes."""
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from records import LIFTED, PARAMS, build_record, write_project
+from records import BLANK, LIFTED, PARAMS, build_record, write_project
 
 from kdcache.errors import DataError, ParamsError
 from kdcache.project import Project
+from kdcache.report import figures
 from kdcache.report.figures import COLOURS, arm_styles
 from kdcache.report.findings import find
 from kdcache.report.page import mean_shares
@@ -114,14 +116,11 @@ def test_names_are_text_wherever_they_stand(html, reports):
     assert NASTY.replace("|", "\\|") in (reports / "results.md").read_text(encoding="utf-8")
 
 
-def test_same_inputs_give_the_same_bytes_in_another_folder(tmp_path, monkeypatch):
-    record = build_record({"head": 60, "ce": 66, "kl": 74, "teacher": 80}, rows=100)
-    folders = [tmp_path / "project", tmp_path / "elsewhere" / "deeper"]
-    for folder in folders:
-        write_project(folder, [record])
-        monkeypatch.chdir(folder)
-        report(Project.load())
-    one, two = (folder / "reports" for folder in folders)
+def test_same_inputs_give_the_same_bytes_in_another_folder(reports, tmp_path, monkeypatch):
+    folder = write_project(tmp_path / "elsewhere" / "deeper", build_records())
+    monkeypatch.chdir(folder)
+    report(Project.load())
+    one, two = reports, folder / "reports"
     names = sorted(path.name for path in one.iterdir())
     assert names == ["index.html", "results.json", "results.md", "results.svg"]
     for name in names:
@@ -197,9 +196,29 @@ def test_missing_predictions_are_one_line(tmp_path, monkeypatch):
         report(Project.load())
 
 
+@pytest.mark.parametrize(
+    "name", ["metrics/wic.json", "curves/wic.csv", "predictions/wic.parquet", "data/wic/validation.parquet"]
+)
+def test_a_flipped_bit_of_what_the_report_reads_is_found(tmp_path, monkeypatch, name):
+    write_project(tmp_path / "p", [build_record(LIFTED, rows=20)])
+    monkeypatch.chdir(tmp_path / "p")
+    path, rng = Path(name), random.Random(0)
+    whole = path.read_bytes()
+    for _ in range(40):
+        position = rng.randrange(len(whole))
+        path.write_bytes(
+            whole[:position] + bytes([whole[position] ^ 1 << rng.randrange(8)]) + whole[position + 1 :]
+        )
+        with pytest.raises(DataError, match=r"Run: (dvc repro distill@wic|kdcache prepare --task wic)$"):
+            report(Project.load())
+    path.write_bytes(whole)
+    report(Project.load())
+
+
 def test_comparisons_of_params_stand_in_the_report(tmp_path, monkeypatch):
     write_project(tmp_path / "project", [build_record({"head": 50, "kl": 70, "teacher": 80}, rows=100)])
     monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.setattr(figures, "_svg", lambda *_, **__: BLANK)
     report(Project.load(["report.comparisons=[[kl, head]]"]))
     assert "| kl over head |" in Path("reports/results.md").read_text(encoding="utf-8")
     with pytest.raises(ParamsError, match=r"report.comparisons\[0\]: .*'hed'.*head"):

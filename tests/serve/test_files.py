@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,8 @@ ROWS = [{"id": number, "text": text, "text_pair": TEXTS[-1]} for number, text in
 def home(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Students of three tasks; no params.yaml, which serving does not need."""
     students = {"wic": (WIC, "prefix", 2), "cb": (CB, "prefix", 3), "copa": (COPA, "prefix", 4)}
+    students |= {"nli": (replace(CB, name="nli", pairs=True), "prefix", 2)}
+    students |= {"mood": (replace(WIC, name="mood", pairs=False), "prefix", 2)}
     return make_home(tmp_path_factory.mktemp("served"), tiny_model, students)
 
 
@@ -100,7 +103,7 @@ def test_a_row_without_an_id_gets_its_number(row, example_id):
 
 def test_output_goes_by_its_ending_and_its_rows_can_be_a_teachers(tmp_path, write_jsonl):
     """What predict writes, import reads."""
-    from kdcache.cache.exchange import read_outputs
+    from kdcache.cache.read_outputs import read_outputs
 
     source = write_jsonl(tmp_path / "in.jsonl", [{**row, "example_id": f"r{row['id']}"} for row in ROWS])
     for name in ("out.csv", "out.jsonl"):
@@ -142,6 +145,41 @@ def test_mixed_tasks_in_one_input(tmp_path):
     wic, copa = csv.DictReader(io.StringIO(out))
     assert (wic["probability_choice1"], copa["probability_true"]) == ("", "")
     assert shares_of(copa, COPA.labels) == pytest.approx(shares_of(found[1], COPA.labels), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("student", "row", "told"),
+    [
+        ("nli", {"text": "bank"}, ["text_pair"]),
+        ("nli", {"text": "bank", "text_b": "river"}, ["text_pair"]),
+        ("nli", {"text": "bank", "text_pair": ""}, ["text_pair", "pairs"]),
+        ("nli", {"text": "bank", "text_pair": " "}, ["text_pair", "pairs"]),
+        ("nli", {"text": "bank", "text_pair": None}, ["text_pair", "pairs"]),
+        ("nli", {"text": "bank", "text_pair": "river", "choices": ["a", "b"]}, ["choices"]),
+        ("mood", {"text": "bank", "text_pair": "river"}, ["text_pair", "single", "'river'"]),
+        ("mood", {"text": "bank", "choices": ["a", "b"]}, ["choices"]),
+        ("copa", {"text": "bank", "choices": ["a", "b"], "text_pair": "river"}, ["text_pair", "'river'"]),
+        ("copa", {"text": "bank", "text_pair": "river"}, ["choices"]),
+    ],
+)
+def test_a_text_that_the_task_lacks_or_does_not_read_is_refused(student, row, told, tmp_path):
+    whole = {"text": "bank"} | {"nli": {"text_pair": "river"}, "copa": {"choices": ["a", "b"]}}.get(
+        student, {}
+    )
+    assert run("--student", student, "--input", "-", piped=as_lines([whole]))[0] == 0
+    code, out, error = run("--student", student, "--input", "-", piped=as_lines([row]))
+    assert (code, out) == (1, "")
+    (line,) = error.splitlines()
+    assert line.startswith("standard input:1: ")
+    assert all(part in line for part in told)
+
+
+def test_a_student_asked_in_python_refuses_the_same():
+    nli, mood = kdcache.load_student("nli"), kdcache.load_student("mood")
+    for student, pairs in ((nli, None), (nli, ["a", ""]), (mood, ["a", "b"])):
+        with pytest.raises(kdcache.KdcacheError, match="text_pair"):
+            student.predict(["bank", "bat"], pairs)
+    assert len(mood.predict(["bank", "bat"], ["", None])) == 2
 
 
 def test_one_student_labels_every_row_whatever_its_column_task_says():
@@ -222,6 +260,28 @@ def test_a_bad_row_is_one_line_and_those_before_it_are_answered(tmp_path, bad, t
     assert error.splitlines()[-1].startswith(f"{source}:4: ")
     assert told in error.splitlines()[-1]
     assert [row["task"] for row in parsed(output.read_text())] == ["wic"] * 3
+
+
+@pytest.mark.parametrize("bad", ['{"text": ', '{"text": 5}', '{"other": "a"}', ""])
+def test_an_old_output_stays_where_no_row_can_be_labelled(tmp_path, bad):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(bad)
+    output.write_text("old")
+    code, _, _ = run("--student", "wic", "--input", str(source), "--output", str(output))
+    assert (code, output.read_text()) == ((1, "old") if bad else (0, ""))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_an_old_output_stays_while_rows_are_labelled(tmp_path, monkeypatch, write_jsonl):
+    def interrupted(*_):
+        assert (tmp_path / "out.jsonl").read_text() == "old"
+        raise KeyboardInterrupt
+
+    (tmp_path / "out.jsonl").write_text("old")
+    source = write_jsonl(tmp_path / "in.jsonl", ROWS)
+    monkeypatch.setattr(files, "predict_requests", interrupted)
+    assert run("--student", "cb", "--input", str(source), "--output", str(tmp_path / "out.jsonl"))[0] == 130
+    assert (tmp_path / "out.jsonl").read_text() == "old"
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])

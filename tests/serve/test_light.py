@@ -18,7 +18,7 @@ student = kdcache.load_student("runs/cb/kl+gram-0")
 prediction, = student.predict(["the bank"], ["a river"])
 assert abs(sum(prediction.probabilities.values()) - 1) < 1e-5
 pool = kdcache.StudentPool(["runs/cb/head-0", "runs/cb/kl+gram-0"])
-assert len(pool.predict([("runs/cb/head-0", "bank", None)])) == 1
+assert len(pool.predict([("runs/cb/head-0", "bank", "a river")])) == 1
 rows = kdcache.load_cache("cache/cb", "train").rows
 logits = torch.from_numpy(rows.logits.copy())
 assert kdcache.kl(logits, logits, temperature=2.0).item() < 1e-6

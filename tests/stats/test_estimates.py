@@ -58,6 +58,19 @@ def test_interval_at_level_1_minus_p_ends_at_0():
     assert Estimate(1e200, 0.0, 0.05, 4, 299, 5, 300).p == 0.0
 
 
+def test_seeds_that_agree_by_coincidence_do_not_make_an_effect_certain():
+    """Two seeds gain one row each, another one: the same score, not the same rows."""
+    right, wrong = [1.0, 0.0], [0.0, 1.0]
+    over = np.array([wrong] * 40)
+    arm = {seed: np.array([right if row == seed else wrong for row in range(40)]) for seed in range(3)}
+    found = effect(
+        tally_runs("accuracy", np.zeros(40, int), {"b": arm, "a": dict.fromkeys(arm, over)}), "b", "a"
+    )
+    assert found.points == pytest.approx(2.5)
+    assert found.low < found.points - 1
+    assert found.p > 0.1
+
+
 def test_arms_that_never_differ_have_no_effect():
     logits = np.eye(2)[[0, 1, 1]]
     runs = tally_runs("accuracy", np.zeros(3, int), {arm: {0: logits, 1: logits} for arm in "ab"})
@@ -117,7 +130,7 @@ def test_a_student_with_one_seed_left_is_paired_with_only_that_seed():
 
 
 def test_covariance_of_contrasts_is_semidefinite_and_has_the_estimates_on_its_diagonal():
-    runs = World(rows=30, seeds=2).runs(np.random.default_rng(2))
+    runs = World(rows=30, seeds=2).runs(np.random.default_rng(3))
     tables = [contrast(runs, {"a": 1.0}), contrast(runs, {"b": 1.0})]
     of_seeds, of_groups = covariance(tables)
     assert np.linalg.eigvalsh(of_groups).min() > -1e-9

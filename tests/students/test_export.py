@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 import torch
 from conftest import build_tiny_model
 from engine import TEXTS, build_rows, build_run, fit, share_off
-from transformers import AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, pipeline
 
 from kdcache.data.task import Task
 from kdcache.errors import ModelError
+from kdcache.students import export
 from kdcache.students.export import RELOAD_TOLERANCE, load_folder, save_student
 from kdcache.students.methods import METHODS
 from kdcache.students.prompted_backbone import Backbone
@@ -79,7 +82,7 @@ def test_a_folder_gives_the_students_logits_to_the_code_of_its_card(
     tiny_model: Path, rows, method, pooling, tmp_path
 ):
     student, folder = trained(tiny_model, rows, method, pooling), tmp_path / "s"
-    assert save_student(student, folder, tiny_model, ABOUT, CARD, rows.encoded) is None
+    assert save_student(student, folder, tiny_model, ABOUT, CARD, rows.encoded) == {}
     again, about = load_folder(folder)
     ours, _ = predict(student, rows.encoded, len(TEXTS))
     assert share_off(predict(again, rows.encoded, 4)[0], ours) <= 1e-5
@@ -117,6 +120,40 @@ def test_the_code_of_the_cards_runs_where_there_is_no_kdcache(tiny_model: Path, 
         assert share_off(np.array(logits), ours) <= 1e-5
 
 
+STALE = [
+    {"id2label": {"0": "c", "1": "b", "2": "a"}, "label2id": {"c": 0, "b": 1, "a": 2}},
+    {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}, "problem_type": "regression"},
+    {"label2id": {"a": 2, "b": 1, "c": 0}, "problem_type": "multi_label_classification"},
+]
+
+
+@pytest.mark.filterwarnings("ignore:PrefixTuning")
+@pytest.mark.parametrize("stale", STALE)
+@pytest.mark.parametrize("method", ["full", "head"])
+def test_the_labels_are_the_tasks_whatever_the_base_was_trained_for(
+    tiny_model: Path, tmp_path, monkeypatch, method, stale
+):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | stale))
+    monkeypatch.chdir(tmp_path)
+    rows, folder = build_rows(Path("model")), tmp_path / "s"
+    student = trained(Path("model"), rows, method)
+    save_student(student, folder, Path("model"), ABOUT, CARD, rows.encoded)
+    names: dict = {}
+    exec(code_of(folder), names)
+    known = names["model"].config
+    assert (known.id2label, known.label2id) == ({0: "a", 1: "b", 2: "c"}, {"a": 0, "b": 1, "c": 2})
+    if method == "full":
+        AutoTokenizer.from_pretrained("model").save_pretrained(folder)
+        ask = pipeline("text-classification", str(folder), device="cpu")
+        ours = predict(student, rows.encoded, len(TEXTS))[0]
+        found = [ask({"text": a, "text_pair": b}) for a, b in zip(TEXTS, TEXTS[::-1], strict=True)]
+        assert [one["label"] for one in found] == [TASK.labels[k] for k in ours.argmax(1)]
+        p = np.exp(ours) / np.exp(ours).sum(1, keepdims=True)
+        assert np.allclose([one["score"] for one in found], p.max(1), atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["prefix", "prompt", "lora"])
 def test_folder_is_canonical_and_holds_no_pickle(tiny_model: Path, rows, tmp_path, method):
     bytes_ = []
@@ -138,7 +175,7 @@ def test_a_student_whose_folder_gives_other_logits_is_kept_and_marked(
 ):
     student, folder = trained(tiny_model, rows, "prefix", pooling), tmp_path / "x"
     student.head.chain[-1].register_forward_hook(lambda _m, _i, output: output + 1.0)
-    gap = save_student(student, folder, tiny_model, ABOUT, CARD, rows.encoded)
+    gap = save_student(student, folder, tiny_model, ABOUT, CARD, rows.encoded)["reload_gap"]
     assert 0.01 < gap <= 1
     assert f"| reload_gap | {gap:.2g} of" in (folder / "README.md").read_text()
     assert load_folder(folder)[1].method == "prefix"
@@ -147,12 +184,34 @@ def test_a_student_whose_folder_gives_other_logits_is_kept_and_marked(
     assert f"{gap:.2g}" in line
 
 
+@pytest.mark.parametrize("method", ["prefix", "deep_prompt", "full"])  # read by peft, kdcache, transformers
+def test_a_student_whose_folder_does_not_load_is_kept_and_marked(
+    tiny_model: Path, rows, method, tmp_path, capsys, monkeypatch
+):
+    def fail(*_arguments, **_options):
+        raise OSError("no such model\nsecond line")
+
+    student, folder = trained(tiny_model, rows, method), tmp_path / "x"
+    with monkeypatch.context() as broken:
+        for reader in ("load_folder", "_plain_logits"):
+            broken.setattr(export, reader, fail)
+        found = save_student(student, folder, tiny_model, ABOUT, CARD, rows.encoded)
+    assert found == {"reload_error": "OSError"}
+    assert "| reload_error | OSError |" in (folder / "README.md").read_text()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("x: ")]
+    assert "got OSError: no such model second line." in line
+    assert "kept" in line
+    assert (
+        share_off(predict(load_folder(folder)[0], rows.encoded)[0], predict(student, rows.encoded)[0]) <= 1e-5
+    )
+
+
 def test_the_reload_check_allows_for_the_precision_of_training(tiny_model: Path, rows, tmp_path):
     """bfloat16 is off by what it rounds, which no reload in float32 can be blamed for."""
     student = trained(tiny_model, rows, "prefix", "mean")
     student.backbone = Backbone(student.backbone.encoder, "mean", "bfloat16")
     assert student.backbone.precision == "bfloat16"
-    assert save_student(student, tmp_path / "x", tiny_model, ABOUT, CARD, rows.encoded) is None
+    assert save_student(student, tmp_path / "x", tiny_model, ABOUT, CARD, rows.encoded) == {}
     exact, half = (
         predict(load_folder(tmp_path / "x", Backbone.load(tiny_model, "mean", dtype))[0], rows.encoded)[0]
         for dtype in ("float32", "bfloat16")
@@ -177,8 +236,73 @@ def test_plain_peft_reads_cls_of_a_modernbert_that_says_mean(tmp_path, monkeypat
     rows = build_rows(model)
     for pooling in ("cls", "mean"):
         student = trained(model, rows, "lora", pooling)
-        assert save_student(student, tmp_path / pooling, model, ABOUT, CARD, rows.encoded) is None
+        assert save_student(student, tmp_path / pooling, model, ABOUT, CARD, rows.encoded) == {}
         assert ("classifier_pooling='cls'" in code_of(tmp_path / pooling)) == (pooling == "cls")
+
+
+WHOLE = [
+    ("full", "cls"), ("full", "mean"), ("lora", "cls"), ("lora", "mean"), ("head", "cls"),
+    ("head", "mean"), ("prefix", "cls"), ("deep_prompt", "cls"), ("prompt", "mean"),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:PrefixTuning")
+@pytest.mark.parametrize(("method", "pooling"), WHOLE)
+def test_a_student_that_is_not_whole_is_refused(tiny_model: Path, rows, tmp_path, method, pooling):
+    """A missing weight would be random, and a prompt that is not read would be dropped."""
+    student = trained(tiny_model, rows, method, pooling)
+    save_student(student, tmp_path / "whole", tiny_model, ABOUT, CARD, rows.encoded)
+    files = [path.name for path in sorted((tmp_path / "whole").glob("*.safetensors"))]
+    assert files
+
+    def refused(change) -> str:
+        shutil.rmtree(tmp_path / "s", ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", tmp_path / "s")
+        change(tmp_path / "s")
+        with pytest.raises(ModelError) as error:
+            load_folder(tmp_path / "s")
+        assert len(str(error.value).splitlines()) == 1
+        return str(error.value)
+
+    def changed(name: str, edit) -> str:
+        def change(folder: Path) -> None:
+            weights = load_file(folder / name)
+            edit(weights)
+            save_file(weights, folder / name, {"format": "pt"})
+
+        return refused(change)
+
+    for name in files:
+        keys = list(load_file(tmp_path / "whole" / name))
+        for key in keys[::9] + keys[-2:]:
+            assert key.removeprefix("base_model.").removeprefix("model.") in changed(
+                name, lambda w, k=key: w.pop(k)
+            )
+        assert key.removeprefix("base_model.").removeprefix("model.") in changed(
+            name, lambda w, k=key: w.update({k: torch.full_like(w[k], torch.nan)})
+        )
+        assert name in changed(name, lambda w, k=key: w.update({k: w[k].flatten()[1:].clone()}))
+        refused(lambda folder, n=name: (folder / n).write_bytes(b"x" * 50))
+        assert name in refused(lambda folder, n=name: (folder / n).unlink())
+
+
+def test_a_student_of_another_method_is_refused(tiny_model: Path, rows, tmp_path):
+    save_student(trained(tiny_model, rows, "prompt"), tmp_path / "s", tiny_model, ABOUT, CARD, rows.encoded)
+    path = tmp_path / "s" / "student.json"
+    about = json.loads(path.read_text())
+    other_length = about | {"num_virtual_tokens": about["num_virtual_tokens"] + 1}
+    for changed in (
+        *({**about, "method": m} for m in ("soft", "", "HEAD", "head", "prefix", "lora")),
+        other_length,
+    ):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(ModelError) as error:
+            load_folder(tmp_path / "s")
+        assert len(str(error.value).splitlines()) == 1
+    for broken in (b"", b"{", b"[]", b"\xff", b"null"):
+        path.write_bytes(broken)
+        with pytest.raises(ModelError, match=r"student\.json"):
+            load_folder(tmp_path / "s")
 
 
 def test_a_folder_without_its_backbone_is_one_line(tiny_model: Path, rows, tmp_path, monkeypatch):

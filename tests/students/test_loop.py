@@ -67,7 +67,7 @@ def test_only_what_the_method_names_is_trained(tiny_model: Path, rows, backbone,
 LONG = [pytest.param(method, 75, marks=pytest.mark.slow) for method in ("prefix", "prompt", "p_tuning")]
 
 
-@pytest.mark.parametrize(("method", "epochs"), [("prefix", 5), *LONG])
+@pytest.mark.parametrize(("method", "epochs"), [("prefix", 3), *LONG])
 def test_a_pass_of_three_equals_three_alone_in_double_precision(tiny_model: Path, rows, method, epochs):
     """Students that differ in seed, rate, length of training and objective."""
     # Large rates make the course chaotic and any rounding grows; what is tested here is the stacking.
@@ -101,7 +101,13 @@ def test_a_pass_of_two_equals_two_alone_for_the_first_20_steps(tiny_model: Path,
     together = [build_run(tiny_model, backbone, rows, **plan) for plan in plans]
     fit(*together)
     assert together[0].step == 20
-    assert max(gap(values(a), values(b)) for a, b in zip(alone, together, strict=True)) <= 1e-4
+    for one, other in zip(alone, together, strict=True):
+        parts, others = (
+            [torch.cat([p.detach().flatten() for p in part]) for part in (s.tuned, s.head_parameters)]
+            for s in (one.student, other.student)
+        )
+        for a, b, share in zip(parts, others, (2e-5, 1e-6), strict=True):  # of the prompt, of the head
+            assert torch.linalg.norm(a - b) <= share * torch.linalg.norm(a)
 
 
 def test_a_student_is_blind_to_whoever_shares_its_batch(tiny_model: Path, rows, backbone):

@@ -122,7 +122,7 @@ def test_it_trains_only_what_it_should_and_reloads_to_the_same_logits(
     folder = tmp_path / "student"
     about = {"task": TASK, "max_length": 32}
     card = {"task": "tiny", "arm": "a", "seed": "0"}
-    assert save_student(student, folder, part.folder, about, card, part.encoded) is None
+    assert save_student(student, folder, part.folder, about, card, part.encoded) == {}
     reloaded = load_folder(folder)[0]
     assert share_off(predict(reloaded, part.encoded, 8)[0], logits) < 1e-5
     if METHODS[method].place:  # p_tuning's MLP is gone, its sum is there
@@ -177,8 +177,16 @@ def prompts_of(place: str, backbone: Backbone, encoded: Any, lengths: tuple[int,
     return [build_prompt(method, place, backbone, n, encoded, seed=n)().detach() for n in lengths]
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize(("architecture", "place"), PLACES)
+@pytest.mark.parametrize(
+    ("architecture", "place", "pooling"),
+    [
+        # Half of the cells: each architecture, place and pooling, and each two of them.
+        pytest.param(name, place, pooling, marks=[] if of_default else pytest.mark.slow)
+        for name, place in PLACES
+        for pooling in ("cls", "mean")
+        for of_default in [(ENCODERS.index(name) + (place == "input") + (pooling == "mean")) % 2]
+    ],
+)
 def test_a_row_sees_its_own_prompt_and_text_alone(tiny, architecture, place, pooling):
     """Prompts of several lengths, none at all, and padding in one batch: each row as if alone, unpadded."""
     part = tiny(architecture)
@@ -235,18 +243,25 @@ def test_segments_survive_a_prompt(tiny, architecture, place):
     assert (moved[~is_pair] == 0).all()
 
 
-@pytest.mark.parametrize(("architecture", "place"), PLACES)
-def test_the_last_layer_for_cls_alone_is_exact(tiny, architecture, place):
+@pytest.mark.parametrize("architecture", ENCODERS)
+def test_the_last_layer_is_shortened_in_berts_layers_alone(tiny, architecture):
+    assert bool(Backbone.load(tiny(architecture).folder)._last_attention) == (architecture in TAKES_PREFIXES)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize(("architecture", "place"), [cell for cell in PLACES if cell[0] in TAKES_PREFIXES])
+def test_the_last_layer_for_what_is_read_alone_is_exact(tiny, architecture, place, pooling):
     part = tiny(architecture)
-    fast, full = (Backbone.load(part.folder) for _ in range(2))
+    fast, full = (Backbone.load(part.folder, pooling) for _ in range(2))
     for encoder in (fast.encoder, full.encoder):
         encoder.double()
-    assert bool(fast._shortcut) == (architecture in TAKES_PREFIXES)
-    full._shortcut = []
+    full._last_attention = []
     batch = part.encoded.batch(range(len(FIRST)))
-    prompts = prompts_of(place, full, part.encoded, (TOKENS,))
-    for rows in (None, RowPrompts.of(place, [prompt.double() for prompt in prompts], [len(FIRST)])):
+    prompts = [prompt.double() for prompt in prompts_of(place, full, part.encoded, (TOKENS, 2))]
+    for lengths in ([len(FIRST), 0], [3, len(FIRST) - 3]):
+        rows = RowPrompts.of(place, prompts[: 1 + bool(lengths[1])], lengths[: 1 + bool(lengths[1])])
         assert (fast.pooled(batch, rows) - full.pooled(batch, rows)).abs().max() < 1e-12
+    assert (fast.pooled(batch) - full.pooled(batch)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("architecture", ENCODERS)

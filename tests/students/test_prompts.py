@@ -79,7 +79,7 @@ def test_the_head_reads_cls_and_not_a_virtual_token(tiny_model: Path, rows, back
     student = build_run(tiny_model, backbone, rows, "prompt").student
     batch = rows.encoded.batch([0, 1])
     prompts = RowPrompts.of("input", [student.prompt()], [2])
-    hidden = replace(prompts, mask=torch.zeros_like(prompts.mask), even=False)
+    hidden = replace(prompts, mask=torch.zeros_like(prompts.mask), shortest=0)
     assert (backbone.pooled(batch, hidden) - backbone.pooled(batch)).abs().max() < 1e-6
     assert (backbone.pooled(batch, prompts) - backbone.pooled(batch)).abs().max() > 1e-3
 
@@ -176,9 +176,9 @@ def test_the_mean_is_of_the_texts_own_tokens(tiny_model: Path, rows, place):
     pooled = backbone.pooled(batch, RowPrompts.of(place, [prompt], [len(TEXTS)]))
     lengths = batch["attention_mask"].sum(1)
     assert lengths.min() < lengths.max()
+    assert seen[-1].shape[1] == lengths.max()  # the last layer gives none for virtual tokens
     for row, length in enumerate(lengths):
-        own = seen[-1][row, 4 * (place != "deep") :][:length]
-        assert (own.mean(0) - pooled[row]).abs().max() < 1e-6
+        assert (seen[-1][row, :length].mean(0) - pooled[row]).abs().max() < 1e-6
     one_segment = {**batch, "token_type_ids": 1 - batch["token_type_ids"]}
     assert torch.equal(backbone.pooled(one_segment, RowPrompts.of(place, [prompt], [len(TEXTS)])), pooled)
 
@@ -189,10 +189,10 @@ def test_prompts_of_one_length_need_no_gather_and_lose_nothing_by_it(tiny_model:
     backbone = Backbone.load(tiny_model, pooling)
     prompts = [torch.randn(3, 32 if place == "states" else 16) for _ in range(2)]
     even = RowPrompts.of(place, prompts, [2, 2])
-    assert even.even
-    assert not RowPrompts.of(place, [prompts[0], prompts[1][:2]], [2, 2]).even
+    assert even.shortest == 3
+    assert RowPrompts.of(place, [prompts[0], prompts[1][:2]], [2, 2]).shortest == 2
     batch = rows.encoded.batch([0, 1, 2, 3])
-    gathered = backbone.pooled(batch, replace(even, even=False))
+    gathered = backbone.pooled(batch, replace(even, shortest=0))
     assert (backbone.pooled(batch, even) - gathered).abs().max() < 1e-6
 
 

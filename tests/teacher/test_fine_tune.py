@@ -1,5 +1,6 @@
 """Teacher methods: what is trained, written and refused, on tiny models of five architectures."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from kdcache.encoder import adapters
-from kdcache.encoder.adapters import add_prefix, load_teacher, save_adapter
+from kdcache.encoder.adapters import add_prefix, load_trained, save_adapter
 from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer, resolve, save_model
@@ -58,6 +59,27 @@ def teach(
     return model, extract(model, rows, 3, 8, CPU)[0]
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"ACCELERATE_MIXED_PRECISION": "bf16"},
+        {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"},
+        {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+        {"ACCELERATE_DYNAMO_BACKEND": "aot_eager"},
+        {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+    ],
+)
+def test_what_a_launcher_set_decides_no_bit(tiny_model: Path, tmp_path: Path, monkeypatch, others):
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_model, folder)
+    plain = teach(folder, PARAMS)[1]
+    for name, value in others.items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    assert (teach(folder, PARAMS)[1] == plain).all()
+    assert dict(os.environ) == before
+
+
 def test_full_is_the_default_and_trains_every_weight(tiny_model: Path, tmp_path: Path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
@@ -91,7 +113,7 @@ def test_prefix_teacher_trains_prompts_and_head_and_reloads(model_of, kind, monk
     load_tokenizer(folder).save_pretrained("a")  # as the stage does: peft looks for one there
     assert all((Path("a") / name).read_bytes() == (Path("b") / name).read_bytes() for name in files)
     for again in (
-        load_teacher(Path("a"), 3),
+        load_trained(Path("a"), 3, "cls"),
         AutoPeftModelForSequenceClassification.from_pretrained("a", num_labels=3),
     ):
         assert np.abs(extract(again, rows_of(folder), 3, 8, CPU)[0] - logits).max() < 1e-6
@@ -148,7 +170,7 @@ def test_lora_teacher_is_a_plain_model_with_every_linear_layer_moved(model_of, k
     assert np.abs(logits - scored[-1]).max() < 1e-5  # merged as unmerged
     save_model(model, load_tokenizer(folder), tmp_path / "out")
     assert not adapters.is_adapter(tmp_path / "out")
-    again = extract(load_teacher(tmp_path / "out", 3), rows_of(folder), 3, 8, CPU)[0]
+    again = extract(load_trained(tmp_path / "out", 3, "cls"), rows_of(folder), 3, 8, CPU)[0]
     assert np.abs(again - logits).max() < 1e-5
 
     before, after = load_classifier(folder, 3, seed=0), load_classifier(tmp_path / "out", 3, seed=0)
@@ -183,7 +205,8 @@ def test_adapter_on_a_package_model_loads_without_a_path(tmp_path: Path):
     save_adapter(model, tmp_path / "t", reference)
     assert adapters.base_of(tmp_path / "t") == reference
     assert "/" + "site-packages" not in (tmp_path / "t" / "adapter_config.json").read_text()
-    ours, again = (extract(m, rows, 3, 8, CPU)[0] for m in (model.eval(), load_teacher(tmp_path / "t", 3)))
+    loaded = load_trained(tmp_path / "t", 3, "cls")
+    ours, again = (extract(m, rows, 3, 8, CPU)[0] for m in (model.eval(), loaded))
     assert np.abs(ours - again).max() < 1e-6
     assert len(load_file(tmp_path / "t" / adapters.WEIGHTS)) == 5  # only prompts, pooler and head
 

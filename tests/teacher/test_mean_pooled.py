@@ -16,7 +16,8 @@ from test_fine_tune import LABELS, LORA, PARAMS, PREFIX, TEXTS, rows_of
 from transformers import AutoModel
 
 from kdcache.cache.manifest import read_manifest
-from kdcache.encoder.adapters import adapter_of, load_teacher, save_teacher
+from kdcache.digests import seal
+from kdcache.encoder.adapters import adapter_of, load_trained, save_trained
 from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_encoder, load_tokenizer
@@ -57,8 +58,8 @@ def test_its_folder_is_read_by_plain_transformers_and_peft(tmp_path, params, kin
     model = teach(base, params, tmp_path / "scratch")
     rows = rows_of(base)
     logits, features = extract(model, rows, 3, 8, CPU)
-    save_teacher(model, load_tokenizer(base), out, "base")
-    assert np.abs(extract(load_teacher(out, 3), rows, 3, 8, CPU)[0] - logits).max() < 1e-6
+    save_trained(model, out, "base")
+    assert np.abs(extract(load_trained(out, 3, "mean"), rows, 3, 8, CPU)[0] - logits).max() < 1e-6
 
     batch, head = rows.batch(range(len(rows))), load_file(out / "head.safetensors")
     ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -88,7 +89,14 @@ def test_a_method_trains_what_it_says(tmp_path, params):
     assert everything - same - unused == wanted
 
 
-@pytest.mark.parametrize("params", [PARAMS, PREFIX, LORA], ids=["full", "prefix", "lora"])
+@pytest.mark.parametrize(
+    "params",
+    [
+        pytest.param(PARAMS, id="full", marks=pytest.mark.slow),
+        pytest.param(PREFIX, id="prefix", marks=pytest.mark.slow),
+        pytest.param(LORA, id="lora"),  # weights of the encoder in an adapter, and a head
+    ],
+)
 def test_an_interrupted_one_goes_on_and_equals_an_uninterrupted_one(tmp_path, monkeypatch, params):
     monkeypatch.setattr(train, "SAVE_STEPS", 2)
     base = build(tmp_path / "base")
@@ -128,7 +136,7 @@ def test_the_docs_read_it(built_project):
     found: dict = {}
     exec(block.replace("/wic", "/cb"), found)
     encoded = encode(load_tokenizer(TEACHER), ["a text"], ["its second text"], 64)
-    wanted = extract(load_teacher(TEACHER, 3), encoded, 3, 8, CPU)[0]
+    wanted = extract(load_trained(TEACHER, 3, "mean"), encoded, 3, 8, CPU)[0]
     assert np.abs(found["logits"].detach().numpy() - wanted).max() < 1e-5
 
 
@@ -149,8 +157,7 @@ def test_identity_covers_the_head(built_project):
 
 
 def test_a_teacher_that_pools_otherwise_than_the_parameters_say_is_refused(built_project):
-    built_project(*CACHED, train_teacher=MEAN)
-    assert run("shrink")[0] == 0
+    built_project(*CACHED, "shrink", train_teacher=MEAN)
     cls = ("--set", "train_teacher.pooling=cls")
     for command in (("cache", "--task", "cb"), DISTILL):
         for setting in (cls, ("--set", "train_teacher.pooling=auto")):
@@ -162,8 +169,7 @@ def test_a_teacher_that_pools_otherwise_than_the_parameters_say_is_refused(built
 
 @pytest.mark.slow
 def test_a_teacher_that_pools_otherwise_is_cured_as_the_message_says(built_project):
-    built_project(*CACHED, train_teacher=MEAN)
-    assert run("shrink")[0] == 0
+    built_project(*CACHED, "shrink", train_teacher=MEAN)
     cls = ("--set", "train_teacher.pooling=cls")
     for command in (("teach", "--task", "cb"), ("cache", "--task", "cb"), DISTILL):
         assert run(*command, *cls)[0] == 0
@@ -178,8 +184,7 @@ def test_auto_says_nothing_of_a_teacher_of_another_model(built_project):
 
 
 def test_an_imported_teacher_is_exempt(built_project):
-    built_project(*CACHED, train_teacher=MEAN)
-    assert run("shrink")[0] == 0
+    built_project(*CACHED, "shrink", train_teacher=MEAN)
     assert run("export", "all.npz", "--task", "cb")[0] == 0
     assert run("import", "all.npz", "--task", "cb")[0] == 0
     shutil.rmtree("models/teacher")
@@ -192,6 +197,7 @@ def test_a_teacher_made_before_there_was_a_choice_reads_cls(built_project):
     old = identity()
     assert old.pop("pooling") == "cls"
     (TEACHER / "identity.json").write_text(json.dumps(old))
+    seal(TEACHER / "identity.json")
     (TEACHER / "probe.json").unlink()
     assert run("verify", "--task", "cb")[0] == 0  # the cache says cls, the teacher nothing
     assert run("cache", "--task", "cb")[0] == 0
@@ -199,6 +205,7 @@ def test_a_teacher_made_before_there_was_a_choice_reads_cls(built_project):
     assert "pooling" not in manifest.identity
     assert manifest.probe is None
     (TEACHER / "identity.json").write_text(json.dumps({**old, "pooling": "cls"}))
+    seal(TEACHER / "identity.json")
     assert run("verify", "--task", "cb")[0] == 0  # and the other way round
     assert "must pool by mean" in fails("cache", "--task", "cb", "--set", "train_teacher.pooling=mean")
 
@@ -220,4 +227,5 @@ def test_a_pooling_that_cannot_be_read_is_refused_before_anything_starts(project
     message = fails("teach", "--task", "cb")
     assert "max_tokens" in message
     assert not Path(".kdcache").exists() or not list(Path(".kdcache").glob("train_teacher*"))
-    assert run("teach", "--task", "cb", "--set", "train_teacher.pooling=mean")[0] == 0
+    settings = ("train_teacher.pooling=mean", "train_teacher.folds=0")
+    assert run("teach", "--task", "cb", *(part for key in settings for part in ("--set", key)))[0] == 0

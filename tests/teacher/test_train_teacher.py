@@ -18,7 +18,7 @@ from kdcache.cache.reader import load_cache
 from kdcache.cache.writer import write_cache
 from kdcache.cli import app
 from kdcache.digests import file_digest, value_digest
-from kdcache.encoder.adapters import load_teacher
+from kdcache.encoder.adapters import load_trained
 from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_tokenizer
@@ -53,7 +53,7 @@ def logits_of(folder: Path, split: str) -> np.ndarray:
     """What a model of the teacher says of the prepared rows, apart from the stage."""
     rows = pq.read_table(f"data/cb/{split}.parquet").to_pydict()
     encoded = encode(load_tokenizer(TEACHER), rows["text"], rows["text_pair"], 64)
-    return extract(load_teacher(folder, 3), encoded, 3, 8, torch.device("cpu"))[0]
+    return extract(load_trained(folder, 3, "cls"), encoded, 3, 8, torch.device("cpu"))[0]
 
 
 def identity() -> dict:
@@ -107,7 +107,7 @@ def test_prefix_teacher_is_an_adapter_that_the_cache_is_made_of(built_project):
     chain("teach")
     assert {path.name for path in TEACHER.glob("*.*")} == {
         "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "identity.json", "cost.json", "folds.parquet", "probe.json",
+        "identity.json", "cost.json", "folds.parquet", "probe.json", "digests.json",
     }  # fmt: skip
     names = ("adapter_model.safetensors", "fold-1/adapter_model.safetensors")
     base = file_digest(Path("tiny/model.safetensors"))
@@ -140,9 +140,11 @@ def test_lora_teacher_is_a_plain_folder(built_project):
     chain("teach", "cache")
     assert {path.name for path in TEACHER.iterdir()} == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "identity.json", "cost.json", "folds.parquet", "probe.json",
+        "identity.json", "cost.json", "folds.parquet", "probe.json", "digests.json",
     }  # fmt: skip
     assert identity()["weights_sha256"] == file_digest(TEACHER / "model.safetensors")
+    labels = json.loads((TEACHER / "config.json").read_text())["id2label"]
+    assert list(labels.values()) == identity()["labels"]
     run("verify", "--task", "cb")
 
 
@@ -259,7 +261,7 @@ def test_a_cross_fitted_cache_without_the_teacher_on_all_rows_is_named(tmp_path:
         ["a", "b"], ["ha", "hb"], np.array([0, 1]), np.array([0, 1], np.int8),
         np.eye(2, dtype=np.float32), np.eye(2, 4),
     )  # fmt: skip
-    identity_of_wic = {"task": "wic", "labels": ["false", "true"]}
+    identity_of_wic = {"task": "wic", "labels": ["false", "true"], "folds_sha256": ["a", "b"]}
     write_cache(tmp_path / "wic", tmp_path / "s" / "k", {"train": rows}, identity=identity_of_wic)
     with pytest.raises(CacheMissing) as error:
         load_cache(tmp_path / "wic", "train").rows.all_rows_teacher()

@@ -1,0 +1,170 @@
+"""Write studies/larger_teacher.json from the finished projects.
+
+Usage: python studies/summarise.py COMMIT DATE MACHINE NOTE
+
+Reads predictions, curves and metrics of few_labels, few_per_class and all_labels, and the peers that
+benchmarks/peers.py left in their folders. Each arm takes, task by task, the learning rate whose mean
+curve is highest on tune; no score on validation decides anything.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import kdcache
+from kdcache.stats.estimates import Estimate, effect, level, mean_estimate
+from kdcache.stats.runs import CACHED, MEMBER, Runs, read_runs
+from kdcache.stats.verdicts import gap_closed, non_inferiority
+
+STUDIES = Path(__file__).parent
+TARGET = STUDIES / "larger_teacher.json"
+REGIMES = {"few labels": ("few_labels", "few_per_class"), "all labels": ("all_labels",)}
+SUPERGLUE = ("wic", "rte", "cb", "copa", "boolq")
+SETFIT, REGRESSION = "SetFit", "logistic regression"
+ROOM, ABOVE_HEAD, MARGIN = 3.0, 5.0, 1.0  # points, see docs/study.md
+COMPARISONS = (
+    ("kl", "ce"), ("kl+gram", "kl"), ("kl", SETFIT), ("ce", "head"), ("kl", "head"), ("kl-of-3", "kl"),
+    ("kl", "feature_mse"), ("full", "ce"), ("full+kl", "full"), ("full+kl", SETFIT),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a project found on a task."""
+
+    runs: Runs
+    metrics: dict[str, Any]
+    rates: dict[str, str]  # arm → the rate it took
+    at_the_end: list[str]  # arms that are best on tune at their last step
+
+
+def read(project: Path, task: str) -> Found:
+    """Read a task's files, each arm at its best rate, and the peers among the arms."""
+    metrics = json.loads((project / "metrics" / f"{task}.json").read_text(encoding="utf-8"))
+    path = project / "predictions" / f"{task}.parquet"
+    predictions = pd.read_parquet(path)
+    curves = pd.read_csv(project / "curves" / f"{task}.csv")
+    score = f"tune_{metrics['metric']}"
+    best = curves.groupby("arm", sort=False)[score].max()
+    chosen: dict[str, str] = {}
+    for arm in best.index:
+        name = arm.partition("@")[0]
+        if name not in chosen or best[arm] > best[chosen[name]]:
+            chosen[name] = arm
+    students = predictions[predictions["arm"].isin([*chosen.values(), CACHED, MEMBER])]
+    students = students.replace({"arm": {arm: name for name, arm in chosen.items()}})
+    rows = pd.read_parquet(project / "data" / task / "validation.parquet")
+    ends = []
+    for name, arm in chosen.items():
+        curve = curves[curves["arm"] == arm].sort_values("step")
+        if len(curve) > 1 and curve[score].iloc[-1] > curve[score].iloc[:-1].max():
+            ends.append(name)
+    peers = _peers(project / "peers" / f"{task}.json", students)
+    runs = read_runs(pd.concat([students, *peers]), metrics["metric"], rows)
+    rates = {name: arm.partition("@")[2] for name, arm in chosen.items() if "@" in arm}
+    return Found(runs, metrics, rates, ends)
+
+
+def _peers(path: Path, students: pd.DataFrame) -> list[pd.DataFrame]:
+    """Predictions of the peers: their classes as logits of 0 and 1."""
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    first = students[(students["arm"] == "ce") & (students["seed"] == 0)]
+    classes = np.eye(len(first["logits"].iloc[0]))
+    runs = {(SETFIT, int(seed)): values for seed, values in found.get(SETFIT, {}).items()}
+    runs |= {(REGRESSION, int(seed)): found[REGRESSION] for seed in students["seed"].unique()}
+    return [
+        first.assign(arm=arm, seed=seed, logits=list(classes[np.array(values)]))
+        for (arm, seed), values in runs.items()
+    ]
+
+
+def as_numbers(estimate: Estimate) -> dict[str, float]:
+    """An estimate as the file holds it."""
+    return {
+        "points": round(estimate.points, 4), "low": round(estimate.low, 4), "high": round(estimate.high, 4),
+        "seeds": estimate.seeds,
+    }  # fmt: skip
+
+
+def compare(found: Mapping[str, Found], arm: str, over: str) -> dict[str, Any] | None:
+    """The effect on each task that has both arms, and the mean over all and over two halves of them."""
+    effects = {
+        task: effect(f.runs, arm, over) for task, f in found.items() if {arm, over} <= f.runs.tallies.keys()
+    }
+    if not effects:
+        return None
+    groups = {"mean": list(effects)}
+    groups["mean of SuperGLUE"] = [task for task in effects if task in SUPERGLUE]
+    groups["mean of the powered tasks"] = [task for task in effects if task not in SUPERGLUE]
+    means = {name: _mean(effects, tasks) for name, tasks in groups.items() if tasks}
+    return {"arm": arm, "over": over, "tasks": {t: as_numbers(e) for t, e in effects.items()}, **means}
+
+
+def _mean(effects: Mapping[str, Estimate], tasks: Iterable[str]) -> dict[str, float]:
+    return as_numbers(mean_estimate([effects[task] for task in tasks]))
+
+
+def _reaches(runs: Runs, teacher: str) -> str:
+    return non_inferiority(runs, "kl", teacher, "head", MARGIN, ABOVE_HEAD).verdict
+
+
+def summarise(found: Mapping[str, Found]) -> dict[str, Any]:
+    """Everything the page says of a regime."""
+    tasks: dict[str, Any] = {}
+    for task, f in found.items():
+        teacher = MEMBER if MEMBER in f.runs.tallies else CACHED
+        names = [arm for arm in f.runs.tallies if arm not in (CACHED, MEMBER)]
+        tasks[task] = {
+            "metric": f.metrics["metric"], "rows": f.metrics["rows"],
+            "majority": round(100 * f.metrics["majority"][f.metrics["metric"]], 2),
+            "teacher_probe": round(100 * f.metrics["teacher"]["probe"]["validation"][f.metrics["metric"]], 2),
+            "teacher": as_numbers(level(f.runs, teacher)),
+            "arms": {arm: as_numbers(level(f.runs, arm)) for arm in names},
+            "rates": f.rates, "still rising": f.at_the_end,
+            "teacher over ce": as_numbers(effect(f.runs, teacher, "ce")),
+            "teacher over kl": as_numbers(effect(f.runs, teacher, "kl")),
+            "kl against the teacher": _reaches(f.runs, teacher),
+        }  # fmt: skip
+    room = [task for task in tasks if tasks[task]["teacher over ce"]["points"] >= ROOM]
+    shares = None
+    if room:
+        kept = [found[task].runs for task in room]
+        upper = MEMBER if all(MEMBER in runs.tallies for runs in kept) else CACHED
+        share = gap_closed(kept, "kl", "ce", upper)
+        shares = {"tasks": room, "percent": share.percent, "low": share.low, "high": share.high}
+    comparisons = [compare(found, arm, over) for arm, over in COMPARISONS]
+    return {"tasks": tasks, "share of teacher - ce": shares, "comparisons": [c for c in comparisons if c]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    for name in ("commit", "date", "machine", "note"):
+        parser.add_argument(name)
+    made_by = {"kdcache": kdcache.__version__, **vars(parser.parse_args())}
+    regimes: dict[str, Any] = {}
+    for regime, projects in REGIMES.items():
+        found = {
+            path.stem: read(STUDIES / project, path.stem)
+            for project in projects
+            for path in sorted((STUDIES / project / "metrics").glob("*.json"))
+        }
+        if found:
+            regimes[regime] = summarise(found)
+    TARGET.write_text(
+        json.dumps({"made_by": made_by, **regimes}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    print(
+        f"{TARGET.name}: " + ", ".join(f"{regime} {len(r['tasks'])} tasks" for regime, r in regimes.items())
+    )
+
+
+if __name__ == "__main__":
+    main()
