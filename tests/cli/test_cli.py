@@ -48,7 +48,7 @@ def test_whole_chain_by_hand(cached_project):
     assert "kl+gram" in out
     assert sorted(p.name for p in (folder / "runs" / "cb").iterdir()) == ["head-3", "kl+gram-3"]
     card = (folder / "runs" / "cb" / "kl+gram-3" / "README.md").read_text()
-    assert "1 · ce + 1 · kl (T = 2) + 1 · gram (T = 1)" in card
+    assert "1 · kl (T = 2) + 1 · gram (T = 1)" in card
     assert not list((folder / ".kdcache").glob("grid-*"))
 
     code, out, _ = run("inspect", "--task", "cb")

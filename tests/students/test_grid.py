@@ -118,7 +118,7 @@ def test_a_diverged_student_is_named_and_the_others_are_kept(cached: Path):
 
 
 def test_a_student_that_never_had_a_finite_loss_is_told_of_the_rate_at_work(cached: Path):
-    huge = ("--set", "distill.arms.kl.inter_class.weight=1e308")
+    huge = ("--set", "distill.arms.kl.inter_class.weight=1e308", "--set", "distill.lr=1e-2")
     code, _, error = run("distill", "--task", "cb", "--arm", "ce", "--arm", "kl", *huge)
     assert code == 0
     assert "got none at step 1 (last finite: none). Lower distill.lr (now 0.01)." in error
