@@ -137,7 +137,7 @@ def test_students_are_the_same_bytes_with_and_without(heard, project):
     for seed in (0, 1):
         settings = next(v for name, step, v in heard if (name, step) == (f"cb/kl-{seed}", "settings"))
         assert settings["task"] == "cb"
-        assert (settings["method"], settings["lr"], settings["seed"]) == ("prefix", 0.01, seed)
+        assert (settings["method"], settings["lr"], settings["seed"]) == ("prefix", 0.02, seed)
         assert settings["inter_class.temperature"] == 2.0
         history = json.loads((folder / "runs" / "cb" / f"kl-{seed}" / "result.json").read_text())["history"]
         logged = [{"step": step, **v} for name, step, v in heard if name == f"cb/kl-{seed}"][1:]

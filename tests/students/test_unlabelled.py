@@ -31,7 +31,7 @@ def run(*arguments: str) -> None:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory, tiny_model) -> Path:
     """A project whose task has 48 training and 24 unlabelled rows, up to the cache and the backbone."""
-    sections = {"distill": {"seeds": [0], "epochs": 2}}
+    sections = {"distill": {"seeds": [0], "epochs": 2, "batch_size": 16}}
     folder = write_project(tmp_path_factory.mktemp("unlabelled") / "project", tiny_model, **sections)
     write_powered(folder)
     (folder / "clinc150").rename(folder / "own")
