@@ -79,7 +79,6 @@ class Grid:
         splits, self.manifest = load_rows(
             project, self.task, self.backbone, self.params.max_length, self.params.expect
         )
-        self.probes = Probes()
         self.use(splits)
         if self.params.select == "tune":
             require_tune(splits, "distill.select", task_name)
@@ -105,7 +104,7 @@ class Grid:
 
     def use(self, splits: Mapping[str, StudentRows]) -> None:
         """Train and score on these splits from now on."""
-        self.splits = dict(splits)
+        self.splits, self.probes = dict(splits), Probes()
         train = self.splits["train"]
         more = [self.splits["unlabelled"]] if self.params.unlabelled and "unlabelled" in splits else []
         self.rows = join_rows([train, *more])

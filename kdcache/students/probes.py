@@ -5,17 +5,19 @@ import hashlib
 import numpy as np
 import torch
 
+from kdcache.digests import value_digest
 from kdcache.encoder.linear_probe import LinearProbe, fit_probe, one_hot
+from kdcache.encoder.parts import last_linear
 from kdcache.students.arms import ArmSpec
 from kdcache.students.student import Student, predict
 from kdcache.students.training_rows import StudentRows
 
 
 class Probes:
-    """The probes fitted so far, one for each pair of features and targets.
+    """The probes of some rows fitted so far, one for each start and target.
 
-    Students share a probe where their heads read the same features: arms of one method and seed
-    do, and with mean pooling all seeds without a prompt.
+    Students share a probe where they start alike and fit the same targets: arms of one method and
+    seed do, and with mean pooling all seeds without a prompt.
     """
 
     def __init__(self) -> None:
@@ -41,10 +43,10 @@ class Probes:
             labelled = rows.labels >= 0
             which = np.flatnonzero(labelled.cpu().numpy())
             targets = one_hot(rows.labels[labelled], rows.task.num_labels)
-        features = starting_features(student, rows, which)
-        digest = hashlib.sha256(features.cpu().numpy().tobytes())
-        digest.update(targets.cpu().numpy().tobytes())
-        if (key := digest.hexdigest()) not in self._fitted:
+        start = [torch.from_numpy(which), targets, *_start(student, rows)]
+        key = value_digest([spec.method, spec.pooling, *map(_bytes_digest, start)])
+        if key not in self._fitted:
+            features = starting_features(student, rows, which)
             if tune is None:
                 self._fitted[key] = fit_probe(features, targets)
             else:
@@ -53,6 +55,17 @@ class Probes:
                     features, targets, held_out, lambda logits: tune.score(logits)[metric]
                 )
         return self._fitted[key]
+
+
+def _start(student: Student, rows: StudentRows) -> list[torch.Tensor]:
+    """Return all that decides what the last Linear reads of a row, beside the frozen backbone."""
+    last = set(last_linear(student.head, rows.task.num_outputs).parameters())
+    prompt = [] if student.prompt is None else list(student.prompt.state_dict().values())
+    return [*prompt, *(p for p in student.head.parameters() if p not in last)]
+
+
+def _bytes_digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().numpy().tobytes()).hexdigest()
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from kdcache.students import loop as train_module
 from kdcache.students import run as run_module
 from kdcache.students.loop import restore_runs
 from kdcache.students.methods import METHODS
-from kdcache.students.probes import Probes
+from kdcache.students.probes import Probes, starting_features
 from kdcache.students.prompted_backbone import Backbone, FrozenInputs
 from kdcache.students.run import Run
 from kdcache.students.student import build_student, forward, predict
@@ -240,9 +240,16 @@ def test_the_head_starts_as_the_probe_of_what_it_reads(tiny_model: Path, rows, b
     assert (gap(before, values(run)) == 0) == (method == "head")
 
 
-def test_students_share_the_probe_of_what_they_share(tiny_model: Path, rows, backbone):
-    """The rows without a label change nothing, the teacher's probabilities do, and so does a prompt."""
-    probes = Probes()
+def test_students_share_the_probe_of_what_they_share(tiny_model: Path, rows, backbone, monkeypatch):
+    """The rows without a label change nothing, the teacher's probabilities do, and so does a prompt.
+
+    Rows are read once for all that share: a probe of many rows takes as long as many steps.
+    """
+    probes, read = Probes(), []
+    monkeypatch.setattr(
+        "kdcache.students.probes.starting_features",
+        lambda *some: read.append(some) or starting_features(*some),
+    )
     half = replace(rows, labels=rows.labels.where(torch.arange(len(rows)) < 8, -1))
 
     def probe(method: str, some: StudentRows, seed: int = 0, **changes: Any) -> LinearProbe:
@@ -253,7 +260,8 @@ def test_students_share_the_probe_of_what_they_share(tiny_model: Path, rows, bac
     alone = probe("head", half)
     assert probe("head", rows.take(np.arange(8))) is alone
     assert probe("head", half, terms=KL_GRAM, lr=0.5) is alone
-    assert probe("full", half) is alone
+    assert len(read) == 2  # once the rows it learns from, once tune
+    assert torch.equal(probe("full", half).weight, alone.weight)
     assert probe("head", rows) is not alone
     taught = probe("head", half, ce_weight=0, terms=KL_GRAM)
     assert taught is not alone
