@@ -30,6 +30,7 @@ SETFIT, REGRESSION = "SetFit", "logistic regression"
 ROOM, ABOVE_HEAD, MARGIN = 3.0, 5.0, 1.0  # points, see docs/study.md
 COMPARISONS = (
     ("kl", "ce"), ("kl+gram", "kl"), ("kl", SETFIT), ("ce", "head"), ("kl", "head"), ("kl-of-3", "kl"),
+    ("head+kl", "head"), ("head+kl", "ce"), ("head+kl", "kl"), ("kl-alone", "head+kl"), ("head+kl", SETFIT),
     ("kl", "feature_mse"), ("full", "ce"), ("full+kl", "full"), ("full+kl", SETFIT),
 )  # fmt: skip
 
