@@ -7,8 +7,8 @@ import pytest
 from conftest import fails, run
 
 from kdcache.errors import ParamsError
-from kdcache.places import MARKS, check_place, replacing, require_plain
-from kdcache.project import Project, place
+from kdcache.places import MARKS, check_place, place, replacing, require_plain
+from kdcache.project import Project
 
 
 def content(folder: Path) -> dict[str, bytes]:
