@@ -67,9 +67,8 @@ def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -
     s, t = paired(student, teacher)
     log_p_s = functional.log_softmax(s / temperature, dim=1)
     log_p_t = functional.log_softmax(t / temperature, dim=1)
-    p_t = log_p_t.exp()
     # A label that the teacher rules out, by a logit of −inf, counts 0.
-    per_row = torch.where(p_t > 0, p_t * (log_p_t - log_p_s), 0.0).sum(dim=1)
+    per_row = (log_p_t.exp() * (log_p_t - log_p_s)).masked_fill(log_p_t == -torch.inf, 0).sum(dim=1)
     return like(temperature**2 * per_row.mean(), student)
 
 
