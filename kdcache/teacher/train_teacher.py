@@ -97,7 +97,7 @@ def _train(project: Project, task_name: str) -> Path:
         __name__, task_name, asdict(params), project.threads, digests, project.paths.teacher
     )
     made = scratch / "made"
-    if not made.is_dir():  # begun just now, or put in place just before the process was killed
+    if any(scratch.glob("cost-*.json")) and not made.is_dir():  # put in place, then the process was killed
         shutil.rmtree(scratch)
     cost = {"steps": 0, "examples": 0}
     for fold, member in itertools.product(teacher_folds(params.folds), range(params.ensemble)):

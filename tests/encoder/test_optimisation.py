@@ -34,3 +34,20 @@ def test_a_checkpoint_reads_back_and_survives_a_kill_while_it_is_written(tmp_pat
     state = load_checkpoint(path)
     assert state["step"] == 3
     assert torch.equal(state["weights"][0], torch.arange(2.0))
+
+
+def test_a_checkpoint_that_is_not_whole_is_dropped_with_a_line(tmp_path, capsys):
+    path = tmp_path / "state.pt"
+    save_checkpoint({"step": 3}, path)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for broken in (b"", whole[:20], whole[:-1], whole + b"x", bytes(flipped), b"PK\x03\x04"):
+        path.write_bytes(broken)
+        assert load_checkpoint(path) is None
+        assert not path.exists()
+        error = capsys.readouterr().err
+        assert str(path) in error
+        assert len(error.splitlines()) == 1
+    path.write_bytes(whole)
+    assert load_checkpoint(path) == {"step": 3}

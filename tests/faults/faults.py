@@ -1,6 +1,6 @@
 """Faults put into each verb that writes: kills, a full disk, closed folders, two processes at once.
 
-Usage: python tests/faults/faults.py FOLDER KIND EVERY VERB…   (one JSON line per verb: tried, held, what did not)
+Usage: python tests/faults/faults.py FOLDER KIND EVERY VERB…   (a JSON line per verb: tried, held, the others)
 
 KIND is kill, full, closed or twice. Of the faults of a verb, every EVERY-th is tried. A fault holds if
 
@@ -24,13 +24,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from conftest import build_tiny_model, write_project  # noqa: E402
+from conftest import build_tiny_model, write_project
 
 WRITING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.copyfile"}
+TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 FULL = (0, 8, 64)  # kB that a file may hold
 OVERRIDE = (1, 2)  # the capabilities by which root reads and writes what is closed
 SECTIONS = {"train_teacher": {"epochs": 2, "select": "tune"}, "distill": {"seeds": [0]}}
@@ -65,8 +67,9 @@ def child(folder: Path, command: str, prepare: Callable[[], object] = lambda: No
         return pid, read
     code = 70
     try:
-        os.dup2(write, 1)
-        os.dup2(write, 2)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(write, number)
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
         os.chdir(folder)
         prepare()
         _run(command.split())
@@ -163,7 +166,9 @@ class Fault:
         ):
             whole = (old, new, {})
             # Students, metrics and runs are moved one by one: each of them is whole.
-            if found not in whole and not all(found[name] in (old.get(name), new.get(name)) for name in found):
+            if found not in whole and not all(
+                found[name] in (old.get(name), new.get(name)) for name in found
+            ):
                 wrong.append(f"{output} is half made")
         code, text = end(child(folder, again or self.command))
         if code:
@@ -186,7 +191,7 @@ class Fault:
         assert ended[0] == 0, ended
         for number in range(1, events + 1, every):
             folder = self.copy("kill")
-            ended = end(child(folder, self.command, lambda n=number: _kill_at(folder, n)))
+            ended = end(child(folder, self.command, partial(_kill_at, folder, number)))
             self.judge(f"event {number} of {events}", folder, [ended])
         moments = random.Random(0)
         for number in range(0, 24, every):
@@ -201,7 +206,8 @@ class Fault:
         for size in FULL[::every]:
             folder = self.copy("full")
             limit = (1000 * size, 1000 * size)
-            ended = end(child(folder, self.command, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)))
+            limited = partial(resource.setrlimit, resource.RLIMIT_FSIZE, limit)
+            ended = end(child(folder, self.command, limited))
             self.judge(f"{size} kB", folder, [ended])
 
     def closed(self, every: int) -> None:
@@ -246,7 +252,9 @@ def _watch(folder: Path, see: Callable[[], object]) -> None:
     here = str(folder)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        writes = event in WRITING or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        writes = event in WRITING or (
+            event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        )
         path = arguments[0] if writes else None
         if isinstance(path, (str, Path)) and (str(path).startswith(here) or not os.path.isabs(path)):
             see()
@@ -308,7 +316,9 @@ def main(base: Path, kind: str, every: int, verbs: list[str]) -> None:
         else:
             getattr(fault, kind)(every)
         held = fault.tried - len(fault.failed)
-        print(json.dumps({"verb": verb, "tried": fault.tried, "held": held, "failed": fault.failed}), flush=True)
+        print(
+            json.dumps({"verb": verb, "tried": fault.tried, "held": held, "failed": fault.failed}), flush=True
+        )
         shutil.rmtree(fault.base)
 
 
