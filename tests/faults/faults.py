@@ -304,7 +304,9 @@ def main(base: Path, kind: str, every: int, verbs: list[str]) -> None:
 
     fine_tune.SAVE_STEPS = 2
     whole = base / "whole"
-    if not (whole / "out.csv").is_file():  # the last of it
+    if verbs == ["init"]:  # which needs no project
+        whole.mkdir(parents=True)
+    elif not (whole / "out.csv").is_file():  # the last of it
         _remove(base)
         build(base)
     for verb in verbs or list(VERBS):
