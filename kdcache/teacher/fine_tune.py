@@ -258,6 +258,9 @@ def build_model(
     """Build the untrained model; only the weights that ``params.method`` trains require a gradient."""
     pooling = resolve_pooling(params.pooling, folder)
     model = load_classifier(folder, num_labels, params.seed, pooling)
+    if pooling == "cls" and num_labels > 1:
+        # The first step would set it, and a run that goes on after the last step takes none.
+        model.config.problem_type = "single_label_classification"
     if params.num_virtual_tokens:
         check_positions(
             model.config, params.max_length, params.num_virtual_tokens, str(folder), "train_teacher"

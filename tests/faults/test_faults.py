@@ -28,12 +28,11 @@ def inject(base: Path, kind: str, every: int, *verbs: str) -> list[dict]:
     return found
 
 
-@pytest.mark.parametrize(("kind", "every"), [("kill", 4), ("full", 1), ("closed", 8)])
-def test_a_fault_in_starting_a_project_leaves_all_or_nothing(tmp_path, kind, every):
+def test_a_killed_start_of_a_project_goes_on(tmp_path):
     """The verb that needs no other: the default tier builds no teacher."""
-    (found,) = inject(tmp_path / "base", kind, every, "init")
+    (found,) = inject(tmp_path / "base", "kill", 9, "init")
     assert found["failed"] == []
-    assert found["tried"] >= 3
+    assert found["tried"] >= 10
 
 
 @pytest.mark.slow
