@@ -305,6 +305,7 @@ def main(base: Path, kind: str, every: int, verbs: list[str]) -> None:
     from kdcache.teacher import fine_tune
 
     fine_tune.SAVE_STEPS = 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     whole = base / "whole"
     if verbs == ["init"]:  # which needs no project
         whole.mkdir(parents=True)
