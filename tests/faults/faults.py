@@ -11,9 +11,6 @@ KIND is kill, full, closed or twice. Of the faults of a verb, every EVERY-th is 
 Each run is a child of one process that has imported everything, so that a run costs what the verb costs.
 """
 
-import contextlib
-import ctypes
-import itertools
 import json
 import os
 import random
@@ -23,18 +20,15 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from children import child, count, end, kill_at, must, obey_permissions
 from conftest import build_tiny_model, write_project
 
-WRITING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.copyfile"}
-TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 FULL = (0, 8, 64)  # kB that a file may hold
-OVERRIDE = (1, 2)  # the capabilities by which root reads and writes what is closed
 SECTIONS = {"train_teacher": {"epochs": 2, "select": "tune"}, "distill": {"seeds": [0]}}
 ROWS = '{"text": "the bank", "text_pair": "it is near"}\n{"text": "a bat", "text_pair": "it flew"}\n'
 
@@ -57,57 +51,6 @@ VERBS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 Tree = dict[str, bytes]
-
-
-def child(folder: Path, command: str, prepare: Callable[[], object] = lambda: None) -> tuple[int, int]:
-    """Start a verb in a process of its own; return its id and where its output comes from."""
-    read, write = os.pipe()
-    if pid := os.fork():
-        os.close(write)
-        return pid, read
-    code = 70
-    try:
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(write, number)
-            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
-        os.chdir(folder)
-        prepare()
-        _run(command.split())
-        code = 0
-    except SystemExit as error:
-        code = int(error.code or 0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
-
-
-def _run(arguments: list[str]) -> None:
-    from kdcache.cli import app
-    from kdcache.project import Project, errors_in_one_line, load_stage
-
-    if arguments[0] == "stage":
-        with errors_in_one_line():
-            load_stage(arguments[1])(Project.load(), arguments[2])
-    else:
-        app(arguments, prog_name="kdcache")
-
-
-def end(started: tuple[int, int]) -> tuple[int, str]:
-    """Wait for a child; return its exit code, negative for a signal, and what it printed."""
-    pid, read = started
-    with os.fdopen(read, "rb") as file:
-        text = file.read().decode("utf-8", "replace")
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
-
-
-def must(folder: Path, command: str) -> None:
-    code, text = end(child(folder, command))
-    assert code == 0, f"{command}: rc {code}\n{text[-3000:]}"
 
 
 def tree(path: Path) -> Tree:
@@ -185,7 +128,7 @@ class Fault:
         read, write = os.pipe()
         folder = self.copy("kill")
         start = time.perf_counter()
-        ended = end(child(folder, self.command, lambda: _count(folder, write)))
+        ended = end(child(folder, self.command, lambda: count(folder, write)))
         seconds = time.perf_counter() - start
         os.close(write)
         with os.fdopen(read, "rb") as file:
@@ -193,7 +136,7 @@ class Fault:
         assert ended[0] == 0, ended
         for number in range(1, events + 1, every):
             folder = self.copy("kill")
-            ended = end(child(folder, self.command, partial(_kill_at, folder, number)))
+            ended = end(child(folder, self.command, partial(kill_at, folder, number)))
             self.judge(f"event {number} of {events}", folder, [ended])
         moments = random.Random(0)
         for number in range(0, 24, every):
@@ -220,7 +163,7 @@ class Fault:
             folder = self.copy("closed")
             before = (folder / path).stat().st_mode
             (folder / path).chmod(mode)
-            ended = end(child(folder, self.command, _obey_permissions))
+            ended = end(child(folder, self.command, obey_permissions))
             (folder / path).chmod(before)
             self.judge(f"{path} {mode:03o}", folder, [ended])
 
@@ -248,43 +191,6 @@ def _paths(folder: Path) -> Iterator[Path]:
         depth = len(path.relative_to(folder).parts)
         if path.is_dir() or (depth < 4 and path.suffix in (".json", ".parquet", ".jsonl", ".yaml", ".csv")):
             yield path
-
-
-def _watch(folder: Path, see: Callable[[], object]) -> None:
-    here = str(folder)
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        writes = event in WRITING or (
-            event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        )
-        path = arguments[0] if writes else None
-        if isinstance(path, (str, Path)) and (str(path).startswith(here) or not os.path.isabs(path)):
-            see()
-
-    sys.addaudithook(hook)
-
-
-def _count(folder: Path, pipe: int) -> None:
-    _watch(folder, lambda: os.write(pipe, b"."))
-
-
-def _kill_at(folder: Path, number: int) -> None:
-    left = itertools.count(1)
-    _watch(folder, lambda: next(left) == number and os.kill(os.getpid(), signal.SIGKILL))
-
-
-def _obey_permissions() -> None:
-    """Let root be bound by permissions, as everyone else is."""
-    if os.geteuid():
-        return
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    sets = (ctypes.c_uint32 * 6)()
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.capget(header, sets) == 0
-    for which in (0, 1):  # effective, permitted
-        for capability in OVERRIDE:
-            sets[which] &= ~(1 << capability)
-    assert libc.capset(header, sets) == 0
 
 
 def build(base: Path) -> Path:
@@ -316,14 +222,15 @@ def main(base: Path, kind: str, every: int, verbs: list[str]) -> None:
         name, _, other = verb.partition("+")
         _remove(base / f"{kind}-{verb}")
         fault = Fault(name, base / f"{kind}-{verb}", whole)
-        if kind == "twice":
-            fault.twice(every, other or name)
-        else:
-            getattr(fault, kind)(every)
-        held = fault.tried - len(fault.failed)
-        print(
-            json.dumps({"verb": verb, "tried": fault.tried, "held": held, "failed": fault.failed}), flush=True
-        )
+        try:
+            if kind == "twice":
+                fault.twice(every, other or name)
+            else:
+                getattr(fault, kind)(every)
+        finally:  # told also when the time is up
+            held = fault.tried - len(fault.failed)
+            found = {"verb": verb, "tried": fault.tried, "held": held, "failed": fault.failed}
+            print(json.dumps(found), flush=True)
         shutil.rmtree(fault.base)
 
 
