@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ def seal(path: Path) -> None:
     beside = path.parent / SEAL
     known = json.loads(beside.read_bytes()) if beside.is_file() else {}
     text = json.dumps(known | {path.name: file_digest(path)}, indent=2, sort_keys=True)
-    beside.write_text(text + "\n", encoding="utf-8")
+    part = beside.with_suffix(".part")
+    part.write_text(text + "\n", encoding="utf-8")
+    os.replace(part, beside)
 
 
 def check_seal(path: Path, remedy: str, error: type[KdcacheError]) -> Path:

@@ -16,6 +16,10 @@ The command line prints that line and exits 1.
 """
 
 import difflib
+import errno
+import os
+import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +29,28 @@ EXTRAS = {  # a package that only some commands need → the extra of kdcache th
     "matplotlib": "report", "jinja2": "report", "markupsafe": "report",
     "datasets": "hub",
 }  # fmt: skip
+
+
+# What the operating system refused → what must be, and what to do.
+_FULL = "there must be room for it", "Free some space, or choose another place"
+_CLOSED = "kdcache must be allowed to read and write it", "Change its permissions, or choose another place"
+_KIND = "it must be a file where a file is wanted and a folder where a folder is", "Check what lies there"
+SYSTEM_ERRORS = {
+    errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL,
+    errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED,
+    errno.ENOENT: ("it must be there", "Check the path"),
+    errno.ENOTDIR: _KIND, errno.EISDIR: _KIND, errno.EEXIST: _KIND, errno.ENOTEMPTY: _KIND,
+    errno.ENAMETOOLONG: ("its name must fit the file system", "Shorten it"),
+    errno.ELOOP: ("its links must lead somewhere", "Repair them"),
+    errno.EBUSY: ("it must be free to be replaced", "Choose a folder below it"),
+    errno.EMFILE: ("it must be open beside all others", "Raise the limit: ulimit -n 4096"),
+}  # fmt: skip
+_OTHER = "it must be readable and writable", "Check the disk"
+_DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+# How libraries in Rust, C++ and PyTorch spell an error of the operating system in an error of their own.
+_AS_TEXT = re.compile(
+    r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]|PytorchStreamWriter failed|unexpected pos \d+ vs"
+)
 
 
 class KdcacheError(Exception):
@@ -108,3 +134,54 @@ def shorten(value: Any) -> str:
     """
     text = repr(value.rstrip("\n") if isinstance(value, str) else value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def system_error(error: BaseException, path: object = None) -> OSError | None:
+    """Return what the operating system said, with the path; None for any other error.
+
+    Args:
+        error: its own, or that of a library that put it into words.
+        path: where, if the error does not say.
+    """
+    if isinstance(error, OSError):
+        number, name, reason = error.errno, error.filename, error.strerror
+        if number is None:  # of a library: a list of several, or text
+            found = _AS_TEXT.search(str(error))
+            number = int(found[1] or found[2] or errno.EIO) if found else None
+    elif not isinstance(error, KdcacheError) and (found := _AS_TEXT.search(str(error))):
+        number, name, reason = int(found[1] or found[2] or errno.EIO), None, None
+    else:
+        return None
+    if not reason:
+        reason = (
+            os.strerror(number) if number else (str(error).strip().splitlines() or ["no reason"])[0][:200]
+        )
+    return OSError(number, reason, str(name if name is not None else path or ""))
+
+
+def system_line(error: OSError) -> str:
+    """Return an error of the operating system as one line: the path, the reason, what to do.
+
+    >>> system_line(OSError(errno.ENOSPC, "No space left on device", "runs/x"))
+    'runs/x: there must be room for it, got: No space left on device. Free some space, or choose another \
+place, then run the same command again.'
+    """
+    must, remedy = SYSTEM_ERRORS.get(error.errno or 0, _OTHER)
+    where = os.fsdecode(error.filename) if error.filename else "The disk"
+    return f"{where}: {must}, got: {error.strerror}. {remedy}, then run the same command again."
+
+
+def printable(text: str) -> str:
+    """Return text that a terminal only shows: its control characters are spelt out, but for ends of lines.
+
+    Those of direction are too, as they show a text in another order than it is read.
+
+    >>> printable("a\x1b[31mb\u202e")
+    'a\\x1b[31mb\\u202e'
+    """
+
+    def spelt(char: str) -> str:
+        hidden = unicodedata.category(char) in ("Cc", "Cs") or char in _DIRECTIONS
+        return char.encode("unicode_escape").decode() if hidden and char not in "\n\t" else char
+
+    return "".join(map(spelt, text))

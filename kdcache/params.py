@@ -66,7 +66,7 @@ class Range:
 
     def __str__(self) -> str:
         if self.high < math.inf:
-            return f"between {self.low:g} and {self.high:g}"
+            return f"between {_shown(self.low)} and {_shown(self.high)}"
         return f"{'>' if self.above else '>='} {self.low:g}"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -79,8 +79,15 @@ class Range:
         return value
 
 
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+MAX_SEED = 2**31 - 1  # all random generators take it, and that of each member of an ensemble after it
+
 Count = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, MAX_SEED)]
 PositiveFloat = Annotated[float, Range(0, above=True)]
 NonNegativeFloat = Annotated[float, Range(0)]
 
@@ -104,9 +111,16 @@ def read_params(path: str | Path = "params.yaml", overrides: Iterable[str] = ())
             f"{path}: the parameters file must exist, got nothing there. "
             "Run kdcache in a project folder (one that holds params.yaml and dvc.yaml)."
         )
-    raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ParamsError(
+            f"{path}: the file must be text in UTF-8, got byte {byte:#04x}. Save it anew."
+        ) from None
+    raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
-        raise ParamsError(f"{path}: the file must be a mapping of sections, got {raw!r}.")
+        raise ParamsError(f"{path}: the file must be a mapping of sections, got {shorten(raw)}.")
     for name in raw:
         if name not in SECTIONS:
             raise ParamsError(

@@ -3,10 +3,14 @@
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdcache.errors import ParamsError, shorten
+import filelock
+
+from kdcache.digests import value_digest
+from kdcache.errors import KdcacheError, ParamsError, shorten, system_error
 
 # The file in a teacher's folder that identifies it. Its fields are copied into the cache's manifest.
 IDENTITY = "identity.json"
@@ -15,6 +19,9 @@ MARKS = {
     "data": "task.json", "teacher": IDENTITY, "backbone": "shrink.json", "cache": "manifest.json",
     "reports": "results.json", "students": "*/result.json", "student": "result.json",
 }  # fmt: skip
+
+# Locks in the scratch folder: of each place that a process writes, and of its emptying.
+LOCKS, CLEANING = f"*-{'[0-9a-f]' * 8}.lock", "clean.lock"
 
 # A name that becomes part of a path: never a path itself, nor what a shell or a file system reads otherwise.
 PLAIN_NAME = re.compile(r"(?!(?i:con|nul|aux|prn)$)\w[\w+=,.@-]{0,99}")
@@ -60,20 +67,129 @@ def kind_of(folder: Path) -> str:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the operating system inside the block name a path, where it names none.
+
+    Raises:
+        OSError: also for what libraries raise in its place.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (found := system_error(error, path)) is None:
+            raise
+        raise found from error
+
+
+@contextlib.contextmanager
+def alone(scratch: Path, *targets: Path) -> Iterator[None]:
+    """Keep other processes from writing the same places, and from emptying the scratch folder.
+
+    The system releases the locks when the process ends, however it ends.
+
+    Args:
+        scratch: the project's scratch folder. An error of the system without a path names it.
+        targets: what is written.
+
+    Raises:
+        KdcacheError: another process writes one of them.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        with filelock.FileLock(scratch / CLEANING):
+            for target in targets:
+                where = target.resolve()
+                name = f"{where.name[:100]}-{value_digest(where.as_posix())[:8]}.lock"
+                try:
+                    held.enter_context(filelock.FileLock(scratch / name).acquire(timeout=0))
+                except filelock.Timeout:
+                    raise KdcacheError(
+                        f"{target}: only one process may write it at a time, got another at work. "
+                        "Wait for it to end, then run this again."
+                    ) from None
+        with naming(scratch):
+            yield
+
+
+def place(made: Path, target: Path) -> None:
+    """Move a finished file or folder into place; what was there before goes only then.
+
+    Where the place is on another disk, the files are copied beside it first. A link there stays a link.
+
+    Raises:
+        ParamsError: see ``check_place``.
+        OSError: the place cannot be written; what was there stays.
+    """
+    target = target.resolve()
+    if target.is_dir():
+        check_place(target, kind_of(made))
+    with naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        new = made
+        if made.stat().st_dev != target.parent.stat().st_dev:  # between disks nothing moves in one go
+            new = target.with_name(f".{target.name}.part")
+            _remove(new)
+            (shutil.copytree if made.is_dir() else shutil.copy2)(made, new)
+        if target.is_dir():
+            old = target.with_name(f".{target.name}.replaced")
+            _remove(old)
+            os.replace(target, old)
+            os.replace(new, target)
+            _remove(old)
+        else:
+            os.replace(new, target)
+        if new is not made:
+            _remove(made)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file beside its place, and rename it when the block ends; on an error the old one stays.
 
+    What a killed process left beside it goes.
+
     Yields:
         Where to write: of the same ending. What is no file, such as /dev/stdout, is written itself.
+
+    Raises:
+        OSError: with the path.
     """
     path = path.resolve()  # a link stays a link
     if path.exists() and not path.is_file():
         yield path
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{_literal(path.stem)}.*.part{_literal(path.suffix)}"):
+            if not _runs(left.name.removesuffix(path.suffix).split(".")[-2]):
+                left.unlink(missing_ok=True)
+        part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+        try:
+            yield part
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _literal(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _runs(process: str) -> bool:
+    """Whether there is a process of that number; also if nobody can tell."""
+    if os.name != "posix":  # elsewhere a signal 0 is none
+        return True
     try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, OverflowError):
+        return True
+    return True

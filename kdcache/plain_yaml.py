@@ -7,6 +7,8 @@ import yaml
 
 from kdcache.errors import ParamsError, shorten
 
+MAX_VALUES = 100_000  # aliases expanded
+
 
 class _Loader(yaml.SafeLoader):
     """YAML as people and DVC read it: 3e-3 is a number, and ``no``, ``off``, 010 and dates are text.
@@ -38,6 +40,25 @@ for _tag, _spelling, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_spelling})$"), list(_first))
 
 
+def _count(root: Any, where: str) -> None:
+    """Refuse what aliases make endless or huge before it is built."""
+    sizes: dict[int, int] = {}
+
+    def size(node: Any, above: tuple[int, ...] = ()) -> int:
+        if id(node) in above:
+            raise ParamsError(
+                f"{where}:{node.start_mark.line + 1}: a value must not hold itself. Write it out."
+            )
+        if id(node) not in sizes:
+            children = node.value if isinstance(node.value, list) else []
+            flat = [c for child in children for c in (child if isinstance(child, tuple) else (child,))]
+            sizes[id(node)] = 1 + sum(size(child, (*above, id(node))) for child in flat)
+        return sizes[id(node)]
+
+    if root is not None and size(root) > MAX_VALUES:
+        raise ParamsError(f"{where}: the text must hold at most {MAX_VALUES} values, got more. Shorten it.")
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """Parse YAML; see ``_Loader`` for what is a number.
 
@@ -45,8 +66,13 @@ def parse_yaml(text: str, where: str) -> Any:
         ParamsError: it does not parse; names the line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        _count(node, where)
+        return None if node is None else loader.construct_document(node)
+    except RecursionError:
+        raise ParamsError(f"{where}: the text must not be nested so deeply. Flatten it.") from None
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it does not parse"

@@ -2,9 +2,9 @@
 
 import argparse
 import contextlib
+import errno
 import importlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -18,15 +18,22 @@ import filelock
 
 from kdcache.code import STAGES, code_digest
 from kdcache.digests import value_digest
-from kdcache.errors import CacheError, KdcacheError, ParamsError, missing_extra, nearest
+from kdcache.errors import (
+    KdcacheError,
+    ParamsError,
+    missing_extra,
+    nearest,
+    printable,
+    system_error,
+    system_line,
+)
 from kdcache.params import Count, build, read_params
-from kdcache.places import check_place, kind_of, require_plain
+from kdcache.places import CLEANING, LOCKS, alone, replacing, require_plain
 
 T = TypeVar("T")
 
 IDENTITY_DEFAULTS = {"pooling": "cls"}  # of fields that identities did not always have
-SCRATCH = re.compile(r"[a-z_]+-[0-9a-f]{16}")  # what clean removes; a lock is of a cache
-LOCKS = "cache-*-????????.lock"
+SCRATCH = re.compile(r"[a-z_]+-[0-9a-f]{16}")  # what clean removes
 
 # The file in the backbone's folder that says how it was made, and what probes read from it.
 BACKBONE_RECORD = "shrink.json"
@@ -114,35 +121,19 @@ class Project:
         start = time.perf_counter()
         yield
         seconds = round(time.perf_counter() - start, 1)
-        folder = Path(self.paths.timings)
-        folder.mkdir(parents=True, exist_ok=True)
         entry = {"stage": stage, "task": task, "seconds": seconds, "threads": self.threads}
-        (folder / f"{stage}-{task}.json").write_text(json.dumps(entry) + "\n")
+        write_json(entry, Path(self.paths.timings) / f"{stage}-{task}.json")
 
-
-def place(made: Path, target: Path) -> None:
-    """Move a finished file or folder into place; what was there before goes only then.
-
-    Raises:
-        ParamsError: see ``check_place``.
-    """
-    if target.is_dir():
-        check_place(target, kind_of(made))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_dir():
-        old = made.parent / f"{made.name}.replaced"
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(target, old)
-        os.replace(made, target)
-        shutil.rmtree(old)
-    else:
-        os.replace(made, target)
+    def alone(self, *targets: Path) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes from writing the same places, see ``places.alone``."""
+        return alone(Path(self.paths.scratch), *targets)
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Write JSON with sorted keys and a final newline: the same value, the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write JSON with sorted keys, whole or not at all. The same value gives the same bytes."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def clean(project: Project) -> int:
@@ -152,16 +143,19 @@ def clean(project: Project) -> int:
         How many bytes were freed.
 
     Raises:
-        CacheError: a cache is being written right now; nothing is removed.
+        KdcacheError: something is being written right now; nothing is removed.
     """
     root = Path(project.paths.scratch)
     with contextlib.ExitStack() as held:
-        for path in sorted(root.glob(LOCKS)):
+        locks = sorted(root.glob(LOCKS))
+        if locks:  # else nothing was ever written, and there may be no folder
+            held.enter_context(filelock.FileLock(root / CLEANING))
+        for path in locks:
             try:
                 held.enter_context(filelock.FileLock(path).acquire(timeout=0))
             except filelock.Timeout:
-                raise CacheError(
-                    f"{root}: no cache may be in the making, got {path.stem} at work. Wait for it to end."
+                raise KdcacheError(
+                    f"{root}: nothing may be in the making, got {path.stem} at work. Wait for it to end."
                 ) from None
         freed = 0
         for path in sorted(root.glob("*")):
@@ -213,10 +207,13 @@ def errors_in_one_line(debug: bool = False) -> Iterator[None]:
             raise
         print(message, file=sys.stderr)
         sys.exit(1)
-    except KdcacheError as error:
-        if debug:
+    except Exception as error:
+        known = error if isinstance(error, KdcacheError) else system_error(error)
+        if (
+            debug or known is None or getattr(known, "errno", 0) == errno.EPIPE
+        ):  # click ends a broken pipe in silence
             raise
-        print(error, file=sys.stderr)
+        print(printable(system_line(known) if isinstance(known, OSError) else str(known)), file=sys.stderr)
         sys.exit(1)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pytest
 
 from kdcache.errors import ParamsError
-from kdcache.params import Count, PositiveFloat, Range, build, read_params
+from kdcache.params import MAX_SEED, Count, PositiveFloat, Range, Seed, build, read_params
 
 
 @dataclass(frozen=True)
@@ -123,3 +123,26 @@ def test_broken_yaml_names_the_line(tmp_path: Path):
     path.write_text("tasks: [wic]\ndistill: {lr: 1\n")
     with pytest.raises(ParamsError, match=r"params.yaml:3: the text must be YAML"):
         read_params(path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfea\x00", b"\x80\x81", "tasks: [größe]".encode("latin-1")])
+def test_a_file_that_is_no_text_is_one_line(tmp_path, content):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ParamsError, match="UTF-8") as error:
+        read_params(path)
+    assert len(str(error.value).splitlines()) == 1
+    path.write_bytes(b"\xef\xbb\xbftasks: [a]")  # a byte-order mark
+    assert read_params(path) == {"tasks": ["a"]}
+
+
+@dataclass(frozen=True)
+class Seeded:
+    seed: Seed
+
+
+def test_a_seed_is_one_that_every_generator_takes():
+    assert build(Seeded, {"seed": MAX_SEED}, "x").seed == MAX_SEED
+    for seed in (MAX_SEED + 1, 2**32, 10**30, -1):
+        with pytest.raises(ParamsError, match=r"^x.seed: .*2147483647"):
+            build(Seeded, {"seed": seed}, "x")

@@ -1,14 +1,20 @@
 """Nothing of others is removed or replaced, and no output is lost before the new one is whole."""
 
+import contextlib
+import errno
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from conftest import fails, run
 
-from kdcache.errors import ParamsError
-from kdcache.places import MARKS, check_place, replacing, require_plain
-from kdcache.project import Project, place
+from kdcache.cache.location import Location
+from kdcache.errors import KdcacheError, ParamsError
+from kdcache.places import MARKS, alone, check_place, naming, place, replacing, require_plain
+from kdcache.project import Project
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -143,3 +149,103 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "two"
     with replacing(Path(os.devnull)) as part:
         assert part == Path(os.devnull)
+
+
+OTHER_DISK = Path("/dev/shm")
+two_disks = pytest.mark.skipif(
+    not OTHER_DISK.is_dir() or os.stat(OTHER_DISK).st_dev == os.stat("/tmp").st_dev, reason="one disk only"
+)
+
+
+def make(folder: Path, text: str) -> Path:
+    folder.mkdir()
+    (folder / "manifest.json").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("disk", ["the same", pytest.param("another", marks=two_disks)])
+@pytest.mark.parametrize("link", [None, "of the folder", "of its parent"])
+def test_a_folder_is_put_in_place_on_any_disk_and_links_stay(tmp_path, disk, link):
+    with contextlib.ExitStack() as stack:
+        disk_folder = OTHER_DISK if disk == "another" else tmp_path
+        far = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=disk_folder))) / "far"
+        target = far / "cb"
+        far.mkdir()
+        if link == "of its parent":
+            (tmp_path / "near").symlink_to(far)
+            target = tmp_path / "near" / "cb"
+        elif link:
+            make(far / "cb", "older")
+            target = tmp_path / "cb"
+            target.symlink_to(far / "cb")
+        for text in ("old", "new"):
+            place(make(tmp_path / "made", text), target)
+            assert content(target) == {"manifest.json": text.encode()}
+            assert not (tmp_path / "made").exists()
+        assert [path.name for path in far.iterdir()] == ["cb"]
+        assert target.is_symlink() == (link == "of the folder")
+        for text in ("old", "new"):
+            (tmp_path / "x.json").write_text(text)
+            place(tmp_path / "x.json", far / "x.json")
+            assert (far / "x.json").read_text() == text
+
+
+def test_a_name_with_a_question_mark_is_a_name(tmp_path):
+    location = Location.parse(tmp_path / "what?" / "cache", "cb")
+    location.publish(make(tmp_path / "made", "x"), last="manifest.json")
+    assert content(tmp_path) == {"what?/cache/cb/manifest.json": b"x"}
+    assert location.read("manifest.json") == b"x"
+
+
+def test_what_a_killed_process_left_beside_a_file_goes(tmp_path):
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
+    left = tmp_path / f".x[1].{dead.stdout.strip()}.part.csv"
+    others = [f".x[1].{os.getppid()}.part.csv", ".x[1].mine.part.csv", f".y.{dead.stdout.strip()}.part.csv"]
+    for name in [left.name, *others]:
+        (tmp_path / name).write_text("half")
+    with replacing(tmp_path / "x[1].csv") as part:
+        part.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"x[1].csv", *others}
+
+
+WRITE = "import sys, time; from pathlib import Path; from kdcache.places import alone\n"
+WRITE += "with alone(Path('s'), *map(Path, sys.argv[1:])): print('here', flush=True); time.sleep(60)"
+
+
+def test_a_second_writer_is_told_and_a_dead_one_is_forgotten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-c", WRITE, "runs/a", "runs/b"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"here\n"
+        with (
+            pytest.raises(KdcacheError, match=r"^runs/b: ") as error,
+            alone(Path("s"), Path("c"), Path("runs/b")),
+        ):
+            pass
+        assert len(str(error.value).splitlines()) == 1
+        with alone(Path("s"), Path("runs/c")):
+            pass
+        other.kill()
+    with alone(Path("s"), Path("runs/a"), Path("runs/b")):
+        pass
+
+
+def test_clean_spares_what_is_in_the_making(project):
+    folder = project()
+    made = folder / ".kdcache" / "grid-0123456789abcdef"
+    made.mkdir(parents=True)
+    with alone(folder / ".kdcache", Path("runs/cb/kl-0")):
+        assert "kl-0" in fails("clean")
+        assert made.is_dir()
+    assert run("clean")[0] == 0
+    assert not made.exists()
+
+
+def test_an_error_without_a_path_gets_the_one_of_the_block(tmp_path):
+    with pytest.raises(OSError, match="No space") as error, naming(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert error.value.filename == str(tmp_path)
+    with pytest.raises(KeyError), naming(tmp_path):
+        raise KeyError("x")

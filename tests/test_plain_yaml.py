@@ -1,6 +1,7 @@
 """YAML: scalars that only look like something else stay the text that was written."""
 
 import math
+import time
 
 import pytest
 import yaml
@@ -54,3 +55,33 @@ def test_anchors_and_merges_are_read():
 def test_what_is_dumped_is_read_back():
     value = {"a": [1, 2.5, True, None, "no", "007", "2020-01-01", 1e-6], "off": {"1": math.pi}}
     assert parse_yaml(yaml.safe_dump(value), "x") == value
+
+
+def bomb(levels: int, width: int = 9) -> str:
+    lines = ["a0: &a0 [x]"]
+    lines += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * width)}]" for k in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        bomb(9), bomb(30, 2), "&a [*a]", "a: &a {b: *a}", "a: &a [[[*a]]]", "[" * 3000, "{a: " * 3000,
+        "- " * 3000, "a: \x00", "a: \x1b", "!!python/object:os.system x", "a: !!binary x",
+    ],
+    ids=lambda text: text[:12],
+)  # fmt: skip
+def test_hostile_text_is_one_short_line_at_once(text):
+    start = time.perf_counter()
+    with pytest.raises(ParamsError) as error:
+        parse_yaml(text, "params.yaml")
+    assert time.perf_counter() - start < 20
+    assert len(str(error.value)) < 300
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_alias_that_is_no_bomb_is_read():
+    assert parse_yaml("a: &a {b: 1}\nc: {<<: *a, d: *a}", "x") == {
+        "a": {"b": 1},
+        "c": {"b": 1, "d": {"b": 1}},
+    }

@@ -19,8 +19,8 @@ from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, save_mod
 from kdcache.encoder.pooling import PoolingChoice, check_cls_token, resolve_pooling, write_pooling
 from kdcache.errors import DataError
 from kdcache.params import Count, NonNegativeInt, Range
-from kdcache.places import check_place
-from kdcache.project import BACKBONE_RECORD, Project, place, write_json
+from kdcache.places import check_place, place
+from kdcache.project import BACKBONE_RECORD, Project, write_json
 
 EXAMINED_ROWS = 512
 
@@ -60,7 +60,8 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
         DataError: a task is not prepared, or no task has rows to train on.
     """
     params = project.section("student_backbone", StudentBackboneParams)
-    check_place(Path(project.paths.backbone), "backbone")
+    target = Path(project.paths.backbone)
+    check_place(target, "backbone")
     base = resolve(params.model)
     pooling = resolve_pooling(params.pooling, base)
     params = replace(params, pooling=pooling)
@@ -104,24 +105,18 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
         "variation": {which: round(value, 4) for which, value in variations.items()},
         "probes": tabulate(probes, scores),
     }
-    scratch = project.scratch(__name__, asdict(params))
-    made = scratch / "made"
     model.to("cpu")  # type: ignore[arg-type]
     if hasattr(model.config, "classifier_pooling"):  # of ModernBERT, for transformers' own head
         model.config.classifier_pooling = pooling
-    save_model(model, tokenizer, made)
-    write_pooling(made, pooling, model.config.hidden_size)
-    write_json(record, made / BACKBONE_RECORD)
-    _move(made, Path(project.paths.backbone))
-    shutil.rmtree(scratch)
-
-
-def _move(made: Path, target: Path) -> None:
-    """Move a finished folder into place, also from another disk, where nothing moves in one go."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if made.stat().st_dev != target.parent.stat().st_dev:
-        made = Path(shutil.move(made, target.with_name(f".{target.name}.part")))
-    place(made, target)
+    with project.alone(target):
+        scratch = project.scratch(__name__, asdict(params), project.paths.backbone)
+        made = scratch / "made"
+        shutil.rmtree(made, ignore_errors=True)
+        save_model(model, tokenizer, made)
+        write_pooling(made, pooling, model.config.hidden_size)
+        write_json(record, made / BACKBONE_RECORD)
+        place(made, target)
+        shutil.rmtree(scratch)
 
 
 def _examined_texts(project: Project) -> tuple[list[str], list[str]]:

@@ -1,7 +1,6 @@
 """The place of a cache: a local folder, or any URI that pyarrow or fsspec opens."""
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from fsspec.core import url_to_fs
 
 from kdcache.digests import stream_digest
 from kdcache.errors import CacheError
-from kdcache.places import check_place
-from kdcache.project import place
+from kdcache.places import check_place, place
 
 
 @dataclass(frozen=True)
@@ -124,11 +122,6 @@ class Location:
         if self.folder is None:
             self._upload(made, last)
             return
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        if made.stat().st_dev != self.folder.parent.stat().st_dev:  # no rename between two disks
-            incoming = self.folder.parent / f".{self.folder.name}.incoming"
-            shutil.rmtree(incoming, ignore_errors=True)
-            made = shutil.copytree(made, incoming)
         place(made, self.folder)
 
     def _upload(self, made: Path, last: str) -> None:

@@ -1,5 +1,7 @@
 """The command ``kdcache``. One module per group of commands."""
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -28,6 +30,13 @@ app = typer.Typer(
 )
 
 
+def _show_all_characters() -> None:
+    """Spell out what the terminal's encoding lacks, such as → in ASCII, instead of failing there."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _show_version(asked: bool) -> None:
     if asked:
         typer.echo(f"kdcache {kdcache.__version__}")
@@ -40,7 +49,8 @@ def _options(
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
-) -> None: ...
+) -> None:
+    _show_all_characters()
 
 
 for command in (

@@ -60,9 +60,9 @@ def diff(
         found = diff_caches(a, b)
         for name, values in found.fields.items():
             text = " → ".join(_format(value) for value in values)
-            console.print(f"  {name}: {text}", markup=False, soft_wrap=True)
+            console.print(f"  {name}: {text}", soft_wrap=True)
         for split, rows in found.splits.items():
-            console.print(f"{split}: {_describe(rows)}", markup=False, soft_wrap=True)
+            console.print(f"{split}: {_describe(rows)}", soft_wrap=True)
         if not found.fields:
             typer.echo("The two caches are the same.")
 
@@ -134,7 +134,7 @@ def show_cache(location: "Location", manifest: "Manifest") -> None:
     columns = ", ".join(f"{name} {kind}" for name, kind in manifest.columns[4:])
     facts = {**manifest.identity, "dtype": manifest.dtype, **_prefixed("drift", manifest.drift)}
     for field, value in {**facts, "columns": columns, "manifest": manifest.digest}.items():
-        console.print(f"  {field:18} {_format(value)}", markup=False, soft_wrap=True)
+        console.print(f"  {field:18} {_format(value)}", soft_wrap=True)
 
 
 def _show_checks(name: str, checks: "list[Check]") -> bool:

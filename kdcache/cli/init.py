@@ -13,6 +13,7 @@ import typer
 import kdcache
 from kdcache.cli.options import Debug
 from kdcache.errors import DataError, KdcacheError, ParamsError, shorten
+from kdcache.places import replacing
 from kdcache.plain_yaml import parse_yaml
 from kdcache.project import errors_in_one_line
 
@@ -145,8 +146,14 @@ def _with_task(params: bytes, name: str) -> bytes:
 
 
 def _write(folder: Path, files: Files) -> None:
-    """Write all files, or none where one exists; ignore files get the lines that they lack."""
-    taken = [name for name in files if name not in EXTENDED and (folder / name).exists()]
+    """Write all files, or none where one exists; ignore files get the lines that they lack.
+
+    Where some are there as they would be written, an init was killed: it goes on.
+    """
+    there = [name for name in files if name not in EXTENDED and (folder / name).exists()]
+    taken = [name for name in there if not _holds(folder / name, files[name])]
+    if len(there) == len([name for name in files if name not in EXTENDED]):
+        taken = there
     if taken:
         more = f" and {len(taken) - 3} more files" if len(taken) > 3 else ""
         raise ParamsError(
@@ -155,16 +162,17 @@ def _write(folder: Path, files: Files) -> None:
         )
     for name, content in files.items():
         path = folder / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists():
+        with replacing(path) as part:
+            if path.exists() and name in EXTENDED:
                 old = path.read_bytes()
                 missing = [line for line in content.splitlines() if line not in old.splitlines()]
                 newline = b"\n" if old and not old.endswith(b"\n") else b""
                 content = old + newline + b"".join(line + b"\n" for line in missing)
-            path.write_bytes(content)
-        except OSError as error:
-            raise KdcacheError(f"{path} cannot be written: {error.strerror}.") from None
+            part.write_bytes(content)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
 
 
 def _top_level(files: Files) -> list[str]:

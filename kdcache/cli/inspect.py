@@ -83,7 +83,7 @@ def inspect(
                 show_cache(location, manifest)
                 _show_analysis(analysis)
                 _show_texts(analysis, of_mistakes)
-                console.print(facts["description"], markup=False, soft_wrap=True)
+                console.print(facts["description"], soft_wrap=True)
         if json_:
             typer.echo(json.dumps(as_json, indent=2, ensure_ascii=False))
 
@@ -148,7 +148,7 @@ def _show_analysis(analysis: "CacheAnalysis") -> None:
             line += f"; their accuracies are {each}%, the ensemble's {100 * members.ensemble:.1f}%"
         lines.append(line)
     for line in lines:
-        console.print(f"  {line}", markup=False, soft_wrap=True)
+        console.print(f"  {line}", soft_wrap=True)
 
 
 def _show_classes(names: tuple[str, ...], by_split: "dict[str, LabelAnalysis]") -> None:
@@ -173,7 +173,7 @@ def _show_texts(analysis: "CacheAnalysis", texts: Texts) -> None:
             lines.append(f"  {mistake.example_id}: {prediction} {confidence}, labelled {label}{suspect}")
             lines += [f"    {text}" for text in of_id[mistake.example_id]]
         for line in lines:
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
 
 
 def _percent(share: "Proportion") -> str:

@@ -4,15 +4,24 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
-from kdcache.errors import ParamsError
+from kdcache.errors import ParamsError, printable
 from kdcache.project import Project, errors_in_one_line, require, require_task
 
-console = Console(highlight=False)
+
+class _Plain(Console):
+    """Shows text of data and models as it is: brackets are no markup, control characters are spelt out."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+console = _Plain(highlight=False, markup=False, emoji=False)
 
 Tasks = Annotated[
     list[str] | None,

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from kdcache.cli.inspect import inspect
 from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, console, open_project
+from kdcache.params import MAX_SEED
 from kdcache.project import load_stage
 
 
@@ -42,7 +43,10 @@ def distill(
         list[str] | None, typer.Option("--arm", help="Arm of params.yaml; repeatable. All when left out.")
     ] = None,
     seed: Annotated[
-        list[int] | None, typer.Option("--seed", help="Seed; repeatable. Those of params.yaml when left out.")
+        list[int] | None,
+        typer.Option(
+            "--seed", min=0, max=MAX_SEED, help="Seed; repeatable. All of params.yaml when left out."
+        ),
     ] = None,
     set_: Overrides = None,
     debug: Debug = False,

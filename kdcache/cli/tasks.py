@@ -64,7 +64,7 @@ def check(
             _show_bars("train, tokens", length_histogram(lengths))
         problems = find_problems(found, splits, lengths, max_length)
         for problem in problems or ["No problems found."]:
-            console.print(f"- {problem}", markup=False, soft_wrap=True)
+            console.print(f"- {problem}", soft_wrap=True)
 
 
 def _encode(project: "Project", task: "Task", rows: Sequence["Example"]) -> "tuple[Encoded | None, int]":
@@ -78,7 +78,7 @@ def _encode(project: "Project", task: "Task", rows: Sequence["Example"]) -> "tup
     try:
         tokenizer = load_tokenizer(resolve(params.model))
     except ModelError as error:
-        console.print(f"Tokens are not shown. {error}", markup=False, soft_wrap=True)
+        console.print(f"Tokens are not shown. {error}", soft_wrap=True)
         return None, params.max_length
     texts, seconds = sequences(build_table(rows, task), task)
     uncut = encode(tokenizer, texts, seconds, 10**9, task.truncate, task.num_choices)
@@ -96,7 +96,7 @@ def _show_example(row: "Example", task: "Task", rows: Sequence["Example"], encod
         for sequence in encoded.take([rows.index(row)]).sequences:
             tokens = encoded.tokenizer.convert_ids_to_tokens(sequence["input_ids"])
             lines.append(f"  {len(tokens)} tokens  {' '.join(tokens)}")
-    console.print("\n".join(lines), markup=False, soft_wrap=True)
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 def _show_labels(counts: Mapping[str, Mapping[str, int]]) -> None:

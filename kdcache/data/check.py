@@ -1,5 +1,6 @@
 """Checks of a task before training: counts of labels and lengths, and problems in words."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ Splits = Mapping[str, Sequence[Example]]
 
 RARE_LABEL_ROWS = 10  # of a label in train; with fewer, folds and the tune split may lack it
 SKEWED = 0.8  # share of the largest class above which accuracy says little
+DELIMITER = re.compile(r"[,;|\t]")
 BIN_EDGES = (8, 16, 32, 64, 128, 256, 512)  # of the histogram, in tokens
 
 
@@ -63,6 +65,7 @@ def find_problems(
     train, validation = splits["train"], splits["validation"]
     found = [*_class_problems(task, splits), *_duplicate_problems(train)]
     for split, rows in splits.items():
+        found += _swallowed_problems(task, split, rows)
         if split not in ("train", "unlabelled"):
             texts = {_read(row) for row in train}
             shared = sum(_read(row) in texts for row in rows)
@@ -120,6 +123,23 @@ def _alike_problems(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
         + ". Spell them in one way, or name them in labels."
         for labels in alike.values()
         if len(labels) > 1
+    ]
+
+
+def _swallowed_problems(task: Task, split: str, rows: Sequence[Example]) -> list[str]:
+    """Rows that hold lines with a label between delimiters, as after a quote that is not closed."""
+    labels = set(task.labels)
+    swallowed = holding = 0
+    for row in rows:
+        lines = [DELIMITER.split(line) for text in _read(row) for line in text.split("\n")[1:]]
+        inner = sum(len(cells) > 1 and any(cell.strip() in labels for cell in cells) for cells in lines)
+        swallowed, holding = swallowed + inner, holding + bool(inner)
+    if not swallowed:
+        return []
+    return [
+        f"{split} has {len(rows)} rows from {len(rows) + swallowed} lines: {holding} rows hold lines that "
+        "look like rows, as after a quote that is not closed. If quotes are text, set read.quotes = false in "
+        "the task file."
     ]
 
 

@@ -188,7 +188,8 @@ def _records(lines: Lines, name: str, quotes: bool, delimiter: str) -> Iterator[
 
 
 def _refuse_twice(name: str, header: Sequence[str]) -> None:
-    twice = sorted({column for column in header if header.count(column) > 1})
+    named = [column for column in header if column.strip()]  # spreadsheets leave blank ones
+    twice = sorted({column for column in named if named.count(column) > 1})
     if twice:
         raise DataError(f"{name}: the columns must have different names, got {twice[0]!r} twice.")
 

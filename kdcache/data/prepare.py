@@ -18,9 +18,9 @@ from kdcache.data.superglue.hub import hub_layout
 from kdcache.data.task import Example, Task, write_task
 from kdcache.data.taskfile import own_tasks, read_task_file
 from kdcache.errors import DataError, ParamsError, nearest
-from kdcache.params import Count, NonNegativeInt, Range
-from kdcache.places import check_place
-from kdcache.project import Project, place, require_task
+from kdcache.params import Count, Range, Seed
+from kdcache.places import check_place, place
+from kdcache.project import Project, require_task
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class PrepareParams:
     path: str
     max_rows: Count | MaxRows | None
     tune_fraction: Annotated[float, Range(0, 0.5)]
-    seed: NonNegativeInt
+    seed: Seed
 
     def max_rows_of(self, split: str) -> int | None:
         """Return how many rows of a split to keep; None keeps all."""
@@ -76,7 +76,8 @@ def prepare(project: Project, task_name: str) -> None:
     """
     params = project.section("prepare", PrepareParams)
     require_task(project, task_name)
-    check_place(Path(project.paths.data) / task_name, "data")
+    target = Path(project.paths.data) / task_name
+    check_place(target, "data")
     task, examples = read_source(project, params, task_name)
     if "unlabelled" not in examples and isinstance(params.max_rows, MaxRows) and params.max_rows.unlabelled:
         examples["unlabelled"] = _without_labels(examples["train"], params)
@@ -86,13 +87,14 @@ def prepare(project: Project, task_name: str) -> None:
     }
     if "tune" not in tables:
         tables |= _cut_tune(tables["train"], params)
-    made = project.scratch(__name__, task_name)
-    shutil.rmtree(made)
-    made.mkdir()
-    write_task(task, made)
-    for split, table in tables.items():
-        write_split(table, made / f"{split}.parquet")
-    place(made, Path(project.paths.data) / task_name)
+    with project.alone(target):
+        made = project.scratch(__name__, task_name, project.paths.data)
+        shutil.rmtree(made)
+        made.mkdir()
+        write_task(task, made)
+        for split, table in tables.items():
+            write_split(table, made / f"{split}.parquet")
+        place(made, target)
     print(f"{task_name}: " + ", ".join(f"{split} {len(t)} rows" for split, t in tables.items()))
 
 

@@ -126,10 +126,39 @@ def _hub_folder(reference: str, download: bool) -> Path:
 def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer of a model folder; it pads on the right, wherever it was told to.
 
-    On the right, a text's tokens have the same positions in any batch.
+    On the right, a text's tokens have the same positions in any batch. One without a token for padding
+    gets that of the model's config, else the one that ends a text: padding is masked, so any will do.
+
+    Raises:
+        ModelError: there is none, it is not a fast one, or no token could pad.
     """
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # many unrelated types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise ModelError(
+            f"{folder}: it must hold a tokenizer that transformers loads, got: {reason}. "
+            "Copy tokenizer.json and tokenizer_config.json of the model there."
+        ) from None
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{folder}: the tokenizer must be a fast one, with a tokenizer.json, got "
+            f"{type(tokenizer).__name__}. Choose a model that has one."
+        )
     tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        number = config.get("pad_token_id")
+        named = tokenizer.convert_ids_to_tokens(number) if isinstance(number, int) else None
+        tokenizer.pad_token = named or tokenizer.eos_token or tokenizer.sep_token or tokenizer.unk_token
+        if tokenizer.pad_token is None:
+            raise ModelError(
+                f"{folder}: the tokenizer must have a token for padding, got none. Set pad_token."
+            )
+        print(
+            f"{folder}: its tokenizer has no token for padding, so {tokenizer.pad_token} pads",
+            file=sys.stderr,
+        )
     return tokenizer
 
 
@@ -189,10 +218,10 @@ def _load(auto: Any, folder: Path, seed: int, complete: bool = False, **options:
         # A head of the base's own kind, such as regression, would take another loss and another activation.
         model, told = auto.from_pretrained(
             str(folder), dtype=torch.float32, problem_type=None, output_loading_info=True,
-            ignore_mismatched_sizes=True, **options,
+            ignore_mismatched_sizes=True, trust_remote_code=False, **options,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        first_line = str(error).strip().splitlines()[0]
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"{folder}: it must hold an encoder that transformers loads, got: {first_line}"
         ) from None

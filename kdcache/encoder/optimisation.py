@@ -1,12 +1,18 @@
 """What every training loop shares: the learning-rate schedule, the gradient's clip, checkpoints."""
 
+import hashlib
+import io
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kdcache.places import replacing
+
 MAX_GRAD_NORM = 1.0
+DIGEST_BYTES = 32  # of a checkpoint, before what torch wrote
 
 
 def lr_factor(step: int, steps: int, warmup_fraction: float) -> float:
@@ -32,11 +38,23 @@ def save_checkpoint(state: Any, path: Path) -> None:
         state: plain values and tensors.
         path: a file; its folder exists.
     """
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    with replacing(path) as part, part.open("wb") as file:
+        file.write(hashlib.sha256(content).digest() + content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Any | None:
-    """Read a state back; None where there is no checkpoint."""
-    return torch.load(path, map_location=device, weights_only=True) if path.is_file() else None
+    """Read a state back; None where there is no checkpoint. One that is not whole is dropped with a line."""
+    if not path.is_file():
+        return None
+    whole = path.read_bytes()
+    digest, content = whole[:DIGEST_BYTES], whole[DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        print(f"{path}: the checkpoint is not whole and dropped.", file=sys.stderr)
+        path.unlink()
+        return None
+    return torch.load(io.BytesIO(content), map_location=device, weights_only=True)

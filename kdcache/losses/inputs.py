@@ -1,10 +1,11 @@
 """Preparation of the arguments of every loss: shapes, detaching, double precision, norms."""
 
+import math
 from typing import Literal
 
 import torch
 
-from kdcache.errors import ShapeError
+from kdcache.errors import ParamsError, ShapeError
 
 # Norms and standard deviations are clamped from below. Adding 1e-8 instead would shift every value and give
 # near-uniform rows a loss of 0.5 where student and teacher are equal. Smaller values count as constant, which
@@ -38,6 +39,16 @@ def paired(
             )
     dtype = torch.float32 if student.is_mps else torch.float64
     return student.to(dtype), teacher.detach().to(dtype)
+
+
+def require_positive(temperature: float) -> None:
+    """Refuse a temperature that softmax cannot take.
+
+    Raises:
+        ParamsError: it is not a finite number > 0.
+    """
+    if not 0 < temperature < math.inf:
+        raise ParamsError(f"temperature: it must be a finite number > 0, got {temperature}.")
 
 
 def compared(student: torch.Tensor, teacher: torch.Tensor, on: On) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from kdcache.errors import ShapeError
-from kdcache.losses.inputs import like, paired, row_centred, unit_rows
+from kdcache.losses.inputs import like, paired, require_positive, row_centred, unit_rows
 
 
 def cross_entropy(student: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
@@ -46,6 +46,7 @@ def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -
 
     Raises:
         ShapeError: the shapes differ.
+        ParamsError: T is not > 0, here and in every loss that has one.
 
     Needs:
         Nothing. It works with any number of classes and any batch size.
@@ -62,10 +63,12 @@ def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -
     >>> round(kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]])).item(), 4)
     0.3278
     """
+    require_positive(temperature)
     s, t = paired(student, teacher)
     log_p_s = functional.log_softmax(s / temperature, dim=1)
     log_p_t = functional.log_softmax(t / temperature, dim=1)
-    per_row = (log_p_t.exp() * (log_p_t - log_p_s)).sum(dim=1)
+    # A label that the teacher rules out, by a logit of −inf, counts 0.
+    per_row = (log_p_t.exp() * (log_p_t - log_p_s)).masked_fill(log_p_t == -torch.inf, 0).sum(dim=1)
     return like(temperature**2 * per_row.mean(), student)
 
 
@@ -104,6 +107,7 @@ def dist_inter(student: torch.Tensor, teacher: torch.Tensor, temperature: float 
     >>> round(dist_inter(torch.tensor([[0.0, 2.0, 0.0]]), t).item(), 4)
     1.5
     """
+    require_positive(temperature)
     s, t = paired(student, teacher)
     a, b = (unit_rows(row_centred(functional.softmax(z / temperature, dim=1))) for z in (s, t))
     return like(temperature**2 * 0.5 * (a - b).square().sum(dim=1).mean(), student)
@@ -152,6 +156,7 @@ def dkd(
     >>> round(dkd(torch.zeros(1, 3), t, torch.tensor([2])).item(), 4)
     0.433
     """
+    require_positive(temperature)
     s, t = paired(student, teacher)
     if labels.shape != (len(s),):
         raise ShapeError(f"dkd: labels must be of shape ({len(s)},), one per row, got {tuple(labels.shape)}.")

@@ -11,7 +11,17 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-from kdcache.losses.inputs import FLOOR, On, Others, compared, like, paired, row_centred, unit_rows
+from kdcache.losses.inputs import (
+    FLOOR,
+    On,
+    Others,
+    compared,
+    like,
+    paired,
+    require_positive,
+    row_centred,
+    unit_rows,
+)
 from kdcache.losses.linear_time import Group, joint_sum, relation_distance, relation_energy
 
 _Sets = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
@@ -71,6 +81,7 @@ def gram(
     >>> round(gram(torch.zeros(2, 2), t).item(), 3)
     1.0
     """
+    require_positive(temperature)
     sets = _sets(*paired(student, teacher), others)
     if temperature != 1:
         sets = _mapped(lambda z: z / temperature, sets)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -100,8 +101,8 @@ class Objective(nn.Module):
         if family == "feature":
             if not loss.projected:
                 return loss.function(features, targets.features, on="features")
-            assert self.projection is not None
-            return loss.function(self.projection(features), targets.features)
+            projection: Any = self.projection
+            return loss.function(projection(features), targets.features)
         options: dict[str, object] = {}
         if loss.temperature:
             options["temperature"] = value_at(term.temperature, progress)

@@ -8,7 +8,7 @@ precision ‖x‖² + ‖y‖² − 2xy gives 0 for two rows 1.7e-4 apart.
 import torch
 from torch.nn import functional
 
-from kdcache.losses.inputs import FLOOR, On, compared, like, paired, unit_rows
+from kdcache.losses.inputs import FLOOR, On, compared, like, paired, require_positive, unit_rows
 from kdcache.losses.linear_time import sum_over_rows
 
 PKT_EPSILON = 1e-7
@@ -50,6 +50,7 @@ def dist_intra(student: torch.Tensor, teacher: torch.Tensor, temperature: float 
     >>> round(dist_intra(t.roll(1, 0), t).item(), 4)
     1.5
     """
+    require_positive(temperature)
     s, t = paired(student, teacher)
     if len(s) < 3:
         return like((s * 0).sum(), student)

@@ -11,8 +11,8 @@ from kdcache.cache.location import Location
 from kdcache.cache.manifest import read_manifest
 from kdcache.digests import check_seal, file_digest, value_digest
 from kdcache.errors import DataError, ParamsError
-from kdcache.places import check_place
-from kdcache.project import Project, place, require, write_json
+from kdcache.places import check_place, place
+from kdcache.project import Project, require, write_json
 from kdcache.report.cost import savings, timed_saving_table
 from kdcache.report.figures import draw_results
 from kdcache.report.findings import Record, ReportParams, find
@@ -31,18 +31,20 @@ def report(project: Project) -> None:
         CacheError: its cache is gone.
     """
     params = project.section("report", ReportParams)
-    check_place(Path(project.paths.reports), "reports")
+    target = Path(project.paths.reports)
+    check_place(target, "reports")
     findings = find([_read_record(project, task) for task in project.tasks], params)
     sections = build_sections(findings, ["dvc repro"], _shared_identities(project))
-    made = project.scratch(__name__, project.tasks)
-    shutil.rmtree(made)
-    made.mkdir()
     title = f"Distilled prompts on {', '.join(project.tasks)}"
-    (made / "index.html").write_text(page_html(sections, title), encoding="utf-8")
-    (made / "results.md").write_text(page_markdown(sections), encoding="utf-8")
-    write_json(page_json(findings), made / "results.json")
-    draw_results(score_panels(findings), made / "results.svg")
-    place(made, Path(project.paths.reports))
+    with project.alone(target):
+        made = project.scratch(__name__, project.tasks, project.paths.reports)
+        shutil.rmtree(made)
+        made.mkdir()
+        (made / "index.html").write_text(page_html(sections, title), encoding="utf-8")
+        (made / "results.md").write_text(page_markdown(sections), encoding="utf-8")
+        write_json(page_json(findings), made / "results.json")
+        draw_results(score_panels(findings), made / "results.svg")
+        place(made, target)
 
 
 def read_timings(project: Project) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from kdcache.errors import TrainingDiverged
-from kdcache.places import check_place
-from kdcache.project import Project, place, write_json
+from kdcache.places import check_place, place
+from kdcache.project import Project, write_json
 from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.grid import Grid
 from kdcache.students.results import gather_predictions, mean_curves, sealed, summarise
@@ -28,11 +28,18 @@ def distill(project: Project, task_name: str) -> None:
         ParamsError, DataError, ModelError, CacheError: one line each.
         TrainingDiverged: no student's loss stayed finite.
     """
-    paths = project.paths
-    check_place(Path(paths.students) / task_name, "students")
-    grid = Grid(project, task_name, ["pipeline"])
-    scratch, made = grid.scratch, grid.scratch / "students"
-    results = grid.train(list(grid.specs), grid.params.seeds, made)
+    target = Path(project.paths.students) / task_name
+    check_place(target, "students")
+    with project.alone(target):
+        grid = Grid(project, task_name, ["pipeline", project.paths.students])
+        results = grid.train(list(grid.specs), grid.params.seeds, grid.scratch / "students")
+        _put_in_place(grid, results, target)
+        shutil.rmtree(grid.scratch)
+
+
+def _put_in_place(grid: Grid, results: Sequence[Mapping[str, Any]], target: Path) -> None:
+    """Write what comes of all students beside them in the scratch folder, then move all of it."""
+    paths, scratch, made = grid.project.paths, grid.scratch, grid.scratch / "students"
     finished = _finished(results)
     curves = mean_curves(finished)
     _warn_of_unfinished(grid, curves)
@@ -42,11 +49,11 @@ def distill(project: Project, task_name: str) -> None:
     summary = summarise(results, grid.task, grid.splits, grid.manifest)
     summary = sealed(summary, scratch / "curves.csv", scratch / "predictions.parquet")
     write_json(summary, scratch / "metrics.json")
-    place(made, Path(paths.students) / task_name)
-    place(scratch / "metrics.json", Path(paths.metrics) / f"{task_name}.json")
-    place(scratch / "curves.csv", Path(paths.curves) / f"{task_name}.csv")
-    place(scratch / "predictions.parquet", Path(paths.predictions) / f"{task_name}.parquet")
-    shutil.rmtree(scratch)
+    name = grid.task.name
+    place(made, target)
+    place(scratch / "metrics.json", Path(paths.metrics) / f"{name}.json")
+    place(scratch / "curves.csv", Path(paths.curves) / f"{name}.csv")
+    place(scratch / "predictions.parquet", Path(paths.predictions) / f"{name}.parquet")
 
 
 def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
@@ -68,17 +75,20 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
     for arm in arms:
         resolve_arm(params, arm)
     arms, seeds = arms or list(params.arms), seeds or params.seeds
-    grid = Grid(project, task_name, ["explore", *arms, *seeds])
-    made, runs = grid.scratch / "students", Path(project.paths.runs) / task_name
-    for name in (f"{arm}-{seed}" for arm in arms for seed in seeds):
-        check_place(runs / name, "student")
-    results = grid.train(arms, seeds, made)
-    finished = _finished(results)
-    _warn_of_unfinished(grid, mean_curves(finished))
-    for result in finished:
-        name = f"{result['arm']}-{result['seed']}"
-        place(made / name, runs / name)
-    shutil.rmtree(grid.scratch)
+    runs = Path(project.paths.runs) / task_name
+    targets = [runs / f"{arm}-{seed}" for arm in arms for seed in seeds]
+    for target in targets:
+        check_place(target, "student")
+    with project.alone(*targets):
+        grid = Grid(project, task_name, ["explore", project.paths.runs, *arms, *seeds])
+        made = grid.scratch / "students"
+        results = grid.train(arms, seeds, made)
+        finished = _finished(results)
+        _warn_of_unfinished(grid, mean_curves(finished))
+        for result in finished:
+            name = f"{result['arm']}-{result['seed']}"
+            place(made / name, runs / name)
+        shutil.rmtree(grid.scratch)
     return summarise(results, grid.task, grid.splits, grid.manifest)
 
 

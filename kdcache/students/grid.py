@@ -77,7 +77,12 @@ class Grid:
         self.backbone = Backbone.load(self.folder, pooling, self.params.dtype, self.params.dropout).to(device)
         self._fit_methods()
         splits, self.manifest = load_rows(
-            project, self.task, self.backbone, self.params.max_length, self.params.expect
+            project,
+            self.task,
+            self.backbone,
+            self.params.max_length,
+            self.params.expect,
+            self.params.unlabelled,
         )
         self.use(splits)
         if self.params.select == "tune":

@@ -8,6 +8,7 @@ import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -40,25 +41,32 @@ def select(
     """
     scores: dict[str, list[float]] = {}
     for value, project in projects.items():
-        grid = Grid(project, task_name, ["select", arm, num_folds])
-        resolve_arm(grid.params, arm)
-        grid.params = replace(grid.params, log_with=())  # a fold is no run of its own
-        train, seed = grid.splits["train"], grid.params.seeds[0]
-        folds = assign_folds(train.labels.tolist(), train.table["group"].to_pylist(), num_folds, seed)
-        others = {split: part for split, part in grid.splits.items() if split == "unlabelled"}
-        made = grid.scratch / f"{num_folds}-folds"
-        scores[value] = []
-        for fold in range(num_folds):
-            print(f"{task_name} {arm}, {value}: fold {fold + 1} of {num_folds}", flush=True)
-            held_out = folds == fold
-            parts = {
-                "train": train.take(np.flatnonzero(~held_out)),
-                "validation": train.take(np.flatnonzero(held_out)),
-            }
-            grid.use(others | parts)
-            (result,) = grid.train([arm], [seed], made / str(fold))
-            scores[value].append(result["validation"][grid.task.metrics[0]])
-        shutil.rmtree(grid.scratch)
+        with project.alone(Path(project.paths.runs) / "select" / f"{task_name}-{arm}"):
+            scores[value] = _score(project, task_name, arm, num_folds, value)
+    return scores
+
+
+def _score(project: Project, task_name: str, arm: str, num_folds: int, value: str) -> list[float]:
+    """Train a student per fold with one value."""
+    grid = Grid(project, task_name, ["select", arm, num_folds])
+    resolve_arm(grid.params, arm)
+    grid.params = replace(grid.params, log_with=())  # a fold is no run of its own
+    train, seed = grid.splits["train"], grid.params.seeds[0]
+    folds = assign_folds(train.labels.tolist(), train.table["group"].to_pylist(), num_folds, seed)
+    others = {split: part for split, part in grid.splits.items() if split == "unlabelled"}
+    made = grid.scratch / f"{num_folds}-folds"
+    scores = []
+    for fold in range(num_folds):
+        print(f"{task_name} {arm}, {value}: fold {fold + 1} of {num_folds}", flush=True)
+        held_out = folds == fold
+        parts = {
+            "train": train.take(np.flatnonzero(~held_out)),
+            "validation": train.take(np.flatnonzero(held_out)),
+        }
+        grid.use(others | parts)
+        (result,) = grid.train([arm], [seed], made / str(fold))
+        scores.append(result["validation"][grid.task.metrics[0]])
+    shutil.rmtree(grid.scratch)
     return scores
 
 

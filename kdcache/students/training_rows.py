@@ -152,7 +152,12 @@ def join_rows(parts: Sequence[StudentRows]) -> StudentRows:
 
 
 def load_rows(
-    project: Project, task: Task, backbone: Backbone, max_length: int, expect: Mapping[str, Any]
+    project: Project,
+    task: Task,
+    backbone: Backbone,
+    max_length: int,
+    expect: Mapping[str, Any],
+    unlabelled: bool = True,
 ) -> tuple[dict[str, StudentRows], Manifest]:
     """Read all splits but test; refuse a cache of other data or another teacher; join by id.
 
@@ -162,6 +167,7 @@ def load_rows(
         backbone: which the students share.
         max_length: of the student's inputs, in tokens.
         expect: fields that the teacher's identity must have.
+        unlabelled: whether to read the split of that name.
 
     Returns:
         split → rows, and the cache's manifest.
@@ -171,9 +177,9 @@ def load_rows(
             ``check_identity``, ``check_teacher_pooling``.
     """
     data = Path(project.paths.data) / task.name
-    tables = {
-        split: read_split(data, split, task) for split in existing_splits(data, task) if split != "test"
-    }
+    left_out = {"test"} if unlabelled else {"test", "unlabelled"}
+    there = [split for split in existing_splits(data, task) if split not in left_out]
+    tables = {split: read_split(data, split, task) for split in there}
     location = Location.parse(project.paths.cache, task.name)
     cached = {split: load_cache(location, split) for split in tables}
     manifest = cached["train"].manifest

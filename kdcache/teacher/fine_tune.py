@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from kdcache.encoder.adapters import Trained, add_lora, add_prefix, merge_adapter
 from kdcache.encoder.architectures import check_positions
@@ -23,7 +22,9 @@ from kdcache.encoder.mean_pooled import MeanPooledClassifier
 from kdcache.encoder.parts import Classifier
 from kdcache.encoder.pooling import PoolingChoice, resolve_pooling
 from kdcache.errors import ParamsError, TrainingDiverged
-from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
+from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range, Seed
+from kdcache.project import write_json
+from kdcache.teacher.checkpoints import KeepWhole
 
 SAVE_STEPS = 200  # a checkpoint takes three times the bytes of the trained weights
 
@@ -78,7 +79,7 @@ class TrainTeacherParams:
     warmup_fraction: Annotated[float, Range(0, 0.9)]
     folds: NonNegativeInt
     select: Literal["last", "tune"]
-    seed: NonNegativeInt
+    seed: Seed
     method: TeacherMethod = "full"
     num_virtual_tokens: Count | None = None
     lora_rank: Count | None = None
@@ -119,7 +120,7 @@ class _KeepBest(TrainerCallback):
             if not self.note.is_file() or score > json.loads(self.note.read_text())["score"]:
                 self.weights.parent.mkdir(parents=True, exist_ok=True)
                 save_file(_trained(given["model"]), self.weights)
-                self.note.write_text(json.dumps({"score": score, "step": state.global_step}))
+                write_json({"score": score, "step": state.global_step}, self.note)
 
     def restore(self, model: nn.Module) -> None:
         model.load_state_dict(load_file(self.weights), strict=False)  # frozen weights are not in the file
@@ -198,10 +199,11 @@ def fine_tune(
         ModelError: the method does not work on this architecture, or the model has too few positions.
         TrainingDiverged: the loss became NaN or infinite.
     """
-    model = _build(folder, encoded.take(indices), num_labels, params, start)
+    model = build_model(folder, encoded.take(indices), num_labels, params, start)
     steps = params.epochs * math.ceil(len(indices) / params.batch_size)
+    checkpoints = KeepWhole(scratch)
     arguments = TrainingArguments(
-        output_dir=str(scratch),
+        output_dir=str(checkpoints.unfinished),
         num_train_epochs=params.epochs,
         learning_rate=params.lr,
         per_device_train_batch_size=params.batch_size,
@@ -210,7 +212,6 @@ def fine_tune(
         lr_scheduler_type="linear",
         save_strategy="steps",
         save_steps=SAVE_STEPS,
-        save_total_limit=1,
         logging_strategy="epoch",
         logging_nan_inf_filter=False,
         seed=params.seed,
@@ -231,11 +232,11 @@ def fine_tune(
         model=model,
         args=arguments,
         train_dataset=indices,
-        callbacks=[best] if best else None,
+        callbacks=[best, checkpoints] if best else [checkpoints],
         data_collator=collate,
         compute_loss_func=choice_loss if encoded.num_choices > 1 else None,
     )
-    result = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(scratch)))
+    result = trainer.train(resume_from_checkpoint=checkpoints.last())
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not all(map(math.isfinite, [*losses, result.training_loss])):
         raise TrainingDiverged(
@@ -250,13 +251,16 @@ def fine_tune(
     return model, {"steps": steps, "examples": params.epochs * len(indices)}
 
 
-def _build(
+def build_model(
     folder: Path, encoded: Encoded, num_labels: int, params: TrainTeacherParams,
-    start: Callable[[Classifier], object] | None,
+    start: Callable[[Classifier], object] | None = None,
 ) -> Trained:  # fmt: skip
     """Build the untrained model; only the weights that ``params.method`` trains require a gradient."""
     pooling = resolve_pooling(params.pooling, folder)
     model = load_classifier(folder, num_labels, params.seed, pooling)
+    if pooling == "cls" and num_labels > 1:
+        # The first step would set it, and a run that goes on after the last step takes none.
+        model.config.problem_type = "single_label_classification"
     if params.num_virtual_tokens:
         check_positions(
             model.config, params.max_length, params.num_virtual_tokens, str(folder), "train_teacher"

@@ -21,10 +21,11 @@ from kdcache.encoder.load import load_tokenizer, resolve, setup
 from kdcache.encoder.parts import Classifier
 from kdcache.encoder.pooling import check_cls_token, resolve_pooling
 from kdcache.errors import DataError
-from kdcache.places import IDENTITY, check_place
-from kdcache.project import Project, place, require_task, require_tune, write_json
+from kdcache.places import IDENTITY, check_place, place
+from kdcache.project import Project, require_task, require_tune, write_json
 from kdcache.teacher.base_probe import SCORE_BATCH_SIZE, TokenisedSplit, score_probe, start_from_probe
-from kdcache.teacher.fine_tune import TrainTeacherParams, fine_tune
+from kdcache.teacher.dry_run import check_model
+from kdcache.teacher.fine_tune import TrainTeacherParams, build_model, fine_tune
 from kdcache.teacher.folder import (
     COST,
     PROBE,
@@ -51,9 +52,18 @@ def train_teacher(project: Project, task_name: str) -> None:
         ModelError: the model reference does not resolve, or the method does not work on that model.
         TrainingDiverged: the loss became NaN or infinite.
     """
-    params = project.section("train_teacher", TrainTeacherParams)
     require_task(project, task_name)
-    check_place(Path(project.paths.teacher) / task_name, "teacher")
+    target = Path(project.paths.teacher) / task_name
+    check_place(target, "teacher")
+    with project.alone(target):
+        made = _train(project, task_name)
+        place(made, target)
+        shutil.rmtree(made.parent)
+
+
+def _train(project: Project, task_name: str) -> Path:
+    """Train all models; return the folder that is to be put in place, which lies in the scratch folder."""
+    params = project.section("train_teacher", TrainTeacherParams)
     base = resolve(params.model)
     pooling, tokenizer = resolve_pooling(params.pooling, base), load_tokenizer(base)
     check_cls_token(pooling, tokenizer, "train_teacher.pooling")
@@ -63,9 +73,7 @@ def train_teacher(project: Project, task_name: str) -> None:
     there = existing_splits(data, task)
     if params.select == "tune":
         require_tune(there, "train_teacher.select", task_name)
-    tables = {
-        split: read_split(data, split, task) for split in ("train", "tune", "validation") if split in there
-    }
+    tables = {split: read_split(data, split, task) for split in there}
     device = setup(project.threads)
 
     train = tables["train"]
@@ -75,12 +83,22 @@ def train_teacher(project: Project, task_name: str) -> None:
         split: TokenisedSplit.of(task, table, tokenizer, params.max_length) for split, table in tables.items()
     }
     encoded, tune = splits["train"].encoded, splits.get("tune")
+    check_model(
+        build_model(base, encoded, task.num_outputs, params),
+        {split: rows.encoded for split, rows in splits.items()}, task.num_outputs, params.model,
+        params.num_virtual_tokens or 0,
+    )  # fmt: skip
     if encoded.truncated.any():
         print(f"{task_name}: {encoded.truncated.mean():.1%} of {len(encoded)} rows are cut at max_length")
     score = _scorer(tune, device) if tune and params.select == "tune" else None
-    digests = [table_digest(table) for table in tables.values()]
-    scratch = project.scratch(__name__, task_name, asdict(params), project.threads, digests)
+    scored = {name: split for name, split in splits.items() if name in ("tune", "validation")}
+    digests = [table_digest(tables[name]) for name in ("train", *scored)]
+    scratch = project.scratch(
+        __name__, task_name, asdict(params), project.threads, digests, project.paths.teacher
+    )
     made = scratch / "made"
+    if any(scratch.glob("cost-*.json")) and not made.is_dir():  # put in place, then the process was killed
+        shutil.rmtree(scratch)
     cost = {"steps": 0, "examples": 0}
     for fold, member in itertools.product(teacher_folds(params.folds), range(params.ensemble)):
         rows = [i for i, label in enumerate(labels) if label >= 0 and (fold is None or folds[i] != fold)]
@@ -99,7 +117,6 @@ def train_teacher(project: Project, task_name: str) -> None:
                 own = splits["train"].take(rows)
                 probe = start_from_probe(model, own, tune, device, params.seed)
                 if first:
-                    scored = {name: split for name, split in splits.items() if name != "train"}
                     write_json(score_probe(probe, model, scored, device), scratch / PROBE)
 
             model, spent = fine_tune(
@@ -110,18 +127,17 @@ def train_teacher(project: Project, task_name: str) -> None:
             tokenizer.save_pretrained(str(folder))
             write_json(spent, done)
             shutil.rmtree(checkpoints)
-        spent = json.loads(done.read_text())
+        spent = json.loads(done.read_bytes())
         cost = {key: cost[key] + spent[key] for key in cost}
 
     write_json(_identity(made, task, params) | describe_rows(train, folds), made / IDENTITY)
     write_json(cost, made / COST)
-    place(scratch / PROBE, made / PROBE)
+    shutil.copyfile(scratch / PROBE, made / PROBE)
     write_folds(train, folds, made)
     for path in sorted(made.glob("*.json")):
         if path.name != SEAL:
             seal(path)
-    place(made, Path(project.paths.teacher) / task_name)
-    shutil.rmtree(scratch)
+    return made
 
 
 def _scorer(tune: TokenisedSplit, device: torch.device) -> Callable[[nn.Module], float]:

@@ -259,3 +259,18 @@ def test_installation_without_its_template_is_refused(empty_folder, monkeypatch)
     monkeypatch.setattr(sys.modules["kdcache.cli.init"], "TEMPLATE", empty_folder / "nowhere")
     assert "pip install" in fails("init")
     assert not files_below(empty_folder)
+
+
+def test_a_killed_init_goes_on_and_a_whole_project_is_left_alone(empty_folder):
+    assert run("init", "whole")[0] == 0
+    wanted = {name: (Path("whole") / name).read_bytes() for name in files_below(Path("whole"))}
+    assert run("init", "killed")[0] == 0
+    for name in list(wanted)[1::2]:
+        (Path("killed") / name).unlink()
+    assert run("init", "killed")[0] == 0
+    assert {name: (Path("killed") / name).read_bytes() for name in files_below(Path("killed"))} == wanted
+    assert "Nothing was written" in fails("init", "killed")
+    Path("killed/params.yaml").write_text("mine")
+    Path("killed/dvc.yaml").unlink()
+    assert "params.yaml" in fails("init", "killed")
+    assert not Path("killed/dvc.yaml").exists()

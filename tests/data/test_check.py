@@ -1,5 +1,7 @@
 """Checks of a task: each problem is described once, and nothing is where nothing is wrong."""
 
+from dataclasses import replace
+
 from kdcache.data.check import find_problems, label_counts, length_histogram, shown_examples
 from kdcache.data.task import Example, Task
 
@@ -96,3 +98,15 @@ def test_examples_shown_are_of_different_labels_first():
     assert [e.label for e in shown_examples(train)] == [0, 1, 2]
     shown = shown_examples(rows("train", 0, 0, 0, 1))
     assert [e.example_id for e in shown] == ["train-0", "train-3", "train-1"]
+
+
+def test_rows_that_a_stray_quote_swallowed_are_told_by_lines_against_rows():
+    splits = good()
+    first = splits["train"][0]
+    swallowed = replace(first, text='he said 5"\nno\tsome text\nyes\tother text\nan end')
+    (found,) = find_problems(TASK, splits | {"train": [swallowed, *splits["train"][1:]]})
+    assert "60 rows from 62 lines" in found
+    innocent = replace(first, text="Dear all,\nno, I am not coming.\nyes\nBest, A")
+    assert find_problems(TASK, splits | {"train": [innocent, *splits["train"][1:]]})[:1] != [found]
+    choices = replace(first, text_pair="yes", choices=("no", "yes"))
+    assert find_problems(TASK, splits | {"train": [choices, *splits["train"][1:]]}) == []

@@ -268,3 +268,13 @@ def test_hub_out_of_reach_fails_at_once_in_one_line(monkeypatch: pytest.MonkeyPa
         list(hub_rows(Hub("nobody/no-such-set", "main"), "train", ["text"]))
     assert "\n" not in str(e.value)
     assert time.perf_counter() - start < 10
+
+
+def test_blank_headers_are_columns_that_nobody_names(tmp_path):
+    path = tmp_path / "sheet.csv"
+    path.write_text("label,text,,,\nham,one,,,\nspam,two,x,,\n")
+    rows = list(read_rows(path, Layout(), ["text", "label"]))
+    assert [(row.values["text"], row.values["label"]) for row in rows] == [("one", "ham"), ("two", "spam")]
+    path.write_text("label,text,text,,\nham,one,two,,\n")
+    with pytest.raises(DataError, match="'text'"):
+        list(read_rows(path, Layout(), ["text"]))

@@ -7,6 +7,7 @@ import slow_losses as slow
 import torch
 
 from kdcache import losses
+from kdcache.errors import ParamsError
 from kdcache.losses import LOSSES
 from kdcache.losses.linear_time import joint_sum
 
@@ -137,3 +138,23 @@ class TestAgainstTorchdistill:
         theirs = PKTLoss("m", "output", "m", "output")
         wanted = theirs(*(self.outputs(*(z.clone() for z in self.centred)))).item()
         assert losses.pkt(self.s, self.t).item() == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", WITH_TEMPERATURE)
+@pytest.mark.parametrize("temperature", [0, 0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_softmax_cannot_take_is_refused(name, temperature):
+    labels = (LABELS,) if LOSSES[name].labels else ()
+    with pytest.raises(ParamsError, match=r"^temperature: "):
+        LOSSES[name].function(logits(0), logits(1), *labels, temperature=temperature)
+
+
+def test_a_label_that_the_teacher_rules_out_counts_nothing():
+    student, teacher = logits(0).requires_grad_(), logits(1)
+    teacher[:, 1] = -float("inf")
+    value = losses.kl(student, teacher)
+    value.backward()
+    p = teacher.softmax(1)[:, [0, 2]]
+    wanted = (p * (p.log() - student.detach().log_softmax(1)[:, [0, 2]])).sum(1).mean()
+    assert value.item() == pytest.approx(wanted.item())
+    assert torch.isfinite(student.grad).all()
+    assert torch.isnan(losses.kl(logits(0), teacher * float("nan")))

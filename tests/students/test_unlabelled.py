@@ -123,3 +123,16 @@ def test_joined_rows_keep_their_own_targets(cached):
         assert joined.teacher_logits[i].tolist() == part.cached.logits[row].tolist()
         assert joined.encoded.take([i]).sequences == part.encoded.take([row]).sequences
         assert joined.encoded.lengths[i] == part.encoded.lengths[row]
+
+
+def test_rows_that_are_not_to_teach_need_not_be_cached(cached):
+    paths = [path for path in (cached / "data" / "mine").glob("*.parquet") if path.stem != "unlabelled"]
+    ids = [i for path in paths for i in pq.read_table(path)["example_id"].to_pylist()]
+    labels = len(read_manifest(cached / "cache" / "mine").identity["labels"])
+    lines = [",".join(["example_id", *(f"logit_{k}" for k in range(labels))])]
+    lines += [",".join([i, *("0.5" for _ in range(labels))]) for i in ids]
+    (cached / "outputs.csv").write_text("\n".join(lines))
+    run("import", "outputs.csv", "--task", "mine")
+    arguments = ["distill", "--task", "mine", "--arm", "ce", *OWN]
+    assert "unlabelled" in CliRunner().invoke(app, arguments).stderr
+    run(*arguments[:5], "--set", "distill.unlabelled=false")

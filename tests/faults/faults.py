@@ -1,0 +1,238 @@
+"""Faults put into each verb that writes: kills, a full disk, closed folders, two processes at once.
+
+Usage: python tests/faults/faults.py FOLDER KIND EVERY VERB…   (a JSON line per verb: tried, held, the others)
+
+KIND is kill, full, closed or twice. Of the faults of a verb, every EVERY-th is tried. A fault holds if
+
+- each output is the old one, the new one, or absent, never a part of one;
+- the verb ends with rc 0, or with rc 1 and a line that is no traceback;
+- the same command afterwards gives the bytes of an undisturbed run.
+
+Each run is a child of one process that has imported everything, so that a run costs what the verb costs.
+"""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from children import child, count, end, kill_at, must, obey_permissions
+from conftest import build_tiny_model, write_project
+
+FULL = (0, 8, 64)  # kB that a file may hold
+SECTIONS = {"train_teacher": {"epochs": 2, "select": "tune"}, "distill": {"seeds": [0]}}
+ROWS = '{"text": "the bank", "text_pair": "it is near"}\n{"text": "a bat", "text_pair": "it flew"}\n'
+
+# Verb → its arguments, what makes other outputs of it first, and the outputs.
+VERBS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "prepare": ("prepare --task cb", "--set prepare.seed=1", ("data/cb",)),
+    "teach": ("teach --task cb", "--set train_teacher.seed=1", ("models/teacher/cb",)),
+    "cache": ("cache --task cb", "--set cache_teacher.dtype=bfloat16", ("cache/cb",)),
+    "shrink": ("shrink --num-layers 1", "--num-layers 2", ("models/backbone",)),
+    "explore": ("distill --task cb --arm kl+gram", "--set distill.lr=0.1", ("runs/cb",)),
+    "distill": ("stage distill cb", "", ("models/students/cb", "metrics", "predictions", "curves")),
+    "report": ("report --task cb", "--set report.control=ce", ("reports",)),
+    "import": ("import out.csv --task cb", "", ("cache/cb",)),
+    "export": ("export --task cb e.parquet", "--split validation", ("e.parquet",)),
+    "predict": (
+        "predict --student models/students/cb/ce-0 --input rows.jsonl --output p.csv", "", ("p.csv",)
+    ),
+    "figure": ("inspect --task cb --figure f.svg", "", ("f.svg",)),
+    "init": ("init new", "", ("new",)),
+}  # fmt: skip
+
+Tree = dict[str, bytes]
+
+
+def tree(path: Path) -> Tree:
+    """Every file below a path; what a killed process left beside a place has a name with a dot."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return {
+        file.relative_to(path).as_posix(): file.read_bytes()
+        for file in files
+        if file.is_file() and not re.fullmatch(r"\..*\.part(\..*)?", file.name)
+    }
+
+
+class Fault:
+    """The trials of one verb.
+
+    Args:
+        name: of the verb.
+        base: a folder for it.
+        whole: a project in which every verb has run.
+    """
+
+    def __init__(self, name: str, base: Path, whole: Path) -> None:
+        self.name, self.base, self.command = name, base, VERBS[name][0]
+        self.outputs = VERBS[name][2]
+        self.tried, self.failed = 0, []  # type: ignore[var-annotated]
+        self.start = base / "start"  # with other outputs of this verb, where it has a way to make them
+        shutil.copytree(whole, self.start, symlinks=True)
+        shutil.rmtree(self.start / ".kdcache", ignore_errors=True)
+        if other := VERBS[name][1]:
+            must(self.start, f"{self.command} {other}")
+        else:
+            for output in self.outputs:
+                _remove(self.start / output)
+        done = self.copy("done")
+        must(done, self.command)
+        self.before, self.wanted = self.content(self.start), self.content(done)
+        assert self.before != self.wanted, name
+
+    def content(self, folder: Path) -> list[Tree]:
+        return [tree(folder / output) for output in self.outputs]
+
+    def copy(self, name: str) -> Path:
+        _remove(self.base / name)
+        return shutil.copytree(self.start, self.base / name, symlinks=True)
+
+    def judge(self, what: str, folder: Path, ends: list[tuple[int, str]]) -> None:
+        """Count a trial, after which the command is run again."""
+        self.tried += 1
+        wrong = [
+            f"rc {code}: {text.strip()[-300:]}"
+            for code, text in ends
+            if code not in (0, 1, -signal.SIGKILL) or "Traceback" in text or (code == 1 and not text.strip())
+        ]
+        for output, found, old, new in zip(
+            self.outputs, self.content(folder), self.before, self.wanted, strict=True
+        ):
+            whole = (old, new, {})
+            # Students, metrics and runs are moved one by one: each of them is whole.
+            if found not in whole and not all(
+                found[name] in (old.get(name), new.get(name)) for name in found
+            ):
+                wrong.append(f"{output} is half made")
+        code, text = end(child(folder, self.command))
+        if code and self.name == "init" and self.content(folder) == self.wanted:
+            pass  # it was done when the process was killed, and is not done again
+        elif code:
+            wrong.append(f"again: rc {code}: {text.strip()[-300:]}")
+        elif self.content(folder) != self.wanted:
+            wrong.append("again: other bytes")
+        if wrong:
+            self.failed.append(f"{what}: {'; '.join(wrong)}")
+
+    def kill(self, every: int) -> None:
+        """Kill at every file-system event that Python sees, and at random moments between them."""
+        read, write = os.pipe()
+        folder = self.copy("kill")
+        start = time.perf_counter()
+        ended = end(child(folder, self.command, lambda: count(folder, write)))
+        seconds = time.perf_counter() - start
+        os.close(write)
+        with os.fdopen(read, "rb") as file:
+            events = len(file.read())
+        assert ended[0] == 0, ended
+        for number in range(1, events + 1, every):
+            folder = self.copy("kill")
+            ended = end(child(folder, self.command, partial(kill_at, folder, number)))
+            self.judge(f"event {number} of {events}", folder, [ended])
+        moments = random.Random(0)
+        for number in range(0, 24, every):
+            folder = self.copy("kill")
+            started = child(folder, self.command)
+            time.sleep(moments.uniform(0, seconds))
+            os.kill(started[0], signal.SIGKILL)
+            self.judge(f"moment {number}", folder, [end(started)])
+
+    def full(self, every: int) -> None:
+        """Let no file grow beyond some size."""
+        for size in FULL[::every]:
+            folder = self.copy("full")
+            limit = (1000 * size, 1000 * size)
+            limited = partial(resource.setrlimit, resource.RLIMIT_FSIZE, limit)
+            ended = end(child(folder, self.command, limited))
+            self.judge(f"{size} kB", folder, [ended])
+
+    def closed(self, every: int) -> None:
+        """Close each folder to writing, and each file and folder to reading."""
+        paths = [path.relative_to(self.start) for path in _paths(self.start)]
+        trials = [(p, 0o555) for p in paths if (self.start / p).is_dir()] + [(p, 0o000) for p in paths]
+        for path, mode in trials[::every]:
+            folder = self.copy("closed")
+            before = (folder / path).stat().st_mode
+            (folder / path).chmod(mode)
+            ended = end(child(folder, self.command, obey_permissions))
+            (folder / path).chmod(before)
+            self.judge(f"{path} {mode:03o}", folder, [ended])
+
+    def twice(self, every: int, other: str) -> None:
+        """Run two verbs at the same time."""
+        for number in range(0, 4, every):
+            folder = self.copy("twice")
+            first = child(folder, self.command)
+            time.sleep(0.3 * number)
+            second = child(folder, VERBS[other][0])
+            self.judge(f"with {other} after {0.3 * number:.1f} s", folder, [end(first), end(second)])
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _paths(folder: Path) -> Iterator[Path]:
+    """The project's folder, its folders, and the files that a person or a stage put there, without models."""
+    yield folder
+    for path in sorted(folder.rglob("*")):
+        depth = len(path.relative_to(folder).parts)
+        if path.is_dir() or (depth < 4 and path.suffix in (".json", ".parquet", ".jsonl", ".yaml", ".csv")):
+            yield path
+
+
+def build(base: Path) -> Path:
+    """Write a project in which every verb has run once."""
+    whole = base / "whole"
+    build_tiny_model(base / "model")
+    write_project(whole, base / "model", **SECTIONS)
+    params = whole / "params.yaml"
+    params.write_text(params.read_text().replace("- wic\n", "", 1))
+    (whole / "rows.jsonl").write_text(ROWS)
+    for verb in ("prepare", "teach", "cache", "shrink", "distill", "explore", "report"):
+        must(whole, VERBS[verb][0])
+    must(whole, "export --task cb out.csv")
+    return whole
+
+
+def main(base: Path, kind: str, every: int, verbs: list[str]) -> None:
+    from kdcache.teacher import fine_tune
+
+    fine_tune.SAVE_STEPS = 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    whole = base / "whole"
+    if verbs == ["init"]:  # which needs no project
+        whole.mkdir(parents=True)
+    elif not (whole / "out.csv").is_file():  # the last of it
+        _remove(base)
+        build(base)
+    for verb in verbs or list(VERBS):
+        name, _, other = verb.partition("+")
+        _remove(base / f"{kind}-{verb}")
+        fault = Fault(name, base / f"{kind}-{verb}", whole)
+        try:
+            if kind == "twice":
+                fault.twice(every, other or name)
+            else:
+                getattr(fault, kind)(every)
+        finally:  # told also when the time is up
+            held = fault.tried - len(fault.failed)
+            found = {"verb": verb, "tried": fault.tried, "held": held, "failed": fault.failed}
+            print(json.dumps(found), flush=True)
+        shutil.rmtree(fault.base)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve(), sys.argv[2], int(sys.argv[3]), sys.argv[4:])
