@@ -16,6 +16,7 @@ The command line prints that line and exits 1.
 """
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,8 +28,19 @@ EXTRAS = {  # a package that only some commands need → the extra of kdcache th
 }  # fmt: skip
 
 
+MAX_LINE = 2000  # characters of one line of a message
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxother, _SHORT.maxstring, _SHORT.maxlong = 3, 60, 60, 60
+
+
 class KdcacheError(Exception):
-    """The root: ``except KdcacheError`` catches all that kdcache raises on purpose."""
+    """The root: ``except KdcacheError`` catches all that kdcache raises on purpose.
+
+    Its message can be printed: what a file holds of control characters is spelt out, and no line is long.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("\n".join(map(_printable, message.split("\n"))))
 
 
 class ParamsError(KdcacheError, ValueError):
@@ -106,5 +118,12 @@ def shorten(value: Any) -> str:
     >>> shorten("a b\\n")
     "'a b'"
     """
-    text = repr(value.rstrip("\n") if isinstance(value, str) else value)
+    text = repr(value[:80].rstrip("\n")) if isinstance(value, str) else _SHORT.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _printable(line: str) -> str:
+    line = line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}..."
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

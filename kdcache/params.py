@@ -81,6 +81,7 @@ class Range:
 
 Count = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]  # what NumPy takes
 PositiveFloat = Annotated[float, Range(0, above=True)]
 NonNegativeFloat = Annotated[float, Range(0)]
 
@@ -106,7 +107,7 @@ def read_params(path: str | Path = "params.yaml", overrides: Iterable[str] = ())
         )
     raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(raw, dict):
-        raise ParamsError(f"{path}: the file must be a mapping of sections, got {raw!r}.")
+        raise ParamsError(f"{path}: the file must be a mapping of sections, got {shorten(raw)}.")
     for name in raw:
         if name not in SECTIONS:
             raise ParamsError(

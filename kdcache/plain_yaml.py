@@ -6,6 +6,9 @@ from typing import Any
 import yaml
 
 from kdcache.errors import ParamsError, shorten
+from kdcache.plain_json import MAX_DEPTH, require_bounded
+
+MAX_TEXT = 1_000_000  # characters
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,9 +48,22 @@ def parse_yaml(text: str, where: str) -> Any:
         ParamsError: it does not parse; names the line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        if len(text) > MAX_TEXT:
+            raise ValueError(f"more than {MAX_TEXT} characters")
+        value = yaml.load(text, Loader=_Loader)
+        require_bounded(value)  # aliases make much of little
+        return value
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it does not parse"
         raise ParamsError(f"{where}{line}: the text must be YAML, got an error: {problem}.") from None
+    except RecursionError:
+        raise ParamsError(
+            f"{where}: the text must be YAML of at most {MAX_DEPTH} levels, got more."
+        ) from None
+    except (
+        ValueError,
+        AttributeError,
+    ) as error:  # a number of thousands of digits, a tag on what it does not fit
+        raise ParamsError(f"{where}: the text must be plain YAML, got an error: {error}.") from None

@@ -18,7 +18,7 @@ from kdcache.data.superglue.hub import hub_layout
 from kdcache.data.task import Example, Task, write_task
 from kdcache.data.taskfile import own_tasks, read_task_file
 from kdcache.errors import DataError, ParamsError, nearest
-from kdcache.params import Count, NonNegativeInt, Range
+from kdcache.params import Count, Range, Seed
 from kdcache.places import check_place
 from kdcache.project import Project, place, require_task
 
@@ -60,7 +60,7 @@ class PrepareParams:
     path: str
     max_rows: Count | MaxRows | None
     tune_fraction: Annotated[float, Range(0, 0.5)]
-    seed: NonNegativeInt
+    seed: Seed
 
     def max_rows_of(self, split: str) -> int | None:
         """Return how many rows of a split to keep; None keeps all."""

@@ -10,7 +10,7 @@ from kdcache.data.readers import Hub
 from kdcache.data.splits import METRIC_COLUMNS
 from kdcache.data.task import Task
 from kdcache.digests import value_digest
-from kdcache.params import Count, NonNegativeInt, Range
+from kdcache.params import Count, Range, Seed
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class HoldOut:
     """
 
     fraction: Annotated[float, Range(0.05, 0.5)]
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

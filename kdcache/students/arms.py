@@ -9,7 +9,7 @@ from kdcache.encoder.pooling import Pooling, PoolingChoice, read_pooling
 from kdcache.encoder.prompt_init import STARTS
 from kdcache.errors import ParamsError, nearest
 from kdcache.losses.terms import Ramp, Term, check_terms, describe
-from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
+from kdcache.params import Count, NonNegativeFloat, PositiveFloat, Range, Seed
 from kdcache.students.methods import Method
 
 STUDENT = "student:"  # before the folder of a student whose prompt another one starts from
@@ -109,7 +109,7 @@ class DistillParams:
     dtype: Dtype
     students_per_pass: Count | Literal["auto"]
     arms: dict[str, Arm]
-    seeds: tuple[NonNegativeInt, ...]
+    seeds: tuple[Seed, ...]
     unlabelled: bool
     select: Literal["last", "tune"]
     expect: dict[str, str | int]

@@ -23,7 +23,7 @@ from kdcache.encoder.mean_pooled import MeanPooledClassifier
 from kdcache.encoder.parts import Classifier
 from kdcache.encoder.pooling import PoolingChoice, resolve_pooling
 from kdcache.errors import ParamsError, TrainingDiverged
-from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range
+from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range, Seed
 
 SAVE_STEPS = 200  # a checkpoint takes three times the bytes of the trained weights
 
@@ -78,7 +78,7 @@ class TrainTeacherParams:
     warmup_fraction: Annotated[float, Range(0, 0.9)]
     folds: NonNegativeInt
     select: Literal["last", "tune"]
-    seed: NonNegativeInt
+    seed: Seed
     method: TeacherMethod = "full"
     num_virtual_tokens: Count | None = None
     lora_rank: Count | None = None
