@@ -128,7 +128,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     On the right, a text's tokens have the same positions in any batch.
     """
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -189,7 +189,7 @@ def _load(auto: Any, folder: Path, seed: int, complete: bool = False, **options:
         # A head of the base's own kind, such as regression, would take another loss and another activation.
         model, told = auto.from_pretrained(
             str(folder), dtype=torch.float32, problem_type=None, output_loading_info=True,
-            ignore_mismatched_sizes=True, trust_remote_code=False, **options,
+            ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0]

@@ -37,8 +37,8 @@ def test_what_the_weights_bear_out_is_read(tmp_path: Path):
     [
         {"r": 10**9}, {"r": -4}, {"r": True}, {"r": 4.0}, {"r": "4"}, {"target_modules": "(a+)+$"},
         {"target_modules": ["(a+)+$"]}, {"target_modules": [1]}, {"target_modules": []},
-        {"target_modules": None}, {"target_modules": ["a"] * 5000}, {"lora_alpha": "8"}, {"lora_alpha": 1e300},
-        {"rank_pattern": {"(a+)+$": 2}},
+        {"target_modules": None}, {"target_modules": ["a"] * 5000}, {"lora_alpha": "8"},
+        {"lora_alpha": 1e300}, {"rank_pattern": {"(a+)+$": 2}},
         {"use_dora": True}, {"layers_to_transform": [0]}, {"peft_type": "IA3"}, {"peft_type": ["LORA"]},
     ],
 )  # fmt: skip
