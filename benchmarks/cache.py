@@ -1,12 +1,15 @@
 """The cache in numbers: storage choices, 10⁷ rows in a bounded memory, gathering targets.
 
 Usage: python benchmarks/cache.py [CACHE]   (CACHE: a folder made by kdcache cache, such as cache/wic)
+       python benchmarks/cache.py --verbs [ROWS CLASSES [COMMAND …]]   (peak memory of each command)
 
 Prints Markdown. Every speed is the best of several rounds, one thread, measured in this run.
 """
 
 import io
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +26,9 @@ from kdcache.cache.reader import load_cache
 from kdcache.cache.schema import PARQUET, ROW_GROUP_ROWS
 from kdcache.cache.verify import verify_cache
 from kdcache.cache.writer import CacheWriter, write_cache
+from kdcache.data.splits import split_schema
+from kdcache.data.task import Task, write_task
+from kdcache.digests import seal
 
 ROUNDS = 7
 
@@ -197,6 +203,66 @@ def memory(count: int) -> None:
         print(f"| {count:,} | {size:.0f} | " + " | ".join(f"{s:,.0f}" for s in speeds) + f" | {peak:.0f} |")
 
 
+VERBS = {
+    "verify PATH": "verify cache/cb", "verify --task": "verify --task cb --teacher-rows 0",
+    "inspect": "inspect cache/cb --json", "diff": "diff cache/cb other/cb",
+    **{f"export .{kind}": f"export x.{kind} --task cb" for kind in ("csv", "jsonl", "parquet", "npz")},
+    **{f"import .{kind}": f"import x.{kind} --task cb" for kind in ("csv", "jsonl", "parquet", "npz")},
+}  # fmt: skip
+
+
+def prepare_verbs(folder: Path, count: int, classes: int) -> None:
+    """In a process of its own: a project with prepared data of ``count`` rows, and two caches of them."""
+    labels = tuple(f"c{k}" for k in range(classes))
+    task = Task("cb", labels, "cb/1", ("accuracy",), pairs=False)
+    data = folder / "data" / "cb"
+    data.mkdir(parents=True)
+    write_task(task, data)
+    shutil.copy(Path(__file__).parent.parent / "params.yaml", folder)
+
+    def chunks() -> Iterator[CacheRows]:
+        with pq.ParquetWriter(data / "train.parquet", split_schema(task), compression="zstd") as file:
+            for start in range(0, count, ROW_GROUP_ROWS):
+                rng = np.random.default_rng(start)
+                rows = min(ROW_GROUP_ROWS, count - start)
+                ids = [f"train-{i}" for i in range(start, start + rows)]
+                hashes = [f"{i:016x}{j:016x}" for i, j in rng.integers(0, 2**63, (rows, 2)).tolist()]
+                truth = rng.integers(0, classes, rows)
+                logits = rng.normal(size=(rows, classes)).astype(np.float32)
+                logits[np.arange(rows), truth] += 2
+                texts = {"group": ids, "text": ids, "text_pair": [""] * rows}
+                file.write_table(pa.table(
+                    {"example_id": ids, "label": truth, "content_hash": hashes, **texts}, split_schema(task)
+                ))  # fmt: skip
+                yield CacheRows(
+                    ids, hashes, truth, np.full(rows, -1, np.int8), logits, np.empty((rows, 0), np.float16)
+                )
+
+    with CacheWriter(folder / "cache" / "cb", folder / "s" / "key") as writer:
+        writer.write("train", chunks())
+        writer.finish({"task": "cb", "labels": list(labels), "num_labels": classes, "kind": "external"})
+    seal(data / "train.parquet")
+    shutil.copytree(folder / "cache", folder / "other")
+
+
+def measure_verbs(count: int, classes: int, only: list[str]) -> None:
+    """Print a row per command: seconds and peak memory of its process."""
+    with tempfile.TemporaryDirectory(dir=os.environ.get("KDCACHE_BENCH")) as base:
+        subprocess.run([sys.executable, __file__, "--prepare", base, str(count), str(classes)], check=True)
+        for name, arguments in VERBS.items():
+            if only and name not in only:
+                continue
+            start = time.perf_counter()
+            command = [sys.executable, "-m", "kdcache", *arguments.split()]
+            with subprocess.Popen(command, cwd=base, stdout=subprocess.DEVNULL) as process:
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+            seconds = time.perf_counter() - start
+            state = "" if process.returncode == 0 else f" (exit code {process.returncode})"
+            peak = usage.ru_maxrss / 1024
+            print(f"| {name}{state} | {count:,} × {classes} | {seconds:.0f} | {peak:.0f} |", flush=True)
+
+
 def main(cache: str | None) -> None:
     """Print all tables."""
     # First, since a process inherits the peak of the one that starts it.
@@ -224,5 +290,12 @@ if __name__ == "__main__":
     pa.set_io_thread_count(1)
     if sys.argv[1:2] == ["--memory"]:
         memory(int(sys.argv[2]))
+    elif sys.argv[1:2] == ["--prepare"]:
+        prepare_verbs(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    elif sys.argv[1:2] == ["--verbs"]:
+        print("| command | rows × classes | s | peak MiB |\n|---|---:|---:|---:|", flush=True)
+        sizes = [tuple(map(int, sys.argv[2:4]))] if sys.argv[2:] else [(10**6, 3), (10**5, 150)]
+        for count, classes in sizes:
+            measure_verbs(count, classes, sys.argv[4:])
     else:
         main(sys.argv[1] if sys.argv[1:] else None)

@@ -19,6 +19,7 @@ import difflib
 import errno
 import os
 import re
+import reprlib
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -51,10 +52,19 @@ _DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _AS_TEXT = re.compile(
     r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]|PytorchStreamWriter failed|unexpected pos \d+ vs"
 )
+MAX_LINE = 2000  # characters of one line of a message
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxother, _SHORT.maxstring, _SHORT.maxlong = 3, 60, 60, 60
 
 
 class KdcacheError(Exception):
-    """The root: ``except KdcacheError`` catches all that kdcache raises on purpose."""
+    """The root: ``except KdcacheError`` catches all that kdcache raises on purpose.
+
+    Its message can be printed: what a file holds of control characters is spelt out, and no line is long.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable("\n".join(_bounded(line) for line in message.split("\n"))))
 
 
 class ParamsError(KdcacheError, ValueError):
@@ -132,7 +142,7 @@ def shorten(value: Any) -> str:
     >>> shorten("a b\\n")
     "'a b'"
     """
-    text = repr(value.rstrip("\n") if isinstance(value, str) else value)
+    text = repr(value[:80].rstrip("\n")) if isinstance(value, str) else _SHORT.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -185,3 +195,7 @@ def printable(text: str) -> str:
         return char.encode("unicode_escape").decode() if hidden and char not in "\n\t" else char
 
     return "".join(map(spelt, text))
+
+
+def _bounded(line: str) -> str:
+    return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}..."

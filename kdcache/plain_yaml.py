@@ -6,7 +6,9 @@ from typing import Any
 import yaml
 
 from kdcache.errors import ParamsError, shorten
+from kdcache.plain_json import MAX_DEPTH
 
+MAX_TEXT = 1_000_000  # characters
 MAX_VALUES = 100_000  # aliases expanded
 
 
@@ -66,14 +68,22 @@ def parse_yaml(text: str, where: str) -> Any:
         ParamsError: it does not parse; names the line.
     """
     try:
+        if len(text) > MAX_TEXT:
+            raise ValueError(f"more than {MAX_TEXT} characters")
         loader = _Loader(text)
         node = loader.get_single_node()
         _count(node, where)
         return None if node is None else loader.construct_document(node)
-    except RecursionError:
-        raise ParamsError(f"{where}: the text must not be nested so deeply. Flatten it.") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it does not parse"
         raise ParamsError(f"{where}{line}: the text must be YAML, got an error: {problem}.") from None
+    except RecursionError:
+        raise ParamsError(
+            f"{where}: the text must be YAML of at most {MAX_DEPTH} levels, got more."
+        ) from None
+    except ParamsError:
+        raise
+    except (ValueError, AttributeError) as error:  # a number of thousands of digits, a tag that does not fit
+        raise ParamsError(f"{where}: the text must be plain YAML, got an error: {error}.") from None

@@ -4,13 +4,24 @@
 that its logits are of. That is every split but train, and train if its logits are cross-fitted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from kdcache.analysis.agreement import FoldAgreement, MemberAgreement, compare_folds, compare_members
-from kdcache.analysis.calibration import Bin, Temperature, chance_ece, ece, fit_temperature, reliability
+from kdcache.analysis.answers import read_answers
+from kdcache.analysis.calibration import (
+    Bin,
+    Temperature,
+    chance_ece,
+    chunks,
+    ece,
+    fit_temperature,
+    reliability,
+)
 from kdcache.analysis.frozen_probes import FrozenProbes, read_frozen_probes
 from kdcache.cache.cached_rows import compute_uncertainty
 from kdcache.cache.location import Location
@@ -20,6 +31,7 @@ from kdcache.data.metrics import accuracy_interval
 from kdcache.errors import ShapeError
 
 ENTROPY_BINS = 20
+MAX_MISTAKES = 1000
 MARGIN_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -56,8 +68,9 @@ class LabelAnalysis:
         ece_by_chance: expected value of ``ece`` for a calibrated teacher on as many rows.
         reliability: bins of equal mass, by confidence.
         classes: class index → accuracy on the rows of that label, for the labels that occur.
-        mistakes: wrong predictions, the most confident first.
-        suspects: number of mistakes that are suspected label noise; None unless the split is held out.
+        wrong: number of wrong predictions.
+        mistakes: the most confident of them, at most ``MAX_MISTAKES``, in that order.
+        suspects: how many of them are suspected label noise; None unless the split is held out.
     """
 
     accuracy: Proportion
@@ -67,6 +80,7 @@ class LabelAnalysis:
     ece_by_chance: float
     reliability: tuple[Bin, ...]
     classes: dict[int, Proportion]
+    wrong: int
     mistakes: tuple[Mistake, ...]
     suspects: int | None
 
@@ -139,15 +153,14 @@ def analyse_cache(path: Location | Path | str, backbone: Path | None = None) -> 
     agreement: dict[str, FoldAgreement] = {}
     members: dict[str, MemberAgreement] = {}
     for split in manifest.splits:
-        rows = load_cache(location, split).read(features=False)
-        labels, logits, predictions = rows.label, rows.logits, rows.logits.argmax(axis=1)
-        if rows.logits_plain is not None:
-            agreement[split] = compare_folds(labels, predictions, rows.logits_plain.argmax(axis=1))
-        if rows.members:
-            of_members = np.stack([member.argmax(axis=1) for member in rows.members], axis=1)
-            members[split] = compare_members(labels, predictions, of_members)
+        rows = read_answers(load_cache(location, split))
+        labels, logits, predictions = rows.labels, rows.logits, rows.predictions
+        if rows.plain is not None:
+            agreement[split] = compare_folds(labels, predictions, rows.plain)
+        if rows.members is not None:
+            members[split] = compare_members(labels, predictions, rows.members)
         held_out = split != "train" or bool((rows.fold >= 0).all()) or (None if external else False)
-        splits[split] = analyse_split(rows.example_id, labels, logits, held_out)
+        splits[split] = analyse_split(rows.ids, labels, logits, held_out)
         if held_out and split in ("train", "tune") and (found := fit_temperature(labels, logits)):
             temperatures[split] = found
         for k in np.unique(rows.fold[(rows.fold >= 0) & (labels >= 0)]).tolist():
@@ -161,7 +174,7 @@ def analyse_cache(path: Location | Path | str, backbone: Path | None = None) -> 
 
 
 def analyse_split(
-    ids: list[str], labels: np.ndarray, logits: np.ndarray, held_out: bool | None = True
+    ids: Sequence[str] | pa.ChunkedArray, labels: np.ndarray, logits: np.ndarray, held_out: bool | None = True
 ) -> SplitAnalysis:
     """Analyse the rows of one split.
 
@@ -178,24 +191,24 @@ def analyse_split(
     >>> found.labels.accuracy.value, round(found.entropy, 3), round(found.labels.ece, 3)
     (0.5, 0.365, 0.381)
     """
-    logits = np.asarray(logits, np.float64)
     if not len(ids) == len(labels) == len(logits) or min(logits.shape, default=0) < 1 or logits.shape[1] < 2:
         raise ShapeError(
             "analyse_split: logits must be (rows, num_labels), at least (1, 2), of as many ids and labels, "
             f"got {logits.shape} of {len(ids)} ids and {len(labels)} labels."
         )
-    found = compute_uncertainty(logits)
+    entropy, margin = (np.empty(len(labels)) for _ in range(2))
+    for part in chunks(len(labels), logits.shape[1]):
+        found = compute_uncertainty(logits[part])
+        entropy[part], margin[part] = found.entropy, found.margin
     limit = float(np.log(logits.shape[1]))
-    counts, _ = np.histogram(np.clip(found.entropy, 0, limit), ENTROPY_BINS, (0, limit))
-    margins = np.quantile(found.margin, MARGIN_QUANTILES)
+    counts, _ = np.histogram(np.clip(entropy, 0, limit), ENTROPY_BINS, (0, limit))
+    mean, margins = float(entropy.mean()), np.quantile(margin, MARGIN_QUANTILES)
+    del entropy, margin
     labelled = np.flatnonzero(labels >= 0)
-    of_labels = None
-    if len(labelled):
-        labelled_ids = [ids[i] for i in labelled.tolist()]
-        of_labels = _analyse_labels(labelled_ids, labels[labelled], found.log_p[labelled], held_out)
     return SplitAnalysis(
-        len(ids), held_out, float(found.entropy.mean()), float(found.entropy.mean() / limit),
-        tuple(counts.tolist()), dict(zip(MARGIN_QUANTILES, margins.tolist(), strict=True)), of_labels,
+        len(ids), held_out, mean, mean / limit, tuple(counts.tolist()),
+        dict(zip(MARGIN_QUANTILES, margins.tolist(), strict=True)),
+        _analyse_labels(ids, labels, logits, labelled, held_out) if len(labelled) else None,
     )  # fmt: skip
 
 
@@ -221,36 +234,62 @@ def suspect_labels(labels: np.ndarray, p: np.ndarray) -> np.ndarray:
     >>> suspect_labels(np.array([0, 0, 1, 1, 0]), p)
     array([False, False, False, False,  True])
     """
-    thresholds = np.full(p.shape[1], np.inf)
+    rows = np.arange(len(labels))
+    return _suspects(labels, p, _thresholds(labels, p[rows, labels], p.shape[1]))
+
+
+def _thresholds(labels: np.ndarray, own: np.ndarray, num_labels: int) -> np.ndarray:
+    """Of each class, the mean of the labels' own probabilities; infinity where no row has the label."""
+    thresholds = np.full(num_labels, np.inf)
     for k in np.unique(labels):
-        thresholds[k] = p[labels == k, k].mean()
+        thresholds[k] = own[labels == k].mean()
+    return thresholds
+
+
+def _suspects(labels: np.ndarray, p: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     rows = np.arange(len(labels))
     other = np.where(p >= thresholds, p, -np.inf).argmax(axis=1)
     return (p[rows, other] >= thresholds[other]) & (p[rows, other] > p[rows, labels])
 
 
 def _analyse_labels(
-    ids: list[str], labels: np.ndarray, log_p: np.ndarray, held_out: bool | None
-) -> LabelAnalysis:
-    rows, p = np.arange(len(labels)), np.exp(log_p)
-    predictions, confidence = log_p.argmax(axis=1), p.max(axis=1)
-    correct = predictions == labels
-    suspects = suspect_labels(labels, p) if held_out else np.zeros(len(labels), bool)
-    # Confidences near 1 are equal after rounding; the log-odds against the label break such ties.
-    order = np.lexsort((log_p[rows, labels] - log_p.max(axis=1), -confidence))
+    ids: Sequence[str] | pa.ChunkedArray, labels: np.ndarray, logits: np.ndarray, labelled: np.ndarray,
+    held_out: bool | None,
+) -> LabelAnalysis:  # fmt: skip
+    """Analyse the rows ``labelled``. Of each row a few numbers are held."""
+    labels, num_labels = labels[labelled], logits.shape[1]
+    predictions = np.empty(len(labels), np.int32)
+    most, own = np.empty(len(labels)), np.empty(len(labels))  # log-probabilities of prediction and label
+    for part in chunks(len(labels), num_labels):
+        log_p = compute_uncertainty(logits[labelled[part]]).log_p
+        predictions[part], most[part] = log_p.argmax(axis=1), log_p.max(axis=1)
+        own[part] = log_p[np.arange(len(log_p)), labels[part]]
+    suspects = np.zeros(len(labels), bool)
+    if held_out:
+        thresholds = _thresholds(labels, np.exp(own), num_labels)
+        for part in chunks(len(labels), num_labels):
+            p = np.exp(compute_uncertainty(logits[labelled[part]]).log_p)
+            suspects[part] = _suspects(labels[part], p, thresholds)
+    correct, confidence = predictions == labels, np.exp(most)
     bins = reliability(confidence, correct)
+    wrong = np.flatnonzero(~correct)
+    # Confidences near 1 are equal after rounding; the log-odds against the label break such ties.
+    shown = wrong[np.lexsort((own[wrong] - most[wrong], -confidence[wrong]))[:MAX_MISTAKES]]
+    rows = labelled[shown]
+    names = (
+        ids.take(pa.array(rows)).to_pylist() if isinstance(ids, pa.ChunkedArray) else [ids[i] for i in rows]
+    )
+    facts = zip(names, labels[shown], predictions[shown], confidence[shown], suspects[shown], strict=True)
     return LabelAnalysis(
         accuracy=_accuracy_of(correct),
         majority=float(np.bincount(labels).max() / len(labels)),
-        nll=-float(log_p[rows, labels].mean()),
+        nll=-float(own.mean()),
         ece=ece(bins),
         ece_by_chance=chance_ece(bins),
         reliability=bins,
         classes={int(k): _accuracy_of(correct[labels == k]) for k in np.unique(labels)},
-        mistakes=tuple(
-            Mistake(ids[i], int(labels[i]), int(predictions[i]), float(confidence[i]), bool(suspects[i]))
-            for i in order[~correct[order]].tolist()
-        ),
+        wrong=len(wrong),
+        mistakes=tuple(Mistake(i, int(k), int(j), float(c), bool(s)) for i, k, j, c, s in facts),
         suspects=int(suspects.sum()) if held_out else None,
     )
 

@@ -1,6 +1,6 @@
 """Calibration: reliability bins, expected calibration error and temperature scaling."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from scipy.special import log_softmax
 from scipy.stats import chi2
 
 ECE_BINS = 15  # as Guo et al. (2017)
+PASSING = 2**20  # numbers held in float64 at a time
 TEMPERATURES = (1e-3, 1e3)  # the range of the search
 
 
@@ -38,6 +39,12 @@ class Temperature:
     nll: float
     nll_scaled: float
     rows: int
+
+
+def chunks(rows: int, width: int) -> Iterator[slice]:
+    """Cut rows of so many numbers into stretches of at most ``PASSING`` numbers."""
+    size = max(1, PASSING // width)
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> tuple[Bin, ...]:
@@ -94,24 +101,33 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> Temperature | Non
     Reference:
         Guo et al. (2017), temperature scaling; the NLL is convex in 1 / T.
     """
-    logits, labels = np.asarray(logits, np.float64)[labels >= 0], labels[labels >= 0]
-    if not len(labels):
+    rows = np.flatnonzero(labels >= 0)
+    if not len(rows):
         return None
-    given = logits[np.arange(len(labels)), labels]
-    if (given >= logits.max(axis=1)).all() or (given - logits.mean(axis=1)).mean() <= 0:
+    parts = list(chunks(len(rows), logits.shape[1]))
+    all_right, told = True, 0.0
+    for part in parts:
+        some = np.asarray(logits[rows[part]], np.float64)
+        given = some[np.arange(len(some)), labels[rows[part]]]
+        all_right &= bool((given >= some.max(axis=1)).all())
+        told += float((given - some.mean(axis=1)).sum())
+    if all_right or told <= 0:
         return None
 
     def nll(log_t: float) -> float:
-        log_p = log_softmax(logits / np.exp(log_t), axis=1)
-        return -float(log_p[np.arange(len(labels)), labels].mean())
+        total = 0.0
+        for part in parts:
+            log_p = log_softmax(np.asarray(logits[rows[part]], np.float64) / np.exp(log_t), axis=1)
+            total -= float(log_p[np.arange(len(log_p)), labels[rows[part]]].sum())
+        return total / len(rows)
 
     bottom, top = np.log(TEMPERATURES)
     best = minimize_scalar(nll, bounds=(bottom, top), method="bounded", options={"xatol": 1e-6})
-    worse = chi2.ppf(0.95, 1) / 2 / len(labels)
+    worse = chi2.ppf(0.95, 1) / 2 / len(rows)
 
     def excess(log_t: float) -> float:
         return nll(log_t) - best.fun - worse
 
     low = float(np.exp(brentq(excess, bottom, best.x))) if excess(bottom) > 0 else 0.0
     high = float(np.exp(brentq(excess, best.x, top))) if excess(top) > 0 else None
-    return Temperature(float(np.exp(best.x)), low, high, nll(0.0), float(best.fun), len(labels))
+    return Temperature(float(np.exp(best.x)), low, high, nll(0.0), float(best.fun), len(rows))

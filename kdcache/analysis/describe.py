@@ -206,7 +206,7 @@ def _noise(analysis: CacheAnalysis) -> str | None:
     split, labels = _best_evidence(analysis)
     if labels is None or labels.suspects is None or labels.accuracy.value < KNOWS_NOISE:
         return None
-    share, mistakes = labels.suspects / labels.accuracy.rows, len(labels.mistakes)
+    share, mistakes = labels.suspects / labels.accuracy.rows, labels.wrong
     if share < NOISE:
         return None
     return (

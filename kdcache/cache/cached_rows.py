@@ -132,7 +132,7 @@ class CacheRows:
     @classmethod
     def from_table(cls, table: pa.Table) -> "CacheRows":
         """Return the rows of a table of the cache's schema; optional columns may be left out."""
-        vectors = {name: _to_numpy(table[name]) for name in table.column_names[4:]}
+        vectors = {name: vectors_of(table[name]) for name in table.column_names[4:]}
         count = sum(name.startswith(MEMBER_PREFIX) for name in vectors)
         members = tuple(vectors.pop(f"{MEMBER_PREFIX}{m}") for m in range(count))
         return cls(
@@ -183,7 +183,8 @@ def _to_arrow(name: str, values: np.ndarray, kind: pa.DataType) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(stored), type=kind)
 
 
-def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of vectors as an array of shape (rows, width)."""
     kind = column.type
     if len(column) == 0:
         return np.empty((0, kind.list_size), kind.value_type.to_pandas_dtype())

@@ -1,14 +1,19 @@
 """Comparison of two caches of one task: their origins, their shared rows, how far the logits moved."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kdcache.cache.join import join_keys, pick
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.reader import CachedSplit, load_cache
+from kdcache.cache.schema import ROW_GROUP_ROWS
+
+BLOCK_BYTES = 128 * 2**20  # of logits, held at a time
 
 
 @dataclass(frozen=True)
@@ -73,18 +78,33 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
 
 
 def _diff_split(a: CachedSplit, b: CachedSplit) -> SplitDiff:
-    ids = [i for i in a.rows.example_id if i in b]
-    rows_a, rows_b = a.align(ids), b.align(ids)
-    comparable = len(ids) and rows_a.logits.shape == rows_b.logits.shape
-    moved = np.abs(rows_a.logits - rows_b.logits) if comparable else np.zeros((1, 1))
-    flips = (rows_a.logits.argmax(1) != rows_b.logits.argmax(1)).sum() if ids else 0
-    hashes = zip(ids, rows_a.content_hash, rows_b.content_hash, strict=True)
-    labels = zip(ids, rows_a.label, rows_b.label, strict=True)
+    found = join_keys(a.keys, b.keys)
+    rows, most, total, flips = int((found.row >= 0).sum()), 0.0, 0.0, 0
+    comparable = a.num_logits == b.num_logits
+    for ours, theirs in _paired_logits(a, b, found.row):
+        flips += int((ours.argmax(1) != theirs.argmax(1)).sum())
+        if comparable:
+            moved = np.abs(ours - theirs)
+            most, total = max(most, float(moved.max())), total + float(moved.sum(dtype=np.float64))
     return SplitDiff(
-        rows=len(ids),
-        only_a=[i for i in a.rows.example_id if i not in b],
-        only_b=[i for i in b.rows.example_id if i not in a],
-        texts=[i for i, x, y in hashes if x != y],
-        labels=[i for i, x, y in labels if x != y],
-        max_abs=float(moved.max()), mean_abs=float(moved.mean()), flips=int(flips),
+        rows=rows,
+        only_a=list(pick(a.keys, found.only_a)), only_b=list(pick(b.keys, found.only_b)),
+        texts=list(pick(a.keys, found.texts)), labels=list(pick(a.keys, found.labels)),
+        max_abs=most, mean_abs=total / max(1, rows * a.num_logits), flips=flips,
     )  # fmt: skip
+
+
+def _paired_logits(
+    a: CachedSplit, b: CachedSplit, row: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Logits of the same ids. Of b a block of rows is held, and a is read once for each block."""
+    size = max(ROW_GROUP_ROWS, BLOCK_BYTES // (4 * b.num_logits))
+    for low in range(0, len(b), size):
+        block = b.logits(low, min(low + size, len(b)))
+        start = 0
+        for part in a.stream(("logits",)):
+            of_b = row[start : start + len(part)]
+            start += len(part)
+            here = np.flatnonzero((of_b >= low) & (of_b < low + size))
+            if len(here):
+                yield part.logits[here], block[of_b[here] - low]

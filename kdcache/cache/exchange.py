@@ -1,9 +1,10 @@
 """Outputs of any teacher: to logits, and from a cache to a file that other tools read."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.ids import name_some
+from kdcache.cache.npz import write_npz
 from kdcache.cache.read_outputs import Outputs
 from kdcache.errors import DataError
 
@@ -75,24 +77,58 @@ def to_logits(outputs: Outputs, policy: MissingMass, where: str) -> np.ndarray:
     return np.log(p / p.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def write_outputs(rows: CacheRows, labels: Sequence[str], path: Path) -> None:
-    """Write cached rows as a file that ``read_outputs`` reads.
+def write_outputs(stream: Callable[[], Iterable[CacheRows]], labels: Sequence[str], path: Path) -> int:
+    """Write cached rows, part by part, as a file that ``read_outputs`` reads.
 
     Args:
-        rows: of one or more splits.
+        stream: opens the rows of one or more splits.
         labels: their names, in index order; CSV names its columns by them.
         path: a .csv or .jsonl file (logits only), or a .parquet or .npz file (features too).
+
+    Returns:
+        Number of rows.
     """
+    if path.suffix == ".npz":
+        return _write_arrays(stream, path)
+    count = 0
+    writer: Any = None
+    with contextlib.ExitStack() as open_files:
+        for rows in stream():
+            count += len(rows)
+            table = rows.to_table() if path.suffix == ".parquet" else _flat_table(rows, labels)
+            if path.suffix == ".jsonl":
+                writer = writer or open_files.enter_context(path.open("w", encoding="utf-8"))
+                lines = zip(
+                    rows.example_id, rows.label.tolist(), rows.content_hash, rows.logits.tolist(), strict=True
+                )
+                names = ("example_id", "label", "content_hash", "logits")
+                writer.writelines(json.dumps(dict(zip(names, line, strict=True))) + "\n" for line in lines)
+                continue
+            kind: Any = pq.ParquetWriter if path.suffix == ".parquet" else pa.csv.CSVWriter
+            writer = writer or open_files.enter_context(kind(path, table.schema))
+            writer.write_table(table)
+    return count
+
+
+def _flat_table(rows: CacheRows, labels: Sequence[str]) -> pa.Table:
     flat = {"example_id": rows.example_id, "label": rows.label.tolist(), "content_hash": rows.content_hash}
-    logits = {f"logit_{name}": rows.logits[:, k] for k, name in enumerate(labels)}
-    if path.suffix == ".csv":
-        pa.csv.write_csv(pa.table({**flat, **logits}), path)
-    elif path.suffix == ".jsonl":
-        lines = zip(*flat.values(), rows.logits.tolist(), strict=True)
-        text = "".join(json.dumps(dict(zip((*flat, "logits"), line, strict=True))) + "\n" for line in lines)
-        path.write_text(text, encoding="utf-8")
-    elif path.suffix == ".parquet":
-        pq.write_table(rows.to_table(), path)
-    else:
-        kept = {name: values for name, values in rows.vectors.items() if values.shape[1]}
-        np.savez(path, allow_pickle=False, **{k: np.array(v) for k, v in flat.items()}, **kept)
+    return pa.table({**flat, **{f"logit_{name}": rows.logits[:, k] for k, name in enumerate(labels)}})
+
+
+def _write_arrays(stream: Callable[[], Iterable[CacheRows]], path: Path) -> int:
+    count, widths = 0, {"example_id": 1, "content_hash": 1}
+    columns: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+    for rows in stream():
+        count += len(rows)
+        for name in widths:
+            widths[name] = max(widths[name], max(map(len, getattr(rows, name)), default=1))
+        columns = {name: (v.dtype, v.shape[1:]) for name, v in rows.vectors.items() if v.shape[1]}
+    texts = {name: (np.dtype(f"<U{width}"), ()) for name, width in widths.items()}
+    label: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {"label": (np.dtype(np.int64), ())}
+
+    def parts(name: str) -> Iterator[Any]:
+        for rows in stream():
+            yield rows.vectors[name] if name in columns else getattr(rows, name)
+
+    write_npz(path, count, {**texts, **label, **columns}, parts)
+    return count

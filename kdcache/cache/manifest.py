@@ -21,6 +21,7 @@ from kdcache.cache.schema import FORMAT_VERSION, TOLERANCE, parse_columns
 from kdcache.digests import check_seal, value_digest
 from kdcache.errors import CacheCorrupt, CacheMissing, CacheStale, ModelError, ParamsError, nearest, shorten
 from kdcache.places import IDENTITY, PLAIN_NAME
+from kdcache.plain_json import MAX_BYTES, parse_json
 from kdcache.project import IDENTITY_DEFAULTS
 
 MANIFEST = "manifest.json"
@@ -181,17 +182,19 @@ def read_manifest(location: Location | Path | str) -> Manifest:
     remedy = f"Run: kdcache cache --task {location.name}"
     if not location.exists(MANIFEST):
         raise CacheMissing(f"{location}: the cache must hold {MANIFEST}, got none there. {remedy}")
+    if (size := location.size(MANIFEST)) > MAX_BYTES:
+        raise CacheCorrupt(f"{path}: it must have at most {MAX_BYTES} bytes, got {size}. {remedy}")
     found = location.read(MANIFEST)
     try:
-        body = json.loads(found, parse_constant=_no_number)
+        body = parse_json(found)
         digest = body.pop("digest")
         version = body["format_version"]
     except (ValueError, KeyError, AttributeError, TypeError):
         raise CacheCorrupt(f"{path}: it must be a whole manifest, got other bytes. {remedy}") from None
     if version != FORMAT_VERSION:
-        raise CacheStale(f"{path}: format_version must be {FORMAT_VERSION}, got {version!r}. {remedy}")
+        raise CacheStale(f"{path}: format_version must be {FORMAT_VERSION}, got {shorten(version)}. {remedy}")
     if (own := value_digest(body)) != digest:
-        raise CacheCorrupt(f"{path}: its digest must be {digest}, got {own}. {remedy}")
+        raise CacheCorrupt(f"{path}: its digest must be {shorten(digest)}, got {own}. {remedy}")
     try:
         manifest = parse_manifest(body)
     except ValueError as error:
@@ -226,10 +229,6 @@ def parse_manifest(body: dict[str, Any]) -> Manifest:
     if not 0 <= manifest.tolerance <= largest:
         raise ValueError(f"tolerance {manifest.tolerance:g}, not from 0 to {largest:g} of {manifest.dtype}")
     return manifest
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(name)
 
 
 def check_identity(

@@ -9,9 +9,8 @@ is ambiguous, surplus, missing or of another length is refused.
 """
 
 import math
-import zipfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from kdcache.cache.ids import name_some, repeated
+from kdcache.cache.npz import read_npz
+from kdcache.cache.schema import ROW_GROUP_ROWS
 from kdcache.data.parsers import Layout, Row
 from kdcache.data.readers import read_rows
 from kdcache.errors import DataError, shorten
 
 KINDS = {"logits": "logit", "probabilities": "probability", "logprobs": "logprob"}
 FILE_ENDINGS = (".csv", ".jsonl", ".parquet", ".npz")
-# What NumPy raises on broken files.
-READ_ERRORS = (ValueError, OSError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,31 @@ def read_outputs(path: Path, labels: Sequence[str], id_column: str = "example_id
         DataError: the file is missing, has another ending, lacks ids or numbers, or repeats an id; a number
             whose label is not plain, or a row that differs in kind or length from the first.
     """
+    parts = list(stream_outputs(path, labels, id_column))
+    ids = [i for part in parts for i in part.example_id]
+    if twice := repeated(ids):
+        raise DataError(f"{path}: ids must be unique, got twice {name_some(twice)}.")
+    hashes = [i for part in parts for i in part.content_hash or ()]
+    values, features = (np.concatenate([getattr(p, n) for p in parts]) for n in ("values", "features"))
+    return Outputs(ids, parts[0].kind, values, features, hashes or None)
+
+
+def stream_outputs(path: Path, labels: Sequence[str], id_column: str = "example_id") -> Iterator[Outputs]:
+    """Read a teacher's outputs as ``read_outputs`` does, some rows at a time; ids may repeat.
+
+    Raises:
+        DataError: see ``read_outputs``.
+    """
     require_ending(path)
     if not path.is_file():
         raise DataError(f"{path}: the file does not exist.")
     reader = _Reader(labels, id_column)
     for row in _npz_rows(path, id_column) if path.suffix == ".npz" else read_rows(path, Layout(), [], None):
         reader.add(row)
-    return reader.finish(path)
+        if len(reader.ids) == ROW_GROUP_ROWS:
+            yield reader.part(path)
+    if reader.ids or reader.read == 0:
+        yield reader.part(path)
 
 
 def require_ending(path: Path) -> None:
@@ -82,7 +99,7 @@ def require_ending(path: Path) -> None:
 
 
 class _Reader:
-    """Takes rows one by one, and keeps their numbers only."""
+    """Takes rows one by one, and keeps the numbers of one part."""
 
     def __init__(self, labels: Sequence[str], id_column: str) -> None:
         self.labels, self.id_column = labels, id_column
@@ -90,6 +107,7 @@ class _Reader:
         self.hashes: list[str] = []
         self.values, self.features = array("d"), array("f")
         self.kind, self.dim = "", -1
+        self.read = self.hashed = 0
         self.found: dict[tuple[str, ...], tuple[str, dict[str, int]]] = {}
 
     def add(self, row: Row) -> None:
@@ -111,15 +129,17 @@ class _Reader:
         self.values.extend(self._numbers(row, kind, flat))
         self._add_features(row)
 
-    def finish(self, path: Path) -> Outputs:
+    def part(self, path: Path) -> Outputs:
+        """Return the rows since the last part, and let go of them."""
         rows = len(self.ids)
-        if twice := repeated(self.ids):
-            raise DataError(f"{path}: ids must be unique, got twice {name_some(twice)}.")
-        if self.hashes and len(self.hashes) != rows:
-            raise DataError(f"{path}: each of {rows} rows must have a content_hash, got {len(self.hashes)}.")
-        values = np.frombuffer(self.values, np.float64).reshape(rows, len(self.labels))
+        self.read, self.hashed = self.read + rows, self.hashed + len(self.hashes)
+        if self.hashed not in (0, self.read):
+            raise DataError(f"{path}: each of {self.read} rows must have a content_hash, got {self.hashed}.")
+        values = np.array(self.values, np.float64).reshape(rows, len(self.labels))
         features = np.array(self.features, np.float32).reshape(rows, max(self.dim, 0))
-        return Outputs(self.ids, self.kind, values, features, self.hashes or None)
+        outputs = Outputs(self.ids, self.kind, values, features, self.hashes or None)
+        self.ids, self.hashes, self.values, self.features = [], [], array("d"), array("f")
+        return outputs
 
     def _find(self, where: str, columns: Sequence[str]) -> tuple[str, dict[str, int]]:
         """Find the kind of a row's numbers and, if they are in one column per label, column → index."""
@@ -226,22 +246,8 @@ def _is_number(name: str) -> bool:
 
 
 def _npz_rows(path: Path, id_column: str) -> Iterator[Row]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if twice := repeated(file.files):
-                raise DataError(f"{path}: the arrays must have different names, got {twice[0]!r} twice.")
-            arrays = {name: file[name] for name in file if _is_read(name, id_column)}
-    except READ_ERRORS as error:
-        raise DataError(
-            f"{path}: the arrays cannot be read: {(str(error).splitlines() or [''])[0].rstrip('.')}."
-        ) from None
-    lengths = {name: len(values) if values.ndim else None for name, values in arrays.items()}
-    if len(set(lengths.values())) != 1:
-        shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise DataError(f"{path}: all arrays must have one row per id, got rows: {shown or 'none'}.")
-    names: Iterable[tuple[Any, ...]] = zip(*arrays.values(), strict=True)
-    for number, values in enumerate(names, start=1):
-        yield Row(f"{path} row {number}", dict(zip(arrays, values, strict=True)))
+    for number, values in enumerate(read_npz(path, lambda name: _is_read(name, id_column)), start=1):
+        yield Row(f"{path} row {number}", values)
 
 
 def _is_read(name: str, id_column: str) -> bool:

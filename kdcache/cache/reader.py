@@ -1,5 +1,6 @@
 """Reading a cache: verified files, rows by id, tensors and data frames."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdcache.cache.cached_rows import CacheRows, compute_uncertainty
+from kdcache.cache.cached_rows import CacheRows, compute_uncertainty, vectors_of
 from kdcache.cache.ids import name_some, repeated, repeated_in_file
+from kdcache.cache.join import batches_of
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.schema import MEAN_OF_FOLDS, describe_columns
+from kdcache.cache.schema import MEAN_OF_FOLDS, SCALARS, describe_columns, find_unlawful
+from kdcache.data.parquet_claims import find_impossible
 from kdcache.errors import CacheCorrupt, CacheError, CacheMissing, CacheStale, nearest
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 class CachedSplit:
     """One verified split of a cache, as ``load_cache`` returns it.
 
-    Rows are read at the first request and then kept in memory; ``stream`` and ``read`` keep nothing.
+    Rows are read at the first request and then kept; ``stream``, ``keys`` and ``logits`` keep nothing.
 
     Args:
         manifest: of the cache.
@@ -46,16 +49,7 @@ class CachedSplit:
     @cached_property
     def rows(self) -> CacheRows:
         """All rows, in the order of the file."""
-        return self.read()
-
-    def read(self, features: bool = True) -> CacheRows:
-        """Read all rows, in the order of the file.
-
-        Args:
-            features: False leaves the features out, which are most of the bytes.
-        """
-        names = [n for n in self._file.schema_arrow.names if features or not n.startswith("features")]
-        return self._sound(CacheRows.from_table(self._file.read(columns=names)))
+        return CacheRows.joined(list(self.stream()))
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -93,10 +87,51 @@ class CachedSplit:
             self._refuse("the text must be what the teacher read, got another text for", changed)
         return rows
 
-    def stream(self) -> Iterator[CacheRows]:
-        """Yield the rows one row group at a time, in the order of the file."""
-        for group in range(self._file.num_row_groups):
-            yield self._sound(CacheRows.from_table(self._file.read_row_group(group)))
+    def stream(self, vectors: Sequence[str] | None = None) -> Iterator[CacheRows]:
+        """Yield the rows one row group at a time, in the order of the file.
+
+        Args:
+            vectors: the columns of vectors to read, ``logits`` among them; None reads all.
+        """
+        names = [n for n in self._file.schema_arrow.names if vectors is None or n in (*SCALARS, *vectors)]
+        with self._whole():
+            for group in range(self._file.num_row_groups):
+                yield self._sound(CacheRows.from_table(self._file.read_row_group(group, columns=names)))
+
+    def keys(self) -> Iterator[pa.RecordBatch]:
+        """Yield id, content hash and label of the rows, in the order of the file."""
+        with self._whole():
+            yield from batches_of(self._file)()
+
+    @property
+    def num_logits(self) -> int:
+        """Number of logits per row."""
+        return self.manifest.schema.field("logits").type.list_size
+
+    def logits(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return the logits of some rows, of shape (rows, num_labels), in the order of the file."""
+        stop = len(self) if stop is None else stop
+        found = np.empty((stop - start, self.num_logits), np.float32)
+        low = 0
+        with self._whole():
+            for group in range(self._file.num_row_groups):
+                high = low + self._file.metadata.row_group(group).num_rows
+                if high > start and low < stop:
+                    part = vectors_of(self._file.read_row_group(group, columns=["logits"])["logits"])
+                    first, last = max(low, start), min(high, stop)
+                    found[first - start : last - start] = part[first - low : last - low]
+                low = high
+        return found
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            raise CacheCorrupt(
+                f"cache of {self.manifest.identity.get('task')}, {self.split}: its pages must be whole, "
+                f"got: {str(error).splitlines()[0]}. {self.manifest.rebuild}"
+            ) from None
 
     def tensors(
         self, device: "torch.device | str" = "cpu", ids: Sequence[str] | None = None
@@ -250,7 +285,13 @@ def open_file(location: Location, manifest: Manifest, name: str) -> pq.ParquetFi
         refuse("its columns", manifest.schema.names, schema.names)
         refuse("its column types", manifest.columns, describe_columns(schema))
     refuse("its number of rows", entry["rows"], file.metadata.num_rows)
-    if twice := repeated_in_file(file):
+    if problem := find_impossible(file.metadata, entry["bytes"]) or find_unlawful(file.metadata, schema):
+        refuse("its footer", "what the format allows", problem)
+    try:
+        twice = repeated_in_file(file)
+    except (pa.ArrowException, OSError) as error:
+        refuse("its pages", "whole", str(error).splitlines()[0])
+    if twice:
         raise CacheCorrupt(
             f"{location}/{name}: ids must be unique, got twice {name_some(twice)}. {manifest.rebuild}"
         )

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdcache.data.parquet_claims import SLACK, columns_of
 
 FORMAT_VERSION = 1
 
@@ -17,6 +20,8 @@ MEAN_OF_FOLDS = -2  # the mean over the teachers of all folds
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 
 ROW_GROUP_ROWS = 8192
+ID_BYTES = 1000  # of an id or a hash, on average over a row group, at most
+PLAIN = {"PLAIN", "RLE", "BIT_PACKED"}  # encodings of values, and of what is null
 MEMBER_PREFIX = "logits_member_"  # followed by the member's number, from 0
 
 # docs/reference/cache-format.md has the measurements behind this choice.
@@ -27,7 +32,7 @@ PARQUET: dict[str, Any] = {
     "write_page_checksum": True,
 }
 
-_SCALARS = {"example_id": "string", "label": "int64", "content_hash": "string", "fold": "int8"}
+SCALARS = {"example_id": "string", "label": "int64", "content_hash": "string", "fold": "int8"}
 _KINDS = {"logits": "float32", "features": "float16"}
 
 
@@ -41,7 +46,32 @@ def cache_schema(num_labels: int, dims: Mapping[str, int]) -> pa.Schema:
     """
     widths = {"logits": num_labels, **{name: dims[name] for name in sorted(dims)}}
     kinds = {name: f"{_KINDS[name.split('_')[0]]}[{width}]" for name, width in widths.items()}
-    return parse_columns([[name, kind] for name, kind in (_SCALARS | kinds).items()])
+    return parse_columns([[name, kind] for name, kind in (SCALARS | kinds).items()])
+
+
+def find_unlawful(metadata: pq.FileMetaData, schema: pa.Schema) -> str | None:
+    """Say what a file's footer has that the format forbids; None where it has nothing of the kind.
+
+    Row groups of a fixed size and plain values bound what a reader of one row group must hold.
+
+    Args:
+        metadata: of the file.
+        schema: of its columns.
+    """
+    sizes = [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
+    if any(rows != ROW_GROUP_ROWS for rows in sizes[:-1]) or not 0 < sum(sizes[-1:]) <= ROW_GROUP_ROWS:
+        return f"row groups of {', '.join(map(str, sizes[:5])) or 'no'} rows, not of {ROW_GROUP_ROWS}"
+    for group in map(metadata.row_group, range(len(sizes))):
+        for field, column in zip(schema, columns_of(group), strict=True):
+            listed = getattr(field.type, "list_size", 1)
+            width = 8 * listed if pa.types.is_fixed_size_list(field.type) else ID_BYTES
+            if not set(column.encodings) <= PLAIN or column.has_dictionary_page:
+                return f"{field.name} in the encodings {', '.join(column.encodings)}, not PLAIN"
+            if column.num_values != group.num_rows * listed:
+                return f"{column.num_values} values of {field.name} in {group.num_rows} rows"
+            if column.total_uncompressed_size > SLACK + group.num_rows * width:
+                return f"{column.total_uncompressed_size} bytes of {field.name} in {group.num_rows} rows"
+    return None
 
 
 def describe_columns(schema: pa.Schema) -> list[list[str]]:
@@ -72,11 +102,11 @@ def parse_columns(columns: list[list[str]]) -> pa.Schema:
         if vector and base and vector[1] == _KINDS[base[1] or base[2]]:
             item = pa.field("item", pa.type_for_alias(vector[1]), nullable=False)
             fields.append(pa.field(name, pa.list_(item, int(vector[2])), nullable=False))
-        elif _SCALARS.get(name) == kind:
+        elif SCALARS.get(name) == kind:
             fields.append(pa.field(name, pa.type_for_alias(kind), nullable=False))
         else:
             raise ValueError(f"column {name} of type {kind}")
-    if [field.name for field in fields[:5]] != [*_SCALARS, "logits"]:
+    if [field.name for field in fields[:5]] != [*SCALARS, "logits"]:
         raise ValueError("columns missing")
     members = {field.name: field.type for field in fields if field.name.startswith(MEMBER_PREFIX)}
     if members != {f"{MEMBER_PREFIX}{m}": fields[4].type for m in range(len(members))}:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.ids import name_some
+from kdcache.cache.join import Batches, batches_of, join_keys, name_chosen
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, Manifest, read_manifest
 from kdcache.cache.reader import find_faults, open_file
@@ -33,7 +34,7 @@ class Check:
     problem: str = ""
 
 
-def verify_cache(path: Location | Path | str, data: Mapping[str, pa.Table] | None = None) -> list[Check]:
+def verify_cache(path: Location | Path | str, data: Mapping[str, Batches] | None = None) -> list[Check]:
     """Check a cache from its bytes to its numbers.
 
     The checks cover the manifest's own digest; the length, sha256, page checksums, schema and ids
@@ -43,7 +44,7 @@ def verify_cache(path: Location | Path | str, data: Mapping[str, pa.Table] | Non
 
     Args:
         path: of the cache.
-        data: split → prepared rows (example_id, content_hash, label).
+        data: split → opens the prepared rows (example_id, content_hash, label), such as ``table.to_batches``.
 
     Returns:
         One entry per check. Nothing is raised.
@@ -117,25 +118,16 @@ def _check_rows(file: pq.ParquetFile, manifest: Manifest, split: str) -> Iterato
     yield check("accuracy", wrong or listed != (correct, labelled), problem)
 
 
-def _compare_with_data(file: pq.ParquetFile, data: pa.Table, split: str) -> str:
+def _compare_with_data(file: pq.ParquetFile, data: Batches, split: str) -> str:
     """Say how the cached rows differ from the prepared ones; empty if they don't."""
-    names = ["example_id", "content_hash", "label"]
-
-    def by_id(table: pa.Table) -> dict[str, list[object]]:
-        rows = zip(*(table[name].to_pylist() for name in names), strict=True)
-        return {example_id: rest for example_id, *rest in rows}
-
-    cached, prepared = by_id(file.read(columns=names)), by_id(data)
-    shared = [i for i in prepared if i in cached]
-    absent = [i for i in prepared if i not in cached]
-    unknown = [i for i in cached if i not in prepared]
-    texts, labels = ([i for i in shared if prepared[i][k] != cached[i][k]] for k in (0, 1))
-    for what, ids in (
-        ("every example must be in the cache, got none for", absent),
-        ("every row must be in the data, got unknown", unknown),
-        ("the text must be that of the data, got another for", texts),
-        ("the label must be that of the data, got another for", labels),
+    cached = batches_of(file)
+    found = join_keys(data, cached)
+    for what, table, rows in (
+        ("every example must be in the cache, got none for", data, found.only_a),
+        ("every row must be in the data, got unknown", cached, found.only_b),
+        ("the text must be that of the data, got another for", data, found.texts),
+        ("the label must be that of the data, got another for", data, found.labels),
     ):
-        if ids:
-            return f"{split}.parquet: {what} {name_some(ids)}."
+        if rows.any():
+            return f"{split}.parquet: {what} {name_chosen(table, rows)}."
     return ""

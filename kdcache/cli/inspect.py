@@ -165,7 +165,7 @@ def _show_texts(analysis: "CacheAnalysis", texts: Texts) -> None:
     for split, of_id in texts.items():
         labels = analysis.splits[split].labels
         mistakes = labels.mistakes if labels else ()
-        lines = [f"{split}, the {len(of_id)} most confident of {len(mistakes)} mistakes:"]
+        lines = [f"{split}, the {len(of_id)} most confident of {labels.wrong if labels else 0} mistakes:"]
         for mistake in mistakes[: len(of_id)]:
             prediction, label = analysis.labels[mistake.prediction], analysis.labels[mistake.label]
             suspect = " (suspect)" if mistake.suspect else ""

@@ -15,17 +15,21 @@ import numpy as np
 Columns = Mapping[str, Sequence[Any]]
 
 
+def _predictions(logits: np.ndarray) -> np.ndarray:
+    return logits if logits.ndim == 1 else logits.argmax(axis=1)
+
+
 def _accuracy(labels: np.ndarray, logits: np.ndarray, _columns: Columns) -> float:
     from sklearn.metrics import accuracy_score
 
-    return float(accuracy_score(labels, logits.argmax(axis=1)))
+    return float(accuracy_score(labels, _predictions(logits)))
 
 
 def _f1(average: str) -> Callable[[np.ndarray, np.ndarray, Columns], float]:
     def f1(labels: np.ndarray, logits: np.ndarray, _columns: Columns) -> float:
         from sklearn.metrics import f1_score
 
-        return float(f1_score(labels, logits.argmax(axis=1), average=average, zero_division=0.0))
+        return float(f1_score(labels, _predictions(logits), average=average, zero_division=0.0))
 
     return f1
 
@@ -33,18 +37,18 @@ def _f1(average: str) -> Callable[[np.ndarray, np.ndarray, Columns], float]:
 def _matthews(labels: np.ndarray, logits: np.ndarray, _columns: Columns) -> float:
     from sklearn.metrics import matthews_corrcoef
 
-    return float(matthews_corrcoef(labels, logits.argmax(axis=1)))
+    return float(matthews_corrcoef(labels, _predictions(logits)))
 
 
 def _exact_match(labels: np.ndarray, logits: np.ndarray, columns: Columns) -> float:
     """Share of units whose rows are all right; in MultiRC a unit is a question."""
-    right = logits.argmax(axis=1) == labels
+    right = _predictions(logits) == labels
     return float(np.mean([right[rows].all() for rows in _units(columns)]))
 
 
 def _gender_parity(_labels: np.ndarray, logits: np.ndarray, columns: Columns) -> float:
     """Share of units whose rows get the same prediction; in AX-g a unit is a pair of genders."""
-    predictions = logits.argmax(axis=1)
+    predictions = _predictions(logits)
     return float(np.mean([len(set(predictions[rows].tolist())) == 1 for rows in _units(columns)]))
 
 
@@ -92,7 +96,8 @@ def compute_metrics(
     Args:
         names: keys of ``METRICS``.
         labels: int array of shape (rows,). Rows with −1 do not count.
-        logits: array of shape (rows, num_labels).
+        logits: array of shape (rows, num_labels), or predicted classes of shape (rows,) where no metric ranks
+            candidates by their logits.
         columns: name → (rows,), what the metrics of ``COLUMNS_READ`` need.
 
     Returns:

@@ -16,11 +16,14 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdcache.data.line_pattern import cut_line
+from kdcache.data.parquet_claims import find_impossible
 from kdcache.errors import DataError, ParamsError, nearest, shorten
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 MAX_CHARACTERS = 1_000_000  # of a line or a field; a longer one is an unclosed quote, or no text
+BATCH_ROWS = 1024  # of Parquet, held at a time
 PLACE = re.compile(r"\{([^{}]+)\}")  # {column} in a pattern or template
 QUOTES_HINT = "If quotes are text, use JSON lines or set read.quotes = false in the task file."
 
@@ -259,20 +262,18 @@ def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _pattern_rows(lines: Lines, name: str, pattern: str, columns: Sequence[str]) -> Iterator[Row]:
     names = PLACE.findall(pattern)
     check_columns("read.pattern", names, columns)
-    literals = [re.escape(text) for text in PLACE.split(pattern)[::2]]
-    groups = ["(.+?)"] * (len(names) - 1) + ["(.+)"]
-    expression = re.compile("".join(a + b for a, b in zip(literals, [*groups, ""], strict=True)))
+    literals = PLACE.split(pattern)[::2]
     for number, line in lines:
         text = line.removesuffix("\n").removesuffix("\r")
         if not text.strip():
             continue
-        found = expression.fullmatch(text)
+        found = cut_line(text, literals)
         if found is None:
             raise DataError(
                 f"{name}:{number}: the line must look like {pattern!r}, got {shorten(text)}. "
                 "Repair the line or change read.pattern."
             )
-        yield Row(f"{name}:{number}", dict(zip(names, found.groups(), strict=True)))
+        yield Row(f"{name}:{number}", dict(zip(names, found, strict=True)))
 
 
 def _parquet_rows(
@@ -281,20 +282,19 @@ def _parquet_rows(
     number = 0
     try:
         parquet = pq.ParquetFile(file)
+        if problem := find_impossible(parquet.metadata, file.seek(0, 2)):
+            raise DataError(f"{name}: it must be a whole Parquet file, got a claim of {problem}.")
         there = parquet.schema_arrow.names
         _refuse_twice(name, there)
         check_columns(name, there, columns)
         wanted = [c for c in there if optional is None or c in columns or c in optional]
-        for batch in parquet.iter_batches(columns=wanted):
+        for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted):
             for values in batch.to_pylist():
                 number += 1
                 where = f"{name} row {number}"
                 for column, value in values.items():
                     if isinstance(value, str) and len(value) > MAX_CHARACTERS:
-                        raise DataError(
-                            f"{where}: {column} must be at most {MAX_CHARACTERS} characters, "
-                            f"got {len(value)}."
-                        )
+                        raise DataError(f"{where}: {column} must be at most {MAX_CHARACTERS} characters.")
                 yield Row(where, values)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{name}: it must be a Parquet file, got: {str(error).splitlines()[0]}") from None

@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,12 @@ def write_split(table: pa.Table, path: Path) -> None:
 
 
 def read_split(folder: Path, split: str, task: Task) -> pa.Table:
-    """Read one prepared split.
+    """Read one prepared split; see ``open_split``."""
+    return open_split(folder, split, task).read()
+
+
+def open_split(folder: Path, split: str, task: Task) -> pq.ParquetFile:
+    """Open one prepared split.
 
     Args:
         folder: the task's data folder.
@@ -101,13 +106,13 @@ def read_split(folder: Path, split: str, task: Task) -> pa.Table:
     if not path.is_file():
         raise DataError(f"{path}: the split is not prepared. Run: kdcache prepare --task {task.name}")
     check_seal(path, f"Run: kdcache prepare --task {task.name}", DataError)
-    table = pq.read_table(path, page_checksum_verification=True)
-    if table.schema != split_schema(task):
+    file = pq.ParquetFile(path, page_checksum_verification=True)
+    if file.schema_arrow != split_schema(task):
         raise DataError(
             f"{path}: the columns must be {', '.join(split_schema(task).names)}, got "
-            f"{', '.join(table.schema.names)}. Run: kdcache prepare --task {task.name}"
+            f"{', '.join(file.schema_arrow.names)}. Run: kdcache prepare --task {task.name}"
         )
-    return table
+    return file
 
 
 def existing_splits(folder: Path, task: Task) -> list[str]:
@@ -117,8 +122,14 @@ def existing_splits(folder: Path, task: Task) -> list[str]:
 
 def table_digest(table: pa.Table) -> str:
     """Return the ``RowsDigest`` of a table with the columns example_id, content_hash and label."""
+    return digest_of(table.to_batches())
+
+
+def digest_of(batches: Iterable[pa.RecordBatch]) -> str:
+    """Return the ``RowsDigest`` of the rows of some batches."""
     digest = RowsDigest()
-    digest.update(*(table[name].to_pylist() for name in ("example_id", "content_hash", "label")))
+    for batch in batches:
+        digest.update(*(batch[name].to_pylist() for name in ("example_id", "content_hash", "label")))
     return digest.hexdigest()
 
 
@@ -209,7 +220,13 @@ def read_tables(data: Path | str, task_name: str) -> tuple[Task, dict[str, pa.Ta
     Raises:
         DataError: nothing was prepared, or a file has other columns.
     """
+    task, files = open_tables(data, task_name)
+    return task, {split: file.read() for split, file in files.items()}
+
+
+def open_tables(data: Path | str, task_name: str) -> tuple[Task, dict[str, pq.ParquetFile]]:
+    """Open a task's prepared splits, as ``read_tables`` reads them."""
     folder = Path(data) / task_name
     task = read_task(folder, task_name)
     splits = existing_splits(folder, task) or ["train"]
-    return task, {split: read_split(folder, split, task) for split in splits}
+    return task, {split: open_split(folder, split, task) for split in splits}

@@ -15,7 +15,8 @@ from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.taskfile_schema import TaskFile, places, spell_label
 from kdcache.errors import ParamsError, nearest
 from kdcache.params import build
-from kdcache.plain_yaml import parse_yaml
+from kdcache.plain_json import MAX_DEPTH, require_bounded
+from kdcache.plain_yaml import MAX_TEXT, parse_yaml
 
 TASK_FILE_ENDINGS = (".toml", ".yaml")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -66,6 +67,8 @@ def read_task_file(path: Path) -> TaskFile:
 
 
 def _parse(path: Path) -> Any:
+    if path.stat().st_size > MAX_TEXT:
+        raise ParamsError(f"{path}: a task file must be at most {MAX_TEXT} bytes, got {path.stat().st_size}.")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -75,8 +78,12 @@ def _parse(path: Path) -> Any:
     if path.suffix == ".yaml":
         return parse_yaml(text, str(path))
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        value = tomllib.loads(text)
+        require_bounded(value)
+        return value
+    except RecursionError:
+        raise ParamsError(f"{path}: the text must be TOML of at most {MAX_DEPTH} levels, got more.") from None
+    except ValueError as error:
         raise ParamsError(f"{path}: the text must be TOML, got an error: {error}.") from None
 
 

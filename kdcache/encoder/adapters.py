@@ -19,6 +19,7 @@ from peft import (
 from torch import nn
 from transformers import PreTrainedModel
 
+from kdcache.encoder.adapter_config import CONFIG, WEIGHTS, read_adapter_config, read_base
 from kdcache.encoder.batching import Encoded
 from kdcache.encoder.load import UNNAMED, load_classifier, resolve, save_model
 from kdcache.encoder.mean_pooled import HEAD, MeanPooledClassifier, load_head, save_head
@@ -26,9 +27,7 @@ from kdcache.encoder.parts import Classifier, head_names
 from kdcache.encoder.pooling import Pooling, write_pooling
 from kdcache.encoder.prompt_init import keys_and_values, pick_tokens
 from kdcache.encoder.weights import check_weights, read_weights
-from kdcache.errors import ModelError, shorten
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+from kdcache.errors import ModelError
 
 Trained = PreTrainedModel | PeftModel | MeanPooledClassifier
 
@@ -190,16 +189,14 @@ def put_adapter(model: Classifier, folder: Path, kind: PeftType) -> PeftModel | 
         ModelError: the adapter is of another kind, or a weight is missing, surplus, of another shape or not
             finite.
     """
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if config.get("peft_type") != kind.value:
-        raise ModelError(
-            f"{folder / CONFIG}: the adapter must be {kind.value}, got {shorten(config.get('peft_type'))}."
-        )
     found = read_weights(folder / WEIGHTS)
+    mean = isinstance(model, MeanPooledClassifier)
+    modules = None if mean else [name.rpartition(".")[2] for name in head_names(model)]
+    config = read_adapter_config(folder, kind, found, modules)
     inner: Any = model.encoder if isinstance(model, MeanPooledClassifier) else model
     try:
         with quiet_peft():
-            adapted = PeftModel.from_pretrained(inner, str(folder))
+            adapted = PeftModel.from_pretrained(inner, str(folder), config=config)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).splitlines() or [""])[-1].strip().rstrip(".")
         raise ModelError(
@@ -225,4 +222,4 @@ def is_adapter(folder: Path) -> bool:
 
 def base_of(folder: Path) -> str:
     """Return the reference of the model that an adapter adapts."""
-    return json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return read_base(folder)

@@ -1,6 +1,5 @@
 """What a student's folder says of it: ``student.json``."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from kdcache.data.task import Task
 from kdcache.encoder.pooling import Pooling
 from kdcache.errors import ModelError
 from kdcache.params import build
+from kdcache.plain_json import read_json
 from kdcache.students.methods import Method
 
 ABOUT = "student.json"
@@ -61,7 +61,7 @@ def read_about(folder: Path) -> About:
     if not path.is_file():
         raise ModelError(f"{path}: a student's folder must hold it, got nothing there. Run: kdcache distill")
     try:
-        return build(About, json.loads(path.read_bytes()), str(path))
+        return build(About, read_json(path), str(path))
     except ValueError as error:  # no JSON, or a ParamsError of one line per field
         first = str(error).splitlines()[0]
         raise ModelError(f"{path}: it must be what kdcache writes. {first}") from None

@@ -28,7 +28,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from kdcache.data.task import Task
 from kdcache.digests import file_digest
-from kdcache.encoder.adapters import WEIGHTS, load_trained, quiet_peft, save_adapter, save_trained
+from kdcache.encoder.adapter_config import WEIGHTS
+from kdcache.encoder.adapters import load_trained, quiet_peft, save_adapter, save_trained
 from kdcache.encoder.batching import Encoded
 from kdcache.encoder.load import WEIGHTS as BACKBONE_WEIGHTS
 from kdcache.encoder.load import load_classifier

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from kdcache.data.splits import table_digest
 from kdcache.data.task import Task
 from kdcache.digests import SEAL, RowsDigest, check_seal, file_digest, value_digest
-from kdcache.encoder import adapters
+from kdcache.encoder import adapter_config, adapters
 from kdcache.encoder.load import WEIGHTS, config_digest, resolve
 from kdcache.encoder.mean_pooled import HEAD
 from kdcache.errors import DataError, ModelError
@@ -152,7 +152,7 @@ def read_identity(folder: Path) -> dict[str, Any]:
 
 
 def _weights_digest(folder: Path) -> str:
-    parts = [folder / (adapters.WEIGHTS if adapters.is_adapter(folder) else WEIGHTS)]
+    parts = [folder / (adapter_config.WEIGHTS if adapters.is_adapter(folder) else WEIGHTS)]
     if (folder / HEAD).is_file():
         parts.append(folder / HEAD)
     if adapters.is_adapter(folder):
@@ -165,6 +165,6 @@ def _weights_digest(folder: Path) -> str:
 def _config_digest(folder: Path) -> str:
     if not adapters.is_adapter(folder):
         return config_digest(folder)
-    config = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((folder / adapter_config.CONFIG).read_text(encoding="utf-8"))
     config.pop("peft_version", None)
     return value_digest([config, config_digest(resolve(adapters.base_of(folder)))])

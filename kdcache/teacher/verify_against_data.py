@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 
 from kdcache.cache.ids import name_some
+from kdcache.cache.join import Batches, batches_of
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import EXTERNAL, Manifest, check_identity, read_identity_of, read_manifest
 from kdcache.cache.reader import load_cache
 from kdcache.cache.verify import Check, verify_cache
-from kdcache.data.splits import read_tables, table_digest
+from kdcache.data.splits import digest_of, open_tables
 from kdcache.data.task import Task
 from kdcache.errors import CacheError
 from kdcache.params import build
@@ -35,9 +36,10 @@ def verify_task(project: Project, task_name: str, teacher_rows: int = 0) -> list
     """
     require_task(project, task_name)
     task: Task | None = None
-    tables: dict[str, pa.Table] = {}
+    tables: dict[str, Batches] = {}
     if (Path(project.paths.data) / task_name).is_dir():
-        task, tables = read_tables(project.paths.data, task_name)
+        task, files = open_tables(project.paths.data, task_name)
+        tables = {split: batches_of(file) for split, file in files.items()}
     location = Location.parse(project.paths.cache, task_name)
     checks = verify_cache(location, tables)
     if any(check.problem for check in checks):
@@ -45,7 +47,7 @@ def verify_task(project: Project, task_name: str, teacher_rows: int = 0) -> list
     manifest = read_manifest(location)
     cached = {split: table for split, table in tables.items() if split in manifest.data}
     teacher = read_identity_of(Path(project.paths.teacher) / task_name)
-    digests = {split: table_digest(table) for split, table in cached.items()}
+    digests = {split: digest_of(table()) for split, table in cached.items()}
     try:
         labels = task.labels if task else tuple(manifest.identity["labels"])
         check_identity(manifest, task_name, labels, digests, teacher, {})
@@ -53,7 +55,8 @@ def verify_task(project: Project, task_name: str, teacher_rows: int = 0) -> list
     except CacheError as error:
         return [*checks, Check("identity", str(error))]
     if teacher_rows and teacher and manifest.identity.get("kind") != EXTERNAL and task and "train" in cached:
-        checks += _recompute(project, task, manifest, cached, teacher_rows)
+        whole = {split: files[split].read() for split in cached}
+        checks += _recompute(project, task, manifest, whole, teacher_rows)
     return checks
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache import writer
+from kdcache.cache import schema, writer
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.reader import load_cache
 from kdcache.cache.writer import CacheWriter
@@ -77,6 +77,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def main(base: Path, kills: int) -> None:
     assert "torch" not in sys.modules
     writer.PART_ROWS, writer.ROW_GROUP_ROWS = PART_ROWS, 120
+    schema.ROW_GROUP_ROWS = 120
     build(base / "first")  # what is imported on first use is then there in every child
     start = time.perf_counter()
     assert succeeded(fork(lambda: build(base / "whole")))

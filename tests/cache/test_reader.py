@@ -130,9 +130,10 @@ def test_rows_that_are_not_the_teachers_are_named(cache: Path, ids, hashes, mess
 
 
 def test_streaming_gives_the_same_rows_group_by_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from kdcache.cache import writer
+    from kdcache.cache import schema, writer
 
     monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 4)
+    monkeypatch.setattr(schema, "ROW_GROUP_ROWS", 4)
     write(tmp_path / "wic", tmp_path)
     split = load_cache(tmp_path / "wic", "train")
     parts = list(split.stream())

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from builders import IDENTITY, rows, write
 
-from kdcache.cache import writer
+from kdcache.cache import schema, writer
 from kdcache.cache.reader import load_cache
 from kdcache.cache.writer import CacheWriter, write_cache
 from kdcache.errors import CacheError, CacheMissing, ShapeError
@@ -21,6 +21,7 @@ from kdcache.errors import CacheError, CacheMissing, ShapeError
 
 def test_same_rows_give_the_same_bytes_however_they_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 4)
+    monkeypatch.setattr(schema, "ROW_GROUP_ROWS", 4)
     write(tmp_path / "whole" / "wic", tmp_path)
     with CacheWriter(tmp_path / "cut" / "wic", tmp_path / "scratch") as cache:
         cache.write("train", (rows().take(part) for part in ([0], [1, 2, 3, 4, 5, 6, 7, 8], [], [9])))

@@ -1,0 +1,115 @@
+"""Joining two tables of rows by id in 24 bytes of memory per row, whatever their order."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdcache.cache.ids import NAMED
+from kdcache.cache.schema import ROW_GROUP_ROWS
+
+COLUMNS = ("example_id", "content_hash", "label")
+# Opens a table from its start: batches with at least ``COLUMNS``.
+Batches = Callable[[], Iterable[pa.RecordBatch]]
+
+
+def batches_of(file: pq.ParquetFile) -> Batches:
+    """Return what opens a file's keys from its start."""
+    return lambda: file.iter_batches(ROW_GROUP_ROWS, columns=list(COLUMNS))
+
+
+def hash_ids(ids: Sequence[str]) -> np.ndarray:
+    """Hash ids with the hash of this process, which no file can foresee."""
+    return np.fromiter(map(hash, ids), np.int64, len(ids))
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Rows by their hashes, in the order of the table.
+
+    Args:
+        ids, texts: hashes of id and content hash, int64 of shape (rows,).
+        labels: int64 of shape (rows,).
+    """
+
+    ids: np.ndarray
+    texts: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, batches: Batches) -> "Keys":
+        """Read the keys of a table."""
+        parts: list[tuple[np.ndarray, ...]] = [
+            (
+                hash_ids(batch["example_id"].to_pylist()), hash_ids(batch["content_hash"].to_pylist()),
+                batch["label"].to_numpy(),
+            )
+            for batch in batches()
+        ]  # fmt: skip
+        columns = zip(*parts, strict=True) if parts else ([np.empty(0, np.int64)] for _ in range(3))
+        return cls(*(np.concatenate(column) for column in columns))
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """Return for each hash of an id its row here, or −1."""
+        if not len(self.ids):
+            return np.full(len(ids), -1)
+        order = np.argsort(self.ids)
+        place = np.searchsorted(self.ids, ids, sorter=order)
+        row = order[np.minimum(place, len(order) - 1)]
+        row[self.ids[row] != ids] = -1
+        return row
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Two tables by id; each field but the first is a bool array over the rows of one of them.
+
+    Args:
+        row: of the second table, for each row of the first; −1 where there is none.
+        only_a, texts, labels: rows of the first without a partner, with another text, with another label.
+        only_b: rows of the second without a partner.
+    """
+
+    row: np.ndarray
+    only_a: np.ndarray
+    only_b: np.ndarray
+    texts: np.ndarray
+    labels: np.ndarray
+
+
+def join_keys(a: Batches, b: Batches) -> Joined:
+    """Join two tables of unique ids."""
+    of_a, of_b = Keys.of(a), Keys.of(b)
+    row = of_b.find(of_a.ids)
+    shared = row >= 0
+    only_b = np.ones(len(of_b.ids), bool)
+    only_b[row[shared]] = False
+    return Joined(
+        row, ~shared, only_b,
+        shared & (of_a.texts != of_b.texts[row]) if len(only_b) else shared,
+        shared & (of_a.labels != of_b.labels[row]) if len(only_b) else shared,
+    )  # fmt: skip
+
+
+def pick(batches: Batches, chosen: np.ndarray) -> Iterator[str]:
+    """Yield the ids of some rows.
+
+    Args:
+        batches: of the table.
+        chosen: bool array of shape (rows,).
+    """
+    start = 0
+    for batch in batches():
+        part = chosen[start : start + len(batch)]
+        start += len(batch)
+        if part.any():
+            yield from batch["example_id"].filter(pa.array(part)).to_pylist()
+
+
+def name_chosen(batches: Batches, chosen: np.ndarray) -> str:
+    """Name up to five of some rows, and count the others; see ``ids.name_some``."""
+    count = int(chosen.sum())
+    named = [example_id for example_id, _ in zip(pick(batches, chosen), range(NAMED), strict=False)]
+    return ", ".join(named) + (f" and {count - NAMED} more" if count > NAMED else "")
