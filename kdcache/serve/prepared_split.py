@@ -20,6 +20,7 @@ from kdcache.serve.mixed_batches import LoadedStudent, Request, compute_logits, 
 from kdcache.serve.output import LabelledWriter
 from kdcache.serve.pool import load_student
 from kdcache.serve.superglue_files import SUBMISSION_NAMES, submission_name, superglue_text, zip_bytes
+from kdcache.students.about import ABOUT
 from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.student import EVAL_BATCH_SIZE
 
@@ -69,16 +70,23 @@ def label_split(
 
 
 def student_folder(project: Project, task_name: str, arm: str) -> Path:
-    """The folder of the pipeline's student of an arm, first seed.
+    """The folder of an arm's student, of the pipeline or else in runs/, with the lowest seed.
 
     Raises:
-        ParamsError: an unknown arm.
+        ParamsError: an arm that is neither trained nor in params.yaml.
         ModelError: the student was not trained yet.
     """
+    for students in (Path(paths.students) / task_name for paths in project.paths.lookup):
+        names = [about.parent.name for about in students.glob(f"*/{ABOUT}")]
+        seeds = [name.removeprefix(f"{arm}-") for name in names]
+        if own := sorted(int(seed) for seed in seeds if seed.isdecimal()):
+            return students / f"{arm}-{own[0]}"
     params = project.section("distill", DistillParams)
     resolve_arm(params, arm)
-    folder = Path(project.paths.students) / task_name / f"{arm}-{params.seeds[0]}"
-    return require(folder, "the student", f"dvc repro distill@{task_name}", ModelError)
+    return require(
+        Path(project.paths.runs) / task_name / f"{arm}-{params.seeds[0]}", "the student",
+        f"kdcache distill --task {task_name} --arm {arm}", ModelError,
+    )  # fmt: skip
 
 
 def diagnostics(project: Project, task_name: str) -> list[str]:
