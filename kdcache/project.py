@@ -49,6 +49,7 @@ class Paths:
     runs: str
     timings: str
     scratch: str
+    evaluations: str = "evaluations"
 
     @property
     def explored(self) -> "Paths":

@@ -4,7 +4,7 @@
 that its logits are of. That is every split but train, and train if its logits are cross-fitted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from kdcache.cache.location import Location
 from kdcache.cache.manifest import EXTERNAL, read_manifest
 from kdcache.cache.reader import load_cache
 from kdcache.data.metrics import accuracy_interval
+from kdcache.data.splits import TEST
 from kdcache.errors import ShapeError
 
 ENTROPY_BINS = 20
@@ -121,7 +122,7 @@ class CacheAnalysis:
 
 
 def analyse_cache(path: Location | Path | str, backbone: Path | None = None) -> CacheAnalysis:
-    """Analyse the logits and labels of a verified cache.
+    """Analyse the logits and labels of a verified cache; of test, the logits alone.
 
     Args:
         path: the folder ``cache/<task>``, or a URI that pyarrow or fsspec opens.
@@ -140,6 +141,8 @@ def analyse_cache(path: Location | Path | str, backbone: Path | None = None) -> 
     members: dict[str, MemberAgreement] = {}
     for split in manifest.splits:
         rows = load_cache(location, split).read(features=False)
+        if split == TEST:  # as if it had no labels
+            rows = replace(rows, label=np.full_like(rows.label, -1))
         labels, logits, predictions = rows.label, rows.logits, rows.logits.argmax(axis=1)
         if rows.logits_plain is not None:
             agreement[split] = compare_folds(labels, predictions, rows.logits_plain.argmax(axis=1))

@@ -7,6 +7,7 @@ import typer
 import kdcache
 from kdcache.cli.caches import clean, diff, export, import_, verify
 from kdcache.cli.compare import compare
+from kdcache.cli.evaluate import evaluate
 from kdcache.cli.init import init
 from kdcache.cli.inspect import inspect
 from kdcache.cli.losses import losses
@@ -44,7 +45,7 @@ def _options(
 
 
 for command in (
-    init, prepare, teach, cache, shrink, select, distill, predict, report, run,
+    init, prepare, teach, cache, shrink, select, distill, predict, report, evaluate, run,
     compare, inspect, verify, diff, import_, export, clean, losses,
 ):  # fmt: skip
     app.command(command.__name__.rstrip("_"))(command)

@@ -15,7 +15,7 @@ from kdcache.cache.manifest import Manifest, check_identity, read_identity_of
 from kdcache.cache.reader import load_cache
 from kdcache.cache.teacher_pooling import check_teacher_pooling
 from kdcache.data.metrics import compute_metrics
-from kdcache.data.splits import existing_splits, metric_columns, read_split, sequences, table_digest
+from kdcache.data.splits import TEST, existing_splits, metric_columns, read_split, sequences, table_digest
 from kdcache.data.task import Task
 from kdcache.encoder.batching import Encoded, concatenate, encode
 from kdcache.encoder.load import load_tokenizer
@@ -171,9 +171,7 @@ def load_rows(
             ``check_identity``, ``check_teacher_pooling``.
     """
     data = Path(project.paths.data) / task.name
-    tables = {
-        split: read_split(data, split, task) for split in existing_splits(data, task) if split != "test"
-    }
+    tables = {split: read_split(data, split, task) for split in existing_splits(data, task) if split != TEST}
     location = Location.parse(project.paths.cache, task.name)
     cached = {split: load_cache(location, split) for split in tables}
     manifest = cached["train"].manifest

@@ -19,7 +19,7 @@ from kdcache.cache.reader import load_cache
 from kdcache.cache.schema import ALL_ROWS_TEACHER
 from kdcache.cache.writer import CacheWriter
 from kdcache.data.metrics import compute_metrics
-from kdcache.data.splits import metric_columns, read_tables
+from kdcache.data.splits import TEST, metric_columns, read_tables
 from kdcache.digests import file_digest
 from kdcache.errors import DataError
 from kdcache.places import replacing
@@ -77,9 +77,10 @@ def import_cache(
             rows, labels = [row_of[i] for i in ids], table["label"].to_numpy()
             folds = np.full(len(ids), ALL_ROWS_TEACHER, np.int8)
             writer.write(split, [CacheRows(ids, hashes, labels, folds, logits[rows], outputs.features[rows])])
-            metrics[split] = compute_metrics(
-                task.metrics_of(split), labels, logits[rows], metric_columns(table, task)
-            )
+            if split != TEST:
+                metrics[split] = compute_metrics(
+                    task.metrics_of(split), labels, logits[rows], metric_columns(table, task)
+                )
         metrics = {split: scores for split, scores in metrics.items() if scores}
         cost = dict.fromkeys(("training_steps", "training_examples", "forward_examples"), 0)
         return writer.finish(identity, metrics=metrics, all_rows_teacher=metrics, cost=cost)
