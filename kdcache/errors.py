@@ -29,6 +29,7 @@ EXTRAS = {  # a package that only some commands need → the extra of kdcache th
     "pandas": "pipeline",
     "matplotlib": "report", "jinja2": "report", "markupsafe": "report",
     "datasets": "hub",
+    "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx",
 }  # fmt: skip
 
 

@@ -56,6 +56,18 @@ class Paths:
     runs: str
     timings: str
     scratch: str
+    evaluations: str = "evaluations"
+
+    @property
+    def explored(self) -> "Paths":
+        """Where ``kdcache distill`` puts what the stage of that name puts under the project's root."""
+        names = ("metrics", "predictions", "curves", "reports")
+        return replace(self, students=self.runs, **{name: f"{self.runs}/{name}" for name in names})
+
+    @property
+    def lookup(self) -> tuple["Paths", "Paths"]:
+        """Where students and what is known of them are looked for, in this order."""
+        return self, self.explored
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,10 @@ class Project:
     def section(self, name: str, cls: type[T]) -> T:
         """Return section ``name`` as its dataclass, every bad key reported at once."""
         return build(cls, self.raw.get(name, {}), name)
+
+    def outputs(self, task: str) -> Paths | None:
+        """Return where a task's metrics lie, the first of ``Paths.lookup``; None without students."""
+        return next((p for p in self.paths.lookup if (Path(p.metrics) / f"{task}.json").is_file()), None)
 
     def scratch(self, module: str, *made_of: Any) -> Path:
         """Make a resumable folder, keyed by all that decides its content.

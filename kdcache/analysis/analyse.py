@@ -5,7 +5,7 @@ that its logits are of. That is every split but train, and train if its logits a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from kdcache.cache.location import Location
 from kdcache.cache.manifest import EXTERNAL, read_manifest
 from kdcache.cache.reader import load_cache
 from kdcache.data.metrics import accuracy_interval
+from kdcache.data.splits import TEST
 from kdcache.errors import ShapeError
 
 ENTROPY_BINS = 20
@@ -135,7 +136,7 @@ class CacheAnalysis:
 
 
 def analyse_cache(path: Location | Path | str, backbone: Path | None = None) -> CacheAnalysis:
-    """Analyse the logits and labels of a verified cache.
+    """Analyse the logits and labels of a verified cache; of test, the logits alone.
 
     Args:
         path: the folder ``cache/<task>``, or a URI that pyarrow or fsspec opens.
@@ -154,6 +155,8 @@ def analyse_cache(path: Location | Path | str, backbone: Path | None = None) -> 
     members: dict[str, MemberAgreement] = {}
     for split in manifest.splits:
         rows = read_answers(load_cache(location, split))
+        if split == TEST:  # as if it had no labels
+            rows = replace(rows, labels=np.full_like(rows.labels, -1))
         labels, logits, predictions = rows.labels, rows.logits, rows.predictions
         if rows.plain is not None:
             agreement[split] = compare_folds(labels, predictions, rows.plain)

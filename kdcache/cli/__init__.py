@@ -9,6 +9,8 @@ import typer
 import kdcache
 from kdcache.cli.caches import clean, diff, export, import_, verify
 from kdcache.cli.compare import compare
+from kdcache.cli.evaluate import evaluate
+from kdcache.cli.export_student import export_student
 from kdcache.cli.init import init
 from kdcache.cli.inspect import inspect
 from kdcache.cli.losses import losses
@@ -54,8 +56,8 @@ def _options(
 
 
 for command in (
-    init, prepare, teach, cache, shrink, select, distill, predict, report, run,
+    init, prepare, teach, cache, shrink, select, distill, predict, report, evaluate, export_student, run,
     compare, inspect, verify, diff, import_, export, clean, losses,
 ):  # fmt: skip
-    app.command(command.__name__.rstrip("_"))(command)
+    app.command(command.__name__.rstrip("_").replace("_", "-"))(command)
 app.add_typer(tasks, name="tasks")

@@ -111,6 +111,8 @@ def export(
 
 def show_cache(location: "Location", manifest: "Manifest") -> None:
     """Print a cache's splits, their metrics and the teacher's identity."""
+    from kdcache.data.splits import TEST
+
     metrics = list(next(iter(manifest.metrics.values()), {"accuracy": 0.0}))
     metrics = [name for name in metrics if name != "rows"]
     cross_fitted = bool(manifest.num_folds)
@@ -127,7 +129,7 @@ def show_cache(location: "Location", manifest: "Manifest") -> None:
         cells = [split, str(entry["rows"]), f"{entry['bytes'] / max(1, entry['rows']):.0f}"]
         for metric in metrics:
             for scores in (manifest.metrics, manifest.all_rows_teacher)[: 1 + cross_fitted]:
-                value = scores.get(split, {}).get(metric)
+                value = None if split == TEST else scores.get(split, {}).get(metric)
                 cells.append("—" if value is None else f"{100 * value:.1f}%")
         table.add_row(*cells)
     console.print(table)

@@ -1,5 +1,6 @@
 """``kdcache compare``: one arm over another, of one project or of two."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -7,14 +8,16 @@ from rich.table import Table
 
 from kdcache.cli.options import Debug, console
 from kdcache.errors import DataError, ParamsError, nearest
-from kdcache.project import errors_in_one_line
+from kdcache.project import Project, errors_in_one_line
 
 
 def compare(
     arm: Annotated[
         str,
         typer.Argument(
-            metavar="[FOLDER:]ARM", help="The arm that should be better; FOLDER holds its predictions."
+            metavar="[FOLDER:]ARM",
+            help="The arm that should be better, of the pipeline or else in runs/; "
+            "FOLDER is another project or holds its predictions.",
         ),
     ],
     over: Annotated[
@@ -37,10 +40,13 @@ def compare(
     """
     with errors_in_one_line(debug):
         from kdcache.stats.estimates import decimal, effect, mean_estimate
-        from kdcache.stats.two_projects import Side, common_tasks, read_across
+        from kdcache.stats.two_projects import OWN_FOLDERS, Side, common_tasks, read_across
 
-        sides = Side.parse(arm), Side.parse(over)
-        if sides[0] == sides[1]:
+        folders: tuple[Path, ...] = OWN_FOLDERS
+        if Path("params.yaml").is_file():
+            folders = tuple(Path(paths.predictions) for paths in Project.load().paths.lookup)
+        sides = Side.parse(arm, folders), Side.parse(over, folders)
+        if str(sides[0]) == str(sides[1]):
             raise ParamsError(f"Both arms are {sides[0]}. Name two different arms.")
         tasks = common_tasks(*sides)
         for name in task or ():

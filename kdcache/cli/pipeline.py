@@ -1,6 +1,5 @@
 """The pipeline's stages as commands. A stage is imported only when it runs, so that --help costs nothing."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -66,6 +65,8 @@ def distill(
             for table in (score_table([summary], control), cost_table([summary])):
                 typer.echo("\n".join([*table.markdown(), "", f"{table.caption}.", ""]))
             typer.echo(f"students: {project.paths.runs}/{name}/")
+        chosen = chosen if project.tasks != tuple(chosen) else []
+        typer.echo(f"Next: {' '.join(['kdcache report', *(f'--task {name}' for name in chosen)])}")
 
 
 def run(
@@ -92,16 +93,21 @@ def report(
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Write reports/ (index.html, results.md, results.json, results.svg) and print results.md."""
+    """Write reports/ (index.html, results.md, results.json, results.svg) and print results.md.
+
+    It takes the tasks that have students, of the pipeline or else in runs/. If some are in runs/, the
+    report goes to runs/reports/.
+    """
     with open_project(set_, debug, task) as project:
-        from kdcache.report.report import read_timed_savings, read_timings
+        from kdcache.report.report import read_timed_savings, read_timings, report_folder
         from kdcache.report.report import report as stage
 
-        if task:
-            project = project.only(chosen_tasks(project, task))
+        trained = [name for name in project.tasks if project.outputs(name)]
+        project = project.only(chosen_tasks(project, task) if task else trained or project.tasks)
         stage(project)
-        table = Path(project.paths.reports) / "results.md"
-        typer.echo(table.read_text(encoding="utf-8"))
+        folder = report_folder(project)
+        typer.echo((folder / "results.md").read_text(encoding="utf-8"))
+        typer.echo(f"page: {folder / 'index.html'}")
         if timings:
             entries = read_timings(project)
             header = ["stage", "task", "seconds", "threads"]

@@ -21,7 +21,7 @@ def predict(
     arm: Annotated[
         str | None,
         typer.Option("--arm", metavar="NAME", help="Instead of --student: this arm's student of each task, "
-                     "first seed, as dvc repro trained it."),
+                     "lowest seed, of the pipeline or else in runs/."),
     ] = None,
     input_: Annotated[
         str | None,

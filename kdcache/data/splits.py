@@ -16,7 +16,8 @@ from kdcache.data.task import Example, Task, read_task
 from kdcache.digests import RowsDigest, check_seal, seal, value_digest
 from kdcache.errors import DataError
 
-SPLITS = ("train", "tune", "validation", "test", "unlabelled")
+TEST = "test"  # scored by ``kdcache evaluate`` and by nothing else
+SPLITS = ("train", "tune", "validation", TEST, "unlabelled")
 
 # What some metrics read besides the labels; see ``task.Example``.
 METRIC_COLUMNS = {"unit": pa.string(), "candidate": pa.string(), "answers": pa.list_(pa.string())}

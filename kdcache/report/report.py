@@ -12,7 +12,7 @@ from kdcache.cache.manifest import read_manifest
 from kdcache.digests import check_seal, file_digest, value_digest
 from kdcache.errors import DataError, ParamsError
 from kdcache.places import check_place, place
-from kdcache.project import Project, require, write_json
+from kdcache.project import Paths, Project, require, write_json
 from kdcache.report.cost import savings, timed_saving_table
 from kdcache.report.figures import draw_results
 from kdcache.report.findings import Record, ReportParams, find
@@ -25,19 +25,22 @@ READ_BESIDE = ("example_id", "group", "unit", "candidate", "answers")  # columns
 def report(project: Project) -> None:
     """Write the page as index.html, results.md and results.json, and its picture results.svg.
 
+    A task's students are those of ``Project.outputs``.
+
     Raises:
         ParamsError: a comparison is not of two arms.
         DataError: a task was not distilled yet, or its predictions do not belong together.
         CacheError: its cache is gone.
     """
     params = project.section("report", ReportParams)
-    target = Path(project.paths.reports)
+    target = report_folder(project)
     check_place(target, "reports")
     findings = find([_read_record(project, task) for task in project.tasks], params)
-    sections = build_sections(findings, ["dvc repro"], _shared_identities(project))
+    commands = [*dict.fromkeys(_command(project, _outputs(project, task), task)[0] for task in project.tasks)]
+    sections = build_sections(findings, commands, _shared_identities(project))
     title = f"Distilled prompts on {', '.join(project.tasks)}"
     with project.alone(target):
-        made = project.scratch(__name__, project.tasks, project.paths.reports)
+        made = project.scratch(__name__, project.tasks, target.as_posix())
         shutil.rmtree(made)
         made.mkdir()
         (made / "index.html").write_text(page_html(sections, title), encoding="utf-8")
@@ -45,6 +48,12 @@ def report(project: Project) -> None:
         write_json(page_json(findings), made / "results.json")
         draw_results(score_panels(findings), made / "results.svg")
         place(made, target)
+
+
+def report_folder(project: Project) -> Path:
+    """Return where the report goes: beside the pipeline's outputs if all tasks lie there, else in runs/."""
+    of_pipeline = all(_outputs(project, task) == project.paths for task in project.tasks)
+    return Path((project.paths if of_pipeline else project.paths.explored).reports)
 
 
 def read_timings(project: Project) -> list[dict[str, Any]]:
@@ -67,7 +76,8 @@ def read_timed_savings(project: Project, timings: Sequence[Mapping[str, Any]]) -
 def _read_record(project: Project, task: str) -> Record:
     import pandas as pd
 
-    paths, again = project.paths, f"dvc repro distill@{task}"
+    paths = _outputs(project, task)
+    again = _command(project, paths, task)[1]
     metrics = _read_metrics(project, task)
     curves = require(Path(paths.curves) / f"{task}.csv", "the curves", again, DataError)
     predictions = require(Path(paths.predictions) / f"{task}.parquet", "the predictions", again, DataError)
@@ -82,6 +92,9 @@ def _read_record(project: Project, task: str) -> Record:
     )
     check_seal(rows, f"Run: kdcache prepare --task {task}", DataError)
     manifest = read_manifest(Location.parse(paths.cache, task))
+    if "cache" in metrics:  # metrics did not have it before
+        path = Path(paths.metrics) / f"{task}.json"
+        _require_digest(path, manifest.digest, metrics["cache"], again, "cache")
     split = pd.read_parquet(rows)
     return Record(
         metrics=metrics,
@@ -98,22 +111,38 @@ def _read_record(project: Project, task: str) -> Record:
 
 
 def _read_metrics(project: Project, task: str) -> dict[str, Any]:
-    path = Path(project.paths.metrics) / f"{task}.json"
-    require(path, "the metrics", f"dvc repro distill@{task}", DataError)
+    paths = _outputs(project, task)
+    path = Path(paths.metrics) / f"{task}.json"
+    again = _command(project, paths, task)[1]
     try:
         metrics = json.loads(path.read_bytes())
         wanted = metrics.pop("digest", None)
     except (ValueError, AttributeError):
         metrics, wanted = {}, "that of JSON"
     if wanted or "sha256" in metrics:  # metrics had neither before
-        _require_digest(path, value_digest(metrics), wanted, f"dvc repro distill@{task}")
+        _require_digest(path, value_digest(metrics), wanted, again)
     return metrics
 
 
-def _require_digest(path: Path, found: str, wanted: Any, command: str) -> None:
-    if found != wanted:
+def _outputs(project: Project, task: str) -> Paths:
+    paths = project.outputs(task)
+    if paths is None:
+        raise DataError(f"{task}: it must have students, got none. Run: kdcache distill --task {task}")
+    return paths
+
+
+def _command(project: Project, paths: Paths, task: str) -> tuple[str, str]:
+    """Return what makes the outputs of a task, all of them and the students alone."""
+    if paths == project.paths:
+        return "dvc repro", f"dvc repro distill@{task}"
+    return f"kdcache distill --task {task}", f"kdcache distill --task {task}"
+
+
+def _require_digest(path: Path, found: str, wanted: Any, command: str, whose: str = "") -> None:
+    if wanted != found:
         raise DataError(
-            f"{path}: its digest must be {wanted}, as distill wrote it, got {found}. Run: {command}"
+            f"{path}: {f'the digest of its {whose}' if whose else 'its digest'} must be {wanted}, as distill "
+            f"wrote it, got {found}. Run: {command}"
         )
 
 

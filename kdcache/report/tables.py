@@ -94,8 +94,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _over_seeds(cell: Mapping[str, float] | None) -> str:
-    return f"{percent(cell['mean'])} ± {percent(cell['sd'])}" if cell else NONE
+def _over_seeds(cell: Mapping[str, Any] | None) -> str:
+    if not cell:
+        return NONE
+    one_seed = len(cell["seeds"]) == 1
+    return percent(cell["mean"]) + ("" if one_seed else f" ± {percent(cell['sd'])}")
 
 
 def _column(name: str, metric: str) -> str:

@@ -27,20 +27,22 @@ from kdcache.students.methods import METHODS
 from kdcache.students.prompted_backbone import Backbone
 
 
-def load_student(folder: Path | str, device: torch.device | str = "cpu") -> LoadedStudent:
+def load_student(
+    folder: Path | str, device: torch.device | str = "cpu", backbone: Path | str | None = None
+) -> LoadedStudent:
     """Load a student of any method to label text with.
 
     Args:
-        folder: the student's folder. The path of its backbone in student.json is relative to the
-            current folder, which should be the project's root.
+        folder: the student's folder.
         device: where to compute.
+        backbone: the folder of its backbone. None finds it by its digest, see ``find_backbone``.
 
     Raises:
         ModelError: the folder holds no student, or its backbone is missing.
     """
-    base = find_backbone(Path(folder), read_about(Path(folder)))
+    base = find_backbone(Path(folder), read_about(Path(folder)), backbone)
     with _quiet():
-        student, about = load_folder(Path(folder))
+        student, about = load_folder(Path(folder), base=base)
         student.backbone.to(torch.device(device))
         return LoadedStudent(student.to(device).eval(), about, load_tokenizer(base))
 
@@ -55,23 +57,30 @@ class StudentPool:
     Args:
         folders: the students' folders.
         device: where to compute.
+        backbone: the folder of the backbone that they share. None finds it by its digest.
 
     Raises:
         ModelError: a folder holds no student, the students have two backbones, or one of several
             has weights of its own (methods ``lora`` and ``full``).
     """
 
-    def __init__(self, folders: Iterable[Path | str], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        folders: Iterable[Path | str],
+        device: torch.device | str = "cpu",
+        backbone: Path | str | None = None,
+    ) -> None:
         paths = list(dict.fromkeys(Path(folder) for folder in folders))
         if len(paths) == 1:
-            self.students = {paths[0].as_posix(): load_student(paths[0], device)}
+            self.students = {paths[0].as_posix(): load_student(paths[0], device, backbone)}
         else:
-            base = _check_same_backbone(paths)
+            base = _check_same_backbone(paths, backbone)
             with _quiet():
-                backbone = Backbone.load(base).to(torch.device(device))
+                shared = Backbone.load(base).to(torch.device(device))
                 tokenizer = load_tokenizer(base)
                 self.students = {
-                    path.as_posix(): LoadedStudent(*load_folder(path, backbone), tokenizer) for path in paths
+                    path.as_posix(): LoadedStudent(*load_folder(path, shared, base), tokenizer)
+                    for path in paths
                 }
         self._of_task: dict[str, list[str]] = {}
         for name, student in self.students.items():
@@ -139,11 +148,11 @@ class StudentPool:
         ]
 
 
-def _check_same_backbone(folders: Sequence[Path]) -> Path:
+def _check_same_backbone(folders: Sequence[Path], named: Path | str | None) -> Path:
     """Return the folder of the backbone that all students share, before any weights are read."""
     if not folders:
         raise ModelError("A pool needs at least one student. Name their folders.")
-    bases: dict[Path, Path] = {}  # → a student over it
+    bases: dict[str, tuple[Path, Path]] = {}  # digest → the backbone's folder, a student over it
     for folder in folders:
         about = read_about(folder)
         if METHODS[about.method].own_weights:
@@ -151,11 +160,12 @@ def _check_same_backbone(folders: Sequence[Path]) -> Path:
                 f"{folder}: A student of method {about.method} has weights of its own and cannot share a "
                 "pool with others. Load it with kdcache.load_student."
             )
-        bases.setdefault(find_backbone(folder, about), folder)
+        if about.backbone_sha256 not in bases:
+            bases[about.backbone_sha256] = find_backbone(folder, about, named), folder
     if len(bases) > 1:
-        got = " and ".join(f"{base} ({folder})" for base, folder in list(bases.items())[:2])
+        got = " and ".join(f"{base} ({folder})" for base, folder in list(bases.values())[:2])
         raise ModelError(f"The students of a pool must share one backbone, got {got}. Make a pool for each.")
-    return next(iter(bases))
+    return next(iter(bases.values()))[0]
 
 
 @contextlib.contextmanager

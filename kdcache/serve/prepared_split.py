@@ -20,6 +20,7 @@ from kdcache.serve.mixed_batches import LoadedStudent, Request, compute_logits, 
 from kdcache.serve.output import LabelledWriter
 from kdcache.serve.pool import load_student
 from kdcache.serve.superglue_files import SUBMISSION_NAMES, submission_name, superglue_text, zip_bytes
+from kdcache.students.about import ABOUT
 from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.student import EVAL_BATCH_SIZE
 
@@ -53,9 +54,8 @@ def label_split(
         raise DataError(f"{data}: There is no prepared split {split!r}. {nearest(split, there)}")
     name = submission_name(task_name, split) if form == "superglue" else f"{task_name}-{split}.{form}"
     table = read_split(data, split, task)
-    student = _load(project, task, folder)
     rows = list(_rows(table, task, f"{data}/{split}.parquet"))
-    logits = _logits(student, rows)
+    logits = _logits(_load(project, task, folder), rows)
     path = Path(project.paths.runs) / PREDICTIONS_FOLDER / name
     with replacing(path) as part, part.open("wb") as file:
         if form == "superglue":
@@ -68,17 +68,41 @@ def label_split(
     return path
 
 
-def student_folder(project: Project, task_name: str, arm: str) -> Path:
-    """The folder of the pipeline's student of an arm, first seed.
+def split_logits(project: Project, task: Task, split: str, folder: Path) -> np.ndarray:
+    """Compute a student's logits of a prepared split, of shape (rows, num_labels).
 
     Raises:
-        ParamsError: an unknown arm.
+        As ``label_split``.
+    """
+    data = Path(project.paths.data) / task.name
+    rows = list(_rows(read_split(data, split, task), task, f"{data}/{split}.parquet"))
+    return _logits(_load(project, task, folder), rows)
+
+
+def student_folder(project: Project, task_name: str, arm: str) -> Path:
+    """The folder of an arm's student with the lowest seed, see ``student_folders``."""
+    return next(iter(student_folders(project, task_name, arm).values()))
+
+
+def student_folders(project: Project, task_name: str, arm: str) -> dict[int, Path]:
+    """The folders of an arm's students, of the pipeline or else in runs/: seed → folder.
+
+    Raises:
+        ParamsError: an arm that is neither trained nor in params.yaml.
         ModelError: the student was not trained yet.
     """
+    for students in (Path(paths.students) / task_name for paths in project.paths.lookup):
+        names = [about.parent.name for about in students.glob(f"*/{ABOUT}")]
+        seeds = [name.removeprefix(f"{arm}-") for name in names]
+        if own := sorted(int(seed) for seed in seeds if seed.isdecimal()):
+            return {seed: students / f"{arm}-{seed}" for seed in own}
     params = project.section("distill", DistillParams)
     resolve_arm(params, arm)
-    folder = Path(project.paths.students) / task_name / f"{arm}-{params.seeds[0]}"
-    return require(folder, "the student", f"dvc repro distill@{task_name}", ModelError)
+    require(
+        Path(project.paths.runs) / task_name / f"{arm}-{params.seeds[0]}", "the student",
+        f"kdcache distill --task {task_name} --arm {arm}", ModelError,
+    )  # fmt: skip
+    return {}
 
 
 def diagnostics(project: Project, task_name: str) -> list[str]:

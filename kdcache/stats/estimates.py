@@ -9,7 +9,7 @@ docs/reference/statistics.md has the measured error rates of this interval and o
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import brentq
@@ -33,10 +33,11 @@ class Estimate:
         df_groups: degrees of freedom of B.
         seeds: number of seeds, of the task with the fewest.
         groups: number of groups of rows, summed over tasks.
+        share: whether it is a level that lies between 0 and 100, so that its interval does too.
 
     Reference:
         Howe (1974) for the interval; Hillis (2007) for the variances, with readers and cases in place of
-        seeds and groups.
+        seeds and groups. Wilson (1927) for a share, with as many rows as give its variance.
     """
 
     points: float
@@ -46,6 +47,7 @@ class Estimate:
     df_groups: float
     seeds: int
     groups: int
+    share: bool = False
 
     @property
     def se(self) -> float:
@@ -78,7 +80,14 @@ class Estimate:
         -0.32 2.32
         """
         half = self._half(1 - level)
-        return self.points - half, self.points + half
+        if not self.share:
+            return self.points - half, self.points + half
+        p, square = self.points / 100, stdtrit(self.df_groups, (1 - level) / 2) ** 2 / self.groups
+        if 0 < p < 1:
+            square = (half / 100) ** 2 / (p * (1 - p))  # quantile² / rows; at an edge, each group is a row
+        middle, spread = p + square / 2, np.sqrt(square * p * (1 - p) + square**2 / 4)
+        low, high = (float(100 * (middle + side) / (1 + square)) for side in (-spread, spread))
+        return low, high
 
     def _half(self, alpha: float) -> float:
         """Half the width of the interval at level 1 − ``alpha``."""
@@ -125,7 +134,7 @@ def level(runs: Runs, arm: str) -> Estimate:
     Raises:
         DataError: the arm has no predictions.
     """
-    return estimate(contrast(runs, {arm: 1.0}))
+    return replace(estimate(contrast(runs, {arm: 1.0})), share=runs.metric != "matthews")
 
 
 def effect(runs: Runs, arm: str, over: str) -> Estimate:
@@ -172,6 +181,7 @@ def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
         df_groups=pooled_df(of_groups, [e.df_groups for e in estimates]),
         seeds=min(e.seeds for e in estimates),
         groups=sum(e.groups for e in estimates),
+        share=all(e.share for e in estimates),
     )
 
 
@@ -221,6 +231,11 @@ def estimate(table: Contrast) -> Estimate:
         # All seeds count as many right rows by chance. They still differ in which rows: the term "rest".
         per_row = table.pseudo.var(axis=1, ddof=1).mean() / groups
         of_seeds[0, 0] = max(per_row - of_groups[0, 0], 0.0) / seeds
+    if of_seeds[0, 0] == of_groups[0, 0] == 0:
+        # No group differs, so there is no variance to see. Groups that differ may be as frequent as Wilson's
+        # bound on none of so many.
+        t = stdtrit(groups - 1, 0.025)
+        of_groups[0, 0] = (100 * t / (groups + t**2)) ** 2
     return Estimate(
         points=float(table.values.mean()),
         of_seeds=float(of_seeds[0, 0]),

@@ -1,5 +1,6 @@
 """Arms of two projects, joined by their predictions of the same examples."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,38 +14,55 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+OWN_FOLDERS = (Path("predictions"), Path("runs/predictions"))  # where there is no project
+
+
 @dataclass(frozen=True)
 class Side:
-    """An arm in a folder of predictions.
+    """An arm in folders of predictions.
 
     Args:
-        folder: folder of ``<task>.parquet`` files, as ``distill`` writes them.
+        folders: of ``<task>.parquet`` files, as ``distill`` writes them; the first that has the arm counts.
         arm: an arm or a teacher in these files.
     """
 
-    folder: Path
+    folders: tuple[Path, ...]
     arm: str
 
     @classmethod
-    def parse(cls, text: str) -> "Side":
-        """Parse ``FOLDER:ARM``, or ``ARM`` for an arm in ``predictions``.
+    def parse(cls, text: str, folders: Sequence[Path] = OWN_FOLDERS) -> "Side":
+        """Parse ``FOLDER:ARM``, or ``ARM`` for an arm of this project.
+
+        FOLDER holds predictions, or holds a folder ``predictions``, as a project and its ``runs`` do.
+
+        Args:
+            text: what to parse.
+            folders: of this project.
 
         >>> Side.parse("studies/powered/predictions:kl@more").arm
         'kl@more'
-        >>> Side.parse("kl").folder.name
+        >>> Side.parse("kl").folders[0].name
         'predictions'
         """
         folder, _, arm = text.rpartition(":")
-        return cls(Path(folder or "predictions"), arm)
+        if not folder:
+            return cls(tuple(folders), arm)
+        inside = Path(folder, "predictions")
+        return cls((inside if inside.is_dir() else Path(folder),), arm)
 
     def __str__(self) -> str:
-        """The arm with its folder."""
-        return f"{self.folder.as_posix()}:{self.arm}"
+        """The arm with the folder that is looked at first."""
+        return f"{self.folders[0].as_posix()}:{self.arm}"
+
+    @property
+    def shown_folders(self) -> str:
+        """The folders, for messages."""
+        return " and ".join(folder.as_posix() for folder in self.folders)
 
     @property
     def tasks(self) -> list[str]:
         """The tasks with predictions."""
-        return sorted(path.stem for path in self.folder.glob("*.parquet"))
+        return sorted({path.stem for folder in self.folders for path in folder.glob("*.parquet")})
 
     def read(self, task: str) -> "pd.DataFrame":
         """Read the arm's predictions on one task.
@@ -54,15 +72,14 @@ class Side:
         """
         import pandas as pd
 
-        path = self.folder / f"{task}.parquet"
-        if not path.is_file():
-            raise DataError(f"{self.folder.as_posix()}: No predictions of {task}. Run: dvc repro")
-        rows = pd.read_parquet(path)
-        if self.arm not in (known := rows["arm"].unique().tolist()):
-            raise DataError(
-                f"{path.as_posix()}: No predictions of an arm {self.arm!r}. {nearest(self.arm, known)}"
-            )
-        return rows[rows["arm"] == self.arm]
+        known: list[str] = []
+        for path in (folder / f"{task}.parquet" for folder in self.folders):
+            rows = pd.read_parquet(path) if path.is_file() else pd.DataFrame({"arm": []})
+            if self.arm in (there := rows["arm"].unique().tolist()):
+                return rows[rows["arm"] == self.arm]
+            known += there
+        remedy = nearest(self.arm, known) if known else f"Run: kdcache distill --task {task}"
+        raise DataError(f"{self.shown_folders}: No predictions of {task} by an arm {self.arm!r}. {remedy}")
 
 
 def common_tasks(arm: Side, over: Side) -> list[str]:
@@ -74,8 +91,9 @@ def common_tasks(arm: Side, over: Side) -> list[str]:
     tasks = [task for task in arm.tasks if task in over.tasks]
     if not tasks:
         raise DataError(
-            f"{arm.folder.as_posix()} and {over.folder.as_posix()} have predictions of no common task: "
-            f"{', '.join(arm.tasks) or 'none'} and {', '.join(over.tasks) or 'none'}. Run: dvc repro"
+            f"{arm} and {over} have predictions of no common task: "
+            f"{', '.join(arm.tasks) or 'none'} and {', '.join(over.tasks) or 'none'}. "
+            "Run: kdcache distill"
         )
     return tasks
 

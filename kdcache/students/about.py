@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.data.task import Task
+from kdcache.digests import file_digest
+from kdcache.encoder.load import WEIGHTS
 from kdcache.encoder.pooling import Pooling
 from kdcache.errors import ModelError
 from kdcache.params import build
@@ -11,6 +13,7 @@ from kdcache.plain_json import read_json
 from kdcache.students.methods import Method
 
 ABOUT = "student.json"
+EXPORTED_BACKBONE = "backbone"  # within a student's folder that was exported
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,41 @@ class About:
     pooling: Pooling = "cls"
 
 
-def find_backbone(folder: Path, about: About) -> Path:
-    """The backbone's folder.
+def find_backbone(folder: Path, about: About, named: Path | str | None = None) -> Path:
+    """Find the folder of the backbone by the digest of its weights.
+
+    It is looked for in the student's folder, where the student says (relative to the current folder, and to
+    each folder above the student's), and beside those places.
+
+    Args:
+        folder: the student's.
+        about: what it says.
+        named: the backbone's folder, where the caller knows it; no other place counts then.
 
     Raises:
-        ModelError: it is not where the student says.
+        ModelError: it is nowhere there.
     """
-    base = Path(about.backbone)
-    if not (base / "config.json").is_file():
+    roots = [Path(), *folder.resolve().parents]
+    said = [root / about.backbone for root in roots]
+    places = [Path(named)] if named else [folder / EXPORTED_BACKBONE, *said]
+    alone = named or len(Path(about.backbone).parts) == 1  # beside it lies what is not of the project
+    beside = [] if alone else [path for place in said for path in sorted(place.parent.glob("*"))]
+    seen = {}
+    for place in dict.fromkeys([*places, *beside]):
+        if (place / "config.json").is_file() and (weights := place / WEIGHTS).is_file():
+            seen[place] = file_digest(weights)
+            if seen[place] == about.backbone_sha256 or about.method == "full":  # it has weights of its own
+                return place
+    if not seen:
         raise ModelError(
-            f"{folder}: its backbone must be at {base}, relative to the current folder, got nothing "
-            "there. Change to the project's root, or run: kdcache shrink"
+            f"{folder}: its backbone must be at {named or about.backbone}, relative to the current "
+            "folder or to one above the student, got nothing there. Name it: load_student(…, backbone=FOLDER)"
         )
-    return base
+    place, found = next(iter(seen.items()))
+    raise ModelError(
+        f"{folder}: the sha256 of {place / WEIGHTS} must be {about.backbone_sha256}, got {found}. Name the "
+        "folder of the student's own backbone: load_student(…, backbone=FOLDER), or train the student again."
+    )
 
 
 def read_about(folder: Path) -> About:

@@ -1,5 +1,6 @@
 """The stage ``distill``: cache + data + backbone → students, metrics, predictions and curves of a task."""
 
+import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,12 +10,15 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
+from kdcache.digests import file_digest
+from kdcache.encoder.load import WEIGHTS
 from kdcache.errors import TrainingDiverged
 from kdcache.places import check_place, place
-from kdcache.project import Project, write_json
+from kdcache.project import Paths, Project, write_json
+from kdcache.students.about import read_about
 from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.grid import Grid
-from kdcache.students.results import gather_predictions, mean_curves, sealed, summarise
+from kdcache.students.results import RESULT, gather_predictions, mean_curves, sealed, summarise
 from kdcache.students.unfinished import still_rising
 
 
@@ -43,21 +47,16 @@ def _put_in_place(grid: Grid, results: Sequence[Mapping[str, Any]], target: Path
     finished = _finished(results)
     curves = mean_curves(finished)
     _warn_of_unfinished(grid, curves)
-    curves.to_csv(scratch / "curves.csv", index=False, lineterminator="\n")
-    predictions = gather_predictions(finished, grid.splits["validation"], made)
-    pq.write_table(predictions, scratch / "predictions.parquet", write_page_checksum=True)
-    summary = summarise(results, grid.task, grid.splits, grid.manifest)
-    summary = sealed(summary, scratch / "curves.csv", scratch / "predictions.parquet")
-    write_json(summary, scratch / "metrics.json")
-    name = grid.task.name
+    _write_together(grid, results, made)
     place(made, target)
-    place(scratch / "metrics.json", Path(paths.metrics) / f"{name}.json")
-    place(scratch / "curves.csv", Path(paths.curves) / f"{name}.csv")
-    place(scratch / "predictions.parquet", Path(paths.predictions) / f"{name}.parquet")
+    _place_together(scratch, paths, grid.task.name)
 
 
 def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     """Train some arms × seeds into runs/<task>/, beside the pipeline's own outputs.
+
+    Metrics, predictions and curves go to ``Paths.explored``. They are of all students in runs/<task>/ that
+    the same cache taught over the same backbone; an arm's seeds have the same settings.
 
     Args:
         project: the project.
@@ -88,8 +87,54 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
         for result in finished:
             name = f"{result['arm']}-{result['seed']}"
             place(made / name, runs / name)
+        _write_together(grid, _with_earlier(grid, finished, runs), runs)
+        _place_together(grid.scratch, project.paths.explored, task_name)
         shutil.rmtree(grid.scratch)
     return summarise(results, grid.task, grid.splits, grid.manifest)
+
+
+def _write_together(grid: Grid, results: Sequence[Mapping[str, Any]], students: Path) -> None:
+    """Write metrics, curves and predictions of some students into scratch."""
+    scratch, finished = grid.scratch, _finished(results)
+    mean_curves(finished).to_csv(scratch / "curves.csv", index=False, lineterminator="\n")
+    predictions = gather_predictions(finished, grid.splits["validation"], students)
+    pq.write_table(predictions, scratch / "predictions.parquet", write_page_checksum=True)
+    summary = summarise(results, grid.task, grid.splits, grid.manifest)
+    summary = sealed(summary, scratch / "curves.csv", scratch / "predictions.parquet")
+    write_json(summary, scratch / "metrics.json")
+
+
+def _place_together(scratch: Path, paths: Paths, task_name: str) -> None:
+    place(scratch / "metrics.json", Path(paths.metrics) / f"{task_name}.json")
+    place(scratch / "curves.csv", Path(paths.curves) / f"{task_name}.csv")
+    place(scratch / "predictions.parquet", Path(paths.predictions) / f"{task_name}.parquet")
+
+
+def _with_earlier(grid: Grid, new: Sequence[Mapping[str, Any]], runs: Path) -> list[Mapping[str, Any]]:
+    """Put students of earlier calls beside the new ones; name those that are not comparable."""
+    paths = sorted(runs.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    backbone = file_digest(grid.folder / WEIGHTS)
+    settings = {arm["arm"]: arm["settings"] for arm in reversed(new)}
+    kept, left = list(new), []
+    for path, result in zip(paths, found, strict=True):
+        if (result["arm"], result["seed"]) in {(one["arm"], one["seed"]) for one in new}:
+            continue
+        same = result.get("cache") == grid.manifest.digest and (
+            read_about(path.parent).backbone_sha256 == backbone
+        )
+        if same and settings.setdefault(result["arm"], result["settings"]) == result["settings"]:
+            kept.append(result)
+        else:
+            left.append(path.parent.name)
+    if left:
+        print(
+            f"distill: {grid.task.name}: left out of {grid.project.paths.explored.metrics}/, as they have "
+            f"another cache, backbone or settings: {', '.join(sorted(left))}",
+            file=sys.stderr,
+        )
+    order = {arm: number for number, arm in enumerate(grid.params.arms)}
+    return sorted(kept, key=lambda one: (order.get(one["arm"], len(order)), one["arm"], one["seed"]))
 
 
 def _warn_of_unfinished(grid: Grid, curves: pd.DataFrame) -> None:

@@ -37,7 +37,6 @@ from kdcache.encoder.mean_pooled import HEAD, load_head, save_head
 from kdcache.encoder.parts import head_names, last_linear, take_apart, with_weights
 from kdcache.encoder.pooling import pool
 from kdcache.encoder.weights import check_weights, read_weights
-from kdcache.errors import ModelError
 from kdcache.students.about import ABOUT, About, find_backbone, read_about
 from kdcache.students.card import head_options, model_card
 from kdcache.students.methods import METHODS, Method
@@ -107,12 +106,15 @@ def save_student(
     return found
 
 
-def load_folder(folder: Path, backbone: Backbone | None = None) -> tuple[Student, About]:
+def load_folder(
+    folder: Path, backbone: Backbone | None = None, base: Path | None = None
+) -> tuple[Student, About]:
     """Read a student back.
 
     Args:
         folder: from ``save_student``.
         backbone: the shared one, if it is already loaded; a reference brings its own.
+        base: the backbone's folder, from ``find_backbone``; None looks for it.
 
     Raises:
         ModelError: no student there, or its backbone is missing or another.
@@ -121,12 +123,7 @@ def load_folder(folder: Path, backbone: Backbone | None = None) -> tuple[Student
     outputs, facts = about.task.num_outputs, METHODS[about.method]
     if about.method == "full":
         return _load_reference(folder, folder, about), about
-    base = find_backbone(folder, about)
-    if (found := file_digest(base / BACKBONE_WEIGHTS)) != about.backbone_sha256:
-        raise ModelError(
-            f"{folder}: the sha256 of {base / BACKBONE_WEIGHTS} must be {about.backbone_sha256}, "
-            f"got {found}. The backbone was made again since: train the student again."
-        )
+    base = base or find_backbone(folder, about)
     if facts.own_weights:
         return _load_reference(folder, base, about), about
     shared = backbone.read_by(about.pooling) if backbone else Backbone.load(base, about.pooling)

@@ -50,7 +50,10 @@ def write_student(
         folder: where to.
     """
     spec, student = run.spec, run.student
-    result: dict[str, Any] = {"arm": spec.name, "seed": run.seed, "method": spec.method}
+    result: dict[str, Any] = {
+        "arm": spec.name, "seed": run.seed, "method": spec.method, "cache": manifest.digest,
+        "settings": spec.as_settings(),
+    }  # fmt: skip
     if run.diverged:
         step, last = run.diverged
         write_json(result | {"diverged": {"step": step, "last_finite_loss": last}}, folder / RESULT)
@@ -124,6 +127,7 @@ def summarise(results: Sequence[Result], task: Task, splits: SplitRows, manifest
     return {
         "task": task.name,
         "metric": task.metrics[0],
+        "cache": manifest.digest,
         "rows": {split: len(rows) for split, rows in splits.items()},
         "truncated": {split: float(rows.encoded.truncated.mean()) for split, rows in splits.items()},
         "majority": majority_metrics(names, labels, task.num_labels, columns),

@@ -15,7 +15,7 @@ from kdcache.cache.manifest import Manifest, check_identity, read_identity_of
 from kdcache.cache.reader import load_cache
 from kdcache.cache.teacher_pooling import check_teacher_pooling
 from kdcache.data.metrics import compute_metrics
-from kdcache.data.splits import existing_splits, metric_columns, read_split, sequences, table_digest
+from kdcache.data.splits import TEST, existing_splits, metric_columns, read_split, sequences, table_digest
 from kdcache.data.task import Task
 from kdcache.encoder.batching import Encoded, concatenate, encode
 from kdcache.encoder.load import load_tokenizer
@@ -177,7 +177,7 @@ def load_rows(
             ``check_identity``, ``check_teacher_pooling``.
     """
     data = Path(project.paths.data) / task.name
-    left_out = {"test"} if unlabelled else {"test", "unlabelled"}
+    left_out = {TEST} if unlabelled else {TEST, "unlabelled"}
     there = [split for split in existing_splits(data, task) if split not in left_out]
     tables = {split: read_split(data, split, task) for split in there}
     location = Location.parse(project.paths.cache, task.name)

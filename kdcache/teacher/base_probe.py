@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from kdcache.data.metrics import compute_metrics
-from kdcache.data.splits import metric_columns, sequences
+from kdcache.data.splits import TEST, metric_columns, sequences
 from kdcache.data.task import Task
 from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.forward import extract
@@ -96,10 +96,10 @@ def start_from_probe(
 def score_probe(
     probe: LinearProbe, model: Classifier, splits: Mapping[str, TokenisedSplit], device: torch.device
 ) -> dict[str, Any]:
-    """Score a probe: its C under ``strength``, and split → metrics for splits that have labels."""
+    """Score a probe: its C under ``strength``, and split → metrics for splits that have labels, but test."""
     scores: dict[str, Any] = {"strength": probe.strength}
     for name, split in splits.items():
-        if (split.labels >= 0).any():
+        if name != TEST and (split.labels >= 0).any():
             logits = probe.logits(split.features(model, device))
             scores[name] = split.metrics(logits.cpu().numpy())
     return scores

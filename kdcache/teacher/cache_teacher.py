@@ -15,7 +15,7 @@ from kdcache.cache.schema import TOLERANCE
 from kdcache.cache.teacher_pooling import check_teacher_pooling
 from kdcache.cache.writer import CacheWriter
 from kdcache.data.metrics import compute_metrics
-from kdcache.data.splits import metric_columns, read_tables
+from kdcache.data.splits import TEST, metric_columns, read_tables
 from kdcache.data.task import Task
 from kdcache.digests import file_digest
 from kdcache.encoder.forward import Dtype
@@ -77,6 +77,8 @@ def cache_teacher(project: Project, task_name: str) -> None:
             scored: list[tuple[np.ndarray, np.ndarray]] = []
             writer.write(split, _record(teacher.rows(writer, split), scored))
             logits, all_rows_logits = (np.concatenate(part) for part in zip(*scored, strict=True))
+            if split == TEST:
+                continue
             labels = table["label"].to_numpy()
             names, columns = task.metrics_of(split), metric_columns(table, task)
             metrics[split] = compute_metrics(names, labels, logits, columns)

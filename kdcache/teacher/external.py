@@ -25,7 +25,7 @@ from kdcache.cache.schema import ALL_ROWS_TEACHER
 from kdcache.cache.spill import Spill
 from kdcache.cache.writer import CacheWriter
 from kdcache.data.metrics import COLUMNS_READ, compute_metrics
-from kdcache.data.splits import metric_columns, open_tables
+from kdcache.data.splits import TEST, metric_columns, open_tables
 from kdcache.data.task import Task
 from kdcache.digests import file_digest
 from kdcache.errors import DataError
@@ -76,7 +76,9 @@ def import_cache(
                 if split != "train" and not (row >= 0).any():
                     continue
                 _require_rows(path, split, batches_of(file), keys, given, row)
-                metrics[split] = _write_split(writer, task, split, file, row, logits, features)
+                scores = _write_split(writer, task, split, file, row, logits, features)
+                if split != TEST:
+                    metrics[split] = scores
             metrics = {split: scores for split, scores in metrics.items() if scores}
             cost = dict.fromkeys(("training_steps", "training_examples", "forward_examples"), 0)
             return writer.finish(identity, metrics=metrics, all_rows_teacher=metrics, cost=cost)

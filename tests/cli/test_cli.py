@@ -112,7 +112,7 @@ def test_missing_upstream_names_the_command(project):
     assert fails("cache", "--task", "wic").endswith("Run: kdcache teach --task wic")
     assert fails("inspect", "--task", "wic").endswith("Run: kdcache cache --task wic")
     assert fails("distill", "--task", "wic").endswith("Run: kdcache shrink")
-    assert fails("report").endswith("Run: dvc repro distill@wic")
+    assert fails("report").endswith("Run: kdcache distill --task wic")
     assert run("prepare", "--task", "wic")[0] == 0
     assert fails("shrink").endswith("Run: kdcache prepare --task cb")
 

@@ -85,7 +85,7 @@ def test_one_task_has_no_mean(studies):
 
 
 def test_what_cannot_be_compared_is_told_in_one_line(studies):
-    assert re.search(r"two/cola.parquet: .*'kll'.* kl\b", fails("compare", "two:kll", "one:ce"))
+    assert re.search(r"two: .*cola.*'kll'.* kl\b", fails("compare", "two:kll", "one:ce"))
     assert re.search(r"--task rt: .* rte\b", fails("compare", "two:kl", "one:ce", "--task", "rt"))
     assert "no common task: none and cola, rte" in fails("compare", "kl", "one:ce")
     other = studies["two", "rte"].copy()

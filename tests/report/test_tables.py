@@ -62,6 +62,10 @@ def test_an_arm_at_or_below_the_control_is_marked():
     assert "†" not in str(score_table([metrics], None))
 
 
+def test_one_seed_has_no_deviation():
+    assert rows(score_table([task_metrics(head=(0.60,), kl=(0.61,))], "head"))["kl"] == ["61.0"]
+
+
 def test_an_arm_that_a_task_lacks_is_a_dash():
     table = score_table([task_metrics(**METRICS), task_metrics(head=(0.6,)) | {"task": "cb"}], "head")
     assert rows(table)["kl"] == ["71.0 ± 1.4", "—"]

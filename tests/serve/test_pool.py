@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_tiny_model
+from safetensors.torch import load_file, save_file
 from served import CB, COPA, TEXTS, WIC, make_home, make_student
 from transformers.utils import logging as transformers_logging
 
@@ -211,6 +212,9 @@ def test_students_with_weights_of_their_own_are_served_by_themselves(method, tmp
 
 def test_pool_refuses_two_backbones_and_none():
     shutil.copytree("backbone", "other", dirs_exist_ok=True)
+    weights = load_file("other/model.safetensors")
+    weights["embeddings.word_embeddings.weight"] += 1
+    save_file(weights, "other/model.safetensors", {"format": "pt"})
     make_student(Path("strange"), Path("other"), CB)
     with pytest.raises(ModelError, match=r"got backbone \(wic-prefix\) and other \(strange\)"):
         kdcache.StudentPool(["wic-prefix", "strange"])
@@ -220,9 +224,11 @@ def test_pool_refuses_two_backbones_and_none():
 
 def test_elsewhere_the_missing_backbone_is_named(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    moved = tmp_path / "moved"
+    shutil.copytree(home, moved, ignore=shutil.ignore_patterns("backbone"))
     for load in (kdcache.load_student, lambda folder: kdcache.StudentPool([folder])):
         with pytest.raises(ModelError, match=r"wic-head: its backbone must be at backbone, relative to the"):
-            load(home / "wic-head")
+            load(moved / "wic-head")
         with pytest.raises(ModelError, match=r"nowhere/student.json: a student's folder must hold it"):
             load("nowhere")
 

@@ -211,7 +211,7 @@ def test_mistakes_are_one_clear_line(distilled_project):
     for arguments, told in (
         ([], ["--arm NAME", "--student FOLDER"]),
         ([*student, "--arm", "kl"], ["--arm NAME", "--student FOLDER"]),
-        (["--arm", "kl", "--task", "cb"], ["models/students/cb/kl-0", "dvc repro distill@cb"]),
+        (["--arm", "kl", "--task", "cb"], ["runs/cb/kl-0", "kdcache distill --task cb --arm kl"]),
         (["--arm", "kll"], ["Did you mean kl?"]),
         ([*student, "--split", "tune_"], ["data/cb", "'tune_'", "Did you mean tune?"]),
         ([*student, "--task", "cb", "--task", "wic"], ["cb, wic", "Remove --task"]),
@@ -223,7 +223,7 @@ def test_mistakes_are_one_clear_line(distilled_project):
         message = fails("predict", *arguments)
         for part in told:
             assert part in message, arguments
-    assert not Path("runs/predictions").exists()
+    assert not list(Path("runs/predictions").glob("*.csv"))
 
 
 def test_a_task_without_a_submission_file_is_refused_before_the_work(distilled_project, monkeypatch):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.stats import binomtest
 from simulated import World, crossed_bootstrap
 from statsmodels.stats.multitest import multipletests
 
@@ -75,7 +76,28 @@ def test_arms_that_never_differ_have_no_effect():
     logits = np.eye(2)[[0, 1, 1]]
     runs = tally_runs("accuracy", np.zeros(3, int), {arm: {0: logits, 1: logits} for arm in "ab"})
     got = effect(runs, "b", "a")
-    assert (str(got), got.p) == ("+0.0 (95% CI 0.0 to 0.0)", 1.0)
+    assert (got.points, got.p) == (0.0, 1.0)
+
+
+def test_no_difference_seen_is_no_certainty():
+    """None of so many rows differ: the interval ends at Wilson's bound on how many may."""
+    for rows in (20, 500):
+        logits = np.eye(2)[np.arange(rows) % 2]
+        runs = tally_runs("accuracy", np.zeros(rows, int), {arm: {0: logits, 1: logits} for arm in "ab"})
+        found = effect(runs, "b", "a")
+        bound = 100 * binomtest(0, rows).proportion_ci(method="wilson").high
+        assert found.high == pytest.approx(bound, rel=0.15), "Student's quantile in place of the normal one"
+        assert found.low == -found.high
+
+
+@pytest.mark.parametrize("right", [0, 1, 37, 39, 40])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_level_has_wilsons_interval(right, seeds):
+    """At a ceiling it neither ends above 100 nor has no width."""
+    logits = np.eye(2)[(np.arange(400) >= 10 * right).astype(int)]
+    found = level(tally_runs("accuracy", np.zeros(400, int), {"a": dict.fromkeys(range(seeds), logits)}), "a")
+    wanted = binomtest(10 * right, 400).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((100 * wanted.low, 100 * wanted.high), abs=0.3)
 
 
 def test_effect_turned_round_changes_only_its_sign():

@@ -1,0 +1,158 @@
+"""Scoring teacher and chosen students on a labelled split, and counting how often it was looked at."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from kdcache.cache.location import Location
+from kdcache.cache.manifest import read_manifest
+from kdcache.cache.reader import load_cache
+from kdcache.data.splits import existing_splits, metric_columns, read_split
+from kdcache.data.task import Task, read_task
+from kdcache.digests import file_digest, value_digest
+from kdcache.errors import DataError, nearest
+from kdcache.project import Project, require, require_task, write_json
+from kdcache.report.tables import NONE, Table
+from kdcache.serve.prepared_split import split_logits, student_folders
+from kdcache.stats.estimates import Estimate, decimal, effect, level
+from kdcache.stats.runs import ALL_ROWS, tally_runs
+from kdcache.students.results import RESULT
+
+Look = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of a split.
+
+    Args:
+        path: the file that keeps it.
+        looks: one entry per different question asked of the split, in order.
+        number: of the look asked for, from 1.
+        again: whether it had been taken before, so that nothing was computed.
+    """
+
+    path: Path
+    looks: list[Look]
+    number: int
+    again: bool
+
+    @property
+    def look(self) -> Look:
+        """The look asked for."""
+        return self.looks[self.number - 1]
+
+
+def evaluate(project: Project, task_name: str, split: str, arms: Sequence[str]) -> Evaluation:
+    """Score the teacher and the students of some arms, and write evaluations/<task>-<split>.json.
+
+    The same question twice is one look: the answer comes from the file. Nothing else in kdcache scores test.
+
+    Args:
+        project: the project.
+        task_name: the task.
+        split: a prepared split with labels.
+        arms: their students of all seeds, of the pipeline or else in runs/.
+
+    Raises:
+        ParamsError: an unknown task or arm.
+        DataError: the split was not prepared, or has fewer than two groups of labelled rows.
+        ModelError: an arm has no student.
+        CacheError: the cache is damaged, or was made of other rows.
+    """
+    require_task(project, task_name)
+    data = Path(project.paths.data) / task_name
+    require(data, "the prepared data", f"kdcache prepare --task {task_name}", DataError)
+    task = read_task(data, task_name)
+    if split not in (there := existing_splits(data, task)):
+        raise DataError(f"{data}: There is no prepared split {split!r}. {nearest(split, there)}")
+    table = read_split(data, split, task)
+    folders = {arm: student_folders(project, task_name, arm) for arm in dict.fromkeys(arms)}
+    location = Location.parse(project.paths.cache, task_name)
+    manifest = read_manifest(location)
+    asked = {
+        "rows": file_digest(data / f"{split}.parquet"),
+        "teacher": manifest.teacher_digest if split in manifest.splits else None,
+        "students": {
+            folder.as_posix(): _folder_digest(folder) for of in folders.values() for folder in of.values()
+        },
+    }
+    path = Path(project.paths.evaluations) / f"{task_name}-{split}.json"
+    looks: list[Look] = json.loads(path.read_text(encoding="utf-8"))["looks"] if path.is_file() else []
+    digest = value_digest(asked)
+    known = [look["digest"] for look in looks]
+    if digest in known:
+        return Evaluation(path, looks, known.index(digest) + 1, again=True)
+    labelled = table["label"].to_numpy() >= 0
+    if not labelled.any():
+        raise DataError(
+            f"{data}: {split} must have labels to score it, got 0 labelled rows. Name another split."
+        )
+    logits = {
+        arm: {s: split_logits(project, task, split, f) for s, f in of.items()} for arm, of in folders.items()
+    }
+    if split in manifest.splits:
+        rows = load_cache(location, split).align(
+            table["example_id"].to_pylist(), table["content_hash"].to_pylist()
+        )
+        logits = {ALL_ROWS: {0: rows.all_rows_teacher().logits}} | logits
+    kept = {arm: {seed: z[labelled] for seed, z in of.items()} for arm, of in logits.items()}
+    looks.append({"digest": digest, **asked, **_scores(task, table.filter(pa.array(labelled)), split, kept)})
+    write_json({"task": task_name, "split": split, "looks": looks}, path)
+    return Evaluation(path, looks, len(looks), again=False)
+
+
+def evaluation_table(found: Evaluation) -> Table:
+    """Tabulate a look: each score with its interval, and the students' points over the teacher."""
+    look = found.look
+    metrics = look["metrics"]
+    rows = []
+    for arm, of_arm in sorted(look["scores"].items(), key=lambda item: (item[0] != ALL_ROWS, item[0])):
+        over = look["over_teacher"].get(arm)
+        cells = [_cell(of_arm[metric]) for metric in metrics]
+        rows.append([arm, *cells, _cell(over, "+") if over else NONE, str(of_arm[metrics[0]]["seeds"])])
+    header = [
+        "",
+        *(metric.replace("_", " ") for metric in metrics),
+        f"over the teacher, {metrics[0]}",
+        "seeds",
+    ]
+    caption = f"Percent on {look['labelled']} labelled rows in {look['groups']} groups (95% CI)"
+    if any(of_arm[metrics[0]]["seeds"] == 1 for arm, of_arm in look["scores"].items() if arm != ALL_ROWS):
+        caption += ". An interval of one seed covers new examples, not new seeds"
+    return Table(caption, header, rows)
+
+
+def _scores(task: Task, table: pa.Table, split: str, logits: dict[str, dict[int, np.ndarray]]) -> Look:
+    labels, groups = table["label"].to_numpy(), table["group"].to_pylist()
+    scores: dict[str, dict[str, Any]] = {arm: {} for arm in logits}
+    over: dict[str, Any] = {}
+    metrics = task.metrics_of(split)
+    for metric in metrics:
+        runs = tally_runs(metric, labels, logits, groups, metric_columns(table, task))
+        for arm in logits:
+            scores[arm][metric] = _plain(level(runs, arm))
+            if arm != ALL_ROWS and ALL_ROWS in logits and metric == metrics[0]:
+                over[arm] = _plain(effect(runs, arm, ALL_ROWS))
+    counts = {"labelled": len(labels), "groups": len(set(groups))}
+    return {**counts, "metrics": list(metrics), "scores": scores, "over_teacher": over}
+
+
+def _plain(found: Estimate) -> dict[str, Any]:
+    ends = {"points": found.points, "low": found.low, "high": found.high}
+    return {name: round(value, 4) for name, value in ends.items()} | {"seeds": found.seeds}
+
+
+def _cell(found: dict[str, Any], sign: str = "") -> str:
+    return f"{decimal(found['points'], sign)} ({decimal(found['low'])} to {decimal(found['high'])})"
+
+
+def _folder_digest(folder: Path) -> str:
+    """Digest of a student's weights and what it says of itself."""
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".safetensors")]
+    return value_digest([[path.name, file_digest(path)] for path in files if path.name != RESULT])

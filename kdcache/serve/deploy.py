@@ -1,0 +1,191 @@
+"""Exporting a student: a folder that needs nothing beside it, for kdcache or for onnxruntime alone."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from kdcache.data.splits import read_split, sequences
+from kdcache.data.task import read_task
+from kdcache.encoder.batching import encode, fixed_plan
+from kdcache.errors import DataError, ParamsError
+from kdcache.places import check_place
+from kdcache.serve.mixed_batches import LoadedStudent
+from kdcache.serve.pool import load_student
+from kdcache.students.about import ABOUT, EXPORTED_BACKBONE, About, find_backbone, read_about
+from kdcache.students.student import predict
+
+Target = Literal["folder", "onnx"]
+GRAPH, LABELS, CARD = "model.onnx", "labels.json", "README.md"
+WANTED = {"float32": 0.995, "int8": 0.98}  # share of validation rows with the label of PyTorch
+ROWS_AT_ONCE = 32
+STRATEGIES = {"longest": "longest_first", "first": "only_first", "second": "only_second"}
+
+
+def export_student(
+    folder: Path,
+    out: Path,
+    form: Target,
+    int8: bool = False,
+    data: Path | None = None,
+    backbone: Path | None = None,
+) -> dict[str, float]:
+    """Write a student so that it runs elsewhere.
+
+    Args:
+        folder: the student's.
+        out: where to; new, empty or an earlier export.
+        form: ``folder`` is a student's folder with its backbone and tokenizer within, which ``load_student``
+            reads anywhere. ``onnx`` is a graph with the prompt as a constant, the tokenizer's file and the
+            labels, which onnxruntime and tokenizers read.
+        int8: quantise the graph: as much of it as keeps 98% of the labels on validation, else what keeps
+            most. Needs ``data``.
+        data: prepared data of the task; None measures nothing.
+        backbone: see ``load_student``.
+
+    Returns:
+        What was measured on validation: ``agreement`` with PyTorch, ``drift``, the largest difference of
+        logits, ``accuracy`` of the export and ``accuracy_pytorch``; empty without data.
+
+    Raises:
+        ParamsError: int8 of a folder, or ``out`` holds something else.
+        DataError: int8 without prepared data.
+        ModelError: the folder holds no student, or one that torch cannot export.
+    """
+    if int8 and form == "folder":
+        raise ParamsError("--int8 is for --to onnx. Remove it, or write a graph.")
+    if int8 and data is None:
+        raise DataError(
+            "--int8: the task's prepared data must be there to measure what it changes, got none. "
+            "Run it in the project, after: kdcache prepare"
+        )
+    if out.is_dir() and any(out.iterdir()) and not (out / GRAPH).is_file():
+        check_place(out, "student")
+    about = read_about(folder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        made = Path(scratch) / "made"
+        if form == "folder":
+            _copy(folder, find_backbone(folder, about, backbone), about, made)
+            found: dict[str, float] = {}
+        else:
+            found = _write_onnx(load_student(folder, backbone=backbone), made, int8, data)
+        shutil.rmtree(out, ignore_errors=True)
+        made.rename(out)
+    return found
+
+
+def _copy(folder: Path, base: Path, about: About, made: Path) -> None:
+    shutil.copytree(folder, made)
+    shutil.copytree(base, made / EXPORTED_BACKBONE, dirs_exist_ok=True)
+    if (path := made / "adapter_config.json").is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(config | {"base_model_name_or_path": EXPORTED_BACKBONE}, indent=2) + "\n")
+    said = json.loads((made / ABOUT).read_text(encoding="utf-8")) | {"backbone": EXPORTED_BACKBONE}
+    (made / ABOUT).write_text(json.dumps(said, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    card = (made / CARD).read_text(encoding="utf-8")
+    card = card.replace(f'"{about.backbone}"', f'"PATH/{EXPORTED_BACKBONE}"')
+    card = card.replace("Load it from the project's root (PATH is this folder):", "PATH is this folder:")
+    note = 'With kdcache, from anywhere: `kdcache.load_student("PATH")`. The backbone is in `backbone/`.'
+    (made / CARD).write_text(f"{card}\n{note}\n", encoding="utf-8")
+
+
+def _write_onnx(loaded: LoadedStudent, made: Path, int8: bool, data: Path | None) -> dict[str, float]:
+    from kdcache.serve.onnx_graph import INT8, quantise, write_graph
+
+    about, tokenizer = loaded.about, loaded.tokenizer
+    made.mkdir()
+    inputs = ["input_ids", "attention_mask"]
+    if about.pooling == "cls" and "token_type_ids" in tokenizer.model_input_names:
+        inputs.append("token_type_ids")
+    write_graph(loaded.student, about.max_length, inputs, made / GRAPH)
+    found = _measure(loaded, made / GRAPH, data) if data else {}
+    kept = {"computes in": "float32"}
+    if int8 and data:
+        (made / GRAPH).rename(made.parent / GRAPH)
+        found = {"agreement": -1.0}
+        for widths in INT8:  # less and less of it, until the labels stay
+            trial = made.parent / "int8.onnx"
+            quantise(made.parent / GRAPH, trial, widths)
+            measured = _measure(loaded, trial, data)
+            if measured["agreement"] > found["agreement"]:
+                found, kept = measured, {"computes in": f"int8, in {widths}; else float32"}
+                trial.replace(made / GRAPH)
+            if found["agreement"] >= WANTED["int8"]:
+                break
+    pairs = about.task.pairs or about.task.num_choices > 1
+    fast = tokenizer.backend_tokenizer
+    fast.enable_truncation(
+        about.max_length, strategy=STRATEGIES[about.task.truncate] if pairs else "longest_first"
+    )
+    fast.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
+    fast.save(str(made / "tokenizer.json"))
+    fast.no_truncation()
+    fast.no_padding()
+    (made / LABELS).write_text(json.dumps(about.task.labels, ensure_ascii=False) + "\n", encoding="utf-8")
+    (made / CARD).write_text(_card(about, inputs, kept, found), encoding="utf-8")
+    return found
+
+
+def _measure(loaded: LoadedStudent, graph: Path, data: Path) -> dict[str, float]:
+    """Compare a graph with PyTorch on validation."""
+    from kdcache.serve.onnx_graph import open_session, run_session
+
+    task = read_task(data, loaded.task.name)
+    table = read_split(data, "validation", task)
+    encoded = encode(
+        loaded.tokenizer, *sequences(table, task), loaded.about.max_length, task.truncate, task.num_choices
+    )
+    wanted = predict(loaded.student, encoded)[0]
+    session, got = open_session(graph), np.empty_like(wanted)
+    for rows in fixed_plan(encoded.lengths, ROWS_AT_ONCE):
+        batch = {name: value.numpy() for name, value in encoded.batch(rows).items()}
+        got[rows] = run_session(session, batch).reshape(len(rows), -1)
+    labels = table["label"].to_numpy()
+    shares = {
+        "agreement": got.argmax(1) == wanted.argmax(1),
+        "accuracy": got.argmax(1) == labels, "accuracy_pytorch": wanted.argmax(1) == labels,
+    }  # fmt: skip
+    drift = {"drift": float(np.abs(got - wanted).max()), "size": float(np.abs(wanted).max())}
+    return {name: float(rows.mean()) for name, rows in shares.items()} | drift | {"rows": len(wanted)}
+
+
+def _card(about: About, inputs: list[str], kept: dict[str, str], found: dict[str, Any]) -> str:
+    task = about.task
+    facts = {"task": task.name, "labels": ", ".join(task.labels), "template": task.template}
+    facts |= {**kept, "method": about.method, "backbone, sha256": about.backbone_sha256}
+    if found:
+        facts |= {
+            f"same label as PyTorch, validation ({found['rows']} rows)": f"{100 * found['agreement']:.1f}%",
+            "largest difference of logits": f"{found['drift']:.2g}, where logits reach {found['size']:.2g}",
+            "accuracy, validation": f"{100 * found['accuracy']:.1f}%",
+            "accuracy of PyTorch": f"{100 * found['accuracy_pytorch']:.1f}%",
+        }
+    pairs, choices = bool(task.pairs), task.num_choices
+    texts = '[("a text", "its pair")]' if pairs else '["a text"]'
+    if choices > 1:
+        texts = "[" + ", ".join(f'("a text", "choice {k}")' for k in range(choices)) + "]"
+    attributes = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+    feed = ", ".join(f'"{name}": np.array([row.{attributes[name]} for row in batch])' for name in inputs)
+    rows = f".reshape(-1, {choices})" if choices > 1 else ""
+    code = [
+        "import json", "import numpy as np", "import onnxruntime", "from tokenizers import Tokenizer", "",
+        'labels = json.load(open("PATH/labels.json"))',
+        'tokenizer = Tokenizer.from_file("PATH/tokenizer.json")',
+        'session = onnxruntime.InferenceSession("PATH/model.onnx")',
+        f"batch = tokenizer.encode_batch({texts})",
+        f"logits = session.run(None, {{{feed}}})[0]{rows}",
+        "print([labels[k] for k in logits.argmax(1)])",
+    ]  # fmt: skip
+    lines = [
+        "---", "library_name: onnx", "pipeline_tag: text-classification", "---", "",
+        f"# {task.name}", "", "| | |", "|---|---|",
+        *(f"| {key} | {value} |" for key, value in facts.items()), "",
+        "It needs onnxruntime, tokenizers and numpy (PATH is this folder). Texts are as the template renders",
+        "them:",
+        "", "```python", *code, "```",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,78 @@
+"""The verbs after ``kdcache distill``: report, compare and predict on the students in runs/."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+from conftest import fails, run
+
+COMMANDS = ("prepare", "teach --task cb", "cache --task cb", "shrink")
+HEAD_KL = "distill --task cb --arm head --arm kl"
+
+
+def arms_of(task: str, folder: str = "runs") -> dict[str, list[str]]:
+    """Arm → seeds, as the metrics have them."""
+    metrics = json.loads(Path(folder, "metrics", f"{task}.json").read_text())
+    return {arm: list(of["validation"]["accuracy"]["seeds"]) for arm, of in metrics["arms"].items()}
+
+
+def test_students_in_runs_are_reported_compared_and_used(built_project):
+    built_project(*COMMANDS, HEAD_KL)
+    code, out, error = run("report")
+    assert code == 0, error
+    assert "kdcache distill --task cb" in out
+    assert "| kl |" in out
+    assert "runs/reports/index.html" in out
+    assert Path("runs/reports/index.html").is_file()
+    assert not Path("reports").exists()
+    for pair in (("kl", "head"), ("kl", "teacher"), ("runs:kl", "runs:head")):
+        code, out, error = run("compare", *pair)
+        assert (code, error) == (0, "")
+        assert "cb" in out
+    code, out, error = run("predict", "--arm", "kl", "--task", "cb", "--split", "validation")
+    assert code == 0, error
+    assert len(pd.read_csv(out.strip())) == 32
+
+
+def test_later_students_join_earlier_ones_if_they_are_comparable(built_project):
+    built_project(*COMMANDS, HEAD_KL)
+    assert arms_of("cb") == {"head": ["0", "1"], "kl": ["0", "1"]}
+    assert run("distill", "--task", "cb", "--arm", "ce", "--seed", "7")[0] == 0
+    assert arms_of("cb") == {"head": ["0", "1"], "ce": ["7"], "kl": ["0", "1"]}
+    code, _, error = run("distill", "--task", "cb", "--arm", "kl", "--seed", "0", "--set", "distill.lr=1e-3")
+    assert code == 0
+    assert "kl-1" in error
+    assert "head-0" not in error
+    assert arms_of("cb") == {"head": ["0", "1"], "ce": ["7"], "kl": ["0"]}
+    labelled = run("predict", "--arm", "ce", "--task", "cb", "--split", "validation")
+    assert labelled[0] == 0, "the seed that there is"
+
+
+def test_the_pipelines_outputs_come_first(built_project):
+    built_project(*COMMANDS, HEAD_KL)
+    for name in ("metrics", "curves", "predictions"):
+        shutil.copytree(f"runs/{name}", name)
+    shutil.copytree("runs/cb", "models/students/cb")
+    assert run("distill", "--task", "cb", "--arm", "ce", "--seed", "0")[0] == 0
+    code, out, error = run("report")
+    assert code == 0, error
+    assert "| ce |" not in out
+    assert "reports/index.html" in out
+    assert not Path("runs/reports").exists()
+    assert run("compare", "ce", "kl")[0] == 0, "an arm that is only in runs"
+    assert "runs/" not in run("predict", "--arm", "kl", "--task", "cb", "--split", "validation")[2]
+
+
+def test_a_report_of_another_cache_is_refused(built_project):
+    built_project(*COMMANDS, HEAD_KL)
+    assert run("cache", "--task", "cb", "--set", "cache_teacher.dtype=bfloat16")[0] == 0
+    assert "kdcache distill --task cb" in fails("report")
+
+
+def test_errors_name_what_helps(built_project):
+    built_project(*COMMANDS)
+    for command in (["report"], ["compare", "kl", "ce"], ["predict", "--arm", "kl", "--task", "cb"]):
+        error = fails(*command)
+        assert "Run: kdcache distill" in error, "it works without DVC"
+        assert "dvc repro" not in error

@@ -1,0 +1,81 @@
+"""Test rows: scored once, by one command, and counted."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import fails, run
+
+from kdcache.cache.location import Location
+from kdcache.cache.manifest import read_manifest
+from kdcache.cache.reader import load_cache
+
+TASK = """
+text = "text"
+label = "label"
+labels = ["no", "yes"]
+metrics = ["accuracy", "macro_f1"]
+
+[splits]
+train = "../rows/train.jsonl"
+validation = "../rows/validation.jsonl"
+test = "../rows/test.jsonl"
+unlabelled = "../rows/unlabelled.jsonl"
+"""
+
+
+@pytest.fixture
+def own_task(project, write_jsonl):
+    """A task of three splits whose test rows have labels, cached."""
+    folder = project(train_teacher={"folds": 0}, prepare={"max_rows": None})
+    words = [["the river is wide", "a boat on water"], ["my bill is wrong", "the charge was high"]]
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 60), ("validation", 40), ("test", 40), ("unlabelled", 5)):
+        labels = rng.integers(2, size=count)
+        rows = [
+            {"text": f"{words[label][k % 2]} {k} {split}", "label": ["no", "yes"][label]}
+            for k, label in enumerate(labels.tolist())
+        ]
+        write_jsonl(folder / "rows" / f"{split}.jsonl", rows)
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "own.toml").write_text(TASK)
+    params = folder / "params.yaml"
+    params.write_text(params.read_text().replace("tasks:\n- wic\n- cb", "tasks:\n- own"))
+    for command in ("prepare", "teach", "cache", "shrink", "distill --arm head --arm kl"):
+        code, out, error = run(*command.split())
+        assert code == 0, (command, out, error)
+    return folder
+
+
+def test_test_is_scored_by_evaluate_alone_and_counted(own_task):
+    manifest = read_manifest(Location.parse("cache", "own"))
+    assert "test" in manifest.splits
+    assert "test" not in manifest.metrics
+    assert "test" not in manifest.all_rows_teacher
+    assert "test" not in json.loads(Path("models/teacher/own/probe.json").read_text())
+    code, out, _ = run("inspect", "--task", "own", "--json")
+    assert code == 0
+    assert json.loads(out)["cache/own"]["splits"]["test"]["labels"] is None
+
+    code, out, error = run("evaluate", "--task", "own", "--arm", "kl")
+    assert code == 0, error
+    assert "look 1 of 1" in out
+    path = Path("evaluations/own-test.json")
+    (look,) = json.loads(path.read_text())["looks"]
+    rows = load_cache("cache/own", "test").read()
+    right = float((rows.logits.argmax(1) == rows.label).mean())
+    assert look["scores"]["teacher"]["accuracy"]["points"] == pytest.approx(100 * right, abs=1e-3)
+    assert set(look["scores"]) == {"teacher", "kl"}
+    assert look["scores"]["kl"]["macro_f1"]["seeds"] == 2
+    for found in (*look["scores"]["kl"].values(), look["over_teacher"]["kl"]):
+        assert found["low"] < found["points"] + 1e-9 < found["high"] + 2e-9
+    before = path.read_bytes()
+    assert "on record" in run("evaluate", "--task", "own", "--arm", "kl")[1]
+    assert path.read_bytes() == before, "the same question is one look"
+    assert "look 2 of 2" in run("evaluate", "--task", "own", "--arm", "head")[1]
+    assert "look 1 of 2" in run("evaluate", "--task", "own", "--arm", "kl")[1]
+
+    assert "Did you mean test?" in fails("evaluate", "--task", "own", "--arm", "kl", "--split", "tset")
+    assert "kdcache distill --task own --arm ce" in fails("evaluate", "--task", "own", "--arm", "ce")
+    assert "got 0" in fails("evaluate", "--task", "own", "--arm", "kl", "--split", "unlabelled")

@@ -1,0 +1,121 @@
+"""Exported students: the same labels outside the project, in a process without kdcache."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import fails, run
+
+import kdcache
+from kdcache.errors import ModelError
+
+pytest.importorskip("onnxruntime")
+
+WITHOUT = "import sys\nfor name in ('kdcache', 'torch', 'transformers', 'peft'): sys.modules[name] = None\n"
+
+
+def validation(project: Path) -> tuple[list[str], list[str]]:
+    table = pq.read_table(project / "data/cb/validation.parquet")
+    return table["text"].to_pylist(), table["text_pair"].to_pylist()
+
+
+def card_code(folder: Path) -> str:
+    """The card's code, which prints labels, for this folder."""
+    text = (folder / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    return code.replace("PATH", folder.as_posix())
+
+
+def run_card(folder: Path, cwd: Path, texts: list[str], pairs: list[str]) -> list[str]:
+    code = card_code(folder)
+    assert len([line for line in code.splitlines() if line]) == 10
+    code = re.sub(r"encode_batch\(.*\)", f"encode_batch({list(zip(texts, pairs, strict=True))!r})", code)
+    code = code.replace("print([", "print(json.dumps([").replace("(1)])", "(1)]))")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT + code], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_an_onnx_export_runs_without_kdcache(distilled_project, tmp_path_factory):
+    student = kdcache.load_student("runs/cb/kl+gram-0")
+    texts, pairs = validation(distilled_project)
+    texts[0] = " ".join([texts[0]] * 40)  # cut as the student cuts it
+    wanted = [one.label for one in student.predict(texts, pairs)]
+    out = tmp_path_factory.mktemp("elsewhere") / "cb"
+    code, told, error = run("export-student", "runs/cb/kl+gram-0", "--to", "onnx", "--out", str(out))
+    assert code == 0, error
+    assert "100.0% of 32 rows" in told
+    shutil.rmtree(distilled_project / "models")
+    assert run_card(out, out.parent, texts, pairs) == wanted
+    assert json.loads((out / "labels.json").read_text()) == list(student.labels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kl+gram-0", "head-0"])
+def test_int8_says_what_it_changed(distilled_project, name):
+    code, told, error = run("export-student", f"runs/cb/{name}", "--to", "onnx", "--int8", "--out", "cb8")
+    assert code == 0, error
+    card = Path("cb8/README.md").read_text()
+    share = float(re.search(r"same label .* \| ([\d.]+)%", card).group(1))
+    assert f"{share}% of 32 rows" in told
+    assert share >= 90
+    assert "int8, in" in card
+    texts, pairs = validation(distilled_project)
+    wanted = [one.label for one in kdcache.load_student(f"runs/cb/{name}").predict(texts, pairs)]
+    same = np.mean(
+        [
+            a == b
+            for a, b in zip(run_card(Path("cb8").resolve(), Path.cwd(), texts, pairs), wanted, strict=True)
+        ]
+    )
+    assert abs(100 * same - share) <= 100 / 32 + 0.1, "padding differs, and with it the scale of activations"
+
+
+def test_an_exported_folder_loads_anywhere(distilled_project, tmp_path_factory, monkeypatch):
+    texts, pairs = validation(distilled_project)
+    wanted = kdcache.load_student("runs/cb/kl+gram-0").logits(texts, pairs)
+    out = tmp_path_factory.mktemp("elsewhere") / "cb"
+    code, _, error = run("export-student", "runs/cb/kl+gram-0", "--to", "folder", "--out", str(out))
+    assert code == 0, error
+    shutil.rmtree(distilled_project / "models")
+    monkeypatch.chdir(out.parent)
+    np.testing.assert_array_equal(kdcache.load_student("cb").logits(texts, pairs), wanted)
+
+
+def test_a_backbone_is_found_by_its_digest_or_named(distilled_project, tmp_path_factory, monkeypatch):
+    texts, pairs = validation(distilled_project)
+    folder = distilled_project / "runs/cb/kl+gram-0"
+    wanted = kdcache.load_student(folder).logits(texts, pairs)
+    shutil.move("models/backbone", "models/old")
+    assert run("shrink", "--num-layers", "2")[0] == 0
+    assert np.array_equal(kdcache.load_student(folder).logits(texts, pairs), wanted), "beside the new one"
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.move("models/old", elsewhere / "b")
+    with pytest.raises(ModelError, match="backbone=FOLDER"):
+        kdcache.load_student(folder)
+    monkeypatch.chdir(elsewhere)
+    assert np.array_equal(kdcache.load_student(folder, backbone="b").logits(texts, pairs), wanted)
+    pool = kdcache.StudentPool([folder, folder.with_name("head-0")], backbone="b")
+    assert len(pool.students) == 2
+    with pytest.raises(ModelError, match="must be"):
+        kdcache.load_student(folder, backbone=distilled_project / "models/backbone")
+
+
+def test_what_cannot_be_exported_is_one_line(distilled_project):
+    student = "runs/cb/kl+gram-0"
+    assert "--to onnx" in fails("export-student", student, "--to", "folder", "--int8")
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("x")
+    assert "mine" in fails("export-student", student, "--to", "onnx", "--out", "mine")
+    assert Path("mine/thesis.txt").is_file()
+    shutil.rmtree("data")
+    assert "kdcache prepare" in fails("export-student", student, "--to", "onnx", "--int8")
