@@ -30,9 +30,9 @@ def inject(base: Path, kind: str, every: int, *verbs: str) -> list[dict]:
 
 def test_a_killed_start_of_a_project_goes_on(tmp_path):
     """The verb that needs no other: the default tier builds no teacher."""
-    (found,) = inject(tmp_path / "base", "kill", 9, "init")
+    (found,) = inject(tmp_path / "base", "kill", 40, "init")
     assert found["failed"] == []
-    assert found["tried"] >= 10
+    assert found["tried"] >= 3
 
 
 @pytest.mark.slow
