@@ -1,4 +1,4 @@
-"""Joining two tables of rows by id in 24 bytes of memory per row, whatever their order."""
+"""Joining two tables of rows by id, whatever their order, in some 90 bytes of memory per row at the peak."""
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
