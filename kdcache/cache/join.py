@@ -1,5 +1,6 @@
-"""Joining two tables of rows by id in 24 bytes of memory per row, whatever their order."""
+"""Joining two tables of rows by id, whatever their order, in some 90 bytes of memory per row at the peak."""
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 from kdcache.cache.ids import NAMED
 from kdcache.cache.schema import ROW_GROUP_ROWS
 
+LOOKED_UP = 2**20  # ids at a time
 COLUMNS = ("example_id", "content_hash", "label")
 # Opens a table from its start: batches with at least ``COLUMNS``.
 Batches = Callable[[], Iterable[pa.RecordBatch]]
@@ -41,24 +43,24 @@ class Keys:
     @classmethod
     def of(cls, batches: Batches) -> "Keys":
         """Read the keys of a table."""
-        parts: list[tuple[np.ndarray, ...]] = [
-            (
-                hash_ids(batch["example_id"].to_pylist()), hash_ids(batch["content_hash"].to_pylist()),
-                batch["label"].to_numpy(),
-            )
-            for batch in batches()
-        ]  # fmt: skip
-        columns = zip(*parts, strict=True) if parts else ([np.empty(0, np.int64)] for _ in range(3))
-        return cls(*(np.concatenate(column) for column in columns))
+        ids, texts, labels = array("q"), array("q"), array("q")  # they grow in place
+        for batch in batches():
+            ids.frombytes(hash_ids(batch["example_id"].to_pylist()).tobytes())
+            texts.frombytes(hash_ids(batch["content_hash"].to_pylist()).tobytes())
+            labels.frombytes(batch["label"].to_numpy().tobytes())
+        return cls(*(np.frombuffer(column, np.int64) for column in (ids, texts, labels)))
 
     def find(self, ids: np.ndarray) -> np.ndarray:
         """Return for each hash of an id its row here, or −1."""
         if not len(self.ids):
             return np.full(len(ids), -1)
         order = np.argsort(self.ids)
-        place = np.searchsorted(self.ids, ids, sorter=order)
-        row = order[np.minimum(place, len(order) - 1)]
-        row[self.ids[row] != ids] = -1
+        row = np.empty(len(ids), np.int64)
+        for start in range(0, len(ids), LOOKED_UP):
+            part = ids[start : start + LOOKED_UP]
+            place = np.searchsorted(self.ids, part, sorter=order)
+            found = order[np.minimum(place, len(order) - 1)]
+            row[start : start + LOOKED_UP] = np.where(self.ids[found] == part, found, -1)
         return row
 
 
