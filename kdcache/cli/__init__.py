@@ -24,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help=(
         "Distil a larger teacher into small prompt-tuned students, through cached logits. "
         "`kdcache init` starts a project; the other commands run in its folder and read its params.yaml. "

@@ -39,6 +39,7 @@ def compare(
     lower bound: if it is above −1, the arm is less than a point worse.
     """
     with errors_in_one_line(debug):
+        from kdcache.report.cautions import few_seeds
         from kdcache.stats.estimates import decimal, effect, mean_estimate
         from kdcache.stats.two_projects import OWN_FOLDERS, Side, common_tasks, read_across
 
@@ -60,6 +61,8 @@ def compare(
             effects[name] = effect(runs, sides[0].arm, other)
         if len(effects) > 1:
             effects["mean"] = mean_estimate(list(effects.values()))
+        if caution := few_seeds(min(one.seeds for one in effects.values())):
+            typer.echo(caution)
         title = f"{sides[0]} over {sides[1]}, points of {metric} (95% CI); p is not corrected"
         table = Table(title=title, title_justify="left")
         table.add_column("task")

@@ -99,13 +99,11 @@ def report(
     report goes to runs/reports/.
     """
     with open_project(set_, debug, task) as project:
-        from kdcache.report.report import read_timed_savings, read_timings, report_folder
-        from kdcache.report.report import report as stage
+        from kdcache.report.report import read_timed_savings, read_timings, write_report
 
         trained = [name for name in project.tasks if project.outputs(name)]
         project = project.only(chosen_tasks(project, task) if task else trained or project.tasks)
-        stage(project)
-        folder = report_folder(project)
+        folder = write_report(project)
         typer.echo((folder / "results.md").read_text(encoding="utf-8"))
         typer.echo(f"page: {folder / 'index.html'}")
         if timings:

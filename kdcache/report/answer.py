@@ -18,7 +18,7 @@ def answer(findings: Findings) -> list[Sentence]:
         Sentence("Does distillation lift the students over the baseline?", _lift(findings)),
         Sentence("Is the teacher reached?", _teacher(findings)),
         *_gap(findings), *_other_comparisons(findings), *_below_control(findings), *_diverged(findings),
-        *_seeds_needed(findings.plan), *_one_seed(findings),
+        *_seeds_needed(findings.plan),
     ]  # fmt: skip
 
 
@@ -193,10 +193,3 @@ def _seeds_needed(plan: SeedPlan | None) -> list[Sentence]:
         f" {know} ±{PRECISION:g} points on these rows. {find} a true effect of {PRECISION:g} with 80% power."
     )
     return [Sentence("Seeds needed.", text)]
-
-
-def _one_seed(findings: Findings) -> list[Sentence]:
-    if findings.seeds > 1:
-        return []
-    text = "Some arms were trained once. Their intervals cover new examples, but not new seeds."
-    return [Sentence("One seed.", text)]

@@ -10,6 +10,8 @@ from kdcache.report.tables import base_probe_score, percent
 from kdcache.stats.estimates import decimal
 from kdcache.students.unfinished import still_rising
 
+ENOUGH_SEEDS = 3
+
 
 @dataclass(frozen=True)
 class Sentence:
@@ -26,7 +28,25 @@ class Sentence:
 
 def cautions(findings: Findings) -> list[Sentence]:
     """Say what limits the answer; nothing where nothing does."""
-    return [*_not_done(findings), *_unequal_steps(findings), *_worth_distilling(findings)]
+    return [
+        *_few_seeds(findings), *_not_done(findings), *_worth_distilling(findings), *_unequal_steps(findings)
+    ]  # fmt: skip
+
+
+def few_seeds(seeds: int) -> str | None:
+    """Say what so few seeds cannot tell, and what to do; None for enough."""
+    if seeds >= ENOUGH_SEEDS:
+        return None
+    if seeds == 1:
+        what = "Some arms were trained once: intervals cover new examples, but not new seeds."
+    else:
+        what = f"Some arms have {seeds} seeds, so intervals over seeds are very wide."
+    return f"{what} Set distill.seeds to [0, 1, 2] or more and train again."
+
+
+def _few_seeds(findings: Findings) -> list[Sentence]:
+    text = few_seeds(findings.seeds)
+    return [Sentence("Too few seeds.", text)] if text else []
 
 
 def list_words(names: list[str]) -> str:
@@ -56,7 +76,7 @@ def _not_done(findings: Findings) -> list[Sentence]:
     arms = ", ".join(f"`{arm}` ({on_tasks})" for arm, on_tasks in told.items())
     text = (
         "These arms score best on tune in the last tenth of their steps, in points over all that came "
-        f"before: {arms}. More steps may help them."
+        f"before: {arms}. More steps may help them: raise distill.steps."
     )
     if findings.baseline in rises:
         text += f" A gain over `{findings.baseline}` may then come from more steps, not from the teacher."
@@ -93,13 +113,16 @@ def _worth_distilling(findings: Findings) -> list[Sentence]:
             )
             if score is not None
         }
+        if findings.baseline in task["arms"] and probes:
+            score = task["arms"][findings.baseline]["validation"][task["metric"]]["mean"]
+            probes[f"the baseline `{findings.baseline}`"] = score
         if teacher is None or not probes:
             continue
         better = [f"{probe} ({percent(score)})" for probe, score in probes.items() if score >= teacher]
         if better:
             below.append(
                 f"Nothing on {task['task']}: the teacher ({percent(teacher)}) is not better than "
-                f"{list_words(better)}."
+                f"{list_words(better)}. Take a larger teacher, or train it longer (train_teacher)."
             )
         else:
             above.append(task["task"])

@@ -17,15 +17,27 @@ from kdcache.report.cost import savings, timed_saving_table
 from kdcache.report.figures import draw_results
 from kdcache.report.findings import Record, ReportParams, find
 from kdcache.report.page import build_sections, page_html, page_json, page_markdown, score_panels
-from kdcache.report.tables import Table
+from kdcache.report.tables import Table, score_table
 
 READ_BESIDE = ("example_id", "group", "unit", "candidate", "answers")  # columns of a validation row
 
 
 def report(project: Project) -> None:
+    """Do what ``write_report`` does, and print the table of scores and where the page is.
+
+    Raises:
+        As ``write_report``.
+    """
+    folder = write_report(project)
+    control = project.section("report", ReportParams).control
+    table = score_table([_read_metrics(project, task) for task in project.tasks], control)
+    print("\n".join([*table.markdown(), "", f"{table.caption}.", f"page: {folder / 'index.html'}"]))
+
+
+def write_report(project: Project) -> Path:
     """Write the page as index.html, results.md and results.json, and its picture results.svg.
 
-    A task's students are those of ``Project.outputs``.
+    A task's students are those of ``Project.outputs``. The folder is returned.
 
     Raises:
         ParamsError: a comparison is not of two arms.
@@ -33,7 +45,7 @@ def report(project: Project) -> None:
         CacheError: its cache is gone.
     """
     params = project.section("report", ReportParams)
-    target = report_folder(project)
+    target = _report_folder(project)
     check_place(target, "reports")
     findings = find([_read_record(project, task) for task in project.tasks], params)
     commands = [*dict.fromkeys(_command(project, _outputs(project, task), task)[0] for task in project.tasks)]
@@ -48,9 +60,10 @@ def report(project: Project) -> None:
         write_json(page_json(findings), made / "results.json")
         draw_results(score_panels(findings), made / "results.svg")
         place(made, target)
+    return target
 
 
-def report_folder(project: Project) -> Path:
+def _report_folder(project: Project) -> Path:
     """Return where the report goes: beside the pipeline's outputs if all tasks lie there, else in runs/."""
     of_pipeline = all(_outputs(project, task) == project.paths for task in project.tasks)
     return Path((project.paths if of_pipeline else project.paths.explored).reports)

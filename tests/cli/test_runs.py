@@ -2,10 +2,14 @@
 
 import json
 import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 from conftest import fails, run
+
+from kdcache.project import Project, load_stage
 
 COMMANDS = ("prepare", "teach --task cb", "cache --task cb", "shrink")
 HEAD_KL = "distill --task cb --arm head --arm kl"
@@ -26,9 +30,16 @@ def test_students_in_runs_are_reported_compared_and_used(built_project):
     assert "runs/reports/index.html" in out
     assert Path("runs/reports/index.html").is_file()
     assert not Path("reports").exists()
+    assert run("-h")[0] == 0
+    with redirect_stdout(StringIO()) as printed:
+        load_stage("report")(Project.load().only(["cb"]))
+    last = printed.getvalue().splitlines()
+    assert last[-1] == "page: runs/reports/index.html", "what dvc repro ends with"
+    assert any(line.startswith("| kl |") for line in last)
     for pair in (("kl", "head"), ("kl", "teacher"), ("runs:kl", "runs:head")):
         code, out, error = run("compare", *pair)
         assert (code, error) == (0, "")
+        assert "distill.seeds" in out.splitlines()[0], "two seeds cannot tell"
         assert "cb" in out
     code, out, error = run("predict", "--arm", "kl", "--task", "cb", "--split", "validation")
     assert code == 0, error

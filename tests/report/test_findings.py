@@ -193,10 +193,20 @@ def test_a_diverged_student_leaves_its_other_seeds_compared(lifted):
     assert findings.gains["kl"]["wic"].seeds == 2
 
 
-def test_one_seed_is_said_and_plans_nothing():
-    findings = find([build_record(LIFTED, seeds=1)], PARAMS)
-    assert findings.plan is None
-    assert "One seed." in told(findings)
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_seeds_are_said_first_with_what_to_do(seeds):
+    findings = find([build_record(LIFTED, seeds=seeds)], PARAMS)
+    assert (findings.plan is None) == (seeds == 1)
+    topic, text = next(iter(told(findings).items()))
+    assert topic == "Too few seeds."
+    assert "distill.seeds" in text
+
+
+def test_a_teacher_below_the_baseline_is_said_with_what_to_do():
+    findings = find([build_record(LIFTED | {"teacher": 62})], PARAMS)
+    text = told(findings)["Is there anything to distil?"]
+    assert "`ce`" in text
+    assert "train_teacher" in text
 
 
 def test_planning_says_how_many_seeds(findings):
