@@ -5,7 +5,7 @@ that its logits are of. That is every split but train, and train if its logits a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -154,9 +154,7 @@ def analyse_cache(path: Location | Path | str, backbone: Path | None = None) -> 
     agreement: dict[str, FoldAgreement] = {}
     members: dict[str, MemberAgreement] = {}
     for split in manifest.splits:
-        rows = read_answers(load_cache(location, split))
-        if split == TEST:  # as if it had no labels
-            rows = replace(rows, labels=np.full_like(rows.labels, -1))
+        rows = read_answers(load_cache(location, split), with_labels=split != TEST)
         labels, logits, predictions = rows.labels, rows.logits, rows.predictions
         if rows.plain is not None:
             agreement[split] = compare_folds(labels, predictions, rows.plain)

@@ -30,8 +30,8 @@ class Answers:
     members: np.ndarray | None
 
 
-def read_answers(split: CachedSplit) -> Answers:
-    """Read a split, one row group at a time."""
+def read_answers(split: CachedSplit, with_labels: bool = True) -> Answers:
+    """Read a split, one row group at a time; without labels as if it had none."""
     logits = np.empty((len(split), split.num_logits), np.float32)
     ids, start = [], 0
     columns: dict[str, list[np.ndarray]] = {}
@@ -40,7 +40,8 @@ def read_answers(split: CachedSplit) -> Answers:
         logits[start : start + len(rows)] = rows.logits
         start += len(rows)
         ids.append(pa.array(rows.example_id, pa.string()))
-        found = {"labels": rows.label, "fold": rows.fold, "predictions": _predict(rows.logits)}
+        labels = rows.label if with_labels else np.full_like(rows.label, -1)
+        found = {"labels": labels, "fold": rows.fold, "predictions": _predict(rows.logits)}
         if rows.logits_plain is not None:
             found["plain"] = _predict(rows.logits_plain)
         if rows.members:
