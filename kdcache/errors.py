@@ -183,7 +183,7 @@ place, then run the same command again.'
 
 
 def printable(text: str) -> str:
-    """Return text that a terminal only shows: its control characters are spelt out, but for ends of lines.
+    r"""Return text that a terminal only shows: its control characters are spelt out, but for ends of lines.
 
     Those of direction are too, as they show a text in another order than it is read.
 
@@ -192,7 +192,7 @@ def printable(text: str) -> str:
     """
 
     def spelt(char: str) -> str:
-        hidden = unicodedata.category(char) in ("Cc", "Cs") or char in _DIRECTIONS
+        hidden = unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char in _DIRECTIONS
         return char.encode("unicode_escape").decode() if hidden and char not in "\n\t" else char
 
     return "".join(map(spelt, text))

@@ -9,7 +9,7 @@ from kdcache.errors import ParamsError, shorten
 from kdcache.plain_json import MAX_DEPTH
 
 MAX_TEXT = 1_000_000  # characters
-MAX_VALUES = 100_000  # aliases expanded
+MAX_EXPANDED = 100_000  # aliases expanded
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,14 +51,16 @@ def _count(root: Any, where: str) -> None:
             raise ParamsError(
                 f"{where}:{node.start_mark.line + 1}: a value must not hold itself. Write it out."
             )
+        if len(above) > MAX_DEPTH:
+            raise RecursionError
         if id(node) not in sizes:
             children = node.value if isinstance(node.value, list) else []
             flat = [c for child in children for c in (child if isinstance(child, tuple) else (child,))]
             sizes[id(node)] = 1 + sum(size(child, (*above, id(node))) for child in flat)
         return sizes[id(node)]
 
-    if root is not None and size(root) > MAX_VALUES:
-        raise ParamsError(f"{where}: the text must hold at most {MAX_VALUES} values, got more. Shorten it.")
+    if root is not None and size(root) > MAX_EXPANDED:
+        raise ParamsError(f"{where}: the text must hold at most {MAX_EXPANDED} values, got more. Shorten it.")
 
 
 def parse_yaml(text: str, where: str) -> Any:

@@ -291,10 +291,10 @@ def _parquet_rows(
         for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted):
             for values in batch.to_pylist():
                 number += 1
-                where = f"{name} row {number}"
                 for column, value in values.items():
-                    if isinstance(value, str) and len(value) > MAX_CHARACTERS:
-                        raise DataError(f"{where}: {column} must be at most {MAX_CHARACTERS} characters.")
-                yield Row(where, values)
+                    if isinstance(value, str) and (size := len(value)) > MAX_CHARACTERS:
+                        most = f"at most {MAX_CHARACTERS} characters, got {size}"
+                        raise DataError(f"{name} row {number}: {column} must be {most}.")
+                yield Row(f"{name} row {number}", values)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{name}: it must be a Parquet file, got: {str(error).splitlines()[0]}") from None

@@ -45,8 +45,9 @@ def write_report(project: Project) -> Path:
         CacheError: its cache is gone.
     """
     params = project.section("report", ReportParams)
+    for paths in (project.paths, project.paths.explored):
+        check_place(Path(paths.reports), "reports")
     target = _report_folder(project)
-    check_place(target, "reports")
     findings = find([_read_record(project, task) for task in project.tasks], params)
     commands = [*dict.fromkeys(_command(project, _outputs(project, task), task)[0] for task in project.tasks)]
     sections = build_sections(findings, commands, _shared_identities(project))

@@ -230,7 +230,7 @@ def test_clean_empties_scratch_but_never_under_a_writer(built_project):
     Path(".kdcache/cache-0123456789abcdef/parts/x").write_bytes(b"x" * 2_000_000)
     with filelock.FileLock(".kdcache/cache-cb-12345678.lock"):
         assert fails("clean") == (
-            ".kdcache: no cache may be in the making, got cache-cb-12345678 at work. Wait for it to end."
+            ".kdcache: nothing may be in the making, got cache-cb-12345678 at work. Wait for it to end."
         )
     assert run("clean")[1] == ".kdcache: freed 2.0 MB\n"
     assert not list(Path(".kdcache").glob("*/"))

@@ -63,7 +63,7 @@ def test_test_is_scored_by_evaluate_alone_and_counted(own_task):
     assert "look 1 of 1" in out
     path = Path("evaluations/own-test.json")
     (look,) = json.loads(path.read_text())["looks"]
-    rows = load_cache("cache/own", "test").read()
+    rows = load_cache("cache/own", "test").rows
     right = float((rows.logits.argmax(1) == rows.label).mean())
     assert look["scores"]["teacher"]["accuracy"]["points"] == pytest.approx(100 * right, abs=1e-3)
     assert set(look["scores"]) == {"teacher", "kl"}
