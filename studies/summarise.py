@@ -131,10 +131,16 @@ def summarise(found: Mapping[str, Found]) -> dict[str, Any]:
             "arms": {arm: as_numbers(level(f.runs, arm)) for arm in names},
             "rates": f.rates, "still rising": f.at_the_end,
             "teacher over ce": as_numbers(effect(f.runs, teacher, "ce")),
-            "teacher over kl": as_numbers(effect(f.runs, teacher, "kl")),
-            "kl against the teacher": _reaches(f.runs, teacher),
         }  # fmt: skip
-    room = [task for task in tasks if tasks[task]["teacher over ce"]["points"] >= ROOM]
+        if "kl" in f.runs.tallies:
+            tasks[task] |= {
+                "teacher over kl": as_numbers(effect(f.runs, teacher, "kl")),
+                "kl against the teacher": _reaches(f.runs, teacher),
+            }
+    room = [
+        task for task, f in found.items()
+        if "kl" in f.runs.tallies and tasks[task]["teacher over ce"]["points"] >= ROOM
+    ]  # fmt: skip
     shares = None
     if room:
         kept = [found[task].runs for task in room]
