@@ -57,7 +57,7 @@ def draw(path: Path) -> None:
         panels[0].set_yticks(range(len(ROWS)), [*ROWS[:-1], "mean of these tasks"])
         panels[0].set_ylim(len(ROWS) - 0.5, -0.5)
         panels[1].set_xlabel(
-            "points of accuracy with 95% intervals; grey: the interval holds 0. Those of copa go beyond the picture"
+            "points of accuracy with 95% intervals; grey: it holds 0. Some of copa go on outside"
         )
         figure.patch.set_facecolor("white")
         figure.savefig(path, metadata={"Date": None, "Creator": None})
