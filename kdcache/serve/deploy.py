@@ -12,7 +12,7 @@ from kdcache.data.splits import read_split, sequences
 from kdcache.data.task import read_task
 from kdcache.encoder.batching import encode, fixed_plan
 from kdcache.errors import DataError, ParamsError
-from kdcache.places import check_place
+from kdcache.project import write_json
 from kdcache.serve.mixed_batches import LoadedStudent
 from kdcache.serve.pool import load_student
 from kdcache.students.about import ABOUT, EXPORTED_BACKBONE, About, find_backbone, read_about
@@ -20,6 +20,7 @@ from kdcache.students.student import predict
 
 Target = Literal["folder", "onnx"]
 GRAPH, LABELS, CARD = "model.onnx", "labels.json", "README.md"
+EXPORT = "export.json"  # the mark of an export, the only thing that another one may replace
 WANTED = {"float32": 0.995, "int8": 0.98}  # share of validation rows with the label of PyTorch
 ROWS_AT_ONCE = 32
 STRATEGIES = {"longest": "longest_first", "first": "only_first", "second": "only_second"}
@@ -62,9 +63,13 @@ def export_student(
             "--int8: the task's prepared data must be there to measure what it changes, got none. "
             "Run it in the project, after: kdcache prepare"
         )
-    if out.is_dir() and any(out.iterdir()) and not (out / GRAPH).is_file():
-        check_place(out, "student")
+    if out.exists() and not (out / EXPORT).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise ParamsError(
+            f"{out}: it must be new, empty or an earlier export, got something else there. "
+            "Choose another folder with --out."
+        )
     about = read_about(folder)
+    out = out.resolve()  # a link stays a link
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         made = Path(scratch) / "made"
@@ -73,7 +78,9 @@ def export_student(
             found: dict[str, float] = {}
         else:
             found = _write_onnx(load_student(folder, backbone=backbone), made, int8, data)
-        shutil.rmtree(out, ignore_errors=True)
+        write_json({"form": form, "measured": found}, made / EXPORT)
+        if out.exists():
+            out.rename(Path(scratch) / "replaced")
         made.rename(out)
     return found
 

@@ -25,6 +25,10 @@ def validation(project: Path) -> tuple[list[str], list[str]]:
     return table["text"].to_pylist(), table["text_pair"].to_pylist()
 
 
+def all_files() -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
 def card_code(folder: Path) -> str:
     """The card's code, which prints labels, for this folder."""
     text = (folder / "README.md").read_text()
@@ -86,6 +90,11 @@ def test_an_exported_folder_loads_anywhere(distilled_project, tmp_path_factory, 
     out = tmp_path_factory.mktemp("elsewhere") / "cb"
     code, _, error = run("export-student", "runs/cb/kl+gram-0", "--to", "folder", "--out", str(out))
     assert code == 0, error
+    (out / "old").touch()
+    assert run("export-student", "runs/cb/head-0", "--to", "folder", "--out", str(out))[0] == 0
+    assert run("export-student", "runs/cb/kl+gram-0", "--to", "folder", "--out", str(out))[0] == 0
+    assert not (out / "old").exists(), "an earlier export is replaced"
+    assert [path.name for path in out.parent.iterdir()] == ["cb"]
     shutil.rmtree(distilled_project / "models")
     monkeypatch.chdir(out.parent)
     np.testing.assert_array_equal(kdcache.load_student("cb").logits(texts, pairs), wanted)
@@ -115,7 +124,11 @@ def test_what_cannot_be_exported_is_one_line(distilled_project):
     assert "--to onnx" in fails("export-student", student, "--to", "folder", "--int8")
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("x")
-    assert "mine" in fails("export-student", student, "--to", "onnx", "--out", "mine")
-    assert Path("mine/thesis.txt").is_file()
+    Path("mine/model.onnx").write_text("x")  # of anybody
+    before = all_files()
+    for form in ("onnx", "folder"):
+        for place in ("mine", "mine/thesis.txt", student, "runs/cb/head-0"):
+            assert "earlier export" in fails("export-student", student, "--to", form, "--out", place)
+            assert all_files() == before
     shutil.rmtree("data")
     assert "kdcache prepare" in fails("export-student", student, "--to", "onnx", "--int8")
