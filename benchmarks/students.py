@@ -165,7 +165,7 @@ class Ours:
         table = pa.table({"example_id": ids, "label": labels.numpy(), "group": ids})
         fold = np.zeros(len(ids), np.int8)
         cached = CacheRows(ids, ids, labels.numpy(), fold, logits, features.astype(np.float16))
-        self.probes = Probes()
+        self.probes = Probes(Path(tempfile.mkdtemp()))
         self.rows = StudentRows.build(task, "train", table, cached, self.encoded, self.backbone)
 
     def start(self, seed: int = 0, terms: dict[str, Any] = KL, epochs: int = 1) -> Run:

@@ -96,3 +96,12 @@ def test_a_public_name_is_defined_once():
 def test_no_file_is_longer_than_300_lines():
     for path in FILES:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, path
+
+
+def test_nothing_is_left_to_assert():
+    """``python -O`` leaves assertions out."""
+    found = [
+        path.name for path in FILES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assert)
+    ]  # fmt: skip
+    assert not found

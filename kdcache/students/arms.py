@@ -86,12 +86,14 @@ class DistillParams:
         unlabelled: whether arms with a teacher's term learn from the split ``unlabelled`` too,
             where the task has one.
         select: ``last`` step, or the one of the best first metric on ``tune`` among step 0, where
-            the head is the linear probe, and ten at equal distances.
+            the head is the linear probe, and ten at equal distances. With ``last``, four are looked at.
         expect: fields of the teacher's identity that a shared cache must have, or its ``digest``.
         log_with: experiment trackers by accelerate's names (tensorboard, wandb, mlflow, dvclive,
             …); each gets one run per student.
         pooling: what heads read of the tokens' states: ``cls``, ``mean``, or ``auto``, which takes
             what the backbone's folder says.
+        workers: processes that train students side by side on a CPU, each with its share of ``threads``.
+            ``auto`` takes one per thread. Another share of threads gives other bits.
     """
 
     method: Method
@@ -115,6 +117,7 @@ class DistillParams:
     expect: dict[str, str | int]
     log_with: tuple[str, ...]
     pooling: PoolingChoice = "auto"
+    workers: Count | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -122,6 +125,11 @@ class DistillParams:
             raise ValueError(
                 f"distill: exactly one of steps and epochs must be set, got {got}. Set the other to null."
             )
+
+    def side_by_side(self, threads: int) -> tuple[int, int]:
+        """Return how many processes share some threads, and how many threads each has."""
+        workers = threads if self.workers == "auto" else self.workers
+        return workers, max(1, threads // workers)
 
 
 @dataclass(frozen=True)

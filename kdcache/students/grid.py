@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from kdcache.students.student import build_student
 from kdcache.students.trackers import check_trackers, track
 from kdcache.students.training_rows import StudentRows, join_rows, load_rows
 from kdcache.students.watch import idle_terms
+from kdcache.students.workers import helpers, take_turns
 
 Name = tuple[str, int]  # a student's arm and seed
 
@@ -50,7 +51,7 @@ class Grid:
 
     def __init__(self, project: Project, task_name: str, purpose: Sequence[Any] = ()) -> None:
         require_task(project, task_name)
-        self.project = project
+        self.project, self.purpose = project, purpose
         self.params = project.section("distill", DistillParams)
         for name in self.params.arms:
             require_plain(name, "distill.arms")
@@ -69,7 +70,10 @@ class Grid:
                 self.task.num_labels, self.task.num_choices, spec.batch_size,
             ):  # fmt: skip
                 print(warning, file=sys.stderr)
-        device = setup(project.threads)
+        self.processes, threads = self.params.side_by_side(project.threads)
+        device = setup(threads)
+        if device.type != "cpu":
+            self.processes = 1
         tokenizer = load_tokenizer(self.folder)
         for spec in self.specs.values():
             check_cls_token(spec.pooling, tokenizer, f"distill.arms.{spec.name}.pooling")
@@ -88,10 +92,11 @@ class Grid:
         if self.params.select == "tune":
             require_tune(splits, "distill.select", task_name)
         self.scratch = project.scratch(
-            __name__, task_name, list(purpose), asdict(replace(self.params, log_with=())), project.threads,
+            __name__, task_name, list(purpose), asdict(replace(self.params, log_with=())), threads,
             {name: spec.pooling for name, spec in self.specs.items()},
             project.paths.backbone, file_digest(self.folder / WEIGHTS), self.manifest.digest,
         )  # fmt: skip
+        self.probes = Probes(self.scratch)
 
     def _fit_methods(self) -> None:
         """Replace a method that the backbone cannot carry, and say so."""
@@ -109,7 +114,7 @@ class Grid:
 
     def use(self, splits: Mapping[str, StudentRows]) -> None:
         """Train and score on these splits from now on."""
-        self.splits, self.probes = dict(splits), Probes()
+        self.splits = dict(splits)
         train = self.splits["train"]
         more = [self.splits["unlabelled"]] if self.params.unlabelled and "unlabelled" in splits else []
         self.rows = join_rows([train, *more])
@@ -129,13 +134,35 @@ class Grid:
         for name in arms:
             self._check_targets(self.specs[name], seeds)
         names = [(arm, seed) for arm in arms for seed in seeds]
-        folders = {(arm, seed): made / f"{arm}-{seed}" for arm, seed in names}
-        missing = [name for name in names if not (folders[name] / RESULT).is_file()]
-        with tqdm(total=0, desc=f"{self.task.name} students", unit="step", disable=not missing) as bar:
-            for some in self.passes(missing):
-                bar.set_postfix_str(", ".join(f"{arm}-{seed}" for arm, seed in some))
-                self._train_pass({name: folders[name] for name in some}, bar)
-        return [json.loads((folder / RESULT).read_text(encoding="utf-8")) for folder in folders.values()]
+        missing = [name for name in names if not _done(made, name)]
+        passes = list(self.passes(missing))
+        steps = sum(self.steps_of(self.specs[arm]) for arm, _ in missing)
+        work = self.project, self.task.name, self.purpose, passes, made
+        with (
+            tqdm(total=steps, desc=f"{self.task.name} students", unit="step", disable=not missing) as bar,
+            helpers(min(self.processes, len(passes)) - 1, work, bar.update),
+        ):
+            self.train_passes(passes, made, bar.update, wait=True)
+        return [json.loads((_folder(made, name) / RESULT).read_text(encoding="utf-8")) for name in names]
+
+    def train_passes(
+        self, passes: Sequence[list[Name]], made: Path, after_step: Callable[[int], object], wait: bool
+    ) -> None:
+        """Train what no other process trains.
+
+        Args:
+            passes: students that train together.
+            made: see ``train``.
+            after_step: called with the number of students that took a step.
+            wait: see ``take_turns``.
+        """
+        take_turns(
+            passes,
+            lambda some: self._of_pass(some, made, ".lock"),
+            lambda some: all(_done(made, name) for name in some),
+            lambda some: self._train_pass(some, made, after_step),
+            wait,
+        )
 
     def passes(self, names: Sequence[Name]) -> Iterator[list[Name]]:
         """Cut students into those that train together.
@@ -154,12 +181,15 @@ class Grid:
         for same in kinds.values():
             size = self.params.students_per_pass
             if size == "auto":
-                size = students_that_fit(self.start(*same[0]))
+                on_cpu = self.backbone.device.type == "cpu"  # where stacking gains nothing
+                size = 1 if on_cpu else students_that_fit(self.start(*same[0]))
             for first in range(0, len(same), size):
                 yield same[first : first + size]
 
     def steps_of(self, spec: ArmSpec) -> int:
-        """Return how many steps an arm's prompts train; epochs are over all rows that some arm may draw."""
+        """Return how many steps an arm trains; epochs are over all rows that some arm may draw."""
+        if METHODS[spec.method].place is None and not METHODS[spec.method].own_weights:
+            return 0  # a probe
         if spec.epochs is None:
             return spec.steps or 0
         return spec.epochs * num_batches(len(self.rows), self.params.batch_size)
@@ -183,8 +213,7 @@ class Grid:
         rows = rows.read_by(backbone)
         tune = tune and tune.taught_by(spec.targets, seed).read_by(backbone)
         probe = self.probes.fit(student, rows, spec, tune)
-        steps = self.steps_of(spec) if student.tuned else 0
-        return Run(student, objective, rows, spec, seed, steps, probe, tune)
+        return Run(student, objective, rows, spec, seed, self.steps_of(spec), probe, tune)
 
     def _check_targets(self, spec: ArmSpec, seeds: Sequence[int]) -> None:
         """Refuse targets that the cache does not hold."""
@@ -215,20 +244,23 @@ class Grid:
                 "fewer seeds."
             )
 
-    def _train_pass(self, folders: Mapping[Name, Path], bar: Any) -> None:
-        for folder in folders.values():
-            shutil.rmtree(folder, ignore_errors=True)
-        runs = [self.start(*name) for name in folders]
-        key = value_digest([folder.relative_to(self.scratch).as_posix() for folder in folders.values()])
-        checkpoint = self.scratch / f"{key[:16]}.pt"
+    def _train_pass(self, names: Sequence[Name], made: Path, after_step: Callable[[int], object]) -> None:
+        for name in names:
+            shutil.rmtree(_folder(made, name), ignore_errors=True)
+        runs = [self.start(*name) for name in names]
+        checkpoint = self._of_pass(names, made, ".pt")
         restore_runs(runs, checkpoint)
-        bar.total += sum(run.steps for run in runs)
-        bar.update(sum(run.step for run in runs))
-        train_students(runs, checkpoint, bar.update)
-        for run, folder in zip(runs, folders.values(), strict=True):
+        after_step(sum(run.step for run in runs))
+        train_students(runs, checkpoint, after_step)
+        for run, name in zip(runs, names, strict=True):
             self._report(run)
-            write_student(run, self.task, self.splits, self.manifest, self.folder, folder)
+            write_student(run, self.task, self.splits, self.manifest, self.folder, _folder(made, name))
         checkpoint.unlink(missing_ok=True)
+
+    def _of_pass(self, names: Sequence[Name], made: Path, suffix: str) -> Path:
+        """Return a file in scratch that belongs to a pass."""
+        key = value_digest([_folder(made, name).relative_to(self.scratch).as_posix() for name in names])
+        return self.scratch / f"{key[:16]}{suffix}"
 
     def _report(self, run: Run) -> None:
         """Tell the trackers of a student, and the console what it should know."""
@@ -250,3 +282,11 @@ class Grid:
             return
         for sentence in idle_terms([entry for entry in run.history if entry["step"]]):
             tqdm.write(f"{task} {spec.name}, seed {run.seed}: {sentence}", file=sys.stderr)
+
+
+def _folder(made: Path, name: Name) -> Path:
+    return made / f"{name[0]}-{name[1]}"
+
+
+def _done(made: Path, name: Name) -> bool:
+    return (_folder(made, name) / RESULT).is_file()

@@ -1,12 +1,15 @@
 """The linear probes of students: where their heads start, and all of the method ``head``."""
 
 import hashlib
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from kdcache.digests import value_digest
 from kdcache.encoder.linear_probe import LinearProbe, fit_probe, one_hot
+from kdcache.encoder.optimisation import load_checkpoint, save_checkpoint
 from kdcache.encoder.parts import last_linear
 from kdcache.students.arms import ArmSpec
 from kdcache.students.student import Student, predict
@@ -14,14 +17,17 @@ from kdcache.students.training_rows import StudentRows
 
 
 class Probes:
-    """The probes of some rows fitted so far, one for each start and target.
+    """The probes fitted so far, one for each start and target.
 
     Students share a probe where they start alike and fit the same targets: arms of one method and
     seed do, and with mean pooling all seeds without a prompt.
+
+    Args:
+        folder: where they are kept, for other processes too; it belongs to one backbone and one cache.
     """
 
-    def __init__(self) -> None:
-        self._fitted: dict[str, LinearProbe] = {}
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def fit(
         self, student: Student, rows: StudentRows, spec: ArmSpec, tune: StudentRows | None
@@ -44,17 +50,20 @@ class Probes:
             which = np.flatnonzero(labelled.cpu().numpy())
             targets = one_hot(rows.labels[labelled], rows.task.num_labels)
         start = [torch.from_numpy(which), targets, *_start(student, rows)]
-        key = value_digest([spec.method, spec.pooling, *map(_bytes_digest, start)])
-        if key not in self._fitted:
-            features = starting_features(student, rows, which)
-            if tune is None:
-                self._fitted[key] = fit_probe(features, targets)
-            else:
-                metric, held_out = tune.task.metrics[0], starting_features(student, tune)
-                self._fitted[key] = fit_probe(
-                    features, targets, held_out, lambda logits: tune.score(logits)[metric]
-                )
-        return self._fitted[key]
+        ids = [part and part.table["example_id"].to_pylist() for part in (rows, tune)]
+        key = value_digest([spec.method, spec.pooling, *ids, *map(_bytes_digest, start)])
+        path, device = self.folder / f"probe-{key[:16]}.pt", student.backbone.device
+        kept = load_checkpoint(path, device)
+        if kept is not None:
+            return LinearProbe(**kept)
+        features = starting_features(student, rows, which)
+        if tune is None:
+            probe = fit_probe(features, targets)
+        else:
+            metric, held_out = tune.task.metrics[0], starting_features(student, tune)
+            probe = fit_probe(features, targets, held_out, lambda logits: tune.score(logits)[metric])
+        save_checkpoint(asdict(probe), path)
+        return probe
 
 
 def _start(student: Student, rows: StudentRows) -> list[torch.Tensor]:

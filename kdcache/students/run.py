@@ -24,16 +24,18 @@ from kdcache.students.training_rows import StudentRows
 from kdcache.students.watch import Watch
 
 CHECK_STEPS = 50  # between two looks at the losses: each makes the device wait
-LOOKS = 10  # at the student on tune, beside the one before the first step
+# At the student on tune, beside the one before the first step. Each costs a pass over tune.
+LOOKS = {"tune": 10, "last": 4}
 
 
-def steps_to_look_at(steps: int) -> list[int]:
+def steps_to_look_at(steps: int, select: str) -> list[int]:
     """Return the steps after which a student is scored: at equal distances, the last one among them.
 
-    >>> steps_to_look_at(25), steps_to_look_at(3)
-    ([3, 5, 8, 10, 13, 15, 18, 20, 23, 25], [1, 2, 3])
+    >>> steps_to_look_at(25, "tune"), steps_to_look_at(25, "last"), steps_to_look_at(3, "tune")
+    ([3, 5, 8, 10, 13, 15, 18, 20, 23, 25], [7, 13, 19, 25], [1, 2, 3])
     """
-    return sorted({-(-steps * k // LOOKS) for k in range(1, LOOKS + 1)} - {0})
+    looks = LOOKS[select]
+    return sorted({-(-steps * k // looks) for k in range(1, looks + 1)} - {0})
 
 
 class Run:
@@ -74,7 +76,7 @@ class Run:
         self.watch = Watch(len(rows), spec.batch_size)
         self.best = BestStep([*student.tuned, *student.head_parameters])
         self.last_finite: float | None = None
-        self._looks = frozenset(steps_to_look_at(steps))
+        self._looks = frozenset(steps_to_look_at(steps, spec.select))
         self._losses: list[torch.Tensor] = []
         self._sums: dict[str, torch.Tensor] = {}  # since the last look, over this many rows:
         self._summed = 0

@@ -1,5 +1,6 @@
 """Builders that the tests of training share: tiny students on tiny rows."""
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def make_rows(
     return StudentRows.build(task, "train", table, cached, encoded, backbone)
 
 
+def probes() -> Probes:
+    """Those of one student: nothing is kept of them."""
+    return Probes(Path(tempfile.mkdtemp()))
+
+
 def build_rows(folder: Path, backbone: Backbone | None = None) -> StudentRows:
     """Pairs of sequences, three classes."""
     encoded = encode(load_tokenizer(folder), TEXTS, TEXTS[::-1], max_length=32)
@@ -59,7 +65,7 @@ def build_run(
     if rows.inputs.backbone is not backbone:
         rows = replace(rows, inputs=FrozenInputs(backbone, rows.inputs.encoded))
     steps = spec.epochs * num_batches(len(rows), spec.batch_size) if student.tuned else 0
-    return Run(student, objective, rows, spec, seed, steps, Probes().fit(student, rows, spec, tune), tune)
+    return Run(student, objective, rows, spec, seed, steps, probes().fit(student, rows, spec, tune), tune)
 
 
 def fit(*runs: Run, checkpoint=None, after_step=None) -> None:

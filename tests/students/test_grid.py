@@ -155,7 +155,7 @@ def test_all_rows_targets_are_those_of_the_teacher_on_all_rows(cached: Path):
 
 def test_an_arm_that_is_not_done_is_warned_of(cached: Path, monkeypatch):
     """On 8 rows of tune, more than an eighth above all before the last tenth of the steps."""
-    rising, flat = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.1, 0.2, 0.3, 0.4, 0.5, 0.62]
+    rising, flat = [0.2, 0.3, 0.4, 0.5, 0.6], [0.2, 0.3, 0.4, 0.5, 0.62]
     tune = pq.read_metadata(cached / "data" / "cb" / "tune.parquet").num_rows
     assert rising[-1] - rising[-2] < 1 / tune < 0.2
     scores = iter([*rising[:-1], 0.7, *flat])

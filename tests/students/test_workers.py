@@ -1,0 +1,109 @@
+"""Students trained side by side by several processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import run
+
+from kdcache.project import Project
+from kdcache.students import workers
+from kdcache.students.arms import DistillParams
+from kdcache.students.workers import take_turns
+
+DISTILL = ("distill", "--task", "cb", "--arm", "ce", "--arm", "kl+gram")
+SIDE_BY_SIDE = ("--set", "distill.workers=2")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[subprocess.Popen]:
+    """The processes that a command starts."""
+    found = []
+
+    class Heard(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            if arguments[0][: len(workers.COMMAND)] == workers.COMMAND:
+                found.append(self)
+
+    monkeypatch.setattr(workers.subprocess, "Popen", Heard)
+    return found
+
+
+def test_students_of_two_processes_are_those_of_one(cached_project, started, monkeypatch):
+    folder = cached_project(distill={"seeds": [0, 1]})
+    assert run(*DISTILL)[0] == 0
+    alone = contents(folder / "runs")
+    assert not started
+    take = workers.take_turns
+
+    def once_the_other_is_there(passes, *rest):
+        """Leave the first pass to the other process."""
+        started[0].wait()
+        take(passes, *rest)
+
+    monkeypatch.setattr("kdcache.students.grid.take_turns", once_the_other_is_there)
+    assert run(*DISTILL, *SIDE_BY_SIDE)[0] == 0
+    assert [process.returncode for process in started] == [0]
+    assert contents(folder / "runs") == alone
+    assert not list((folder / ".kdcache").glob("grid-*"))
+
+
+CLAIM_AND_WAIT = """
+import filelock, sys, time
+held = [filelock.FileLock(lock).acquire() for lock in sys.argv[1:]]
+print("claimed", flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_leaves_is_taken_up(cached_project, monkeypatch):
+    """The system releases its claims."""
+    folder = cached_project(distill={"seeds": [0]})
+    assert run(*DISTILL)[0] == 0
+    alone = contents(folder / "runs")
+    take, trained = workers.take_turns, []
+
+    def beside_a_process_that_dies(passes, lock, done, train, wait):
+        locks = [str(lock(one).absolute()) for one in passes]
+        command = [sys.executable, "-c", CLAIM_AND_WAIT, *locks]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline() == b"claimed\n"
+            take(passes, lock, done, trained.append, wait=False)
+            assert not trained
+            process.kill()
+        take(passes, lock, done, train, wait)
+
+    monkeypatch.setattr("kdcache.students.grid.take_turns", beside_a_process_that_dies)
+    assert run(*DISTILL)[0] == 0
+    assert contents(folder / "runs") == alone
+
+
+def test_an_error_of_another_process_is_said_once(cached_project, started):
+    cached_project(distill={"seeds": [0, 1]})
+    wrong = ("--set", "distill.init=student:nowhere")
+    code, _, error = run(*DISTILL, *SIDE_BY_SIDE, *wrong)
+    assert code == 1
+    assert error.count("nowhere") == 1
+    assert len(started) == 1
+    assert started[0].returncode is not None  # ended with the command
+
+
+def test_passes_are_taken_once_and_waited_for(tmp_path: Path):
+    done, trained = set("b"), []
+    take_turns("abc", lambda one: tmp_path / one, done.__contains__, trained.append, wait=False)
+    assert trained == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("processes", "threads", "wanted"), [("auto", 4, (4, 1)), (2, 4, (2, 2)), (3, 2, (3, 1))]
+)
+def test_threads_are_shared(project, processes, threads, wanted):
+    project()
+    params = Project.load([f"distill.workers={processes}"]).section("distill", DistillParams)
+    assert params.side_by_side(threads) == wanted
