@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from kdcache.encoder.optimisation import load_checkpoint, save_checkpoint
+from kdcache.students.row_prompts import RowPrompts
 from kdcache.students.run import Run
+from kdcache.students.stack import Part, Stack, stacked
 from kdcache.students.student import forward
 
 CHECKPOINT_STEPS = 200
@@ -31,32 +33,47 @@ def train_students(
         after_step: called with the number of students that took a step.
     """
     backbone, padded = runs[0].student.backbone, runs[0].rows.inputs.padded
-    choices = runs[0].rows.encoded.num_choices
-    steps = 0
-
-    def end_step(students: int) -> None:
-        nonlocal steps
-        steps += 1
-        if checkpoint and steps % CHECKPOINT_STEPS == 0:
-            save_runs(runs, checkpoint)
-        if after_step:
-            after_step(students)
-
     for run in runs:
         run.begin()
+    stacks: list[Stack] = []
+    steps = 0
     while live := [run for run in runs if not run.finished]:
+        if {id(run) for stack in stacks for run in stack.runs} != set(map(id, live)):
+            for stack in stacks:
+                stack.release()
+            stacks = stacked(live)
         backbone.train(True)
-        batches = [run.next_batch() for run in live]
-        batch = padded.batch(np.concatenate(batches))
-        outputs = forward([run.student for run in live], batch, [len(rows) * choices for rows in batches])
-        losses = [run.loss(*out, rows) for run, out, rows in zip(live, outputs, batches, strict=True)]
+        parts = [part for stack in stacks for part in stack.next_parts()]
+        batch = padded.batch(np.concatenate([rows for part in parts for rows in part.batches]))
+        states = backbone.pooled(batch, _row_prompts(parts))
+        sizes = [len(part.which) * part.count for part in parts]
+        losses = [part.loss(some) for part, some in zip(parts, states.split(sizes), strict=True)]
         torch.stack(losses).sum().backward()
         backbone.train(False)
-        for run in live:
-            run.update()
-        end_step(len(live))
+        for stack in stacks:
+            stack.update()
+        steps += 1
+        if checkpoint and steps % CHECKPOINT_STEPS == 0:
+            for stack in stacks:
+                stack.release()
+            stacks = []
+            save_runs(runs, checkpoint)
+        if after_step:
+            after_step(len(live))
+    for stack in stacks:
+        stack.release()
     for run in runs:
         run.finish()
+
+
+def _row_prompts(parts: Sequence[Part]) -> RowPrompts | None:
+    """Return the prompt of each sequence of a batch; None for a reference, which has none."""
+    prompt = parts[0].runs[0].student.prompt
+    if prompt is None:
+        return None
+    values = torch.cat([part.prompts() for part in parts])
+    mask = torch.ones(values.shape[:2], dtype=torch.int64, device=values.device)
+    return RowPrompts(prompt.place, values, mask, shortest=values.shape[1])
 
 
 def save_runs(runs: Sequence[Run], path: Path) -> None:

@@ -6,6 +6,7 @@ control ``head`` is the probe itself, so what a prompt arm gains over it is due 
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -77,8 +78,9 @@ class Run:
         self.best = BestStep([*student.tuned, *student.head_parameters])
         self.last_finite: float | None = None
         self._looks = frozenset(steps_to_look_at(steps, spec.select))
-        self._losses: list[torch.Tensor] = []
-        self._sums: dict[str, torch.Tensor] = {}  # since the last look, over this many rows:
+        # Of steps that were not read yet: rows, and for each term some students' values and this one's place.
+        self._seen: list[tuple[int, dict[str, tuple[torch.Tensor, int]]]] = []
+        self._sums: dict[str, float] = {}  # since the last look, over this many rows:
         self._summed = 0
         self._plan: list[np.ndarray] = []
         decay = 0.0 if student.prompt is not None else spec.weight_decay
@@ -115,17 +117,22 @@ class Run:
         """Compute the objective of a batch from outputs of shape (batch · choices, …)."""
         by_row = self.rows.encoded.by_row
         terms = self.objective(by_row(logits), by_row(features), self.rows.targets(indices), self.progress)
-        for name, value in terms.items():
-            so_far = self._sums.get(name, 0.0)
-            self._sums[name] = so_far + value.detach().double() * len(indices)
-        self.examples += len(indices)
-        self._summed += len(indices)
         total = torch.stack(list(terms.values())).sum()
-        self._losses.append(total.detach())
+        self.saw({name: (value[None], 0) for name, value in terms.items()}, len(indices))
         return total
 
+    def saw(self, terms: Mapping[str, tuple[torch.Tensor, int]], rows: int) -> None:
+        """Keep the values of a step's terms until they are read: reading makes the device wait.
+
+        Args:
+            terms: name → values of some students, and which of them is this one's.
+            rows: of the batch.
+        """
+        self._seen.append((rows, {name: (values.detach(), k) for name, (values, k) in terms.items()}))
+        self.examples += rows
+
     def update(self) -> None:
-        """Take the optimizer's step, and where a look is due record losses and scores."""
+        """Take the optimizer's step."""
         groups = self.optimizer.param_groups
         nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], MAX_GRAD_NORM)
         factor = lr_factor(self.step, self.steps, self.spec.warmup_fraction)
@@ -133,10 +140,14 @@ class Run:
             group["lr"] = group["peak"] * factor
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.end_step()
+
+    def end_step(self) -> None:
+        """Count a step that was taken, and where a look is due record losses and scores."""
         self.step += 1
         due = self.step in self._looks
-        if due or len(self._losses) >= CHECK_STEPS:
-            self._check_losses()
+        if due or len(self._seen) >= CHECK_STEPS:
+            self._read_seen()
         if due and self.diverged is None:
             self._look()
 
@@ -151,18 +162,26 @@ class Run:
         scores = self.tune.score(predict(self.student, self.tune.encoded)[0])
         return {f"tune_{name}": score for name, score in scores.items() if name != "rows"}
 
-    def _check_losses(self) -> None:
-        values = torch.stack(self._losses).tolist() if self._losses else []
-        self._losses = []
-        for back, value in zip(range(len(values), 0, -1), values, strict=True):
-            if not math.isfinite(value):
+    def _read_seen(self) -> None:
+        """Add up the terms of the steps since the last time, and stop where a loss is not finite."""
+        seen, self._seen = self._seen, []
+        if not seen:
+            return
+        names = list(seen[0][1])
+        values = torch.stack([torch.stack([one[k] for one, k in terms.values()]) for _, terms in seen])
+        for back, (rows, _), step in zip(range(len(seen), 0, -1), seen, values.tolist(), strict=True):
+            loss = sum(step)
+            if not math.isfinite(loss):
                 self.diverged = (self.step - back + 1, self.last_finite)
                 return
-            self.last_finite = value
+            self.last_finite = loss
+            self._summed += rows
+            for name, value in zip(names, step, strict=True):
+                self._sums[name] = self._sums.get(name, 0.0) + value * rows
 
     def _look(self) -> None:
         """Record the mean losses since the last look, gradients on the fixed batch, and scores."""
-        seen = {f"loss_{name}": float(total) / self._summed for name, total in self._sums.items()}
+        seen = {f"loss_{name}": total / self._summed for name, total in self._sums.items()}
         self._sums, self._summed = {}, 0
         rows = self.watch.batch
         batch = self.rows.inputs.padded.batch(rows)
@@ -179,6 +198,7 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """Return all that is needed to go on from here, as plain values and tensors."""
+        self._read_seen()
         return {
             "step": self.step,
             "examples": self.examples,
@@ -190,7 +210,6 @@ class Run:
             "history": self.history,
             "diverged": self.diverged,
             "last_finite": self.last_finite,
-            "losses": self._losses,
             "sums": self._sums,
             "summed": self._summed,
         }
@@ -208,4 +227,4 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.best.restore_state(state["best"])
         self.history, self.last_finite = state["history"], state["last_finite"]
-        self._losses, self._sums, self._summed = state["losses"], state["sums"], state["summed"]
+        self._sums, self._summed = state["sums"], state["summed"]
