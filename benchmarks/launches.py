@@ -16,17 +16,15 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path[:0] = [
-    str(Path(__file__).parents[1] / "tests"),
-    str(Path(__file__).parents[1] / "tests" / "students"),
-]
+TESTS = Path(__file__).parents[1] / "tests"
+sys.path[:0] = [str(TESTS), str(TESTS / "students")]
 
-from conftest import build_tiny_model
-from engine import KL_GRAM, build_rows, build_run
+from conftest import build_tiny_model  # noqa: E402
+from engine import KL_GRAM, build_rows, build_run  # noqa: E402
 
-from kdcache.losses import Term
-from kdcache.students.loop import train_students
-from kdcache.students.prompted_backbone import Backbone
+from kdcache.losses import Term  # noqa: E402
+from kdcache.students.loop import train_students  # noqa: E402
+from kdcache.students.prompted_backbone import Backbone  # noqa: E402
 
 KL = {"inter_class": Term("kl", 1.0, 2.0)}
 ARMS: list[dict[str, Any]] = [{"terms": KL}, {"terms": KL_GRAM}, {}, {"terms": KL, "lr": 0.02}]
@@ -71,8 +69,10 @@ def main() -> None:
 
     one = operations(1, 1)
     kinds: dict[str, Callable[[int], float]] = {
-        "alone": lambda k: k * one, "stacked": lambda k: operations(k, 1), "4 arms": lambda k: operations(k, 4),
-    }  # fmt: skip
+        "alone": lambda k: k * one,
+        "stacked": lambda k: operations(k, 1),
+        "4 arms": lambda k: operations(k, 4),
+    }
     print(f"| students | {' | '.join(kinds)} |")
     print("|---:|" + "---:|" * len(kinds))
     for k in (1, 4, 12, 48):

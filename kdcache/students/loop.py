@@ -2,7 +2,7 @@
 
 On a GPU, a small student's step is bound by kernel launches, and K of them cost little more than
 one. On a CPU it is bound by arithmetic, and K cost K times as much. Each student ends up as if it
-were trained by itself, to rounding.
+were trained by itself, to rounding. ``stack`` says what K students share beside the backbone.
 """
 
 from collections.abc import Callable, Sequence
