@@ -14,33 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch.utils._python_dispatch import TorchDispatchMode
-
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "students")]
 
 from conftest import build_tiny_model  # noqa: E402
-from engine import KL_GRAM, build_rows, build_run  # noqa: E402
+from engine import KL_GRAM, build_rows, operations_per_step  # noqa: E402
 
 from kdcache.losses import Term  # noqa: E402
-from kdcache.students.loop import train_students  # noqa: E402
 from kdcache.students.prompted_backbone import Backbone  # noqa: E402
 
 KL = {"inter_class": Term("kl", 1.0, 2.0)}
 ARMS: list[dict[str, Any]] = [{"terms": KL}, {"terms": KL_GRAM}, {}, {"terms": KL, "lr": 0.02}]
-STEPS = 3
-
-
-class Count(TorchDispatchMode):
-    """Counts operations that are no views."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations += not (func.is_view or "detach" in str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def main() -> None:
@@ -51,21 +35,8 @@ def main() -> None:
     rows = build_rows(folder, backbone)
 
     def operations(students: int, arms: int) -> float:
-        """Of a step: the difference of two lengths, so that looks cancel."""
-
-        def count(epochs: int) -> int:
-            runs = [
-                build_run(folder, backbone, rows, seed=seed, epochs=epochs, **ARMS[seed % arms])
-                for seed in range(students)
-            ]
-            for run in runs:
-                run.history.append({"step": 0})
-                run._looks = frozenset()
-            with Count() as counted:
-                train_students(runs)
-            return counted.operations
-
-        return (count(1 + STEPS) - count(1)) / (4 * STEPS)
+        changes = [ARMS[seed % arms] | {"seed": seed} for seed in range(students)]
+        return operations_per_step(folder, backbone, rows, changes)
 
     one = operations(1, 1)
     kinds: dict[str, Callable[[int], float]] = {

@@ -1,13 +1,16 @@
 """Builders that the tests of training share: tiny students on tiny rows."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from specs import tiny_spec
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.data.task import Task
@@ -86,3 +89,37 @@ def gap(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
 def share_off(found: np.ndarray, wanted: np.ndarray) -> float:
     """The largest difference of logits, as a share of their size, which is what rounding grows with."""
     return float(np.abs(found - wanted).max() / max(1.0, np.abs(wanted).max()))
+
+
+class Count(TorchDispatchMode):
+    """Counts operations below autograd that are no views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += not (func.is_view or "detach" in str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def operations_per_step(
+    folder: Path, backbone: Backbone, rows: StudentRows, students: Sequence[dict[str, Any]]
+) -> float:
+    """Operations of a step of one pass, forward and backward, each of which a GPU must launch.
+
+    Args:
+        students: the changes of each, see ``build_run``.
+    """
+
+    def count(epochs: int) -> int:
+        runs = [build_run(folder, backbone, rows, epochs=epochs, **changes) for changes in students]
+        for run in runs:
+            run.history.append({"step": 0})  # no look
+            run._looks = frozenset()
+        with Count() as counted:
+            train_students(runs)
+        return counted.operations
+
+    batches = num_batches(len(rows), build_run(folder, backbone, rows).spec.batch_size)
+    return (count(4) - count(1)) / (3 * batches)  # what happens once cancels

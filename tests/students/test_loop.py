@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine import KL_GRAM, TEXTS, build_rows, build_run, fit, gap, values
+from engine import KL_GRAM, TEXTS, build_rows, build_run, fit, gap, operations_per_step, values
 from specs import tiny_spec
 
 from kdcache.encoder.batching import training_plan
@@ -156,6 +156,14 @@ def test_every_loss_is_stacked(tiny_model: Path, rows, name):
     for k, gradients in enumerate(wanted):
         for gradient, found in zip(gradients, both.optimizer.param_groups[1]["params"], strict=True):
             assert (gradient - found.grad[k]).abs().max() <= 1e-12 * max(1, gradient.abs().max())
+
+
+def test_more_students_of_an_arm_start_hardly_more_operations(tiny_model: Path, rows, backbone):
+    one, six = (
+        operations_per_step(tiny_model, backbone, rows, [{"terms": KL_GRAM, "seed": k} for k in range(count)])
+        for count in (1, 6)
+    )
+    assert six < 2 * one
 
 
 def test_a_student_is_blind_to_whoever_shares_its_batch(tiny_model: Path, rows, backbone):
