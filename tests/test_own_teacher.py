@@ -1,0 +1,142 @@
+"""The guide docs/reference/own-teacher.md, as a user types it: every block of it runs."""
+
+import csv
+import json
+import random
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, build_tiny_model
+from smoke import environment
+
+from kdcache.cache.reader import load_cache
+
+GUIDE = (ROOT / "docs" / "reference" / "own-teacher.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```", GUIDE, flags=re.DOTALL | re.MULTILINE)
+PROGRAMS = {title: text for language, title, text in BLOCKS if language == "python"}
+SECTIONS = [yaml.safe_load(text) for language, _, text in BLOCKS if language == "yaml"]
+WORDS = {"positive": "good fine lovely quick warm quiet", "negative": "bad broken rude slow cold loud"}
+
+
+def write_reviews(path: Path, labelled: int = 100, rows: int = 400) -> None:
+    """Write a CSV of different reviews, of which only the first have a label."""
+    rng, seen = random.Random(0), {}
+    things = ["room", "meal", "staff", "view", "bed", "pool", "bath", "desk", "lamp", "door"]
+    while len(seen) < rows:
+        label = rng.choice(sorted(WORDS))
+        first, second = rng.sample(WORDS[label].split(), 2)
+        seen[f"The {rng.choice(things)} was {first}, and the {rng.choice(things)} {second}."] = label
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "label"])
+        table.writerows((text, label if i < labelled else "") for i, (text, label) in enumerate(seen.items()))
+
+
+def set_params(section: dict[str, object]) -> None:
+    """Write keys of the top level into params.yaml, as the guide shows them."""
+    path = Path("params.yaml")
+    text = path.read_text()
+    for key, value in section.items():
+        shown = yaml.safe_dump({key: value}, default_flow_style=True, width=1000).strip()[1:-1]
+        text, count = re.subn(rf"^{key}:.*$", shown, text, flags=re.MULTILINE)
+        assert count == 1, key
+    path.write_text(text)
+
+
+def hub_model(home: Path, name: str, **config: object) -> Path:
+    """Put a tiny model where the hub's client keeps what it downloaded."""
+    folder = home / "hub" / f"models--{name.replace('/', '--')}"
+    revision = "0" * 40
+    build_tiny_model(folder / "snapshots" / revision, **config)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(revision)
+    return home
+
+
+def test_the_program_for_a_language_model_stays_short():
+    assert len(PROGRAMS["llm.py"].splitlines()) < 60
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    """Run lines of a shell in the current folder, as the guide's reader does; return what they print."""
+    hub = hub_model(tmp_path / "home", "FacebookAI/roberta-large", architecture="roberta", hidden_size=24)
+    monkeypatch.chdir(tmp_path)
+
+    def sh(*lines: str, fails: bool = False) -> str:
+        done = subprocess.run(
+            ["bash", "-ec", "\n".join(lines)], capture_output=True, text=True, check=False,
+            env=environment(Path()) | {"HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
+        )  # fmt: skip
+        assert bool(done.returncode) == fails, (lines, done.stdout[-2000:], done.stderr[-2000:])
+        return done.stdout + done.stderr
+
+    return sh
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_guide_from_a_table_to_an_evaluated_student(shell, monkeypatch):
+    """400 rows, 100 of them labelled; nothing is edited but what the guide shows."""
+    start, tuned, words, llm, several, pipeline = (
+        text.splitlines() for language, _, text in BLOCKS if language == "sh"
+    )
+    write_reviews(Path("reviews.csv"))
+    shell(*start)
+    monkeypatch.chdir("reviews")
+
+    # Teachers that are fine-tuned here: larger than the students, of another architecture and tokenizer.
+    build_tiny_model(Path("path/to/encoder"), num_layers=3, architecture="mpnet")
+    assert tuned[0].endswith("FacebookAI/roberta-large")
+    for line in tuned:
+        shell(f"{line} --set train_teacher.epochs=1 --set train_teacher.pooling=cls")
+    assert load_cache("cache/reviews", "train").rows.features.shape[1] == 16
+    shutil.rmtree("cache")
+    shutil.rmtree("models")
+
+    Path("words.py").write_text(PROGRAMS["words.py"])
+    assert "import_teacher: {reviews: {path: outside/words.csv}}" in shell(*words[:2])
+    shell(*words[2:])
+    whole = {path.name: path.read_bytes() for path in Path("cache/reviews").iterdir()}
+    # The pipeline would train one in its place, and stops.
+    told = shell("dvc repro", fails=True)
+    assert "cache/reviews: the cache was imported" in told
+    assert "train_teacher" not in told
+    assert {path.name: path.read_bytes() for path in Path("cache/reviews").iterdir()} == whole
+
+    set_params(SECTIONS[0])
+    out = shell(pipeline[0])
+    assert "Running stage 'import_teacher@reviews'" in out
+    assert "train_teacher@" not in out
+    assert not Path("models/teacher").exists()
+    assert {path.name: path.read_bytes() for path in Path("cache/reviews").iterdir()} == whole
+    deps = yaml.safe_load(Path("dvc.lock").read_text())["stages"]["import_teacher@reviews"]["deps"]
+    assert "outside/words.csv" in [dep["path"] for dep in deps]
+    assert Path("reports/index.html").is_file()
+    assert "kl" in shell("kdcache report")
+    assert "kl over ce" in shell(pipeline[1]).replace("`", "")
+    assert "teacher" in shell(pipeline[2])
+    look = json.loads(Path("evaluations/reviews-validation.json").read_text())["looks"][0]
+    assert look["teacher"] == load_cache("cache/reviews", "train").manifest.teacher_digest
+    assert "Running stage 'import" not in shell("dvc repro")
+    assert "outside/words.csv" in shell("kdcache import outside/words.csv --task reviews", fails=True)
+
+    # A language model beside it. That it gives a file such as this one is another test.
+    rows = list(csv.DictReader(Path("outside/words.csv").read_text().splitlines()))
+    with Path("outside/llm.csv").open("w") as file:
+        file.write("example_id,content_hash,logprob_negative,logprob_positive\n")
+        file.writelines(f"{row['example_id']},{row['content_hash']},-1.5,-0.75\n" for row in rows)
+    set_params(SECTIONS[1])
+    shell("dvc repro import_teacher@reviews")
+    several_in_pipeline = Path("cache/reviews/manifest.json").read_bytes()
+    set_params({"fine_tune": ["reviews"], "import_teacher": {}})
+    shell(*several)
+    assert Path("cache/reviews/manifest.json").read_bytes() == several_in_pipeline
+    shell(llm[1])
+    p = np.exp(load_cache("cache/reviews", "train").rows.logits)
+    assert np.allclose(p, np.exp([-1.5, -0.75]) / np.exp([-1.5, -0.75]).sum(), atol=1e-6)
