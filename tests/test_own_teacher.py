@@ -6,13 +6,16 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import ROOT, build_tiny_model
+from conftest import ROOT, build_tiny_model, run
 from smoke import environment
+from tiny_llm import serving, write_gguf
 
 from kdcache.cache.reader import load_cache
 
@@ -140,3 +143,50 @@ def test_the_guide_from_a_table_to_an_evaluated_student(shell, monkeypatch):
     shell(llm[1])
     p = np.exp(load_cache("cache/reviews", "train").rows.logits)
     assert np.allclose(p, np.exp([-1.5, -0.75]) / np.exp([-1.5, -0.75]).sum(), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_language_model_behind_a_real_server_becomes_a_cache(tmp_path, monkeypatch, chat):
+    """llama.cpp's server; the same model in this process says what the numbers must be."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="needs: pip install llama-cpp-python[server] gguf")
+    pytest.importorskip("gguf", reason="needs: pip install llama-cpp-python[server] gguf")
+    write_gguf(tmp_path / "tiny.gguf", ["negative", "positive"])
+    write_reviews(tmp_path / "reviews.csv", labelled=20, rows=30)
+    monkeypatch.chdir(tmp_path)
+    assert run("init", "reviews", "--task", "reviews.csv")[0] == 0
+    monkeypatch.chdir("reviews")
+    assert run("prepare")[0] == 0
+    with serving(tmp_path / "tiny.gguf") as address:
+        program = PROGRAMS["llm.py"].replace("http://localhost:8000/v1", address)
+        Path("llm.py").write_text(program.replace("CHAT = False", f"CHAT = {chat}"))
+        subprocess.run([sys.executable, "llm.py"], check=True, env=environment(Path()))
+        far = program.replace("WORDS = {}", 'WORDS = {"positive": "üü"}')
+        far = far.replace("outside/llm.csv", "outside/far.csv")
+        subprocess.run([sys.executable, "-c", far], check=True, env=environment(Path()))
+    with Path("outside/far.csv").open() as file:
+        assert {row["logprob_positive"] for row in csv.DictReader(file)} == {""}  # not among the tokens
+
+    assert run("import", "outside/llm.csv", "--task", "reviews", "--missing-mass", "renormalise")[0] == 0
+    assert run("verify", "--task", "reviews")[0] == 0
+    rows = load_cache("cache/reviews", "train").rows
+    assert len(set(map(tuple, rows.logits.tolist()))) == len(rows)  # another text, other numbers
+    if chat:
+        return  # the server's template is its own
+    model = llama_cpp.Llama(
+        str(tmp_path / "tiny.gguf"), n_ctx=512, n_threads=1, logits_all=True, verbose=False
+    )
+    texts = dict(zip(*(pq.read_table("data/reviews/train.parquet")[name].to_pylist()
+                       for name in ("example_id", "text")), strict=True))  # fmt: skip
+    prompt = re.search(r'PROMPT = "(.*)"', program).group(1).replace("\\n", "\n")
+    pieces = [model._model.token_get_text(k) for k in range(model.n_vocab())]
+    of_words = [pieces.index(f"▁{word}") for word in ("negative", "positive")]
+    for example_id, logits in zip(rows.example_id, rows.logits, strict=True):
+        model.reset()
+        tokens = model.tokenize(prompt.format(text=texts[example_id]).encode())
+        model.eval(tokens)
+        scores = model.scores[len(tokens) - 1]
+        assert scores.argmax() in of_words
+        two = scores[of_words]
+        assert np.allclose(logits, two - np.logaddexp.reduce(two), atol=1e-3)
