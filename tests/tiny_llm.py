@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import numpy as np
 
-DIM, LIKELY = 32, 8.0
+DIM, LIKELY = 32, 4.0
 
 
 def write_gguf(path: Path, words: list[str]) -> None:
@@ -45,9 +45,9 @@ def write_gguf(path: Path, words: list[str]) -> None:
     def random(*shape: int) -> np.ndarray:
         return rng.normal(0, 0.3, shape).astype(np.float32)
 
-    # The first number of each state is 1 and stays it, so that its weights are those of a bias.
+    # The first number of each state is large and stays it, so that its weights are those of a bias.
     embedding, output = random(len(tokens), DIM), random(len(tokens), DIM)
-    embedding[:, 0], output[:, 0] = 1, -LIKELY
+    embedding[:, 0], output[:, 0] = 10, -LIKELY
     output[[tokens.index(f"▁{word}") for word in words], 0] = LIKELY
     tensors = {"token_embd": embedding, "output": output, "output_norm": np.ones(DIM, np.float32)}
     into = {"attn_output": random(DIM, DIM), "ffn_down": random(DIM, 2 * DIM)}
