@@ -25,6 +25,7 @@ STAGES = {
     "prepare": "kdcache.data.prepare",
     "train_teacher": "kdcache.teacher.train_teacher",
     "cache_teacher": "kdcache.teacher.cache_teacher",
+    "import_teacher": "kdcache.teacher.import_teacher",
     "student_backbone": "kdcache.backbone.student_backbone",
     "distill": "kdcache.students.distill",
     "report": "kdcache.report.report",

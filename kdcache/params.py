@@ -23,8 +23,8 @@ from kdcache.plain_yaml import parse_yaml
 T = TypeVar("T")
 
 SECTIONS = (
-    "tasks", "threads", "paths",
-    "prepare", "train_teacher", "cache_teacher", "student_backbone", "distill", "report",
+    "tasks", "fine_tune", "threads", "paths",
+    "prepare", "train_teacher", "cache_teacher", "import_teacher", "student_backbone", "distill", "report",
 )  # fmt: skip
 
 

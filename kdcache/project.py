@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,13 +75,15 @@ class _TopLevel:
     tasks: tuple[str, ...]
     threads: Count
     paths: Paths
+    fine_tune: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Project:
     """A checked params.yaml: the top level at once, each section when its stage asks.
 
-    ``task_files`` are those named on the command line, beside the ones in ``paths.tasks``.
+    ``task_files`` are those named on the command line, beside the ones in ``paths.tasks``. ``fine_tune`` is
+    None in a params.yaml from before it was a key: the pipeline then fine-tunes a teacher for each task.
     """
 
     raw: dict[str, Any]
@@ -89,6 +91,7 @@ class Project:
     threads: int
     paths: Paths
     task_files: tuple[Path, ...] = ()
+    fine_tune: tuple[str, ...] | None = None
 
     @classmethod
     def load(cls, overrides: Iterable[str] = ()) -> "Project":
@@ -101,10 +104,11 @@ class Project:
             ParamsError: see ``params.read_params`` and ``params.build``.
         """
         raw = read_params(overrides=overrides)
-        top = build(_TopLevel, {k: raw[k] for k in ("tasks", "threads", "paths") if k in raw}, "params")
+        keys = [field.name for field in fields(_TopLevel)]
+        top = build(_TopLevel, {key: raw[key] for key in keys if key in raw}, "params")
         for task in top.tasks:
             require_plain(task, "tasks")
-        return cls(raw, top.tasks, top.threads, top.paths)
+        return cls(raw, top.tasks, top.threads, top.paths, fine_tune=top.fine_tune)
 
     def only(self, tasks: Iterable[str]) -> "Project":
         """The same project with some of its tasks."""

@@ -37,6 +37,7 @@ def make_project(folder: Path, own_package: bool = False, **sections: Any) -> Pa
     params = tiny_params("tiny")
     for name, value in sections.items():
         params[name] = {**params[name], **value} if isinstance(value, dict) else value
+    params["fine_tune"] = [task for task in params["tasks"] if task not in params["import_teacher"]]
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     return folder
 

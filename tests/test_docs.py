@@ -21,6 +21,7 @@ from kdcache.data import taskfile_schema as schema
 from kdcache.losses.terms import Ramp, Term
 from kdcache.params import parse_yaml, read_params
 from kdcache.students.arms import Arm
+from kdcache.teacher.import_teacher import ImportTeacherParams
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -65,7 +66,7 @@ def documented(text: str) -> dict[str, str]:
 def test_parameters_are_those_of_params_yaml_with_their_defaults():
     pages = sections("parameters.md")
     params = read_params(ROOT / "params.yaml")
-    top = {key: params.pop(key) for key in ("tasks", "threads")}
+    top = {key: params.pop(key) for key in ("tasks", "fine_tune", "threads")}
     for title, section in {"Top level": top, **params}.items():
         told = documented(pages[title])
         assert set(told) == set(section), title
@@ -74,7 +75,10 @@ def test_parameters_are_those_of_params_yaml_with_their_defaults():
                 assert parse_yaml(told[key], key) == value, f"{title}.{key}"
 
 
-@pytest.mark.parametrize(("title", "kind"), [("An arm", Arm), ("A term", Term), ("A ramp", Ramp)])
+@pytest.mark.parametrize(
+    ("title", "kind"),
+    [("An arm", Arm), ("A term", Term), ("A ramp", Ramp), ("An imported teacher", ImportTeacherParams)],
+)
 def test_arms_are_documented_with_their_defaults(title: str, kind: Any):
     told = documented(sections("parameters.md")[title])
     fields = {field.name: field.default for field in dataclasses.fields(kind)}

@@ -2,12 +2,16 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import ROOT
-from smoke import dvc, make_project
+from smoke import dvc, environment, make_project
 
 AFTER_TEACHER = ["train_teacher@wic", "cache_teacher@wic", "distill@wic"]
 
@@ -86,3 +90,60 @@ def test_reruns_are_exact_and_no_larger_than_needed(tmp_path: Path):
     params["distill"]["lr"] = 0.05
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     assert stages_run(dvc(project, "repro"))[0] == "distill@wic"
+
+
+def refused(project: Path) -> str:
+    """What ``dvc repro`` says, which must fail."""
+    with pytest.raises(SystemExit) as error:
+        dvc(project, "repro")
+    return str(error.value)
+
+
+def write_outputs(project: Path, seed: int) -> None:
+    """Write a file of some teacher's logits for the prepared rows of cb."""
+    rng = np.random.default_rng(seed)
+    lines = ["example_id,logit_entailment,logit_contradiction,logit_neutral"]
+    for path in sorted((project / "data" / "cb").glob("*.parquet")):
+        ids = pq.read_table(path)["example_id"].to_pylist()
+        lines += [",".join([i, *map(str, rng.normal(size=3))]) for i in ids]
+    (project / "outside.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_each_task_has_its_own_kind_of_teacher(tmp_path: Path):
+    """wic's is fine-tuned, that of cb comes from a file; a change of one leaves the other alone."""
+    imports = {"cb": {"path": "outside.csv"}}
+    project = make_project(tmp_path / "project", import_teacher=imports, distill={"seeds": [0]})
+    missing = refused(project)
+    assert "outside.csv" in missing
+    write_outputs(project, 0)
+    first = stages_run(dvc(project, "repro"))
+    alike = {"prepare@wic", "prepare@cb", "student_backbone", "distill@wic", "distill@cb", "report"}
+    assert set(first) == alike | {"train_teacher@wic", "cache_teacher@wic", "import_teacher@cb"}
+    assert not (project / "models" / "teacher" / "cb").exists()
+    assert stages_run(dvc(project, "repro")) == []
+    write_outputs(project, 1)
+    assert stages_run(dvc(project, "repro")) == ["import_teacher@cb", "distill@cb", "report"]
+
+    # What the pipeline would make by training is refused, and no run cache brings it back either.
+    params = project / "params.yaml"
+    shown = params.read_text()
+    manifest = project / "cache" / "cb" / "manifest.json"
+    imported = manifest.read_bytes()
+    changed = yaml.safe_load(shown) | {"fine_tune": ["wic", "cb"], "import_teacher": {}}
+    params.write_text(yaml.safe_dump(changed, sort_keys=False))
+    assert "cache/cb: the cache was imported" in refused(project)
+    assert manifest.read_bytes() == imported
+    shutil.rmtree(project / "cache" / "cb")
+    dvc(project, "repro", "cache_teacher@cb")
+    trained = manifest.read_bytes()
+    assert trained != imported
+    command = [sys.executable, "-m", "kdcache", "import", "outside.csv", "--task", "cb"]
+    subprocess.run(command, cwd=project, env=environment(project), check=True)
+    assert manifest.read_bytes() == imported
+    assert "cache/cb: the cache was imported" in refused(project)
+    assert manifest.read_bytes() == imported
+    both = yaml.safe_load(shown) | {"fine_tune": ["wic", "cb"]}
+    params.write_text(yaml.safe_dump(both, sort_keys=False))
+    assert {"cache_teacher@cb", "import_teacher@cb"} <= set(re.findall(r"\w+@cb", refused(project)))

@@ -22,6 +22,7 @@ from kdcache.report.report import ReportParams
 from kdcache.students.arms import DistillParams
 from kdcache.teacher.cache_teacher import CacheTeacherParams
 from kdcache.teacher.fine_tune import TrainTeacherParams
+from kdcache.teacher.import_teacher import check_teachers
 
 STUDIES = sorted(path.parent for path in (ROOT / "studies").glob("*/params.yaml"))
 ARCHIVE = sorted(ROOT.glob("studies/archive/*.json"))
@@ -40,7 +41,8 @@ SECTIONS = {
 def test_parameters_are_valid_in_every_section(folder, monkeypatch):
     monkeypatch.chdir(folder)
     project = Project.load()
-    assert project.raw.keys() == {"tasks", "threads", "paths", *SECTIONS}
+    assert project.raw.keys() == {"tasks", "fine_tune", "threads", "paths", "import_teacher", *SECTIONS}
+    check_teachers(project)
     for name, params in SECTIONS.items():
         project.section(name, params)
 
@@ -192,7 +194,7 @@ def test_a_study_runs_in_its_own_folder(tmp_path: Path):
     kept = ("head", "ce@3e-2", "full", "kl@3e-2", "kl+gram@3e-2")
     arms = {name.partition("@")[0]: source["distill"]["arms"][name] for name in kept}
     params = {
-        **tiny, "tasks": ["cola", "mrpc"], "paths": source["paths"],
+        **tiny, "tasks": ["cola", "mrpc"], "fine_tune": ["cola", "mrpc"], "paths": source["paths"],
         "report": {**source["report"], "baseline": "ce", "comparisons": [["kl+gram", "kl"]]},
         "prepare": {
             **source["prepare"], "max_rows": {"train": 32}, "tune_fraction": 0.25,

@@ -73,6 +73,36 @@ def to_logits(outputs: Outputs, policy: MissingMass, where: str) -> np.ndarray:
     if policy == "spread":
         takers = np.where(given.all(axis=1, keepdims=True), True, ~given)
         p = p + takers * np.clip(1 - total, 0, None)[:, None] / takers.sum(axis=1, keepdims=True)
+    return _log(p)
+
+
+def mean_logits(logits: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """Average several teachers' probabilities, and return the logarithms of the mean.
+
+    Probabilities, not logits: a teacher of large logits would drown the others, and one probability of 0
+    would decide on a label alone.
+
+    Args:
+        logits: one float32 array of shape (rows, num_labels) per teacher.
+        weights: of the teachers; they sum to 1.
+
+    Returns:
+        float32 array of shape (rows, num_labels), finite.
+
+    >>> sure, unsure = np.log([[0.9, 0.1]]), np.log([[0.5, 0.5]])
+    >>> np.exp(mean_logits([sure, unsure], [0.75, 0.25])).round(3).tolist()
+    [[0.800000011920929, 0.20000000298023224]]
+    """
+    mean = np.zeros(logits[0].shape)
+    for given, weight in zip(logits, weights, strict=True):
+        z = given.astype(np.float64)
+        p = np.exp(z - z.max(axis=1, keepdims=True))
+        mean += weight * p / p.sum(axis=1, keepdims=True)
+    return _log(mean)
+
+
+def _log(p: np.ndarray) -> np.ndarray:
+    """The logarithms of probabilities, none smaller than that of ``MIN_PROBABILITY``; float32."""
     p = np.clip(p, MIN_PROBABILITY, None)
     return np.log(p / p.sum(axis=1, keepdims=True)).astype(np.float32)
 

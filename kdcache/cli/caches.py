@@ -1,12 +1,16 @@
 """Commands on caches: verify, diff, import, export, clean."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+import yaml
 from rich.table import Table
 
 from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, console, open_project
+from kdcache.errors import ParamsError
+from kdcache.params import build
+from kdcache.plain_yaml import parse_yaml
 from kdcache.project import errors_in_one_line
 
 if TYPE_CHECKING:
@@ -76,8 +80,21 @@ def clean(set_: Overrides = None, debug: Debug = False) -> None:
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A .csv, .jsonl, .parquet or .npz file.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A .csv, .jsonl, .parquet or .npz file, or a folder with one per teacher, to average them."
+        ),
+    ],
     task: Task,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weight",
+            metavar="NAME=NUMBER",
+            help="Weight of the folder's NAME.csv or the like; repeatable. All alike when left out.",
+        ),
+    ] = None,
     missing_mass: Annotated[
         Literal["refuse", "renormalise", "spread"],
         typer.Option(help="Policy for rows whose probabilities do not sum to 1."),
@@ -86,13 +103,41 @@ def import_(
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Make a cache from a file of any teacher's logits, probabilities or log-probabilities."""
+    """Make a cache from a file of any teacher's logits, probabilities or log-probabilities.
+
+    A folder holds a file per teacher; the cache then has the mean of their probabilities.
+    """
     with open_project(set_, debug) as project:
         from kdcache.cache.location import Location
         from kdcache.teacher.external import import_cache
+        from kdcache.teacher.import_teacher import ImportTeacherParams, read_import
 
-        manifest = import_cache(project, task, file, missing_mass, id_column)
+        if read_import(project, task):
+            raise ParamsError(
+                f"{file}: a task must have one teacher, got {task} under import_teacher in params.yaml too. "
+                f"Change the path there, and run: kdcache cache --task {task}"
+            )
+        given = {
+            "path": str(file), "weights": dict(_parse_weight(one) for one in weight or ()),
+            "missing_mass": missing_mass, "id_column": id_column,
+        }  # fmt: skip
+        params = build(ImportTeacherParams, given, "import")
+        manifest = import_cache(project, task, file, missing_mass, id_column, params.weights)
         show_cache(Location.parse(project.paths.cache, task), manifest)
+        defaults = vars(ImportTeacherParams(""))
+        entry = {task: {key: value for key, value in given.items() if value != defaults[key]}}
+        shown = yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=10**6).strip()
+        typer.echo(
+            f"dvc repro takes it too, with this in params.yaml, and {task} not in fine_tune:\n"
+            f"import_teacher: {shown}"
+        )
+
+
+def _parse_weight(text: str) -> tuple[str, Any]:
+    name, equals, number = text.rpartition("=")
+    if not equals:
+        raise ParamsError(f"--weight {text}: it must be NAME=NUMBER, got no '='.")
+    return name, parse_yaml(number, f"--weight {text}")
 
 
 def export(

@@ -138,7 +138,8 @@ def _with_task(params: bytes, name: str) -> bytes:
     """The shipped params.yaml with only this task, from files in tasks/; comments stay."""
     text = params.decode()
     item = name if parse_yaml(name, "tasks") == name else f'"{name}"'  # a task may be called 2026
-    for key, value in (("tasks", f"[{item}]"), ("  source", "files"), ("  path", "tasks")):
+    own = {"tasks": f"[{item}]", "fine_tune": f"[{item}]", "  source": "files", "  path": "tasks"}
+    for key, value in own.items():
         text, count = re.subn(rf"^{key}: .*$", f"{key}: {value}", text, count=1, flags=re.MULTILINE)
         if not count:
             raise KdcacheError(f"{TEMPLATE / 'params.yaml'} lacks the key {key.strip()}. Reinstall kdcache.")

@@ -17,23 +17,36 @@ def prepare(task: Tasks = None, set_: Overrides = None, debug: Debug = False) ->
 
 
 def teach(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
-    """Fine-tune the teacher, and one per fold: data/TASK/ → models/teacher/TASK/."""
+    """Fine-tune the teacher, and one per fold: data/TASK/ → models/teacher/TASK/.
+
+    A task under import_teacher has a teacher from elsewhere, so none is trained for it.
+    """
     _run_stage("train_teacher", task, set_, debug)
 
 
 def cache(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
-    """Keep the teacher's logits and features: data + teacher → cache/TASK/."""
+    """Keep the teacher's logits and features: data + teacher → cache/TASK/.
+
+    Of a task under import_teacher, the outputs in the files named there.
+    """
     _run_stage("cache_teacher", task, set_, debug)
 
 
 def _run_stage(name: str, task: list[str] | None, set_: list[str] | None, debug: bool) -> None:
     """Run a stage on the tasks asked for; module and function have its name."""
     with open_project(set_, debug, task) as project:
-        chosen = chosen_tasks(project, task)
-        stage = load_stage(name)
-        for one in chosen:
-            with project.timed(name, one):
-                stage(project, one)
+        for one in chosen_tasks(project, task):
+            stage = name
+            if name in ("train_teacher", "cache_teacher"):
+                from kdcache.teacher.import_teacher import read_import
+
+                if outside := read_import(project, one):
+                    stage = "import_teacher"
+                    if name == "train_teacher":
+                        typer.echo(f"{one}: no teacher to train, its outputs are in {outside.path}")
+                        continue
+            with project.timed(stage, one):
+                load_stage(stage)(project, one)
 
 
 def distill(

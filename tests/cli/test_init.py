@@ -97,9 +97,10 @@ def test_own_table_becomes_the_only_task(empty_folder):
     assert (task.text, task.text_pair, task.label, task.id) == ("review", None, "stars", "id")
     params = read_params("project/params.yaml")
     shipped = read_params(ROOT / "params.yaml")
-    assert params["tasks"] == ["reviews"]
+    assert params["tasks"] == params["fine_tune"] == ["reviews"]
     assert params["prepare"] == {**shipped["prepare"], "source": "files", "path": "tasks"}
-    assert {**params, "tasks": 0, "prepare": 0} == {**shipped, "tasks": 0, "prepare": 0}
+    own = dict.fromkeys(("tasks", "fine_tune", "prepare"))
+    assert {**params, **own} == {**shipped, **own}
     comments = [line for line in (ROOT / "params.yaml").read_text().splitlines() if line.startswith("#")]
     assert set(comments) <= set((empty_folder / "project" / "params.yaml").read_text().splitlines())
     assert not (empty_folder / "project" / "sample").exists()
