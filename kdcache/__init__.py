@@ -22,6 +22,8 @@ _PUBLIC = {
     "verify_cache": "cache.verify",
     "diff_caches": "cache.diff",
     "analyse_cache": "analysis.analyse",
+    "push": "serve.share",
+    "pull": "serve.share",
     "join": "cache.hf_trainer",
     "KDCollator": "cache.hf_trainer",
     "load_student": "serve.pool",

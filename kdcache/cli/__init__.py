@@ -16,6 +16,7 @@ from kdcache.cli.inspect import inspect
 from kdcache.cli.losses import losses
 from kdcache.cli.pipeline import cache, distill, prepare, report, run, teach
 from kdcache.cli.select import select
+from kdcache.cli.share import pull, push
 from kdcache.cli.shrink import shrink
 from kdcache.cli.students import predict
 from kdcache.cli.tasks import app as tasks
@@ -57,8 +58,8 @@ def _options(
 
 
 for command in (
-    init, prepare, teach, cache, shrink, select, distill, predict, report, evaluate, export_student, run,
-    compare, inspect, verify, diff, import_, export, clean, losses,
+    init, prepare, teach, cache, shrink, select, distill, predict, report, evaluate, export_student, push,
+    pull, run, compare, inspect, verify, diff, import_, export, clean, losses,
 ):  # fmt: skip
     app.command(command.__name__.rstrip("_").replace("_", "-"))(command)
 app.add_typer(tasks, name="tasks")

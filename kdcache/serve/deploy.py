@@ -12,6 +12,7 @@ from kdcache.data.splits import read_split, sequences
 from kdcache.data.task import read_task
 from kdcache.encoder.batching import encode, fixed_plan
 from kdcache.errors import DataError, ParamsError
+from kdcache.places import CARD
 from kdcache.project import write_json
 from kdcache.serve.mixed_batches import LoadedStudent
 from kdcache.serve.pool import load_student
@@ -19,7 +20,7 @@ from kdcache.students.about import ABOUT, EXPORTED_BACKBONE, About, find_backbon
 from kdcache.students.student import predict
 
 Target = Literal["folder", "onnx"]
-GRAPH, LABELS, CARD = "model.onnx", "labels.json", "README.md"
+GRAPH, LABELS = "model.onnx", "labels.json"
 EXPORT = "export.json"  # the mark of an export, the only thing that another one may replace
 WANTED = {"float32": 0.995, "int8": 0.98}  # share of validation rows with the label of PyTorch
 ROWS_AT_ONCE = 32
