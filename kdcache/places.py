@@ -14,6 +14,7 @@ from kdcache.errors import KdcacheError, ParamsError, shorten, system_error
 
 # The file in a teacher's folder that identifies it. Its fields are copied into the cache's manifest.
 IDENTITY = "identity.json"
+ABOUT = "student.json"  # in a student's folder, says what it is
 CARD = "README.md"  # of a student, an export or a shared cache
 # What lies in a folder of each kind that kdcache puts in place; of students, in each folder within.
 MARKS = {

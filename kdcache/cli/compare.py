@@ -36,13 +36,19 @@ def compare(
 
     Runs are paired by seed and example (docs/reference/statistics.md). "At least" is the one-sided 95%
     lower bound: if it is above −1, the arm is less than a point worse.
+
+    Examples:
+
+        kdcache compare kl ce
+
+        kdcache compare kl teacher --task reviews
     """
     with errors_in_one_line(debug):
         from kdcache.report.frames import compare as compared
         from kdcache.stats.estimates import decimal
 
         project = Project.load() if Path("params.yaml").is_file() else None
-        frame = compared(arm, over, task or (), metric, project)
+        frame = compared(arm, over, [Path(name).stem for name in task or ()], metric, project)
         title = f"{arm} over {over}, points of {metric} (95% CI); p is not corrected"
         table = Table(title=title, title_justify="left")
         table.add_column("task")

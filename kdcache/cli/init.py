@@ -44,6 +44,10 @@ def init(
     """Start a project: write dvc.yaml, params.yaml, pipeline/ and a task file guessed from --task.
 
     Without --task, the project gets the three sample tasks. Existing files are never overwritten.
+
+    Examples:
+
+        kdcache init reviews --task reviews.csv
     """
     with errors_in_one_line(debug):
         name = start_project(folder, task)

@@ -12,17 +12,32 @@ from kdcache.project import load_stage
 
 
 def prepare(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
-    """Read and check the source, cut the tune split: source → data/TASK/."""
+    """Read and check the source, cut the tune split: source → data/TASK/.
+
+    Examples:
+
+        kdcache prepare --task reviews
+    """
     _run_stage("prepare", task, set_, debug)
 
 
 def teach(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
-    """Fine-tune the teacher, and one per fold: data/TASK/ → models/teacher/TASK/."""
+    """Fine-tune the teacher, and one per fold: data/TASK/ → models/teacher/TASK/.
+
+    Examples:
+
+        kdcache teach --task reviews --set train_teacher.folds=5
+    """
     _run_stage("train_teacher", task, set_, debug)
 
 
 def cache(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
-    """Keep the teacher's logits and features: data + teacher → cache/TASK/."""
+    """Keep the teacher's logits and features: data + teacher → cache/TASK/.
+
+    Examples:
+
+        kdcache cache --task reviews
+    """
     _run_stage("cache_teacher", task, set_, debug)
 
 
@@ -50,7 +65,14 @@ def distill(
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Train students from the cache into runs/TASK/ARM-SEED/, to explore; `dvc repro` trains the table's."""
+    """Train students from the cache into runs/TASK/ARM-SEED/, to explore; `dvc repro` trains the table's.
+
+    Examples:
+
+        kdcache distill --task reviews --arm ce --arm kl
+
+        kdcache distill --task reviews --arm kl --seed 0 --set distill.steps=300
+    """
     with open_project(set_, debug, task) as project:
         chosen = chosen_tasks(project, task)
         from kdcache.report.cost import cost_table
@@ -77,7 +99,12 @@ def run(
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """From rows to a cache to look at: prepare, teach, cache, inspect, one after the other."""
+    """From rows to a cache to look at: prepare, teach, cache, inspect, one after the other.
+
+    Examples:
+
+        kdcache run --task reviews
+    """
     for step in (prepare, teach, cache, inspect):
         step(task=task, set_=set_, debug=debug)
         if step.__name__ == to:
@@ -97,6 +124,10 @@ def report(
 
     It takes the tasks that have students, of the pipeline or else in runs/. If some are in runs/, the
     report goes to runs/reports/.
+
+    Examples:
+
+        kdcache report
     """
     with open_project(set_, debug, task) as project:
         from kdcache.report.report import read_timed_savings, read_timings, write_report

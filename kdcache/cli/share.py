@@ -46,8 +46,9 @@ def pull(
         kdcache pull hf://datasets/me/reviews-teacher cache/reviews
     """
     with errors_in_one_line(debug):
+        from kdcache.places import ABOUT
         from kdcache.serve.share import pull as stage
-        from kdcache.students.about import ABOUT, find_backbone, read_about
+        from kdcache.students.about import find_backbone, read_about
 
         _show(stage(place, folder))
         for path in sorted(folder.rglob(ABOUT)):

@@ -16,11 +16,11 @@ from kdcache.encoder.batching import encode, fixed_plan
 from kdcache.encoder.load import load_classifier, load_tokenizer, save_model
 from kdcache.encoder.parts import take_apart, with_weights
 from kdcache.errors import DataError, ParamsError
-from kdcache.places import CARD
+from kdcache.places import ABOUT, CARD
 from kdcache.project import write_json
 from kdcache.serve.mixed_batches import LoadedStudent
 from kdcache.serve.pool import load_student
-from kdcache.students.about import ABOUT, EXPORTED_BACKBONE, About, find_backbone, read_about
+from kdcache.students.about import EXPORTED_BACKBONE, About, find_backbone, read_about
 from kdcache.students.card import loading_code
 from kdcache.students.export import load_folder
 from kdcache.students.methods import METHODS

@@ -14,11 +14,11 @@ from kdcache.cache.manifest import MANIFEST, Manifest, read_manifest
 from kdcache.cache.verify import verify_cache
 from kdcache.digests import SEAL, file_digest
 from kdcache.errors import CacheCorrupt, KdcacheError, shorten
-from kdcache.places import CARD, PLAIN_NAME, replacing
+from kdcache.places import ABOUT, CARD, PLAIN_NAME, replacing
 from kdcache.plain_json import MAX_BYTES, parse_json
 from kdcache.project import BACKBONE_RECORD
 from kdcache.serve.deploy import EXPORT
-from kdcache.students.about import ABOUT, read_about
+from kdcache.students.about import read_about
 
 # What can be shared → what lies in a folder of it. The first that fits counts.
 SHAREABLE = {

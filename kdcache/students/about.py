@@ -9,10 +9,10 @@ from kdcache.encoder.load import WEIGHTS
 from kdcache.encoder.pooling import Pooling
 from kdcache.errors import ModelError
 from kdcache.params import build
+from kdcache.places import ABOUT
 from kdcache.plain_json import read_json
 from kdcache.students.methods import Method
 
-ABOUT = "student.json"
 EXPORTED_BACKBONE = "backbone"  # within a student's folder that was exported
 
 

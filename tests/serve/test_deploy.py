@@ -138,7 +138,8 @@ def test_an_exported_folders_card_runs_without_kdcache(built_project, tmp_path_f
             code = re.sub(r'\(\{"text".*?\}', "(texts", code)
             code = code.replace("print(", "found = (").replace('")(', '", top_k=None)(')
             code += f"\nlabels = {list(again.labels)!r}\n"
-            code += "found = [[{one['label']: one['score'] for one in row}[name] for name in labels] for row in found]"
+            code += "scores = [{one['label']: one['score'] for one in row} for row in found]\n"
+            code += "found = [[row[name] for name in labels] for row in scores]"
         elif pooling == "mean":
             code = code.replace(
                 '["a text"], None', '[r["text"] for r in texts], [r["text_pair"] for r in texts]'
@@ -148,7 +149,7 @@ def test_an_exported_folders_card_runs_without_kdcache(built_project, tmp_path_f
             code += (
                 "\nimport torch\nfrom transformers import AutoTokenizer\n"
                 f"tokenizer = AutoTokenizer.from_pretrained({str(elsewhere / arm / 'backbone')!r})\n"
-                "batch = tokenizer([r['text'] for r in texts], [r['text_pair'] for r in texts], padding=True, "
+                "batch = tokenizer([r['text'] for r in texts], [r['text_pair'] for r in texts], padding=True,"
                 "max_length=64, truncation='only_first', return_tensors='pt')\n"
                 "with torch.no_grad(): found = model(**batch).logits.softmax(1).tolist()"
             )
@@ -166,11 +167,17 @@ def test_a_backbone_is_found_by_its_digest_or_named(distilled_project, tmp_path_
     texts, pairs = validation(distilled_project)
     folder = distilled_project / "runs/cb/kl+gram-0"
     wanted = kdcache.load_student(folder).logits(texts, pairs)
-    shutil.move("models/backbone", "models/old")
-    assert run("shrink", "--num-layers", "2")[0] == 0
+    assert run("shrink")[0] == 0
+    assert [path.name for path in Path("models").glob("backbone*")] == ["backbone"], "the same one again"
+    code, told, error = run("shrink", "--num-layers", "2")
+    assert code == 0, error
+    (old,) = Path("models").glob("backbone-*")
+    assert old.as_posix() in told, "students need it"
     assert np.array_equal(kdcache.load_student(folder).logits(texts, pairs), wanted), "beside the new one"
+    assert run("shrink", "--num-layers", "1", "--layers", "1")[0] == 0
+    assert list(Path("models").glob("backbone-*")) == [old], "nobody needs the one between"
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    shutil.move("models/old", elsewhere / "b")
+    shutil.move(old, elsewhere / "b")
     with pytest.raises(ModelError, match="backbone=FOLDER"):
         kdcache.load_student(folder)
     monkeypatch.chdir(elsewhere)
