@@ -8,6 +8,16 @@ from typing import Any
 
 _PUBLIC = {
     "KdcacheError": "errors",
+    "start_project": "cli.init",
+    "Project": "project",
+    "prepare": "data.prepare",
+    "train_teacher": "teacher.train_teacher",
+    "cache_teacher": "teacher.cache_teacher",
+    "import_cache": "teacher.external",
+    "student_backbone": "backbone.student_backbone",
+    **dict.fromkeys(("distill", "compare", "evaluate"), "report.frames"),
+    "write_report": "report.report",
+    "export_student": "serve.deploy",
     "read_task": "data.task",
     "load_cache": "cache.reader",
     **dict.fromkeys(
@@ -22,6 +32,9 @@ _PUBLIC = {
     "verify_cache": "cache.verify",
     "diff_caches": "cache.diff",
     "analyse_cache": "analysis.analyse",
+    "describe_analysis": "analysis.describe",
+    "push": "serve.share",
+    "pull": "serve.share",
     "join": "cache.hf_trainer",
     "KDCollator": "cache.hf_trainer",
     "load_student": "serve.pool",
@@ -36,3 +49,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'kdcache' has no attribute {name!r}")
     return getattr(importlib.import_module(f"kdcache.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -14,6 +14,8 @@ from kdcache.errors import KdcacheError, ParamsError, shorten, system_error
 
 # The file in a teacher's folder that identifies it. Its fields are copied into the cache's manifest.
 IDENTITY = "identity.json"
+ABOUT = "student.json"  # in a student's folder, says what it is
+CARD = "README.md"  # of a student, an export or a shared cache
 # What lies in a folder of each kind that kdcache puts in place; of students, in each folder within.
 MARKS = {
     "data": "task.json", "teacher": IDENTITY, "backbone": "shrink.json", "cache": "manifest.json",
@@ -153,7 +155,7 @@ def _remove(path: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file beside its place, and rename it when the block ends; on an error the old one stays.
 
-    What a killed process left beside it goes.
+    A folder is written so too, where there is none. What a killed process left beside it goes.
 
     Yields:
         Where to write: of the same ending. What is no file, such as /dev/stdout, is written itself.
@@ -169,13 +171,13 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{_literal(path.stem)}.*.part{_literal(path.suffix)}"):
             if not _runs(left.name.removesuffix(path.suffix).split(".")[-2]):
-                left.unlink(missing_ok=True)
+                _remove(left)
         part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
         try:
             yield part
             os.replace(part, path)
         finally:
-            part.unlink(missing_ok=True)
+            _remove(part)
 
 
 def _literal(name: str) -> str:

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cache.builders import rows as cache_rows
-from cache.builders import write as write_small_cache
+from builders import rows as cache_rows
+from builders import write as write_small_cache
 from fuzzing import mutate_bytes, mutate_json
 from served import make_home
 

@@ -61,6 +61,16 @@ def test_every_public_name_is_where_it_is_looked_for():
         assert name in defined, (name, module)
 
 
+def test_the_api_is_listed_and_costs_nothing_before_use():
+    code = "import sys, kdcache; print(*dir(kdcache)); print('torch' in sys.modules, 'pandas' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    listed, loaded = done.stdout.splitlines()
+    assert set(kdcache._PUBLIC) <= set(listed.split())
+    assert loaded == "False False"
+    with pytest.raises(AttributeError, match="nosuch"):
+        _ = kdcache.nosuch
+
+
 def test_every_import_is_installed_by_a_dependency_or_an_extra():
     imported: set[str] = set()
     for path in (ROOT / "kdcache").rglob("*.py"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cache.builders import rows, write
+from builders import rows, write
 from conftest import ROOT
 from served import WIC, make_home
 

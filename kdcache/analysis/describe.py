@@ -7,6 +7,7 @@ import math
 
 from kdcache.analysis.analyse import CacheAnalysis, LabelAnalysis
 from kdcache.cache.ids import name_some
+from kdcache.data.metrics import accuracy_interval
 
 # A tenth of log C: at two classes a mean confidence of 98.7%. Such targets are one-hot labels smoothed
 # by one percent, so a student learns little more from them than from cross-entropy …
@@ -112,16 +113,28 @@ def _probes(analysis: CacheAnalysis) -> str | None:
         return None
     both = analysis.agreement.get("tune")
     accuracy = max(tune.labels.accuracy.value, (both and both.all_rows) or 0)
-    if probes.backbone is not None and accuracy <= probes.backbone:
-        whose, probe, cure = "the students' frozen backbone", probes.backbone, "Take a larger or better one."
-    elif probes.teacher is not None and accuracy <= probes.teacher:
-        whose, probe = "its own model before fine-tuning", probes.teacher
-        cure = "Train it longer (train_teacher.epochs, lr), or take another model."
-    else:
+    low, high = accuracy_interval(accuracy, tune.labels.accuracy.rows)
+    best = [
+        (probe, whose, cure)
+        for probe, whose, cure in (
+            (probes.backbone, "the students' frozen backbone", "Take a larger or better one."),
+            (probes.teacher, "its own model before fine-tuning",
+             "Train it longer (train_teacher.epochs, lr), or take another model."),
+        )
+        if probe is not None and probe >= low
+    ]  # fmt: skip
+    if not best:
         return None
+    probe, whose, cure = next((one for one in best if accuracy <= one[0]), best[0])
+    found = f"{_percent(accuracy)} (95% CI {_percent(low)} to {_percent(high)})"
+    what, then = "is not clearly above", "distilling may have little to give"
+    if accuracy <= probe:
+        what, then = "is not above", "there may be nothing to distil"
+    if high < probe:
+        what, then = "is below", "there is nothing to distil"
     return (
-        f"On tune the teacher's accuracy, {_percent(accuracy)}, is not above that of a linear probe of "
-        f"{whose}, {_percent(probe)}: there is nothing to distil. {cure}"
+        f"On tune the teacher's accuracy, {found}, {what} that of a linear probe of {whose}, "
+        f"{_percent(probe)}: {then}. {cure}"
     )
 
 

@@ -1,5 +1,6 @@
 """The stage ``student_backbone``: a model, or some of its layers → models/backbone/."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,16 +11,25 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from kdcache.backbone.cut import choose_layers, cut
-from kdcache.backbone.probe import encoder_states, read_probes, refuse_blind, tabulate, variation
+from kdcache.backbone.probe import (
+    BLIND_BELOW,
+    encoder_states,
+    read_probes,
+    refuse_blind,
+    tabulate,
+    variation,
+)
 from kdcache.data.splits import existing_splits, read_split, sequences
 from kdcache.data.task import read_task
+from kdcache.digests import file_digest
 from kdcache.encoder.architectures import check_positions
 from kdcache.encoder.batching import encode
-from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, save_model, setup
+from kdcache.encoder.load import WEIGHTS, load_encoder, load_tokenizer, resolve, save_model, setup
 from kdcache.encoder.pooling import PoolingChoice, check_cls_token, resolve_pooling, write_pooling
 from kdcache.errors import DataError
 from kdcache.params import Count, NonNegativeInt, Range
-from kdcache.places import check_place, place
+from kdcache.places import ABOUT, check_place, place
+from kdcache.plain_json import read_json
 from kdcache.project import BACKBONE_RECORD, Project, write_json
 
 EXAMINED_ROWS = 512
@@ -97,7 +107,11 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
     if isinstance(params.num_layers, int):
         model = cut(full, keep)
         examine(model, "cut")
-    refuse_blind(list(variations.values())[-1], f"layers {', '.join(map(str, keep))} of {params.model}")
+    if (seen := list(variations.values())[-1]) < BLIND_BELOW:
+        first = (cut(full, range(count)) for count in range(1, have))
+        enough = (variation(encoder_states(smaller, examined, device, pooling)) for smaller in first)
+        fewest = next((k for k, value in enumerate(enough, start=1) if value >= BLIND_BELOW), None)
+        refuse_blind(seen, f"layers {', '.join(map(str, keep))} of {params.model}", fewest)
     record = _settings(params) | {
         "layers": keep,
         "of_layers": have,
@@ -115,8 +129,25 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
         save_model(model, tokenizer, made)
         write_pooling(made, pooling, model.config.hidden_size)
         write_json(record, made / BACKBONE_RECORD)
+        _keep_for_students(project, target, made)
         place(made, target)
         shutil.rmtree(scratch)
+
+
+def _keep_for_students(project: Project, old: Path, new: Path) -> None:
+    """Move the backbone in place beside it if it is another one and students were trained over it."""
+    if not (old / WEIGHTS).is_file() or old.is_symlink():
+        return
+    digest = file_digest(old / WEIGHTS)
+    if digest == file_digest(new / WEIGHTS):
+        return
+    folders = [Path(paths.students) for paths in project.paths.lookup]
+    about = (read_json(path) for folder in folders for path in sorted(folder.glob(f"*/*/{ABOUT}")))
+    if any(isinstance(found, dict) and found.get("backbone_sha256") == digest for found in about):
+        kept = old.with_name(f"{old.name}-{digest[:8]}")
+        if not kept.exists():
+            os.replace(old, kept)
+            print(f"{kept}: the old backbone, kept for the students that were trained over it")
 
 
 def _examined_texts(project: Project) -> tuple[list[str], list[str]]:

@@ -39,6 +39,10 @@ class CacheRows:
     def __len__(self) -> int:
         return len(self.example_id)
 
+    def __repr__(self) -> str:
+        columns = ", ".join(f"{name} {values.shape[1]}" for name, values in self.vectors.items())
+        return f"<{len(self)} rows, {columns}>"
+
     @property
     def num_correct(self) -> int:
         """Number of labelled rows whose largest logit is that of the label."""

@@ -12,6 +12,7 @@ from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.reader import CachedSplit, load_cache
 from kdcache.cache.schema import ROW_GROUP_ROWS
+from kdcache.errors import CacheStale
 
 BLOCK_BYTES = 128 * 2**20  # of logits, held at a time
 
@@ -57,9 +58,14 @@ def diff_caches(a: Location | Path | str, b: Location | Path | str) -> CacheDiff
     """Compare two verified caches.
 
     Raises:
-        CacheError: one of them is missing or damaged.
+        CacheError: one of them is missing or damaged, or they are of two tasks.
     """
     manifest_a, manifest_b = read_manifest(a), read_manifest(b)
+    tasks = [manifest.identity["task"] for manifest in (manifest_a, manifest_b)]
+    if tasks[0] != tasks[1]:
+        raise CacheStale(
+            f"{a} and {b}: both must be of one task, got {tasks[0]} and {tasks[1]}. Take two of one."
+        )
     facts_a, facts_b = _facts(manifest_a), _facts(manifest_b)
     fields = {name: (facts_a.get(name), facts_b.get(name)) for name in sorted({*facts_a, *facts_b})}
     changed = {name: pair for name, pair in fields.items() if pair[0] != pair[1]}

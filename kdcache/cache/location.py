@@ -67,12 +67,18 @@ class Location:
         """Return whether the folder holds a file of that name."""
         return self.filesystem.get_file_info(self._file(name)).type == pafs.FileType.File
 
-    def names(self) -> list[str]:
-        """Names of everything in the folder, sorted; empty if there is no folder."""
-        return sorted(
-            info.base_name
-            for info in self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
-        )
+    def names(self, recursive: bool = False) -> list[str]:
+        """Names of everything in the folder, sorted; empty if there is no folder.
+
+        Args:
+            recursive: names of all files below instead, such as ``kl-0/student.json``.
+        """
+        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
+        found = self.filesystem.get_file_info(selector)
+        if not recursive:
+            return sorted(info.base_name for info in found)
+        root = len(self.path.rstrip("/")) + 1
+        return sorted(info.path[root:] for info in found if info.type == pafs.FileType.File)
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
@@ -81,6 +87,12 @@ class Location:
     def open(self, name: str) -> Any:
         """Open a file for reading at any position."""
         return self.filesystem.open_input_file(self._file(name))
+
+    def create(self, name: str) -> Any:
+        """Open a new file for writing; folders are made on the way."""
+        path = self._file(name)
+        self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        return self.filesystem.open_output_stream(path)
 
     def read(self, name: str) -> bytes:
         """All bytes of a file."""

@@ -269,7 +269,9 @@ def check_identity(
         refuse(f"data.{split}", manifest.data.get(split), digest)
     if teacher and identity.get("kind") != EXTERNAL:
         for name in sorted(teacher):
-            refuse(f"teacher {name}", identity.get(name, IDENTITY_DEFAULTS.get(name)), teacher[name])
+            models = f" ({teacher.get('model')} here, {identity.get('model')} in the cache)"
+            what = f"teacher {name}{models if name.endswith('sha256') else ''}"
+            refuse(what, identity.get(name, IDENTITY_DEFAULTS.get(name)), teacher[name])
     known = identity | {"digest": manifest.digest}
     for name, wanted in expect.items():
         if name not in known:

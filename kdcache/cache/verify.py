@@ -17,6 +17,7 @@ from kdcache.cache.reader import find_faults, open_file
 from kdcache.cache.schema import MEMBER_PREFIX
 from kdcache.digests import RowsDigest
 from kdcache.errors import CacheError
+from kdcache.places import CARD
 
 ROUNDING = 1e-4  # of a mean of float32 logits
 
@@ -56,7 +57,7 @@ def verify_cache(path: Location | Path | str, data: Mapping[str, Batches] | None
         return [Check(MANIFEST, str(error))]
     checks = [Check(MANIFEST)]
     for name in location.names():
-        if name not in {MANIFEST, *manifest.files}:
+        if name not in {MANIFEST, CARD, *manifest.files} and not name.startswith("."):
             problem = f"{location}/{name}: the manifest does not list this file. Remove it."
             checks.append(Check(name, problem))
     for split in sorted({*manifest.data, *(name.removesuffix(".parquet") for name in manifest.files)}):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kdcache.cache.manifest import Manifest
     from kdcache.cache.verify import Check
 
-Task = Annotated[str, typer.Option("--task", help="Task name.")]
+Task = Annotated[str, typer.Option("--task", help="Task name, or task file.")]
 Where = Annotated[
     str | None,
     typer.Argument(help="Folder or URI of a cache. Default: the caches of --task.", metavar="[CACHE]"),
@@ -36,7 +36,14 @@ def verify(
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Check a cache from its bytes to its numbers. The exit code is 1 if anything is wrong."""
+    """Check a cache from its bytes to its numbers. The exit code is 1 if anything is wrong.
+
+    Examples:
+
+        kdcache verify --task reviews
+
+        kdcache verify s3://bucket/reviews-teacher
+    """
     if cache:
         with errors_in_one_line(debug):
             from kdcache.cache.verify import verify_cache
@@ -57,7 +64,12 @@ def diff(
     b: Annotated[str, typer.Argument(help="Folder or URI of another cache of the same task.")],
     debug: Debug = False,
 ) -> None:
-    """Show the differences between two caches: their origins, their rows, how far the logits moved."""
+    """Show the differences between two caches: their origins, their rows, how far the logits moved.
+
+    Examples:
+
+        kdcache diff cache/reviews ../other/cache/reviews
+    """
     with errors_in_one_line(debug):
         from kdcache.cache.diff import diff_caches
 
@@ -106,12 +118,17 @@ def import_(
     """Make a cache from a file of any teacher's logits, probabilities or log-probabilities.
 
     A folder holds a file per teacher; the cache then has the mean of their probabilities.
+
+    Examples:
+
+        kdcache import scores.csv --task reviews
     """
-    with open_project(set_, debug) as project:
+    with open_project(set_, debug, [task]) as project:
         from kdcache.cache.location import Location
         from kdcache.teacher.external import import_cache
         from kdcache.teacher.import_teacher import ImportTeacherParams, read_import
 
+        (task,) = chosen_tasks(project, [task])
         if read_import(project, task):
             raise ParamsError(
                 f"{file}: a task must have one teacher, got {task} under import_teacher in params.yaml too. "
@@ -147,10 +164,16 @@ def export(
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Write the ids, labels and logits of a cache to a file, which import reads."""
-    with open_project(set_, debug) as project:
+    """Write the ids, labels and logits of a cache to a file, which import reads.
+
+    Examples:
+
+        kdcache export logits.parquet --task reviews
+    """
+    with open_project(set_, debug, [task]) as project:
         from kdcache.teacher.external import export_cache
 
+        (task,) = chosen_tasks(project, [task])
         typer.echo(f"{file}: {export_cache(project, task, split or [], file)} rows")
 
 

@@ -7,7 +7,6 @@ import typer
 from rich.table import Table
 
 from kdcache.cli.options import Debug, console
-from kdcache.errors import DataError, ParamsError, nearest
 from kdcache.project import Project, errors_in_one_line
 
 
@@ -37,38 +36,26 @@ def compare(
 
     Runs are paired by seed and example (docs/reference/statistics.md). "At least" is the one-sided 95%
     lower bound: if it is above −1, the arm is less than a point worse.
+
+    Examples:
+
+        kdcache compare kl ce
+
+        kdcache compare kl teacher --task reviews
     """
     with errors_in_one_line(debug):
-        from kdcache.report.cautions import few_seeds
-        from kdcache.stats.estimates import decimal, effect, mean_estimate
-        from kdcache.stats.two_projects import OWN_FOLDERS, Side, common_tasks, read_across
+        from kdcache.report.frames import compare as compared
+        from kdcache.stats.estimates import decimal
 
-        folders: tuple[Path, ...] = OWN_FOLDERS
-        if Path("params.yaml").is_file():
-            folders = tuple(Path(paths.predictions) for paths in Project.load().paths.lookup)
-        sides = Side.parse(arm, folders), Side.parse(over, folders)
-        if str(sides[0]) == str(sides[1]):
-            raise ParamsError(f"Both arms are {sides[0]}. Name two different arms.")
-        tasks = common_tasks(*sides)
-        for name in task or ():
-            if name not in tasks:
-                raise DataError(
-                    f"--task {name}: The two folders have no common predictions of it. {nearest(name, tasks)}"
-                )
-        effects = {}
-        for name in task or tasks:
-            runs, other = read_across(*sides, name, metric)
-            effects[name] = effect(runs, sides[0].arm, other)
-        if len(effects) > 1:
-            effects["mean"] = mean_estimate(list(effects.values()))
-        if caution := few_seeds(min(one.seeds for one in effects.values())):
-            typer.echo(caution)
-        title = f"{sides[0]} over {sides[1]}, points of {metric} (95% CI); p is not corrected"
+        project = Project.load() if Path("params.yaml").is_file() else None
+        frame = compared(arm, over, [Path(name).stem for name in task or ()], metric, project)
+        title = f"{arm} over {over}, points of {metric} (95% CI); p is not corrected"
         table = Table(title=title, title_justify="left")
         table.add_column("task")
         for header in ("effect (95% CI)", "at least", "p", "seeds", "groups of rows"):
             table.add_column(header, justify="right")
-        for name, one in effects.items():
-            bound = decimal(one.interval(0.90)[0], "+")
-            table.add_row(name, one.cell, bound, f"{one.p:.2g}", str(one.seeds), str(one.groups))
+        for name, one in frame.iterrows():
+            effect = f"{decimal(one.effect, '+')} ({decimal(one.low)} to {decimal(one.high)})"
+            bound = decimal(one.at_least, "+")
+            table.add_row(str(name), effect, bound, f"{one.p:.2g}", f"{one.seeds:.0f}", f"{one.groups:.0f}")
         console.print(table)

@@ -44,23 +44,46 @@ def init(
     """Start a project: write dvc.yaml, params.yaml, pipeline/ and a task file guessed from --task.
 
     Without --task, the project gets the three sample tasks. Existing files are never overwritten.
+
+    Examples:
+
+        kdcache init reviews --task reviews.csv
     """
     with errors_in_one_line(debug):
-        if folder.exists() and not folder.is_dir():
-            raise ParamsError(f"{folder} is a file. Name a folder.")
-        files = _template_files(inside_git=_inside_git(folder))
-        if task is None:
-            files |= {f"sample/{name}": content for name, content in _read_tree(SAMPLE).items()}
-            lines: list[str] = []
-            name = None
-        else:
-            name, drafted, lines = _draft(task, folder)
-            del files[SAMPLE_TASK]
-            files |= drafted
-            files["params.yaml"] = _with_task(files["params.yaml"], name)
-        _write(folder, files)
-        typer.echo("\n".join([f"Wrote {', '.join(_top_level(files))} in {folder.resolve()}.", *lines]))
+        name = start_project(folder, task)
         typer.echo("\n".join(_next_commands(folder, name)))
+
+
+def start_project(folder: Path | str, table: Path | str | None = None) -> str | None:
+    """Write a project into a folder and print what was written and guessed, as ``kdcache init`` does.
+
+    Args:
+        folder: the project's; it may be new.
+        table: with texts and labels: .csv, .tsv, .jsonl or .parquet. None takes the sample tasks.
+
+    Returns:
+        The name of the task; None for the sample's.
+
+    Raises:
+        ParamsError: the folder holds some of the files already. Nothing is written.
+        DataError: the table cannot be read, or no columns of text and label are found.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ParamsError(f"{folder} is a file. Name a folder.")
+    files = _template_files(inside_git=_inside_git(folder))
+    lines: list[str] = []
+    name = None
+    if table is None:
+        files |= {f"sample/{name}": content for name, content in _read_tree(SAMPLE).items()}
+    else:
+        name, drafted, lines = _draft(Path(table), folder)
+        del files[SAMPLE_TASK]
+        files |= drafted
+        files["params.yaml"] = _with_task(files["params.yaml"], name)
+    _write(folder, files)
+    typer.echo("\n".join([f"Wrote {', '.join(_top_level(files))} in {folder.resolve()}.", *lines]))
+    return name
 
 
 def _read_tree(folder: Path) -> Files:

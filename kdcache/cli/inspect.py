@@ -44,7 +44,12 @@ def inspect(
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Show a cache's accuracy, entropy, calibration, suspected label noise and origin."""
+    """Show a cache's accuracy, entropy, calibration, suspected label noise and origin.
+
+    Examples:
+
+        kdcache inspect --task reviews --texts 3
+    """
     with errors_in_one_line(debug):
         if cache and texts:
             raise ParamsError(
@@ -80,10 +85,10 @@ def inspect(
             facts = {"digest": manifest.digest, "description": describe_analysis(analysis)}
             as_json[str(location)] = facts | asdict(analysis) | {"texts": of_mistakes}
             if not json_:
+                console.print(f"{location}: {facts['description']}\n", soft_wrap=True)
                 show_cache(location, manifest)
                 _show_analysis(analysis)
                 _show_texts(analysis, of_mistakes)
-                console.print(facts["description"], soft_wrap=True)
         if json_:
             typer.echo(json.dumps(as_json, indent=2, ensure_ascii=False))
 

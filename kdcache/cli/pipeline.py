@@ -12,7 +12,12 @@ from kdcache.project import load_stage
 
 
 def prepare(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
-    """Read and check the source, cut the tune split: source → data/TASK/."""
+    """Read and check the source, cut the tune split: source → data/TASK/.
+
+    Examples:
+
+        kdcache prepare --task reviews
+    """
     _run_stage("prepare", task, set_, debug)
 
 
@@ -20,6 +25,10 @@ def teach(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> N
     """Fine-tune the teacher, and one per fold: data/TASK/ → models/teacher/TASK/.
 
     A task under import_teacher has a teacher from elsewhere, so none is trained for it.
+
+    Examples:
+
+        kdcache teach --task reviews --set train_teacher.folds=5
     """
     _run_stage("train_teacher", task, set_, debug)
 
@@ -28,6 +37,10 @@ def cache(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> N
     """Keep the teacher's logits and features: data + teacher → cache/TASK/.
 
     Of a task under import_teacher, the outputs in the files named there.
+
+    Examples:
+
+        kdcache cache --task reviews
     """
     _run_stage("cache_teacher", task, set_, debug)
 
@@ -63,7 +76,14 @@ def distill(
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Train students from the cache into runs/TASK/ARM-SEED/, to explore; `dvc repro` trains the table's."""
+    """Train students from the cache into runs/TASK/ARM-SEED/, to explore; `dvc repro` trains the table's.
+
+    Examples:
+
+        kdcache distill --task reviews --arm ce --arm kl
+
+        kdcache distill --task reviews --arm kl --seed 0 --set distill.steps=300
+    """
     with open_project(set_, debug, task) as project:
         chosen = chosen_tasks(project, task)
         from kdcache.report.cost import cost_table
@@ -90,7 +110,12 @@ def run(
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """From rows to a cache to look at: prepare, teach, cache, inspect, one after the other."""
+    """From rows to a cache to look at: prepare, teach, cache, inspect, one after the other.
+
+    Examples:
+
+        kdcache run --task reviews
+    """
     for step in (prepare, teach, cache, inspect):
         step(task=task, set_=set_, debug=debug)
         if step.__name__ == to:
@@ -110,6 +135,10 @@ def report(
 
     It takes the tasks that have students, of the pipeline or else in runs/. If some are in runs/, the
     report goes to runs/reports/.
+
+    Examples:
+
+        kdcache report
     """
     with open_project(set_, debug, task) as project:
         from kdcache.report.report import read_timed_savings, read_timings, write_report

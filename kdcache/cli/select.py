@@ -21,7 +21,12 @@ def select(
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Try values of a student's parameter on k folds of train; for tasks under 1000 rows."""
+    """Try values of a student's parameter on k folds of train; for tasks under 1000 rows.
+
+    Examples:
+
+        kdcache select --task reviews --grid distill.lr=1e-2,3e-2
+    """
     with open_project(set_, debug, [task]) as project:
         (name,) = chosen_tasks(project, [task])
         key, _, values = grid.partition("=")

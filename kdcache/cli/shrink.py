@@ -39,6 +39,12 @@ def shrink(
     """Make a backbone: a model, or some of its layers as they are → models/backbone/, or --out.
 
     What is left out comes from the section student_backbone of params.yaml.
+
+    Examples:
+
+        kdcache shrink
+
+        kdcache shrink path/to/model --num-layers 6 --layers spread --out models/small
     """
     with open_project(set_, debug) as project:
         given = {

@@ -47,7 +47,12 @@ def check(
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Read all rows of a task, show examples, labels and lengths, and list the problems found."""
+    """Read all rows of a task, show examples, labels and lengths, and list the problems found.
+
+    Examples:
+
+        kdcache tasks check reviews
+    """
     with open_project(set_, debug, [task]) as project:
         name = Path(task).stem  # any task: it need not be one of params.yaml's
         from kdcache.data.check import find_problems, label_counts, length_histogram, shown_examples

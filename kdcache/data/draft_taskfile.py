@@ -97,7 +97,7 @@ def task_file_text(guess: Guess, origin: str, layout: Layout, files: Mapping[str
     lines = [
         f"# Guessed from {_one_line(origin)}. Correct what is wrong.",
         f"splits = {{{splits}}}",
-        "holdout = {fraction = 0.2}  # share of train that becomes validation",
+        "holdout = {fraction = 0.2}  # share of train for validation; test = 0.2 takes a test split too",
         f"text = {_quoted(guess.text)}",
     ]
     if guess.text_pair:

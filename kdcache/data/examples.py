@@ -47,12 +47,15 @@ def read_examples(name: str, file: TaskFile, folder: Path) -> tuple[Task, dict[s
         split: _examples(file.for_split(split), split, part, list(labels)) for split, part in rows.items()
     }
     if file.holdout:
-        train = examples["train"]
-        held_out = hold_out(
-            [e.label for e in train], [e.group for e in train], file.holdout.fraction, file.holdout.seed
-        )
-        for split, part in (("train", ~held_out), ("validation", held_out)):
-            examples[split] = [e for e, taken in zip(train, part, strict=True) if taken]
+        cut, left = file.holdout, 1.0
+        for split, share in (("validation", cut.fraction), ("test", cut.test)):
+            if share:
+                train = examples["train"]
+                labels_of, groups = [e.label for e in train], [e.group for e in train]
+                taken = hold_out(labels_of, groups, share / left, cut.seed)
+                examples[split] = [e for e, own in zip(train, taken, strict=True) if own]
+                examples["train"] = [e for e, own in zip(train, taken, strict=True) if not own]
+                left -= share
     return task, examples
 
 

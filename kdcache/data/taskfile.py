@@ -100,6 +100,11 @@ def _problems(file: TaskFile, where: str) -> Iterator[str]:
             f"{'neither' if file.holdout is None else 'both'}. "
             "Set splits.validation, or for example holdout = {fraction = 0.2}."
         )
+    if (cut := file.holdout) and cut.test and (file.splits.test or 2 * cut.test > 1 - cut.fraction + 1e-9):
+        yield (
+            f"{where}.holdout.test: it must be at most half of what validation leaves, without a file "
+            f"splits.test, got {cut.test:g}. Lower it, or remove one of the two."
+        )
     if file.choices and file.text_pair:
         yield f"{where}.choices: set either choices or text_pair, not both."
     if file.choices and len(file.choices) != len(names or file.choices):

@@ -35,15 +35,17 @@ class Files:
 
 @dataclass(frozen=True)
 class HoldOut:
-    """Validation rows taken from train: stratified by label, groups kept together.
+    """Validation and test rows taken from train: stratified by label, groups kept together.
 
     Args:
         fraction: share of train, 0.05 … 0.5.
         seed: of the choice.
+        test: share of train that becomes test, at most half of what validation leaves; 0 takes none.
     """
 
     fraction: Annotated[float, Range(0.05, 0.5)]
     seed: Seed = 0
+    test: Annotated[float, Range(0, 0.5)] = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """What a reader must know before any gain: arms not done, unequal steps, a teacher with nothing to give."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdcache.plain_json import read_json
 from kdcache.report.comparisons import steps_per_student
 from kdcache.report.findings import Findings
 from kdcache.report.tables import base_probe_score, percent
 from kdcache.stats.estimates import decimal
+from kdcache.stats.two_projects import Side
 from kdcache.students.unfinished import still_rising
 
 ENOUGH_SEEDS = 3
@@ -102,33 +105,78 @@ def _unequal_steps(findings: Findings) -> list[Sentence]:
 
 def _worth_distilling(findings: Findings) -> list[Sentence]:
     """Compare each teacher with what frozen encoders give to a linear probe."""
-    above, below = [], []
-    for task in findings.metrics:
-        teacher = _teacher_score(task)
-        probes = {
-            f"the linear probe of the {whose}": score
-            for whose, score in (
-                ("students' backbone", _control_score(task, findings.control)),
-                ("model that the teacher started from", base_probe_score(task, task["metric"])),
-            )
-            if score is not None
-        }
-        if findings.baseline in task["arms"] and probes:
-            score = task["arms"][findings.baseline]["validation"][task["metric"]]["mean"]
-            probes[f"the baseline `{findings.baseline}`"] = score
-        if teacher is None or not probes:
-            continue
-        better = [f"{probe} ({percent(score)})" for probe, score in probes.items() if score >= teacher]
-        if better:
-            below.append(
-                f"Nothing on {task['task']}: the teacher ({percent(teacher)}) is not better than "
-                f"{list_words(better)}. Take a larger teacher, or train it longer (train_teacher)."
-            )
-        else:
-            above.append(task["task"])
-    if above:
+    asked = [task for task in findings.metrics if _probes(task, findings.control, findings.baseline)]
+    told = {task["task"]: weak_teacher(task, findings.control, findings.baseline) for task in asked}
+    below = [text for text in told.values() if text]
+    if above := [name for name, text in told.items() if not text]:
         below.insert(0, f"The teacher is above the linear probes of frozen encoders on {list_words(above)}.")
     return [Sentence("Is there anything to distil?", " ".join(below))] if below else []
+
+
+def weak_teacher(task: Mapping[str, Any], control: str | None, baseline: str | None) -> str | None:
+    """Say what scores at least as high as a task's teacher, and what to do; None if nothing does.
+
+    Args:
+        task: its metrics, as distill wrote them.
+        control: an arm that is a linear probe of the students' backbone, if there is one.
+        baseline: an arm that learns without the teacher.
+    """
+    teacher, probes = _teacher_score(task), _probes(task, control, baseline)
+    better = [f"{probe} ({percent(score)})" for probe, score in probes.items() if score >= (teacher or 0)]
+    if teacher is None or not better:
+        return None
+    return (
+        f"Nothing on {task['task']}: the teacher ({percent(teacher)}) is not better than "
+        f"{list_words(better)}. Take a larger teacher, or train it longer (train_teacher)."
+    )
+
+
+def _probes(task: Mapping[str, Any], control: str | None, baseline: str | None) -> dict[str, float]:
+    """What a teacher is compared with: name → score; nothing without a teacher."""
+    if _teacher_score(task) is None:
+        return {}
+    scores = {
+        "the linear probe of the students' backbone": _control_score(task, control),
+        "the linear probe of the model that the teacher started from": base_probe_score(task, task["metric"]),
+    }
+    probes = {name: score for name, score in scores.items() if score is not None}
+    if probes and baseline in task["arms"]:
+        score = task["arms"][baseline]["validation"][task["metric"]]["mean"]
+        probes[f"the baseline `{baseline}`"] = score
+    return probes
+
+
+def pair_cautions(sides: Sequence[Side], tasks: Sequence[str]) -> list[str]:
+    """Say which of two compared arms are not done, and where the teacher has nothing to give.
+
+    Args:
+        sides: the arms. What is known of them lies beside their predictions, in metrics/ and curves/.
+        tasks: the tasks.
+    """
+    import pandas as pd
+
+    rising: dict[str, list[str]] = {}
+    weak: list[str] = []
+    for side, task in itertools.product(sides, tasks):
+        folder = side.folder_of(task).parent
+        path, curves = folder / "metrics" / f"{task}.json", folder / "curves" / f"{task}.csv"
+        if not (path.is_file() and curves.is_file()):
+            continue
+        metrics = read_json(path)
+        if rows := metrics["rows"].get("tune"):
+            found = still_rising(pd.read_csv(curves), f"tune_{metrics['metric']}", rows)
+            if side.arm in found:
+                rising.setdefault(side.arm, []).append(task)
+        untaught = [arm for arm, of in metrics["arms"].items() if of["targets"] is None]
+        control = next((arm for arm in untaught if metrics["arms"][arm]["method"] == "head"), None)
+        if text := weak_teacher(metrics, control, sides[1].arm if sides[1].arm in untaught else None):
+            weak.append(text)
+    told = [
+        f"{arm} is not done on {list_words(list(dict.fromkeys(on)))}: it scores best on tune at the end of "
+        "its steps. More may help it: raise distill.steps."
+        for arm, on in rising.items()
+    ]
+    return told + list(dict.fromkeys(weak))
 
 
 def _teacher_score(task: Mapping[str, Any]) -> float | None:

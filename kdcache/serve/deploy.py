@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,16 +11,23 @@ import numpy as np
 
 from kdcache.data.splits import read_split, sequences
 from kdcache.data.task import read_task
+from kdcache.encoder.adapters import adapter_of, merge_adapter
 from kdcache.encoder.batching import encode, fixed_plan
+from kdcache.encoder.load import load_classifier, load_tokenizer, save_model
+from kdcache.encoder.parts import take_apart, with_weights
 from kdcache.errors import DataError, ParamsError
+from kdcache.places import ABOUT, CARD
 from kdcache.project import write_json
 from kdcache.serve.mixed_batches import LoadedStudent
 from kdcache.serve.pool import load_student
-from kdcache.students.about import ABOUT, EXPORTED_BACKBONE, About, find_backbone, read_about
+from kdcache.students.about import EXPORTED_BACKBONE, About, find_backbone, read_about
+from kdcache.students.card import loading_code
+from kdcache.students.export import load_folder
+from kdcache.students.methods import METHODS
 from kdcache.students.student import predict
 
 Target = Literal["folder", "onnx"]
-GRAPH, LABELS, CARD = "model.onnx", "labels.json", "README.md"
+GRAPH, LABELS = "model.onnx", "labels.json"
 EXPORT = "export.json"  # the mark of an export, the only thing that another one may replace
 WANTED = {"float32": 0.995, "int8": 0.98}  # share of validation rows with the label of PyTorch
 ROWS_AT_ONCE = 32
@@ -39,8 +47,9 @@ def export_student(
     Args:
         folder: the student's.
         out: where to; new, empty or an earlier export.
-        form: ``folder`` is a student's folder with its backbone and tokenizer within, which ``load_student``
-            reads anywhere. ``onnx`` is a graph with the prompt as a constant, the tokenizer's file and the
+        form: ``folder`` is read anywhere by ``load_student``: a student's folder with its backbone and
+            tokenizer within, or a whole model of transformers where one of its classes carries the student.
+            ``onnx`` is a graph with the prompt as a constant, the tokenizer's file and the
             labels, which onnxruntime and tokenizers read.
         int8: quantise the graph: as much of it as keeps 98% of the labels on validation, else what keeps
             most. Needs ``data``.
@@ -74,7 +83,7 @@ def export_student(
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         made = Path(scratch) / "made"
         if form == "folder":
-            _copy(folder, find_backbone(folder, about, backbone), about, made)
+            _write_folder(folder, find_backbone(folder, about, backbone), about, made)
             found: dict[str, float] = {}
         else:
             found = _write_onnx(load_student(folder, backbone=backbone), made, int8, data)
@@ -85,19 +94,60 @@ def export_student(
     return found
 
 
-def _copy(folder: Path, base: Path, about: About, made: Path) -> None:
-    shutil.copytree(folder, made)
-    shutil.copytree(base, made / EXPORTED_BACKBONE, dirs_exist_ok=True)
-    if (path := made / "adapter_config.json").is_file():
-        config = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(config | {"base_model_name_or_path": EXPORTED_BACKBONE}, indent=2) + "\n")
-    said = json.loads((made / ABOUT).read_text(encoding="utf-8")) | {"backbone": EXPORTED_BACKBONE}
-    (made / ABOUT).write_text(json.dumps(said, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-    card = (made / CARD).read_text(encoding="utf-8")
-    card = card.replace(f'"{about.backbone}"', f'"PATH/{EXPORTED_BACKBONE}"')
-    card = card.replace("Load it from the project's root (PATH is this folder):", "PATH is this folder:")
-    note = 'With kdcache, from anywhere: `kdcache.load_student("PATH")`. The backbone is in `backbone/`.'
-    (made / CARD).write_text(f"{card}\n{note}\n", encoding="utf-8")
+def _write_folder(folder: Path, base: Path, about: About, made: Path) -> None:
+    card = (folder / CARD).read_text(encoding="utf-8")
+    if about.pooling == "cls" and METHODS[about.method].place is None:
+        about = _write_classifier(folder, base, about, made)
+        where, code, within = "It is a whole model of transformers", _pipeline(about), "."
+    else:
+        shutil.copytree(folder, made)
+        shutil.copytree(base, made / EXPORTED_BACKBONE, dirs_exist_ok=True)
+        if (path := made / "adapter_config.json").is_file():
+            config = json.loads(path.read_text(encoding="utf-8"))
+            config |= {"base_model_name_or_path": EXPORTED_BACKBONE}
+            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        where, within = "The backbone is in `backbone/`", EXPORTED_BACKBONE
+        code = loading_code(replace(about, backbone=base.as_posix()), EXPORTED_BACKBONE)
+    said = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    said |= {"backbone": within, "method": about.method}
+    (made / ABOUT).write_text(
+        json.dumps(said, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    table = card[card.index("\n# ") : card.rindex("| ") + 2]
+    front = ["---", "library_name: transformers", "pipeline_tag: text-classification", "---"]
+    lines = [f"{where}. PATH is this folder:", "", "```python", *code, "```", ""]
+    lines += ['With kdcache, from anywhere: `kdcache.load_student("PATH")`.']
+    text = "\n".join([*front, table, "", *lines]) + "\n"
+    (made / CARD).write_text(text, encoding="utf-8")
+
+
+def _write_classifier(folder: Path, base: Path, about: About, made: Path) -> About:
+    """Write a student that a class of transformers carries: no prompt, and a head that reads [CLS]."""
+    student = load_folder(folder, base=base)[0].to("cpu")
+    model: Any = student.model
+    if model is None:
+        model = load_classifier(base, about.task.num_outputs, seed=0)
+        for part, own in zip(
+            with_weights(take_apart(model)[1]), with_weights(student.head.chain), strict=True
+        ):
+            part.load_state_dict(own.state_dict())
+    elif adapter_of(model):
+        model = merge_adapter(model)
+    tokenizer = load_tokenizer(base)
+    tokenizer.model_max_length = about.max_length
+    save_model(model, tokenizer, made, about.task.output_names)
+    return replace(about, method="full")
+
+
+def _pipeline(about: About) -> list[str]:
+    if about.task.num_choices > 1:  # a pipeline labels single rows
+        return loading_code(about)
+    text = '{"text": "a text", "text_pair": "its pair"}' if about.task.pairs else '"a text"'
+    cut = f'truncation="{STRATEGIES[about.task.truncate] if about.task.pairs else "longest_first"}"'
+    return [
+        "from transformers import pipeline", "",
+        f'print(pipeline("text-classification", "PATH")({text}, {cut}))',
+    ]  # fmt: skip
 
 
 def _write_onnx(loaded: LoadedStudent, made: Path, int8: bool, data: Path | None) -> dict[str, float]:

@@ -43,6 +43,9 @@ class LoadedStudent:
         self.about = about
         self.tokenizer = tokenizer
 
+    def __repr__(self) -> str:
+        return f"<{self.task.name}: {self.about.method} over {self.about.backbone}, {', '.join(self.labels)}>"
+
     @property
     def task(self) -> Task:
         """The task it was trained on."""

@@ -86,6 +86,9 @@ class StudentPool:
         for name, student in self.students.items():
             self._of_task.setdefault(student.task.name, []).append(name)
 
+    def __repr__(self) -> str:
+        return f"<{len(self.students)} students of {', '.join(self._of_task)}>"
+
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels of all tasks, without repeats."""

@@ -13,14 +13,13 @@ from kdcache.data.splits import existing_splits, metric_columns, read_split
 from kdcache.data.task import Task, read_task
 from kdcache.encoder.load import setup
 from kdcache.errors import DataError, ModelError, nearest
-from kdcache.places import replacing
+from kdcache.places import ABOUT, replacing
 from kdcache.project import Project, require
 from kdcache.serve.files import CHUNK
 from kdcache.serve.mixed_batches import LoadedStudent, Request, compute_logits, to_prediction
 from kdcache.serve.output import LabelledWriter
 from kdcache.serve.pool import load_student
 from kdcache.serve.superglue_files import SUBMISSION_NAMES, submission_name, superglue_text, zip_bytes
-from kdcache.students.about import ABOUT
 from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.student import EVAL_BATCH_SIZE
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from kdcache.errors import DataError, nearest
 from kdcache.stats.runs import Runs, read_runs
@@ -72,11 +73,21 @@ class Side:
         """
         import pandas as pd
 
+        rows = pd.read_parquet(self.folder_of(task) / f"{task}.parquet")
+        return rows[rows["arm"] == self.arm]
+
+    def folder_of(self, task: str) -> Path:
+        """Return the folder whose predictions of a task hold the arm.
+
+        Raises:
+            DataError: as ``read``.
+        """
         known: list[str] = []
-        for path in (folder / f"{task}.parquet" for folder in self.folders):
-            rows = pd.read_parquet(path) if path.is_file() else pd.DataFrame({"arm": []})
-            if self.arm in (there := rows["arm"].unique().tolist()):
-                return rows[rows["arm"] == self.arm]
+        for folder in self.folders:
+            path = folder / f"{task}.parquet"
+            there = set(pq.read_table(path, columns=["arm"])["arm"].to_pylist()) if path.is_file() else ()
+            if self.arm in there:
+                return folder
             known += there
         remedy = nearest(self.arm, known) if known else f"Run: kdcache distill --task {task}"
         raise DataError(f"{self.shown_folders}: No predictions of {task} by an arm {self.arm!r}. {remedy}")

@@ -9,10 +9,10 @@ from kdcache.encoder.load import WEIGHTS
 from kdcache.encoder.pooling import Pooling
 from kdcache.errors import ModelError
 from kdcache.params import build
+from kdcache.places import ABOUT
 from kdcache.plain_json import read_json
 from kdcache.students.methods import Method
 
-ABOUT = "student.json"
 EXPORTED_BACKBONE = "backbone"  # within a student's folder that was exported
 
 
@@ -22,7 +22,7 @@ class About:
 
     Args:
         method: a key of ``METHODS``.
-        backbone: its folder, relative to the project's root.
+        backbone: its folder, relative to the project's root, or to the student's where that was exported.
         backbone_sha256: of its weights: prompts fit no others.
         num_virtual_tokens: length of the prompt, in tokens; 0 without.
         max_length: of the inputs, in tokens.
@@ -55,8 +55,8 @@ def find_backbone(folder: Path, about: About, named: Path | str | None = None) -
     """
     roots = [Path(), *folder.resolve().parents]
     said = [root / about.backbone for root in roots]
-    places = [Path(named)] if named else [folder / EXPORTED_BACKBONE, *said]
-    alone = named or len(Path(about.backbone).parts) == 1  # beside it lies what is not of the project
+    places = [Path(named)] if named else [folder / EXPORTED_BACKBONE, folder / about.backbone, *said]
+    alone = named or len(Path(about.backbone).parts) <= 1  # beside it lies what is not of the project
     beside = [] if alone else [path for place in said for path in sorted(place.parent.glob("*"))]
     seen = {}
     for place in dict.fromkeys([*places, *beside]):

@@ -31,18 +31,6 @@ def model_card(about: About, facts: Mapping[str, str]) -> str:
         facts: rows of the card's table, in order; ``task``, ``arm`` and ``seed`` are among them.
     """
     loader = METHODS[about.method].loader(about.pooling)
-    if loader == "kdcache":
-        code = ["import kdcache", "", 'student = kdcache.load_student("PATH")']
-    elif about.pooling == "cls":
-        name = "AutoModel" if loader == "transformers" else "AutoPeftModel"
-        options = "".join(f", {key}={value!r}" for key, value in head_options(about).items())
-        code = [
-            f"from {loader} import {name}ForSequenceClassification",
-            "",
-            f'model = {name}ForSequenceClassification.from_pretrained("PATH"{options})',
-        ]
-    else:
-        code = _mean_pooled(about, loader)
     library = "transformers" if about.method == "full" else "peft"
     lines = [
         "---", f"base_model: {about.backbone}", f"library_name: {library}",
@@ -51,9 +39,38 @@ def model_card(about: About, facts: Mapping[str, str]) -> str:
         f"A student {'fine-tuned' if about.method == 'full' else 'trained'} by kdcache over the backbone "
         f"`{about.backbone}`, method {about.method}.", "",
         "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items()), "",
-        _note(about, loader), "", "```python", *code, "```",
+        _note(about, loader), "", "```python", *loading_code(about), "```",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def loading_code(about: About, within: str | None = None) -> list[str]:
+    """Return the lines that load a student, without kdcache where that works; PATH stands for its folder.
+
+    Args:
+        about: what student.json says.
+        within: of an exported student: the folder of the backbone within its own. PEFT resolves the path in
+            an adapter's config from the current folder, so the backbone is loaded by its own path there.
+    """
+    loader = METHODS[about.method].loader(about.pooling)
+    if loader == "kdcache":
+        return ["import kdcache", "", 'student = kdcache.load_student("PATH")']
+    if about.pooling == "mean":
+        return _mean_pooled(about, loader, within)
+    options = "".join(f", {key}={value!r}" for key, value in head_options(about).items())
+    if within and loader == "peft":
+        name = "AutoModelForSequenceClassification"
+        return [
+            "from peft import PeftModel", f"from transformers import {name}", "",
+            f'base = {name}.from_pretrained("PATH/{within}"{options})',
+            'model = PeftModel.from_pretrained(base, "PATH").eval()',
+        ]  # fmt: skip
+    name = "AutoModel" if loader == "transformers" else "AutoPeftModel"
+    return [
+        f"from {loader} import {name}ForSequenceClassification",
+        "",
+        f'model = {name}ForSequenceClassification.from_pretrained("PATH"{options})',
+    ]
 
 
 def _note(about: About, loader: str) -> str:
@@ -70,11 +87,16 @@ def _note(about: About, loader: str) -> str:
     return "Load it from the project's root (PATH is this folder):"
 
 
-def _mean_pooled(about: About, loader: str) -> list[str]:
+def _mean_pooled(about: About, loader: str, within: str | None) -> list[str]:
     """Plain code that reads the mean of the text's own tokens: virtual tokens stand before them."""
     auto = "AutoModel" if loader == "transformers" else "AutoPeftModelForFeatureExtraction"
-    encoder = f'"{about.backbone}"' if about.method == "head" else "folder"
-    needed = ["AutoModel", "AutoTokenizer"] if loader == "transformers" else ["AutoTokenizer"]
+    backbone = f'f"{{folder}}/{within}"' if within else f'"{about.backbone}"'
+    needed = ["AutoModel", "AutoTokenizer"] if within or loader == "transformers" else ["AutoTokenizer"]
+    encoder = [f"encoder = {auto}.from_pretrained({backbone if about.method == 'head' else 'folder'}).eval()"]
+    if within and loader == "peft":
+        auto = "PeftModel"
+        base = f"AutoModel.from_pretrained({backbone})"
+        encoder = [f"encoder = PeftModel.from_pretrained({base}, folder).eval()"]
     per = "one per choice" if about.task.num_choices > 1 else "of " + ", ".join(about.task.labels)
     return [
         "import torch",
@@ -84,9 +106,9 @@ def _mean_pooled(about: About, loader: str) -> list[str]:
         "",
         'folder = "PATH"',
         'texts, seconds = ["a text"], None  # or a list of second sequences',
-        f"encoder = {auto}.from_pretrained({encoder}).eval()",
+        *encoder,
         'head = load_file(f"{folder}/head.safetensors")',
-        f'tokenizer = AutoTokenizer.from_pretrained("{about.backbone}")',
+        f"tokenizer = AutoTokenizer.from_pretrained({backbone})",
         "batch = tokenizer(",
         f"    texts, seconds, padding=True, max_length={about.max_length}, "
         f'truncation={TRUNCATION[about.task.truncate]}, return_tensors="pt"',

@@ -37,7 +37,8 @@ from kdcache.encoder.mean_pooled import HEAD, load_head, save_head
 from kdcache.encoder.parts import head_names, last_linear, take_apart, with_weights
 from kdcache.encoder.pooling import pool
 from kdcache.encoder.weights import check_weights, read_weights
-from kdcache.students.about import ABOUT, About, find_backbone, read_about
+from kdcache.places import ABOUT
+from kdcache.students.about import About, find_backbone, read_about
 from kdcache.students.card import head_options, model_card
 from kdcache.students.methods import METHODS, Method
 from kdcache.students.prompted_backbone import Backbone

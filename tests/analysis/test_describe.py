@@ -108,6 +108,23 @@ def test_teacher_that_no_probe_is_below(tmp_path, probe, whose, all_rows):
         assert whose in text
 
 
+@pytest.mark.parametrize(
+    ("probe", "verdict"),
+    [
+        (0.70, None), (0.75, "is not clearly above"), (0.77, "is not above"), (0.80, "is not above"),
+        (0.85, "is below"),
+    ],
+)  # fmt: skip
+def test_the_verdict_on_a_teacher_has_a_band(tmp_path, probe, verdict):
+    """The teacher is right on 77.0% of 600 rows of tune: Wilson's interval is 73.5 to 80.2."""
+    tune = classes(600, 2, 1.0, seed=1)
+    text = describe_analysis(analyse(tmp_path, probe={"backbone": probe}, train=SOUND, tune=tune))
+    told = [words for words in ("is not clearly above", "is not above", "is below") if words in text]
+    assert told == [verdict] * (verdict is not None)
+    assert ("there is nothing" in text) == (verdict == "is below")
+    assert ("little to give" in text) == (verdict == "is not clearly above")
+
+
 def test_lost_class(tmp_path):
     labels, logits = classes(900, 3, 4.0)
     logits[:, 2] -= 200  # never predicted

@@ -71,3 +71,8 @@ def test_the_first_layers_of_the_sample_weights_are_blind_by_cls_and_see_by_the_
     assert variation(encoder_states(cut(full, range(3)), rows, CPU, "mean")) > 0.3
     assert variation(encoder_states(cut(full, (0, 2, 5)), rows, CPU, "cls")) > 0.3
     assert variation(encoder_states(full, rows, CPU, "cls")) > 0.3
+
+
+def test_a_blind_cut_is_told_how_many_layers_it_needs():
+    with pytest.raises(ModelError, match="first 5 layers vary"):
+        refuse_blind(0.001, "layers 0, 1 of some model", 5)

@@ -205,3 +205,10 @@ def test_a_teacher_nearby_says_nothing_about_an_imported_cache(cache: Path):
     assert imported.num_folds == 0
     with pytest.raises(CacheStale, match="Run: kdcache import FILE --task wic"):
         check(imported, data={"train": "x"})
+
+
+def test_a_mismatch_of_weights_names_the_models(tmp_path: Path):
+    manifest = write(tmp_path / "wic", tmp_path)
+    teacher = {**manifest.identity, "model": "larger", "weights_sha256": "other"}
+    with pytest.raises(CacheStale, match=r"larger here, tiny in the cache"):
+        check_identity(manifest, "wic", ("false", "true"), {}, teacher, {})

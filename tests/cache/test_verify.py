@@ -20,7 +20,7 @@ from kdcache.cache.reader import load_cache
 from kdcache.cache.schema import PARQUET, cache_schema, describe_columns, parse_columns
 from kdcache.cache.verify import verify_cache
 from kdcache.digests import RowsDigest, file_digest
-from kdcache.errors import CacheCorrupt, CacheError, CacheMissing
+from kdcache.errors import CacheCorrupt, CacheError, CacheMissing, CacheStale
 
 
 def problems(path: Path, data=None) -> list[str]:
@@ -231,6 +231,9 @@ def test_diff_says_what_made_them_and_how_far_the_logits_moved(tmp_path: Path):
     assert split.mean_abs == pytest.approx(moved.mean())
     assert split.flips == 1 + int(logits[0].argmax() != whole.logits[0].argmax())
 
+    write(tmp_path / "cb", tmp_path, identity=IDENTITY | {"task": "cb"})
+    with pytest.raises(CacheStale, match="one task, got wic and cb"):
+        diff_caches(tmp_path / "a" / "wic", tmp_path / "cb")
     same = diff_caches(tmp_path / "a" / "wic", tmp_path / "a" / "wic")
     assert same.fields == {}
     assert same.splits["train"].max_abs == 0

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import fails, run
+from conftest import ROOT, fails, run
 from typer.testing import CliRunner
 
 from kdcache.cli import app
+from kdcache.params import read_params
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "superglue"
 COMMANDS = [
@@ -299,3 +300,18 @@ def test_passes_of_other_students_do_not_share_a_checkpoint(cached_project, monk
     monkeypatch.setattr(Run, "update", update)
     assert run(*two, "--arm", "kl+gram")[0] == 0
     assert len(list((folder / "runs" / "cb").iterdir())) == 3
+
+
+def test_help_names_examples_and_the_parameters_of_a_stage():
+    keys = read_params(ROOT / "params.yaml")
+    for command, section in (
+        ("teach", "train_teacher"),
+        ("shrink", "student_backbone"),
+        ("report", "report"),
+    ):
+        code, out, _ = run(command, "--help")
+        assert code == 0
+        assert f"kdcache {command}" in out.split("Options")[0].split("Examples:")[1]
+        assert all(f"{key}:" in out for key in keys[section])
+    code, out, _ = run("--help")
+    assert "--show-completion" in out

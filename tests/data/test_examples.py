@@ -11,7 +11,7 @@ from six_tasks import write_powered
 
 from kdcache.data.examples import read_examples
 from kdcache.data.taskfile import read_task_file
-from kdcache.errors import DataError
+from kdcache.errors import DataError, ParamsError
 
 ROOT = Path(__file__).parents[2]
 POWERED = sorted((ROOT / "studies" / "tasks").glob("*.toml"))
@@ -262,3 +262,23 @@ def test_a_star_takes_all_files_that_fit_in_order(own, tmp_path: Path):
     assert [e.text for e in own(text)[1]["train"]] == ["a", "b"]
     with pytest.raises(DataError, match=r"none-\*.csv: the train split of mine must be a file there"):
         own(text.replace("part-", "none-"))
+
+
+def test_a_holdout_takes_test_rows_beside_the_same_validation_rows(tmp_path: Path):
+    """Test comes out of what validation leaves, so that asking for it changes no validation row."""
+    rows = "\n".join(f"text {i},{'ab'[i % 2]}" for i in range(100))
+    (tmp_path / "rows.csv").write_text(f"text,label\n{rows}\n")
+
+    def read(cut: str) -> dict[str, set[str]]:
+        path = tmp_path / "own.toml"
+        lines = ['splits = {train = "rows.csv"}', f"holdout = {{{cut}}}", 'text = "text"', 'label = "label"']
+        path.write_text("\n".join(lines))
+        found = read_examples("own", read_task_file(path), tmp_path)[1]
+        return {split: {example.text for example in rows} for split, rows in found.items()}
+
+    plain, both = read("fraction = 0.2"), read("fraction = 0.2, test = 0.2")
+    assert {split: len(found) for split, found in both.items()} == {"train": 60, "validation": 20, "test": 20}
+    assert both["validation"] == plain["validation"]
+    assert both["train"] | both["test"] == plain["train"]
+    with pytest.raises(ParamsError, match=r"holdout\.test"):
+        read("fraction = 0.2, test = 0.45")

@@ -100,15 +100,84 @@ def test_an_exported_folder_loads_anywhere(distilled_project, tmp_path_factory, 
     np.testing.assert_array_equal(kdcache.load_student("cb").logits(texts, pairs), wanted)
 
 
+CARD = """
+import json, sys
+for name in ("kdcache",): sys.modules[name] = None
+texts = json.load(open("texts.json"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_an_exported_folders_card_runs_without_kdcache(built_project, tmp_path_factory, pooling):
+    """transformers' pipeline where one of its classes carries the student; else peft, from any folder."""
+    sections = {name: {"pooling": pooling} for name in ("train_teacher", "student_backbone", "distill")}
+    arms = {name: {"method": name} for name in ("head", "lora", "full", "prefix")}
+    sections["distill"] |= {"arms": arms, "seeds": [0]}
+    built_project("prepare", "teach --task cb", "cache --task cb", "shrink", **sections)
+    assert run("distill", "--task", "cb")[0] == 0
+    texts, pairs = validation(Path())
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    rows = [{"text": a, "text_pair": b} for a, b in zip(texts, pairs, strict=True)]
+    (elsewhere / "texts.json").write_text(json.dumps(rows))
+    wanted = {}
+    for arm in arms:
+        student = kdcache.load_student(f"runs/cb/{arm}-0")
+        wanted[arm] = student.logits(texts, pairs)
+        assert (
+            run("export-student", f"runs/cb/{arm}-0", "--to", "folder", "--out", str(elsewhere / arm))[0] == 0
+        )
+    shutil.rmtree("models")
+    for arm in arms:
+        again = kdcache.load_student(elsewhere / arm)
+        np.testing.assert_allclose(again.logits(texts, pairs), wanted[arm], atol=1e-5)
+        code = card_code(elsewhere / arm)
+        if "pipeline" in code:
+            assert pooling == "cls"
+            assert arm != "prefix"
+            code = re.sub(r'\(\{"text".*?\}', "(texts", code)
+            code = code.replace("print(", "found = (").replace('")(', '", top_k=None)(')
+            code += f"\nlabels = {list(again.labels)!r}\n"
+            code += "scores = [{one['label']: one['score'] for one in row} for row in found]\n"
+            code += "found = [[row[name] for name in labels] for row in scores]"
+        elif pooling == "mean":
+            code = code.replace(
+                '["a text"], None', '[r["text"] for r in texts], [r["text_pair"] for r in texts]'
+            )
+            code += "\nfound = logits.softmax(1).tolist()"
+        else:
+            code += (
+                "\nimport torch\nfrom transformers import AutoTokenizer\n"
+                f"tokenizer = AutoTokenizer.from_pretrained({str(elsewhere / arm / 'backbone')!r})\n"
+                "batch = tokenizer([r['text'] for r in texts], [r['text_pair'] for r in texts], padding=True,"
+                "max_length=64, truncation='only_first', return_tensors='pt')\n"
+                "with torch.no_grad(): found = model(**batch).logits.softmax(1).tolist()"
+            )
+        code += "\njson.dump(found, open('found.json', 'w'))"
+        done = subprocess.run(
+            [sys.executable, "-c", CARD + code], cwd=elsewhere, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (arm, done.stderr)
+        p = np.exp(wanted[arm] - wanted[arm].max(1, keepdims=True))
+        found = json.loads((elsewhere / "found.json").read_text())
+        np.testing.assert_allclose(found, p / p.sum(1, keepdims=True), atol=1e-4, err_msg=arm)
+
+
 def test_a_backbone_is_found_by_its_digest_or_named(distilled_project, tmp_path_factory, monkeypatch):
     texts, pairs = validation(distilled_project)
     folder = distilled_project / "runs/cb/kl+gram-0"
     wanted = kdcache.load_student(folder).logits(texts, pairs)
-    shutil.move("models/backbone", "models/old")
-    assert run("shrink", "--num-layers", "2")[0] == 0
+    assert run("shrink")[0] == 0
+    assert [path.name for path in Path("models").glob("backbone*")] == ["backbone"], "the same one again"
+    code, told, error = run("shrink", "--num-layers", "2")
+    assert code == 0, error
+    (old,) = Path("models").glob("backbone-*")
+    assert old.as_posix() in told, "students need it"
     assert np.array_equal(kdcache.load_student(folder).logits(texts, pairs), wanted), "beside the new one"
+    assert run("shrink", "--num-layers", "1", "--layers", "1")[0] == 0
+    assert list(Path("models").glob("backbone-*")) == [old], "nobody needs the one between"
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    shutil.move("models/old", elsewhere / "b")
+    shutil.move(old, elsewhere / "b")
     with pytest.raises(ModelError, match="backbone=FOLDER"):
         kdcache.load_student(folder)
     monkeypatch.chdir(elsewhere)

