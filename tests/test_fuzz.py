@@ -38,7 +38,7 @@ from kdcache.digests import value_digest
 from kdcache.encoder.adapter_config import read_adapter_config
 from kdcache.encoder.adapters import load_trained
 from kdcache.encoder.weights import read_weights
-from kdcache.errors import KdcacheError, printable
+from kdcache.errors import KdcacheError, printable, system_line
 from kdcache.serve.pool import load_student
 from kdcache.students.about import read_about
 
@@ -55,9 +55,9 @@ def mutations(target: Target, numbers: Sequence[int]) -> Counter[str]:
     def attempt(number: int) -> str:
         try:
             read(mutate(data, random.Random(number)))
-        except KdcacheError as error:
-            text = str(error)
-            fair = len(text) <= MESSAGE and printable(text) == text
+        except (KdcacheError, OSError) as error:
+            text = system_line(error) if isinstance(error, OSError) else str(error)
+            fair = len(text) <= MESSAGE and (printable(text) == text or isinstance(error, OSError))
             return "refused" if fair else f"a message of {len(text)} characters: {text[:200]!r}"
         except BaseException as error:
             frames = traceback.extract_tb(error.__traceback__)[-5:]
@@ -224,11 +224,17 @@ def task_file(ending: str, data: bytes) -> Callable[[Path, Path], Target]:
         )
         path = home / f"own.{ending}"
 
+        def mutate(data: bytes, rng: random.Random) -> bytes:
+            if data != PATTERN or rng.random() < 0.2:
+                return mutate_bytes(data, rng)
+            pattern = mutate_bytes(b"{label} {text}", rng).decode("latin-1")
+            return data.replace(b'"{label} {text}"', json.dumps(pattern).encode())
+
         def read(content: bytes) -> None:
             file = read_task_file(put(path, content))
             read_examples("own", file, home)
 
-        return data, mutate_bytes, read
+        return data, mutate, read
 
     return target
 

@@ -16,7 +16,7 @@ from kdcache.cache.join import batches_of
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.schema import MEAN_OF_FOLDS, SCALARS, describe_columns, find_unlawful
-from kdcache.data.parquet_claims import find_impossible
+from kdcache.data.parquet_claims import NOT_WHOLE, find_impossible, read_claims
 from kdcache.errors import CacheCorrupt, CacheError, CacheMissing, CacheStale, nearest
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class CachedSplit:
     def _whole(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, pa.ArrowException) as error:
+        except NOT_WHOLE as error:
             raise CacheCorrupt(
                 f"cache of {self.manifest.identity.get('task')}, {self.split}: its pages must be whole, "
                 f"got: {str(error).splitlines()[0]}. {self.manifest.rebuild}"
@@ -274,9 +274,10 @@ def open_file(location: Location, manifest: Manifest, name: str) -> pq.ParquetFi
     refuse("its length in bytes", entry["bytes"], location.size(name))
     refuse("its sha256", entry["sha256"], location.digest(name))
     try:
-        file = pq.ParquetFile(location.open(name), page_checksum_verification=True)
-        schema = file.schema_arrow
-    except (pa.ArrowException, OSError) as error:
+        source = location.open(name)
+        file = pq.ParquetFile(source, page_checksum_verification=True)
+        schema, claims = file.schema_arrow, read_claims(source)
+    except NOT_WHOLE as error:
         reason = str(error).splitlines()[0]
         raise CacheCorrupt(
             f"{location}/{name}: it must be a Parquet file, got: {reason}. {manifest.rebuild}"
@@ -285,11 +286,11 @@ def open_file(location: Location, manifest: Manifest, name: str) -> pq.ParquetFi
         refuse("its columns", manifest.schema.names, schema.names)
         refuse("its column types", manifest.columns, describe_columns(schema))
     refuse("its number of rows", entry["rows"], file.metadata.num_rows)
-    if problem := find_impossible(file.metadata, entry["bytes"]) or find_unlawful(file.metadata, schema):
+    if problem := find_impossible(claims) or find_unlawful(claims, schema):
         refuse("its footer", "what the format allows", problem)
     try:
         twice = repeated_in_file(file)
-    except (pa.ArrowException, OSError) as error:
+    except NOT_WHOLE as error:
         refuse("its pages", "whole", str(error).splitlines()[0])
     if twice:
         raise CacheCorrupt(

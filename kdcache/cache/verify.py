@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcache.cache.cached_rows import CacheRows
@@ -15,6 +14,7 @@ from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, Manifest, read_manifest
 from kdcache.cache.reader import find_faults, open_file
 from kdcache.cache.schema import MEMBER_PREFIX
+from kdcache.data.parquet_claims import NOT_WHOLE
 from kdcache.digests import RowsDigest
 from kdcache.errors import CacheError
 
@@ -32,6 +32,10 @@ class Check:
 
     what: str
     problem: str = ""
+
+    def __post_init__(self) -> None:
+        """Bound what a stranger's manifest says, as all messages are."""
+        object.__setattr__(self, "problem", str(CacheError(self.problem)))
 
 
 def verify_cache(path: Location | Path | str, data: Mapping[str, Batches] | None = None) -> list[Check]:
@@ -68,7 +72,7 @@ def verify_cache(path: Location | Path | str, data: Mapping[str, Batches] | None
         except CacheError as error:
             checks.append(Check(name, str(error)))
             continue
-        except (OSError, pa.ArrowException) as error:  # a page does not have its checksum
+        except NOT_WHOLE as error:  # a page does not have its checksum
             checks.append(Check(name, f"{location}/{name}: its pages must be whole, got: {error}."))
             continue
         if data is not None and split in data:
