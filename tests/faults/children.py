@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ OVERRIDE = (1, 2)  # the capabilities by which root reads and writes what is clo
 def child(folder: Path, command: str, prepare: Callable[[], object] = lambda: None) -> tuple[int, int]:
     """Start a verb in a process of its own; return its id and where its output comes from."""
     read, write = os.pipe()
-    if pid := os.fork():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's, of threads that a fork lacks
+        pid = os.fork()
+    if pid:
         os.close(write)
         return pid, read
+    warnings.simplefilter("ignore")  # those that a test would fail at
     code = 70
     try:
         for number, name in ((1, "stdout"), (2, "stderr")):

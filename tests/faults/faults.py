@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from children import child, count, end, kill_at, must, obey_permissions
@@ -75,7 +76,7 @@ class Fault:
     def __init__(self, name: str, base: Path, whole: Path) -> None:
         self.name, self.base, self.command = name, base, VERBS[name][0]
         self.outputs = VERBS[name][2]
-        self.tried, self.failed = 0, []  # type: ignore[var-annotated]
+        self.tried, self.events, self.failed = 0, 0, []  # type: ignore[var-annotated]
         self.start = base / "start"  # with other outputs of this verb, where it has a way to make them
         shutil.copytree(whole, self.start, symlinks=True)
         shutil.rmtree(self.start / ".kdcache", ignore_errors=True)
@@ -99,6 +100,7 @@ class Fault:
     def judge(self, what: str, folder: Path, ends: list[tuple[int, str]]) -> None:
         """Count a trial, after which the command is run again."""
         self.tried += 1
+        print(f"{self.name}: {what}", file=sys.stderr, flush=True)  # how far it came, for one who waits
         wrong = [
             f"rc {code}: {text.strip()[-300:]}"
             for code, text in ends
@@ -132,7 +134,7 @@ class Fault:
         seconds = time.perf_counter() - start
         os.close(write)
         with os.fdopen(read, "rb") as file:
-            events = len(file.read())
+            events = self.events = len(file.read())
         assert ended[0] == 0, ended
         for number in range(1, events + 1, every):
             folder = self.copy("kill")
@@ -207,11 +209,11 @@ def build(base: Path) -> Path:
     return whole
 
 
-def main(base: Path, kind: str, every: int, verbs: list[str]) -> None:
+def inject(base: Path, kind: str, every: int, verbs: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield what was tried of each verb, what held, and what did not."""
     from kdcache.teacher import fine_tune
 
     fine_tune.SAVE_STEPS = 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     whole = base / "whole"
     if verbs == ["init"]:  # which needs no project
         whole.mkdir(parents=True)
@@ -229,10 +231,12 @@ def main(base: Path, kind: str, every: int, verbs: list[str]) -> None:
                 getattr(fault, kind)(every)
         finally:  # told also when the time is up
             held = fault.tried - len(fault.failed)
-            found = {"verb": verb, "tried": fault.tried, "held": held, "failed": fault.failed}
-            print(json.dumps(found), flush=True)
+            counts = {"events": fault.events, "tried": fault.tried, "held": held}
+            yield {"verb": verb, **counts, "failed": fault.failed}
         shutil.rmtree(fault.base)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), sys.argv[2], int(sys.argv[3]), sys.argv[4:])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    for found in inject(Path(sys.argv[1]).resolve(), sys.argv[2], int(sys.argv[3]), sys.argv[4:]):
+        print(json.dumps(found), flush=True)
