@@ -48,6 +48,8 @@ VERBS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "predict --student models/students/cb/ce-0 --input rows.jsonl --output p.csv", "", ("p.csv",)
     ),
     "figure": ("inspect --task cb --figure f.svg", "", ("f.svg",)),
+    "evaluate": ("evaluate --task cb --arm ce --split validation", "", ("evaluations",)),
+    "student": ("export-student models/students/cb/ce-0 --to folder --out out", "", ("out",)),
     "init": ("init new", "", ("new",)),
 }  # fmt: skip
 

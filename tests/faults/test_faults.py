@@ -11,7 +11,7 @@ from faults import inject
 FAULTS = Path(__file__).parent / "faults.py"
 VERBS = (
     "prepare", "teach", "cache", "shrink", "explore", "distill", "report", "import", "export", "predict",
-    "figure", "init",
+    "figure", "evaluate", "student", "init",
 )  # fmt: skip
 
 
