@@ -12,7 +12,8 @@ from kdcache.cache.ids import name_some
 from kdcache.cache.join import Batches, batches_of, join_keys, name_chosen
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, Manifest, read_manifest
-from kdcache.cache.reader import find_faults, open_file
+from kdcache.cache.open_file import open_file
+from kdcache.cache.reader import find_faults
 from kdcache.cache.schema import MEMBER_PREFIX
 from kdcache.data.parquet_claims import NOT_WHOLE
 from kdcache.digests import RowsDigest

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import io
 import itertools
 import os
 import signal
@@ -69,6 +70,20 @@ def end(started: tuple[int, int]) -> tuple[int, str]:
 def must(folder: Path, command: str) -> None:
     code, text = end(child(folder, command))
     assert code == 0, f"{command}: rc {code}\n{text[-3000:]}"
+
+
+def run_here(folder: Path, command: str) -> None:
+    """Run a verb in this process, so that those forked from it need import nothing."""
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        contextlib.redirect_stderr(printed),
+    ):
+        try:
+            _run(command.split())
+        except SystemExit as error:
+            if error.code:
+                raise AssertionError(f"{command}: {printed.getvalue()[-3000:]}") from None
 
 
 def _watch(folder: Path, see: Callable[[], object]) -> None:

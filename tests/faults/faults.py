@@ -8,9 +8,10 @@ KIND is kill, full, closed or twice. Of the faults of a verb, every EVERY-th is 
 - the verb ends with rc 0, or with rc 1 and a line that is no traceback;
 - the same command afterwards gives the bytes of an undisturbed run.
 
-Each run is a child of one process that has imported everything, so that a run costs what the verb costs.
+Each run is a fork of one process in which the verb has run, so that it costs what the verb costs.
 """
 
+import gc
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from children import child, count, end, kill_at, must, obey_permissions
+from children import child, count, end, kill_at, must, obey_permissions, run_here
 from conftest import build_tiny_model, write_project
 
 FULL = (0, 8, 64)  # kB that a file may hold
@@ -88,7 +89,9 @@ class Fault:
             for output in self.outputs:
                 _remove(self.start / output)
         done = self.copy("done")
-        must(done, self.command)
+        run_here(done, self.command)
+        gc.collect()
+        gc.freeze()  # else each fork would copy what the collector visits
         self.before, self.wanted = self.content(self.start), self.content(done)
         assert self.before != self.wanted, name
 
@@ -213,9 +216,12 @@ def build(base: Path) -> Path:
 
 def inject(base: Path, kind: str, every: int, verbs: list[str]) -> Iterator[dict[str, Any]]:
     """Yield what was tried of each verb, what held, and what did not."""
+    from tqdm import tqdm
+
     from kdcache.teacher import fine_tune
 
     fine_tune.SAVE_STEPS = 2
+    tqdm.monitor_interval = 0  # a thread that forks would lack
     whole = base / "whole"
     if verbs == ["init"]:  # which needs no project
         whole.mkdir(parents=True)
