@@ -178,7 +178,7 @@ def system_line(error: OSError) -> str:
 place, then run the same command again.'
     """
     must, remedy = SYSTEM_ERRORS.get(error.errno or 0, _OTHER)
-    where = os.fsdecode(error.filename) if error.filename else "The disk"
+    where = _bounded(os.fsdecode(error.filename)) if error.filename else "The disk"
     return f"{where}: {must}, got: {error.strerror}. {remedy}, then run the same command again."
 
 

@@ -100,10 +100,8 @@ def alone(scratch: Path, *targets: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with filelock.FileLock(scratch / CLEANING):
             for target in targets:
-                where = target.resolve()
-                name = f"{where.name[:100]}-{value_digest(where.as_posix())[:8]}.lock"
                 try:
-                    held.enter_context(filelock.FileLock(scratch / name).acquire(timeout=0))
+                    held.enter_context(_lock(scratch, target).acquire(timeout=0))
                 except filelock.Timeout:
                     raise KdcacheError(
                         f"{target}: only one process may write it at a time, got another at work. "
@@ -111,6 +109,21 @@ def alone(scratch: Path, *targets: Path) -> Iterator[None]:
                     ) from None
         with naming(scratch):
             yield
+
+
+def in_turn(scratch: Path, target: Path) -> contextlib.AbstractContextManager[object]:
+    """Wait until no other process writes a place, and keep others waiting: for what takes a moment.
+
+    Args:
+        scratch: the project's scratch folder, which the caller keeps from being emptied: see ``alone``.
+        target: what is written.
+    """
+    return _lock(scratch, target)
+
+
+def _lock(scratch: Path, target: Path) -> filelock.BaseFileLock:
+    where = target.resolve()
+    return filelock.FileLock(scratch / f"{where.name[:100]}-{value_digest(where.as_posix())[:8]}.lock")
 
 
 def place(made: Path, target: Path) -> None:

@@ -3,8 +3,10 @@
 import contextlib
 import gc
 import json
+import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,16 @@ def run_all(folder: Path, *commands: list[str]) -> None:
         for command in commands:
             code, out, error = run(*command)
             assert code == 0, (command, out, error)
+
+
+@pytest.fixture
+def in_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Go to a fresh folder in memory: on a busy disk each file that is written again is waited for."""
+    place = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(dir=place if os.access(place, os.W_OK) else None))
+    monkeypatch.chdir(folder)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -1,10 +1,19 @@
-"""Mutations of small files: the same integer gives the same bytes."""
+"""Mutations of small files, where the same integer gives the same bytes, and processes that read them."""
 
 import copy
 import json
+import os
 import random
-from collections.abc import Callable
+import resource
+import select
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
+
+SECONDS, MEMORY = 10, 2**30  # that reading a mutation may take
+BATCH = 1000  # mutations that one process reads, so that nothing piles up
 
 HOSTILE: tuple[Any, ...] = (
     None, True, 0, -1, -5, 1, 3, 255, 10**9, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, "", " ", "a", "x" * 3000,
@@ -91,3 +100,59 @@ def mutate_json(data: bytes, rng: random.Random, dump: Callable[[Any], str] = js
         return dump(mutate_value(json.loads(data), rng)).encode("utf-8", "surrogatepass")
     except RecursionError:
         return b'{"a":' * 3000
+
+
+def read_apart(attempt: Callable[[int], str], numbers: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Yield what ``attempt`` says of each number, made in forks of this process, a batch in each.
+
+    A fork may take 1 GiB of memory beyond what this process holds. One that dies, or that its own
+    alarm does not wake, costs one number: the next fork goes on behind it.
+    """
+    left = list(numbers)
+    while left:
+        pid, pipe = _fork(attempt, left[:BATCH])
+        batch, died = left[:BATCH], ""
+        with os.fdopen(pipe, "rb", buffering=0) as file:
+            held = b""
+            while batch and not died:
+                if not select.select([file], [], [], 3 * SECONDS)[0]:
+                    died = "a hang that no signal ends"
+                elif not (part := file.read(65536)):
+                    died = "the end of the process"
+                else:
+                    *lines, held = (held + part).split(b"\n")
+                    for line in lines:
+                        yield batch.pop(0), json.loads(line)
+        os.kill(pid, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if died:
+            yield batch.pop(0), f"{died} (exit code {code})"
+        left = batch + left[BATCH:]
+
+
+def _fork(attempt: Callable[[int], str], numbers: Sequence[int]) -> tuple[int, int]:
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's, of threads that a fork lacks
+        pid = os.fork()
+    if pid:
+        os.close(write)
+        return pid, read
+    try:
+        warnings.simplefilter("ignore")
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        signal.signal(signal.SIGALRM, _too_long)
+        for number in numbers:
+            signal.alarm(SECONDS)
+            said = attempt(number)
+            signal.alarm(0)
+            os.write(write, json.dumps(said).encode() + b"\n")
+        signal.pause()  # until all has been read
+    finally:
+        os._exit(70)
+
+
+def _too_long(*_: object) -> None:
+    raise TimeoutError("a hang")

@@ -44,6 +44,10 @@ def test_a_full_disk_is_one_line_with_the_path_whoever_met_it(error):
     assert len(line.splitlines()) == 1
 
 
+def test_the_line_of_a_path_of_any_length_is_short():
+    assert len(errors.system_line(OSError(errno.ENAMETOOLONG, "File name too long", "x" * 70000))) < 3000
+
+
 def test_an_error_of_the_system_keeps_its_path_and_others_stay_what_they_are():
     assert errors.system_error(PermissionError(errno.EACCES, "closed", "a"), "b").filename == "a"
     failed = RuntimeError("[enforce fail at x.cc:1] . PytorchStreamWriter failed writing file data/0")

@@ -1,6 +1,6 @@
 """What strangers hand over, mutated: it is read, or refused in one line; never a traceback, hang or bomb.
 
-Each file is mutated 100 times by default and 10,000 times with ``-m slow``. The number of a mutation is its
+Each file is mutated 60 times by default and 10,000 times with ``-m slow``. The number of a mutation is its
 seed: ``mutations(target, [number])`` in a shell repeats one.
 """
 
@@ -9,20 +9,19 @@ import io
 import json
 import os
 import random
-import resource
-import signal
-import warnings
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from builders import rows as cache_rows
 from builders import write as write_small_cache
-from fuzzing import mutate_bytes, mutate_json
+from fuzzing import mutate_bytes, mutate_json, read_apart
+from peft import PeftType
 from served import make_home
 
 from kdcache.cache.manifest import MANIFEST
@@ -34,62 +33,42 @@ from kdcache.data.parsers import Layout
 from kdcache.data.readers import read_rows
 from kdcache.data.taskfile import read_task_file
 from kdcache.digests import value_digest
-from kdcache.errors import KdcacheError, printable
+from kdcache.encoder.adapter_config import read_adapter_config
+from kdcache.encoder.adapters import load_trained
+from kdcache.encoder.weights import read_weights
+from kdcache.errors import KdcacheError, printable, system_line
 from kdcache.serve.pool import load_student
+from kdcache.students.about import read_about
 
-SECONDS, MEMORY, MESSAGE = 10, 2**30, 8000
+MESSAGE = 8000  # characters of an error's text
 Target = tuple[bytes, Callable[[bytes, random.Random], bytes], Callable[[bytes], None]]
 
 
-@contextmanager
-def limited() -> Iterator[None]:
-    """At most 1 GiB of memory more than now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def too_long(*_: object) -> None:
-    raise TimeoutError("a hang")
-
-
-def mutations(target: Target, numbers: Iterable[int]) -> Counter[str]:
+def mutations(target: Target, numbers: Sequence[int]) -> Counter[str]:
     """Read each mutation; count those that are read and those refused, and fail at all others."""
     data, mutate, read = target
+    read(data)
+
+    def attempt(number: int) -> str:
+        try:
+            read(mutate(data, random.Random(number)))
+        except (KdcacheError, OSError) as error:
+            text = system_line(error) if isinstance(error, OSError) else str(error)
+            fair = len(text) <= MESSAGE and (printable(text) == text or isinstance(error, OSError))
+            return "refused" if fair else f"a message of {len(text)} characters: {text[:200]!r}"
+        except BaseException as error:
+            frames = traceback.extract_tb(error.__traceback__)[-5:]
+            places = " ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
+            return f"{type(error).__name__} at {places}: {str(error)[:150]}"
+        return "read"
+
     counts: Counter[str] = Counter()
     wrong: dict[str, list[int]] = {}
-    before = signal.signal(signal.SIGALRM, too_long)
-    for number in numbers:
-        content = mutate(data, random.Random(number))
-        signal.alarm(SECONDS)
-        try:
-            with limited(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                read(content)
-            counts["read"] += 1
-        except KdcacheError as error:
-            counts["refused"] += 1
-            text = str(error)
-            if len(text) > MESSAGE or printable(text) != text:
-                wrong.setdefault(f"a message of {len(text)} characters: {text[:200]!r}", []).append(number)
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            last = error.__traceback__
-            places = []
-            while last:
-                places.append(f"{Path(last.tb_frame.f_code.co_filename).name}:{last.tb_lineno}")
-                last = last.tb_next
-            wrong.setdefault(
-                f"{type(error).__name__} at {' '.join(places[-5:])}: {str(error)[:150]}", []
-            ).append(number)
-        finally:
-            signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    for number, said in read_apart(attempt, numbers):
+        if said in ("read", "refused"):
+            counts[said] += 1
+        else:
+            wrong.setdefault(said, []).append(number)
     if wrong:
         pytest.fail("\n".join(f"{len(n)} of {n[:5]}: {what}" for what, n in sorted(wrong.items())))
     return counts
@@ -171,13 +150,26 @@ def student(name: str, file: str) -> Callable[[Path, Path], Target]:
         from served import WIC
 
         make_home(home, model, {name: (WIC, name, 0 if name == "lora" else 4)})
-        os.chdir(home)
-        path = home / name / file
+        path, base = home / name / file, home / "backbone"
+        weights = read_weights(home / name / "adapter_model.safetensors")
+        kind = PeftType.LORA if name == "lora" else PeftType.PREFIX_TUNING
+        ids = torch.tensor([[2, 5, 3]])
+        tries: Counter[str] = Counter()
 
         def read(content: bytes) -> None:
+            """Load a model and run it; one in fifty of those whose file says what another's said."""
             put(path, content)
-            loaded = load_student(name)
-            loaded.predict([("a river", "the bank")])
+            about = read_about(home / name)
+            config = read_adapter_config(home / name, kind, weights, ["classifier"])
+            said = repr((about, sorted(config.to_dict().items(), key=str)))
+            tries[said] += 1
+            if tries[said] % 50 != 1:
+                return
+            if file == "student.json":
+                load_student(name).predict(["a river"], ["the bank"])
+            else:
+                model = load_trained(home / name, 2, "cls", kind, base)
+                assert model(ids, attention_mask=torch.ones_like(ids)).logits.isfinite().all()
 
         return path.read_bytes(), mutate_json, read
 
@@ -223,14 +215,23 @@ CSV = b"id,group,title,body,label\n" + b"".join(
 def task_file(ending: str, data: bytes) -> Callable[[Path, Path], Target]:
     def target(home: Path, _: Path) -> Target:
         put(home / "train.csv", CSV)
-        put(home / "lines.txt", b"".join(b"%s %s\n" % (w, b"a " * 400) for w in (b"no", b"yes") * 15))
+        put(
+            home / "lines.txt",
+            b"".join(b"%s %d %s\n" % ((b"no", b"yes")[i % 2], i, b"a " * 400) for i in range(30)),
+        )
         path = home / f"own.{ending}"
+
+        def mutate(data: bytes, rng: random.Random) -> bytes:
+            if data != PATTERN or rng.random() < 0.2:
+                return mutate_bytes(data, rng)
+            pattern = mutate_bytes(b"{label} {text}", rng).decode("latin-1")
+            return data.replace(b'"{label} {text}"', json.dumps(pattern).encode())
 
         def read(content: bytes) -> None:
             file = read_task_file(put(path, content))
             read_examples("own", file, home)
 
-        return data, mutate_bytes, read
+        return data, mutate, read
 
     return target
 
@@ -315,18 +316,17 @@ TARGETS: dict[str, Callable[[Path, Path], Target]] = {
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_mutations_are_read_or_refused(name, tmp_path, tiny_model, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    found = mutations(TARGETS[name](tmp_path, tiny_model), range(100))
+def test_mutations_are_read_or_refused(name, in_memory, tiny_model):
+    found = mutations(TARGETS[name](in_memory, tiny_model), range(60))
     assert found["refused"]
+    assert found["read"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", TARGETS)
-def test_many_mutations_are_read_or_refused(name, tmp_path, tiny_model, monkeypatch, record_property):
-    monkeypatch.chdir(tmp_path)
+def test_many_mutations_are_read_or_refused(name, in_memory, tiny_model):
     found = mutations(
-        TARGETS[name](tmp_path, tiny_model), range(int(os.environ.get("KDCACHE_FUZZ", "10000")))
+        TARGETS[name](in_memory, tiny_model), range(int(os.environ.get("KDCACHE_FUZZ", "10000")))
     )
     print(f"{name}: {found['read']} read, {found['refused']} refused")

@@ -70,7 +70,7 @@ def cut(full: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
         weights = _keep_layers(full, keep, have)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[k] for k in keep]
-    smaller = AutoModel.from_config(config, dtype=torch.float32)
+    smaller = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
     try:
         smaller.load_state_dict(weights)
     except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -105,6 +106,25 @@ class CacheRows:
         )  # fmt: skip
 
     @classmethod
+    def empty(cls, schema: pa.Schema, count: int) -> "CacheRows":
+        """Return rows of a schema whose values are still to be put there."""
+        vectors = {
+            name: np.empty((count, schema.field(name).type.list_size), _dtype(schema.field(name).type))
+            for name in schema.names[4:]
+        }
+        scalars = np.empty(count, np.int64), np.empty(count, np.int8)
+        return cls._of([""] * count, [""] * count, *scalars, vectors)
+
+    def put(self, places: Sequence[int], rows: "CacheRows") -> None:
+        """Write rows of the same columns to some places, in place."""
+        for place, example_id, content_hash in zip(places, rows.example_id, rows.content_hash, strict=True):
+            self.example_id[place], self.content_hash[place] = example_id, content_hash
+        self.label[places], self.fold[places] = rows.label, rows.fold
+        theirs = rows.vectors
+        for name, values in self.vectors.items():
+            values[places] = theirs[name]
+
+    @classmethod
     def joined(cls, parts: Sequence["CacheRows"]) -> "CacheRows":
         """Join rows of one cache, one part after another."""
         return cls.from_table(pa.concat_tables([part.to_table() for part in parts]))
@@ -137,12 +157,20 @@ class CacheRows:
     def from_table(cls, table: pa.Table) -> "CacheRows":
         """Return the rows of a table of the cache's schema; optional columns may be left out."""
         vectors = {name: vectors_of(table[name]) for name in table.column_names[4:]}
+        ids, hashes = table["example_id"].to_pylist(), table["content_hash"].to_pylist()
+        return cls._of(ids, hashes, table["label"].to_numpy(), table["fold"].to_numpy(), vectors)
+
+    @classmethod
+    def _of(
+        cls, ids: list[str], hashes: list[str], label: np.ndarray, fold: np.ndarray,
+        vectors: dict[str, np.ndarray],
+    ) -> "CacheRows":  # fmt: skip
+        """Make rows of columns of vectors by their names in the file."""
         count = sum(name.startswith(MEMBER_PREFIX) for name in vectors)
         members = tuple(vectors.pop(f"{MEMBER_PREFIX}{m}") for m in range(count))
         return cls(
-            table["example_id"].to_pylist(), table["content_hash"].to_pylist(),
-            table["label"].to_numpy(), table["fold"].to_numpy(), vectors.pop("logits"),
-            vectors.pop("features", np.empty((len(table), 0), np.float16)),
+            ids, hashes, label, fold, vectors.pop("logits"),
+            vectors.pop("features", np.empty((len(ids), 0), np.float16)),
             logits_plain=vectors.pop("logits_plain", None), layers=vectors, members=members,
         )  # fmt: skip
 
@@ -176,10 +204,14 @@ def compute_uncertainty(logits: np.ndarray) -> Uncertainty:
     return Uncertainty(log_p, -(np.exp(log_p) * log_p).sum(axis=1), ranked[:, -1] - ranked[:, -2])
 
 
+def _dtype(kind: pa.DataType) -> Any:
+    return kind.value_type.to_pandas_dtype()
+
+
 def _to_arrow(name: str, values: np.ndarray, kind: pa.DataType) -> pa.Array:
     if not np.isfinite(values).all():
         raise ShapeError(f"cache rows: {name} must be finite, got NaN or infinity.")
-    dtype = kind.value_type.to_pandas_dtype()
+    dtype = _dtype(kind)
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(values, dtype).reshape(-1)
     if not np.isfinite(stored).all():
@@ -191,6 +223,6 @@ def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
     """Return a column of vectors as an array of shape (rows, width)."""
     kind = column.type
     if len(column) == 0:
-        return np.empty((0, kind.list_size), kind.value_type.to_pandas_dtype())
+        return np.empty((0, kind.list_size), _dtype(kind))
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     return np.concatenate(chunks).reshape(-1, kind.list_size)

@@ -4,19 +4,20 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcache.cache.cached_rows import CacheRows, compute_uncertainty, vectors_of
-from kdcache.cache.ids import name_some, repeated, repeated_in_file
+from kdcache.cache.ids import name_some, repeated
 from kdcache.cache.join import batches_of
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.schema import MEAN_OF_FOLDS, SCALARS, describe_columns, find_unlawful
-from kdcache.data.parquet_claims import find_impossible
+from kdcache.cache.open_file import open_file
+from kdcache.cache.schema import MEAN_OF_FOLDS, SCALARS
+from kdcache.data.parquet_claims import NOT_WHOLE
 from kdcache.errors import CacheCorrupt, CacheError, CacheMissing, CacheStale, nearest
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class CachedSplit:
         Raises:
             CacheStale: the cache does not hold that id.
         """
+        _ = self.rows  # read once: others will be asked for
         return self.align([example_id])
 
     def align(self, ids: Sequence[str], content_hashes: Sequence[str] | None = None) -> CacheRows:
@@ -77,15 +79,29 @@ class CachedSplit:
         Raises:
             CacheStale: an id is not in the cache or is given twice, or a text has changed.
         """
-        where = self._row_of
-        self._refuse("ids must be in the cache, got unknown", [i for i in ids if i not in where])
         self._refuse("ids must be unique, got twice", repeated(ids))
-        rows = self.rows.take([where[i] for i in ids])
+        if "rows" in self.__dict__:
+            where = self._row_of
+            self._refuse("ids must be in the cache, got unknown", [i for i in ids if i not in where])
+            rows = self.rows.take([where[i] for i in ids])
+        else:
+            rows = self._gather(ids)
         if content_hashes is not None:
             pairs = zip(ids, rows.content_hash, content_hashes, strict=True)
             changed = [i for i, ours, theirs in pairs if ours != theirs]
             self._refuse("the text must be what the teacher read, got another text for", changed)
         return rows
+
+    def _gather(self, ids: Sequence[str]) -> CacheRows:
+        """Return the rows of unique ids, with these and one row group in memory."""
+        where = {example_id: place for place, example_id in enumerate(ids)}
+        found = CacheRows.empty(self._file.schema_arrow, len(ids))
+        for part in self.stream():
+            rows = [row for row, example_id in enumerate(part.example_id) if example_id in where]
+            if rows:
+                found.put([where.pop(part.example_id[row]) for row in rows], part.take(rows))
+        self._refuse("ids must be in the cache, got unknown", [i for i in ids if i in where])
+        return found
 
     def stream(self, vectors: Sequence[str] | None = None) -> Iterator[CacheRows]:
         """Yield the rows one row group at a time, in the order of the file.
@@ -127,7 +143,7 @@ class CachedSplit:
     def _whole(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, pa.ArrowException) as error:
+        except NOT_WHOLE as error:
             raise CacheCorrupt(
                 f"cache of {self.manifest.identity.get('task')}, {self.split}: its pages must be whole, "
                 f"got: {str(error).splitlines()[0]}. {self.manifest.rebuild}"
@@ -251,48 +267,3 @@ def load_cache(path: Location | Path | str, split: str) -> CachedSplit:
             f"{location}: the split must be in the cache, got {split!r}. {nearest(split, manifest.data)}"
         )
     return CachedSplit(manifest, split, open_file(location, manifest, f"{split}.parquet"))
-
-
-def open_file(location: Location, manifest: Manifest, name: str) -> pq.ParquetFile:
-    """Open a file of the cache, and verify its bytes, schema, row count and ids.
-
-    Raises:
-        CacheCorrupt: one of them is not what the manifest says.
-    """
-
-    def refuse(what: str, wanted: Any, found: Any) -> None:
-        if wanted != found:
-            raise CacheCorrupt(f"{location}/{name}: {what} must be {wanted}, got {found}. {manifest.rebuild}")
-
-    entry = manifest.files.get(name)
-    if entry is None:
-        raise CacheCorrupt(f"{location}/{name}: the manifest must list the file. {manifest.rebuild}")
-    if not location.exists(name):
-        raise CacheCorrupt(
-            f"{location}/{name}: the file must be there, as the manifest says, got none. {manifest.rebuild}"
-        )
-    refuse("its length in bytes", entry["bytes"], location.size(name))
-    refuse("its sha256", entry["sha256"], location.digest(name))
-    try:
-        file = pq.ParquetFile(location.open(name), page_checksum_verification=True)
-        schema = file.schema_arrow
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise CacheCorrupt(
-            f"{location}/{name}: it must be a Parquet file, got: {reason}. {manifest.rebuild}"
-        ) from None
-    if schema != manifest.schema:
-        refuse("its columns", manifest.schema.names, schema.names)
-        refuse("its column types", manifest.columns, describe_columns(schema))
-    refuse("its number of rows", entry["rows"], file.metadata.num_rows)
-    if problem := find_impossible(file.metadata, entry["bytes"]) or find_unlawful(file.metadata, schema):
-        refuse("its footer", "what the format allows", problem)
-    try:
-        twice = repeated_in_file(file)
-    except (pa.ArrowException, OSError) as error:
-        refuse("its pages", "whole", str(error).splitlines()[0])
-    if twice:
-        raise CacheCorrupt(
-            f"{location}/{name}: ids must be unique, got twice {name_some(twice)}. {manifest.rebuild}"
-        )
-    return file

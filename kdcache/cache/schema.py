@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from kdcache.data.parquet_claims import SLACK, columns_of
+from kdcache.data.parquet_claims import SLACK, FooterClaims
 
 FORMAT_VERSION = 1
 
@@ -49,28 +48,30 @@ def cache_schema(num_labels: int, dims: Mapping[str, int]) -> pa.Schema:
     return parse_columns([[name, kind] for name, kind in (SCALARS | kinds).items()])
 
 
-def find_unlawful(metadata: pq.FileMetaData, schema: pa.Schema) -> str | None:
+def find_unlawful(claims: FooterClaims, schema: pa.Schema) -> str | None:
     """Say what a file's footer has that the format forbids; None where it has nothing of the kind.
 
     Row groups of a fixed size and plain values bound what a reader of one row group must hold.
 
     Args:
-        metadata: of the file.
+        claims: of the file.
         schema: of its columns.
     """
-    sizes = [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
+    sizes = [group.rows for group in claims.groups]
     if any(rows != ROW_GROUP_ROWS for rows in sizes[:-1]) or not 0 < sum(sizes[-1:]) <= ROW_GROUP_ROWS:
         return f"row groups of {', '.join(map(str, sizes[:5])) or 'no'} rows, not of {ROW_GROUP_ROWS}"
-    for group in map(metadata.row_group, range(len(sizes))):
-        for field, column in zip(schema, columns_of(group), strict=True):
+    for group in claims.groups:
+        if len(group.columns) != len(schema):
+            return f"{len(group.columns)} columns in a row group, not {len(schema)}"
+        for field, column in zip(schema, group.columns, strict=True):
             listed = getattr(field.type, "list_size", 1)
             width = 8 * listed if pa.types.is_fixed_size_list(field.type) else ID_BYTES
-            if not set(column.encodings) <= PLAIN or column.has_dictionary_page:
+            if not set(column.encodings) <= PLAIN or column.dictionary:
                 return f"{field.name} in the encodings {', '.join(column.encodings)}, not PLAIN"
-            if column.num_values != group.num_rows * listed:
-                return f"{column.num_values} values of {field.name} in {group.num_rows} rows"
-            if column.total_uncompressed_size > SLACK + group.num_rows * width:
-                return f"{column.total_uncompressed_size} bytes of {field.name} in {group.num_rows} rows"
+            if column.values != group.rows * listed:
+                return f"{column.values} values of {field.name} in {group.rows} rows"
+            if column.outside > SLACK + group.rows * width:
+                return f"{column.outside} bytes of {field.name} in {group.rows} rows"
     return None
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcache.cache.cached_rows import CacheRows
@@ -13,8 +12,10 @@ from kdcache.cache.ids import name_some
 from kdcache.cache.join import Batches, batches_of, join_keys, name_chosen
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, Manifest, read_manifest
-from kdcache.cache.reader import find_faults, open_file
+from kdcache.cache.open_file import open_file
+from kdcache.cache.reader import find_faults
 from kdcache.cache.schema import MEMBER_PREFIX
+from kdcache.data.parquet_claims import NOT_WHOLE
 from kdcache.digests import RowsDigest
 from kdcache.errors import CacheError
 from kdcache.places import CARD
@@ -33,6 +34,10 @@ class Check:
 
     what: str
     problem: str = ""
+
+    def __post_init__(self) -> None:
+        """Bound what a stranger's manifest says, as all messages are."""
+        object.__setattr__(self, "problem", str(CacheError(self.problem)))
 
 
 def verify_cache(path: Location | Path | str, data: Mapping[str, Batches] | None = None) -> list[Check]:
@@ -69,7 +74,7 @@ def verify_cache(path: Location | Path | str, data: Mapping[str, Batches] | None
         except CacheError as error:
             checks.append(Check(name, str(error)))
             continue
-        except (OSError, pa.ArrowException) as error:  # a page does not have its checksum
+        except NOT_WHOLE as error:  # a page does not have its checksum
             checks.append(Check(name, f"{location}/{name}: its pages must be whole, got: {error}."))
             continue
         if data is not None and split in data:

@@ -13,11 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, NamedTuple
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcache.data.line_pattern import cut_line
-from kdcache.data.parquet_claims import find_impossible
+from kdcache.data.parquet_claims import NOT_WHOLE, find_impossible, read_claims
 from kdcache.errors import DataError, ParamsError, nearest, shorten
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
@@ -282,7 +281,7 @@ def _parquet_rows(
     number = 0
     try:
         parquet = pq.ParquetFile(file)
-        if problem := find_impossible(parquet.metadata, file.seek(0, 2)):
+        if problem := find_impossible(read_claims(file)):
             raise DataError(f"{name}: it must be a whole Parquet file, got a claim of {problem}.")
         there = parquet.schema_arrow.names
         _refuse_twice(name, there)
@@ -296,5 +295,5 @@ def _parquet_rows(
                         most = f"at most {MAX_CHARACTERS} characters, got {size}"
                         raise DataError(f"{name} row {number}: {column} must be {most}.")
                 yield Row(f"{name} row {number}", values)
-    except (pa.ArrowException, OSError) as error:
+    except NOT_WHOLE as error:
         raise DataError(f"{name}: it must be a Parquet file, got: {str(error).splitlines()[0]}") from None

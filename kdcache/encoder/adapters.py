@@ -196,7 +196,7 @@ def put_adapter(model: Classifier, folder: Path, kind: PeftType) -> PeftModel | 
     inner: Any = model.encoder if isinstance(model, MeanPooledClassifier) else model
     try:
         with quiet_peft():
-            adapted = PeftModel.from_pretrained(inner, str(folder), config=config)
+            adapted = PeftModel.from_pretrained(inner, str(folder), config=config, trust_remote_code=False)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).splitlines() or [""])[-1].strip().rstrip(".")
         raise ModelError(

@@ -5,7 +5,6 @@ without importing it) or a hub id. It is resolved before anything slow starts.
 """
 
 import importlib.util
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from kdcache.digests import file_digest, value_digest
 from kdcache.encoder.mean_pooled import MeanPooledClassifier
+from kdcache.encoder.model_config import check_config, check_tokenizer_files, read_config, reason_of
 from kdcache.encoder.pooling import Pooling
 from kdcache.encoder.weights import check_weights
 from kdcache.errors import ModelError
@@ -132,12 +131,12 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         ModelError: there is none, it is not a fast one, or no token could pad.
     """
+    check_tokenizer_files(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # many unrelated types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise ModelError(
-            f"{folder}: it must hold a tokenizer that transformers loads, got: {reason}. "
+            f"{folder}: it must hold a tokenizer that transformers loads, got: {reason_of(error)}. "
             "Copy tokenizer.json and tokenizer_config.json of the model there."
         ) from None
     if not tokenizer.is_fast:
@@ -147,8 +146,7 @@ def load_tokenizer(folder: Path) -> Any:
         )
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        number = config.get("pad_token_id")
+        number = read_config(folder).get("pad_token_id")
         named = tokenizer.convert_ids_to_tokens(number) if isinstance(number, int) else None
         tokenizer.pad_token = named or tokenizer.eos_token or tokenizer.sep_token or tokenizer.unk_token
         if tokenizer.pad_token is None:
@@ -213,6 +211,7 @@ def load_encoder(folder: Path, **config: Any) -> PreTrainedModel:
 
 
 def _load(auto: Any, folder: Path, seed: int, complete: bool = False, **options: Any) -> PreTrainedModel:
+    check_config(folder, auto)
     torch.manual_seed(seed)
     try:
         # A head of the base's own kind, such as regression, would take another loss and another activation.
@@ -220,10 +219,9 @@ def _load(auto: Any, folder: Path, seed: int, complete: bool = False, **options:
             str(folder), dtype=torch.float32, problem_type=None, output_loading_info=True,
             ignore_mismatched_sizes=True, trust_remote_code=False, **options,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # of whatever a config makes of a model's code
         raise ModelError(
-            f"{folder}: it must hold an encoder that transformers loads, got: {first_line}"
+            f"{folder}: it must hold an encoder that transformers loads, got: {reason_of(error)}"
         ) from None
     weights = model.state_dict()
     resized = {name for name, *_ in told["mismatched_keys"]}
@@ -232,6 +230,11 @@ def _load(auto: Any, folder: Path, seed: int, complete: bool = False, **options:
         lacking = {name for name in lacking if not name.startswith("pooler.")}  # no head of ours reads it
     inner = "" if auto is AutoModel else f"{model.base_model_prefix}."
     head = {name for name in lacking if not name.startswith(inner)}
+    if not weights.keys() - head - lacking:
+        raise ModelError(
+            f"{folder}: it must hold the weights that its config.json describes, got none of them. "
+            "Copy the model's whole folder again."
+        )
     if not complete:
         lacking = resized - head  # a head may be fresh, an encoder not
         if replaced := sorted(resized & head):
@@ -266,6 +269,6 @@ def save_model(
 
 def config_digest(folder: Path) -> str:
     """sha256 of a model's config without the field that names the library's version."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder)
     config.pop("transformers_version", None)
     return value_digest(config)

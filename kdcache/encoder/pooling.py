@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from kdcache.encoder.model_config import read_config
 from kdcache.errors import ModelError
 
 Pooling = Literal["cls", "mean"]
@@ -39,9 +40,9 @@ def read_pooling(folder: Path) -> Pooling:
     """
     path = folder / FILE
     if not path.is_file():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return MODES.get(config.get("classifier_pooling", "cls"), "cls")
-    config = json.loads(path.read_text(encoding="utf-8"))
+        said = read_config(folder).get("classifier_pooling", "cls")
+        return MODES.get(said, "cls") if isinstance(said, str) else "cls"
+    config = read_config(folder, str(FILE))
     prefix = "pooling_mode_"
     modes = [key.removeprefix(prefix) for key, on in config.items() if key.startswith(prefix) and on is True]
     if isinstance(named := config.get("pooling_mode"), str):  # newer folders name the mode

@@ -83,28 +83,32 @@ def evaluate(project: Project, task_name: str, split: str, arms: Sequence[str]) 
         },
     }
     path = Path(project.paths.evaluations) / f"{task_name}-{split}.json"
-    looks: list[Look] = json.loads(path.read_text(encoding="utf-8"))["looks"] if path.is_file() else []
-    digest = value_digest(asked)
-    known = [look["digest"] for look in looks]
-    if digest in known:
-        return Evaluation(path, looks, known.index(digest) + 1, again=True)
-    labelled = table["label"].to_numpy() >= 0
-    if not labelled.any():
-        raise DataError(
-            f"{data}: {split} must have labels to score it, got 0 labelled rows. Name another split."
+    with project.alone(path):  # a look that another process takes meanwhile must not be lost
+        looks: list[Look] = json.loads(path.read_text(encoding="utf-8"))["looks"] if path.is_file() else []
+        digest = value_digest(asked)
+        known = [look["digest"] for look in looks]
+        if digest in known:
+            return Evaluation(path, looks, known.index(digest) + 1, again=True)
+        labelled = table["label"].to_numpy() >= 0
+        if not labelled.any():
+            raise DataError(
+                f"{data}: {split} must have labels to score it, got 0 labelled rows. Name another split."
+            )
+        logits = {
+            arm: {s: split_logits(project, task, split, f) for s, f in of.items()}
+            for arm, of in folders.items()
+        }
+        if split in manifest.splits:
+            rows = load_cache(location, split).align(
+                table["example_id"].to_pylist(), table["content_hash"].to_pylist()
+            )
+            logits = {ALL_ROWS: {0: rows.all_rows_teacher().logits}} | logits
+        kept = {arm: {seed: z[labelled] for seed, z in of.items()} for arm, of in logits.items()}
+        looks.append(
+            {"digest": digest, **asked, **_scores(task, table.filter(pa.array(labelled)), split, kept)}
         )
-    logits = {
-        arm: {s: split_logits(project, task, split, f) for s, f in of.items()} for arm, of in folders.items()
-    }
-    if split in manifest.splits:
-        rows = load_cache(location, split).align(
-            table["example_id"].to_pylist(), table["content_hash"].to_pylist()
-        )
-        logits = {ALL_ROWS: {0: rows.all_rows_teacher().logits}} | logits
-    kept = {arm: {seed: z[labelled] for seed, z in of.items()} for arm, of in logits.items()}
-    looks.append({"digest": digest, **asked, **_scores(task, table.filter(pa.array(labelled)), split, kept)})
-    write_json({"task": task_name, "split": split, "looks": looks}, path)
-    return Evaluation(path, looks, len(looks), again=False)
+        write_json({"task": task_name, "split": split, "looks": looks}, path)
+        return Evaluation(path, looks, len(looks), again=False)
 
 
 def evaluation_table(found: Evaluation) -> Table:

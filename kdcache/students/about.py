@@ -2,17 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from kdcache.data.task import Task
 from kdcache.digests import file_digest
 from kdcache.encoder.load import WEIGHTS
 from kdcache.encoder.pooling import Pooling
 from kdcache.errors import ModelError
-from kdcache.params import build
+from kdcache.params import Range, build
 from kdcache.places import ABOUT
 from kdcache.plain_json import read_json
 from kdcache.students.methods import Method
 
+MAX_TOKENS = 10**6  # of a prompt or a text: more than any encoder has positions for
 EXPORTED_BACKBONE = "backbone"  # within a student's folder that was exported
 
 
@@ -33,8 +35,8 @@ class About:
     method: Method
     backbone: str
     backbone_sha256: str
-    num_virtual_tokens: int
-    max_length: int
+    num_virtual_tokens: Annotated[int, Range(0, MAX_TOKENS)]
+    max_length: Annotated[int, Range(8, MAX_TOKENS)]
     task: Task
     pooling: Pooling = "cls"
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from kdcache.digests import file_digest
 from kdcache.encoder.load import WEIGHTS
 from kdcache.errors import TrainingDiverged
-from kdcache.places import check_place, place
+from kdcache.places import check_place, in_turn, place
 from kdcache.project import Paths, Project, write_json
 from kdcache.students.about import read_about
 from kdcache.students.arms import DistillParams, resolve_arm
@@ -84,11 +84,13 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
         results = grid.train(arms, seeds, made)
         finished = _finished(results)
         _warn_of_unfinished(grid, mean_curves(finished))
-        for result in finished:
-            name = f"{result['arm']}-{result['seed']}"
-            place(made / name, runs / name)
-        _write_together(grid, _with_earlier(grid, finished, runs), runs)
-        _place_together(grid.scratch, project.paths.explored, task_name)
+        # One process at a time: what it writes of all students must hold those that others put there.
+        with in_turn(Path(project.paths.scratch), runs):
+            for result in finished:
+                name = f"{result['arm']}-{result['seed']}"
+                place(made / name, runs / name)
+            _write_together(grid, _with_earlier(grid, finished, runs), runs)
+            _place_together(grid.scratch, project.paths.explored, task_name)
         shutil.rmtree(grid.scratch)
     return summarise(results, grid.task, grid.splits, grid.manifest)
 

@@ -152,7 +152,8 @@ def load_folder(
         path = folder / (PROMPT if facts.place == "states" else WEIGHTS)
         values = {k: v for k, v in read_weights(path).items() if k == EMBEDDINGS}
         width = shared.prompt_width(facts.place)
-        check_weights(path, values, {EMBEDDINGS: torch.empty(about.num_virtual_tokens, width)})
+        claimed = torch.empty(about.num_virtual_tokens, width, device="meta")  # takes no memory
+        check_weights(path, values, {EMBEDDINGS: claimed})
         prompt = Prompt(facts.place, values[EMBEDDINGS])
     return Student(about.method, shared, prompt, Head(chain, outputs)).to(shared.device), about
 

@@ -21,6 +21,7 @@ from kdcache.losses import Objective, check_terms
 from kdcache.places import require_plain
 from kdcache.project import Project, require, require_task, require_tune
 from kdcache.students.arms import STUDENT, ArmSpec, DistillParams, resolve_arm
+from kdcache.students.backbone_check import check_backbone
 from kdcache.students.export import load_folder
 from kdcache.students.loop import restore_runs, students_that_fit, train_students
 from kdcache.students.methods import METHODS, method_on
@@ -88,6 +89,8 @@ class Grid:
             self.params.expect,
             self.params.unlabelled,
         )
+        rows = {split: part.encoded for split, part in splits.items()}
+        check_backbone(self.backbone, rows, project.paths.backbone)
         self.use(splits)
         if self.params.select == "tune":
             require_tune(splits, "distill.select", task_name)
@@ -131,8 +134,10 @@ class Grid:
         Returns:
             The results of all, arm by arm.
         """
-        for name in arms:
-            self._check_targets(self.specs[name], seeds)
+        for spec in map(self.specs.__getitem__, arms):
+            self._check_targets(spec, seeds)
+            place = METHODS[spec.method].place
+            self.backbone.check(place, spec.num_virtual_tokens, spec.max_length)
         names = [(arm, seed) for arm in arms for seed in seeds]
         missing = [name for name in names if not _done(made, name)]
         passes = list(self.passes(missing))

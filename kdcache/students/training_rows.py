@@ -37,7 +37,7 @@ class StudentRows:
         inputs: what the frozen backbone makes of these rows, or of more rows after them.
         labels: int64 of shape (rows,), −1 = unlabelled.
         teacher_logits: of shape (rows, num_labels).
-        teacher_features: of shape (rows, dim_t).
+        teacher_features: of shape (rows, dim_t), as they are stored: float16.
 
     Tensors are on the backbone's device, so that a training step only gathers rows.
     """
@@ -60,7 +60,7 @@ class StudentRows:
         tensors = (
             torch.from_numpy(np.array(table["label"].to_numpy())),
             torch.from_numpy(cached.logits),
-            torch.from_numpy(cached.features.astype(np.float32)),
+            torch.from_numpy(cached.features),
         )
         inputs = FrozenInputs(backbone, encoded)
         on_device = (tensor.to(backbone.device) for tensor in tensors)
@@ -72,7 +72,8 @@ class StudentRows:
     def targets(self, indices: np.ndarray) -> Targets:
         """Return what some of the rows are taught."""
         rows = torch.from_numpy(indices).to(self.labels.device)
-        return Targets(rows, self.labels[rows], self.teacher_logits[rows], self.teacher_features[rows])
+        features = self.teacher_features[rows].float()
+        return Targets(rows, self.labels[rows], self.teacher_logits[rows], features)
 
     def taught_by(self, targets: str, seed: int) -> "StudentRows":
         """Return the same rows with the teacher's logits that an arm's ``targets`` name.

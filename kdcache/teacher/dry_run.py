@@ -1,6 +1,7 @@
 """What would fail after hours, found before the first step: a pass over the longest rows of every split."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from kdcache.encoder.adapters import Trained
 from kdcache.encoder.architectures import check_positions
 from kdcache.encoder.batching import Encoded
 from kdcache.encoder.forward import extract
+from kdcache.encoder.model_config import reason_of
 from kdcache.errors import KdcacheError, ModelError
 
 
@@ -37,17 +39,16 @@ def check_model(
     longest = max(int(encoded.lengths.max()) for encoded in some.values())
     check_positions(model.config, longest, num_virtual_tokens, name, "train_teacher")
     for split, encoded in rows.items():
-        _check_ids(model, encoded, split, name)
+        check_ids(model.config, encoded, split, name)
     for split, encoded in some.items():
         try:
             logits, features = extract(model, encoded, num_outputs, len(encoded), torch.device("cpu"))
         except KdcacheError:
             raise
         except Exception as error:  # of whatever code the model runs
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
             raise ModelError(
                 f"{name}: it must read the longest row of {split}, {encoded.lengths.max()} tokens, got: "
-                f"{reason}. Choose another train_teacher.model, or lower train_teacher.max_length."
+                f"{reason_of(error)}. Choose another train_teacher.model, or lower train_teacher.max_length."
             ) from error
         wanted = (len(encoded), num_outputs * encoded.num_choices)
         if logits.shape != wanted or features.ndim != 2 or not np.isfinite(logits).all():
@@ -58,8 +59,19 @@ def check_model(
             )
 
 
-def _check_ids(model: Trained, encoded: Encoded, split: str, name: str) -> None:
-    known = model.config.vocab_size
+def check_ids(config: Any, encoded: Encoded, split: str, name: str) -> None:
+    """Refuse rows with a token that a model has no embedding for.
+
+    Args:
+        config: of the model.
+        encoded: the rows.
+        split: theirs.
+        name: of the model, for the message.
+
+    Raises:
+        ModelError: names the token.
+    """
+    known = config.vocab_size
     if len(encoded.tokenizer) <= known:
         return
     highest = max(max(sequence["input_ids"]) for sequence in encoded.sequences)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from kdcache.cache.writer import Arrays, CacheWriter
 from kdcache.data.splits import sequences
 from kdcache.data.task import Task
 from kdcache.encoder.adapters import load_trained, saved_pooling
-from kdcache.encoder.batching import encode
+from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.forward import Dtype, extract
 from kdcache.encoder.load import load_tokenizer
 from kdcache.teacher.folder import model_folder, read_folds, teacher_folds
@@ -51,13 +52,17 @@ class Teacher:
         self.members = range(identity.get("ensemble", 1))
         self._train_folds = read_folds(folder, tables["train"], task, identity)
         self._loaded: tuple[Path, nn.Module] | None = None
-        tokenizer = load_tokenizer(folder)
-        self.encoded = {
-            split: encode(
-                tokenizer, *sequences(table, task), identity["max_length"], task.truncate, task.num_choices
-            )
-            for split, table in tables.items()
-        }
+        self._tokenizer = load_tokenizer(folder)
+
+    @cached_property
+    def encoded(self) -> dict[str, Encoded]:
+        """Split → all rows, tokenised; some rows are tokenised when they are asked for."""
+        return {split: self._encode(table) for split, table in self.tables.items()}
+
+    def _encode(self, table: pa.Table) -> Encoded:
+        task = self.task
+        texts = sequences(table, task)
+        return encode(self._tokenizer, *texts, self.identity["max_length"], task.truncate, task.num_choices)
 
     def passes(self, split: str) -> int:
         """Forward passes per row of a split."""
@@ -74,6 +79,7 @@ class Teacher:
 
     def run(self, writer: CacheWriter, split: str) -> None:
         """Compute the outputs of every model for its rows of a split, in parts that the writer stores."""
+        _ = self.encoded  # once for all models
         for fold, member in itertools.product(teacher_folds(self.num_folds), self.members):
             title = f"{self.task.name} {split}" + ("" if fold is None else f", fold {fold}")
             title += f", member {member}" if len(self.members) > 1 else ""
@@ -169,11 +175,16 @@ class Teacher:
         if not len(rows):  # a part without a row of this fold
             return {"logits": np.empty((0, self.task.num_labels), np.float32)}
         logits, features = extract(
-            self._model(model_folder(self.folder, fold, member)), self.encoded[split].take(rows),
+            self._model(model_folder(self.folder, fold, member)), self._rows(split, rows),
             self.task.num_outputs, self.batch_size, self.device, dtype or self.dtype,
             bar.update if bar is not None else None,
         )  # fmt: skip
         return {"logits": logits, "features": features}
+
+    def _rows(self, split: str, rows: np.ndarray) -> Encoded:
+        if "encoded" in self.__dict__:
+            return self.encoded[split].take(rows)
+        return self._encode(self.tables[split].take(pa.array(rows)))
 
     def _model(self, folder: Path) -> nn.Module:
         if self._loaded is None or self._loaded[0] != folder:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from kdcache.cache.ids import name_some
 from kdcache.cache.join import Batches, batches_of
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import EXTERNAL, Manifest, check_identity, read_identity_of, read_manifest
 from kdcache.cache.reader import load_cache
+from kdcache.cache.schema import ROW_GROUP_ROWS
 from kdcache.cache.verify import Check, verify_cache
 from kdcache.data.splits import digest_of, open_tables
 from kdcache.data.task import Task
@@ -55,13 +57,12 @@ def verify_task(project: Project, task_name: str, teacher_rows: int = 0) -> list
     except CacheError as error:
         return [*checks, Check("identity", str(error))]
     if teacher_rows and teacher and manifest.identity.get("kind") != EXTERNAL and task and "train" in cached:
-        whole = {split: files[split].read() for split in cached}
-        checks += _recompute(project, task, manifest, whole, teacher_rows)
+        checks += _recompute(project, task, manifest, {split: files[split] for split in cached}, teacher_rows)
     return checks
 
 
 def _recompute(
-    project: Project, task: Task, manifest: Manifest, tables: dict[str, pa.Table], count: int
+    project: Project, task: Task, manifest: Manifest, files: dict[str, pq.ParquetFile], count: int
 ) -> Iterator[Check]:
     """Compute some rows of each split again. Only this check needs torch."""
     from kdcache.teacher.cache_teacher import CacheTeacherParams, open_teacher
@@ -69,18 +70,22 @@ def _recompute(
     params = build(
         CacheTeacherParams, project.raw["cache_teacher"] | {"dtype": manifest.dtype}, "cache_teacher"
     )
-    teacher = open_teacher(project, task, params, tables)
     rng = np.random.default_rng()  # other rows each time
+    rows = {split: np.sort(rng.permutation(f.metadata.num_rows)[:count]) for split, f in files.items()}
+    # The fold of a training row is known by all of them; of other splits, some rows are enough.
+    tables = {split: take_rows(file, rows[split]) for split, file in files.items() if split != "train"}
+    rows |= {split: np.arange(len(table)) for split, table in tables.items()}
+    tables["train"] = files["train"].read()
+    teacher = open_teacher(project, task, params, tables)
     location = Location.parse(project.paths.cache, task.name)
-    for split, table in tables.items():
-        rows = np.sort(rng.permutation(len(table))[:count])
-        ids = table["example_id"].take(rows).to_pylist()
+    for split in files:
+        ids = tables[split]["example_id"].take(rows[split]).to_pylist()
         cached = load_cache(location, split).align(ids)
-        members = teacher.recompute(split, rows)
+        members = teacher.recompute(split, rows[split])
         # Not strict: the cache of a single teacher has no columns of members.
         pairs = [(members.mean(axis=0), cached.logits), *zip(members, cached.members, strict=False)]
         if cached.logits_plain is not None:
-            pairs.append((teacher.logits(split, None, rows).mean(axis=0), cached.logits_plain))
+            pairs.append((teacher.logits(split, None, rows[split]).mean(axis=0), cached.logits_plain))
         moved = np.max([np.abs(computed - stored).max(axis=1) for computed, stored in pairs], axis=0)
         far = [i for i, distance in zip(ids, moved, strict=True) if not distance <= manifest.tolerance]
         problem = (
@@ -88,3 +93,18 @@ def _recompute(
             f"got up to {moved.max():.3g} away for {name_some(far)}. {manifest.rebuild}"
         )
         yield Check(f"{split}.parquet: {len(ids)} rows by the teacher", problem if far else "")
+
+
+def take_rows(file: pq.ParquetFile, rows: np.ndarray) -> pa.Table:
+    """Return some rows of a file, with these and a batch of it in memory.
+
+    Args:
+        file: open.
+        rows: positions, ascending.
+    """
+    found, start = [], 0
+    for batch in file.iter_batches(ROW_GROUP_ROWS):
+        inside = rows[(rows >= start) & (rows < start + len(batch))]
+        found.append(batch.take(pa.array(inside - start)))
+        start += len(batch)
+    return pa.Table.from_batches(found, file.schema_arrow)

@@ -250,3 +250,22 @@ def test_repeated_ids_are_found_by_their_hashes_and_then_compared(
     )  # fmt: skip
     monkeypatch.setattr(ids, "hash", lambda i: 0, raising=False)  # every hash collides
     assert ids.repeated_in_file(file) == []
+
+
+def test_rows_that_are_gathered_are_those_of_the_whole(tmp_path: Path, monkeypatch):
+    """Over several row groups, in any order, with all columns, and with a part of the rows in memory."""
+    monkeypatch.setattr("kdcache.cache.schema.ROW_GROUP_ROWS", 7)
+    monkeypatch.setattr("kdcache.cache.writer.ROW_GROUP_ROWS", 7)
+    write(tmp_path / "wic", tmp_path, rows(40))
+    whole = load_cache(tmp_path / "wic", "train")
+    some = [whole.rows.example_id[k] for k in (39, 0, 7, 6, 21)]
+    apart = load_cache(tmp_path / "wic", "train")
+    found, wanted = apart.align(some), whole.align(some)
+    assert "rows" not in vars(apart)
+    assert found.to_table().equals(wanted.to_table())
+    assert len(apart.align([])) == 0
+    for split in (whole, load_cache(tmp_path / "wic", "train")):
+        with pytest.raises(CacheStale, match="nobody"):
+            split.align([*some, "nobody"])
+        with pytest.raises(CacheStale, match="twice"):
+            split.align([some[0], *some])

@@ -1,5 +1,6 @@
 """Verification: no damage goes unseen, and wrong numbers under right digests are named."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import load_cache
 from kdcache.cache.schema import PARQUET, cache_schema, describe_columns, parse_columns
 from kdcache.cache.verify import verify_cache
-from kdcache.digests import RowsDigest, file_digest
+from kdcache.digests import RowsDigest, file_digest, value_digest
 from kdcache.errors import CacheCorrupt, CacheError, CacheMissing, CacheStale
 
 
@@ -277,3 +278,16 @@ def test_members_with_a_hole_are_no_schema(names: list[str]):
     columns = [*describe_columns(cache_schema(2, {})), *([name, "float32[2]"] for name in names)]
     with pytest.raises(ValueError, match="columns logits_member_"):
         parse_columns(columns)
+
+
+def test_what_a_manifest_says_is_shown_in_a_line_that_is_not_long(tmp_path: Path):
+    write(tmp_path / "wic", tmp_path)
+    path = tmp_path / "wic" / "manifest.json"
+    body = json.loads(path.read_text())
+    body.pop("digest")
+    body["data"]["train"] = "\x1b[31m" + "a" * 70_000
+    path.write_text(json.dumps(body | {"digest": value_digest(body)}, indent=2, sort_keys=True) + "\n")
+    (found,) = problems(tmp_path / "wic")
+    assert "train.parquet" in found
+    assert len(found) < 3000
+    assert "\x1b" not in found

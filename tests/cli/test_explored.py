@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -9,7 +11,9 @@ from pathlib import Path
 import pandas as pd
 from conftest import fails, run
 
+from kdcache.places import in_turn
 from kdcache.project import Project, load_stage
+from kdcache.students import distill
 
 COMMANDS = ("prepare", "teach --task cb", "cache --task cb", "shrink")
 HEAD_KL = "distill --task cb --arm head --arm kl"
@@ -58,6 +62,32 @@ def test_later_students_join_earlier_ones_if_they_are_comparable(built_project):
     assert arms_of("cb") == {"head": ["0", "1"], "ce": ["7"], "kl": ["0"]}
     labelled = run("predict", "--arm", "ce", "--task", "cb", "--split", "validation")
     assert labelled[0] == 0, "the seed that there is"
+
+
+def test_two_calls_that_end_at_once_write_one_after_the_other(built_project, monkeypatch):
+    """Another process puts a student there while this one wants to: the metrics are of all three."""
+    built_project(*COMMANDS, "distill --task cb --arm ce --seed 7")
+    aside, there = Path("aside"), Path("runs/cb/ce-7")
+    there.rename(aside)
+    held, trained, put = threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        with in_turn(Path(".kdcache"), Path("runs/cb")):
+            held.set()
+            trained.wait(60)
+            time.sleep(0.3)  # would be enough to read what lies there, and to write without it
+            put.append(sorted(path.name for path in there.parent.iterdir()))
+            aside.rename(there)
+
+    warn = distill._warn_of_unfinished
+    monkeypatch.setattr(distill, "_warn_of_unfinished", lambda *a: (warn(*a), trained.set()))
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait(60)
+    assert run("distill", "--task", "cb", "--arm", "head", "--arm", "kl", "--seed", "0")[0] == 0
+    thread.join()
+    assert put == [[]], "nothing of ours was there before it was our turn"
+    assert arms_of("cb") == {"head": ["0"], "ce": ["7"], "kl": ["0"]}
 
 
 def test_the_pipelines_outputs_come_first(built_project):

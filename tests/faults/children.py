@@ -2,10 +2,12 @@
 
 import contextlib
 import ctypes
+import io
 import itertools
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,13 @@ OVERRIDE = (1, 2)  # the capabilities by which root reads and writes what is clo
 def child(folder: Path, command: str, prepare: Callable[[], object] = lambda: None) -> tuple[int, int]:
     """Start a verb in a process of its own; return its id and where its output comes from."""
     read, write = os.pipe()
-    if pid := os.fork():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's, of threads that a fork lacks
+        pid = os.fork()
+    if pid:
         os.close(write)
         return pid, read
+    warnings.simplefilter("ignore")  # those that a test would fail at
     code = 70
     try:
         for number, name in ((1, "stdout"), (2, "stderr")):
@@ -64,6 +70,20 @@ def end(started: tuple[int, int]) -> tuple[int, str]:
 def must(folder: Path, command: str) -> None:
     code, text = end(child(folder, command))
     assert code == 0, f"{command}: rc {code}\n{text[-3000:]}"
+
+
+def run_here(folder: Path, command: str) -> None:
+    """Run a verb in this process, so that those forked from it need import nothing."""
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        contextlib.redirect_stderr(printed),
+    ):
+        try:
+            _run(command.split())
+        except SystemExit as error:
+            if error.code:
+                raise AssertionError(f"{command}: {printed.getvalue()[-3000:]}") from None
 
 
 def _watch(folder: Path, see: Callable[[], object]) -> None:

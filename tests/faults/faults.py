@@ -8,9 +8,10 @@ KIND is kill, full, closed or twice. Of the faults of a verb, every EVERY-th is 
 - the verb ends with rc 0, or with rc 1 and a line that is no traceback;
 - the same command afterwards gives the bytes of an undisturbed run.
 
-Each run is a child of one process that has imported everything, so that a run costs what the verb costs.
+Each run is a fork of one process in which the verb has run, so that it costs what the verb costs.
 """
 
+import gc
 import json
 import os
 import random
@@ -23,9 +24,10 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from children import child, count, end, kill_at, must, obey_permissions
+from children import child, count, end, kill_at, must, obey_permissions, run_here
 from conftest import build_tiny_model, write_project
 
 FULL = (0, 8, 64)  # kB that a file may hold
@@ -47,6 +49,8 @@ VERBS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "predict --student models/students/cb/ce-0 --input rows.jsonl --output p.csv", "", ("p.csv",)
     ),
     "figure": ("inspect --task cb --figure f.svg", "", ("f.svg",)),
+    "evaluate": ("evaluate --task cb --arm ce --split validation", "", ("evaluations",)),
+    "student": ("export-student models/students/cb/ce-0 --to folder --out out", "", ("out",)),
     "init": ("init new", "", ("new",)),
 }  # fmt: skip
 
@@ -75,7 +79,7 @@ class Fault:
     def __init__(self, name: str, base: Path, whole: Path) -> None:
         self.name, self.base, self.command = name, base, VERBS[name][0]
         self.outputs = VERBS[name][2]
-        self.tried, self.failed = 0, []  # type: ignore[var-annotated]
+        self.tried, self.events, self.failed = 0, 0, []  # type: ignore[var-annotated]
         self.start = base / "start"  # with other outputs of this verb, where it has a way to make them
         shutil.copytree(whole, self.start, symlinks=True)
         shutil.rmtree(self.start / ".kdcache", ignore_errors=True)
@@ -85,7 +89,9 @@ class Fault:
             for output in self.outputs:
                 _remove(self.start / output)
         done = self.copy("done")
-        must(done, self.command)
+        run_here(done, self.command)
+        gc.collect()
+        gc.freeze()  # else each fork would copy what the collector visits
         self.before, self.wanted = self.content(self.start), self.content(done)
         assert self.before != self.wanted, name
 
@@ -99,6 +105,7 @@ class Fault:
     def judge(self, what: str, folder: Path, ends: list[tuple[int, str]]) -> None:
         """Count a trial, after which the command is run again."""
         self.tried += 1
+        print(f"{self.name}: {what}", file=sys.stderr, flush=True)  # how far it came, for one who waits
         wrong = [
             f"rc {code}: {text.strip()[-300:]}"
             for code, text in ends
@@ -132,7 +139,7 @@ class Fault:
         seconds = time.perf_counter() - start
         os.close(write)
         with os.fdopen(read, "rb") as file:
-            events = len(file.read())
+            events = self.events = len(file.read())
         assert ended[0] == 0, ended
         for number in range(1, events + 1, every):
             folder = self.copy("kill")
@@ -207,11 +214,14 @@ def build(base: Path) -> Path:
     return whole
 
 
-def main(base: Path, kind: str, every: int, verbs: list[str]) -> None:
+def inject(base: Path, kind: str, every: int, verbs: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield what was tried of each verb, what held, and what did not."""
+    from tqdm import tqdm
+
     from kdcache.teacher import fine_tune
 
     fine_tune.SAVE_STEPS = 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    tqdm.monitor_interval = 0  # a thread that forks would lack
     whole = base / "whole"
     if verbs == ["init"]:  # which needs no project
         whole.mkdir(parents=True)
@@ -229,10 +239,12 @@ def main(base: Path, kind: str, every: int, verbs: list[str]) -> None:
                 getattr(fault, kind)(every)
         finally:  # told also when the time is up
             held = fault.tried - len(fault.failed)
-            found = {"verb": verb, "tried": fault.tried, "held": held, "failed": fault.failed}
-            print(json.dumps(found), flush=True)
+            counts = {"events": fault.events, "tried": fault.tried, "held": held}
+            yield {"verb": verb, **counts, "failed": fault.failed}
         shutil.rmtree(fault.base)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), sys.argv[2], int(sys.argv[3]), sys.argv[4:])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    for found in inject(Path(sys.argv[1]).resolve(), sys.argv[2], int(sys.argv[3]), sys.argv[4:]):
+        print(json.dumps(found), flush=True)

@@ -10,6 +10,7 @@ from conftest import fails, run
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import load_cache
+from kdcache.places import alone
 
 TASK = """
 text = "text"
@@ -73,6 +74,8 @@ def test_test_is_scored_by_evaluate_alone_and_counted(own_task):
     before = path.read_bytes()
     assert "on record" in run("evaluate", "--task", "own", "--arm", "kl")[1]
     assert path.read_bytes() == before, "the same question is one look"
+    with alone(Path(".kdcache"), path):
+        assert path.name in fails("evaluate", "--task", "own", "--arm", "head"), "another process looks"
     assert "look 2 of 2" in run("evaluate", "--task", "own", "--arm", "head")[1]
     assert "look 1 of 2" in run("evaluate", "--task", "own", "--arm", "kl")[1]
 

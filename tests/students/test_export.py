@@ -291,10 +291,15 @@ def test_a_student_of_another_method_is_refused(tiny_model: Path, rows, tmp_path
     path = tmp_path / "s" / "student.json"
     about = json.loads(path.read_text())
     other_length = about | {"num_virtual_tokens": about["num_virtual_tokens"] + 1}
+    claims = [
+        {**about, name: value}
+        for name in ("num_virtual_tokens", "max_length")
+        for value in (-1, -(2**31), 10**9, 2**63)
+    ]
     for changed in (
         *({**about, "method": m} for m in ("soft", "", "HEAD", "head", "prefix", "lora")),
-        other_length,
-    ):
+        other_length, {**about, "num_virtual_tokens": 10**6}, {**about, "max_length": 0}, *claims,
+    ):  # fmt: skip
         path.write_text(json.dumps(changed))
         with pytest.raises(ModelError) as error:
             load_folder(tmp_path / "s")
