@@ -2,12 +2,14 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
-from smoke import dvc, make_project
+from smoke import dvc, environment, make_project
 
 AFTER_TEACHER = ["train_teacher@wic", "cache_teacher@wic", "distill@wic"]
 
@@ -86,3 +88,41 @@ def test_reruns_are_exact_and_no_larger_than_needed(tmp_path: Path):
     params["distill"]["lr"] = 0.05
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     assert stages_run(dvc(project, "repro"))[0] == "distill@wic"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_fresh_clone_is_readable_without_warnings(tmp_path: Path):
+    """git clone, then what dvc shows of a project; after dvc pull from a remote nothing has to run again."""
+    project = make_project(tmp_path / "project", tasks=["cb"])
+    config = project / ".dvc" / "config"
+    config.write_text(config.read_text(encoding="utf-8").replace("    no_scm = true\n", ""))
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    shutil.copy(ROOT / "kdcache/template/gitignore", project / ".gitignore")
+
+    def call(*command: str, cwd: Path) -> str:
+        done = subprocess.run(
+            command, cwd=cwd, env=environment(project), capture_output=True, text=True, check=True
+        )
+        return done.stdout + done.stderr
+
+    call(*git, "init", "-q", cwd=project)
+    dvc(project, "remote", "add", "-d", "store", str(tmp_path / "store"))
+    dvc(project, "repro")
+    dvc(project, "push")
+    call(*git, "add", "-A", cwd=project)
+    call(*git, "commit", "-qm", "all", cwd=project)
+    clone = tmp_path / "clone"
+    call(*git, "clone", "-q", str(project), str(clone), cwd=tmp_path)
+
+    def shown(*arguments: str) -> str:
+        out = call(sys.executable, "-m", "dvc", *arguments, cwd=clone)
+        assert not re.search("warning|error|failed", out, flags=re.IGNORECASE), out
+        return out
+
+    assert "metrics/cb.json" in shown("metrics", "show")
+    assert "index.html" in shown("plots", "show")
+    assert "workspace" in shown("exp", "show", "--no-pager", "--md")
+    shown("pull")
+    assert stages_run(dvc(clone, "repro")) == []
+    assert "cb" not in shown("status"), "nothing has changed"
