@@ -104,8 +104,8 @@ def merge_adapter(model: Trained) -> Classifier:
 def quiet_peft() -> Iterator[None]:
     """Silence what PEFT warns of while it wraps a model: no user can act on it.
 
-    It says that prefix tuning does not know ``modules_to_save``. Prefix tuning does save and load these modules;
-    the tests of folders read them back. And it asks transformers for a property under an old name.
+    It says that prefix tuning does not know ``modules_to_save``. Prefix tuning does save and load these
+    modules; the tests of folders read them back. And it asks transformers for a property under an old name.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
