@@ -147,3 +147,41 @@ def test_each_task_has_its_own_kind_of_teacher(tmp_path: Path):
     both = yaml.safe_load(shown) | {"fine_tune": ["wic", "cb"]}
     params.write_text(yaml.safe_dump(both, sort_keys=False))
     assert {"cache_teacher@cb", "import_teacher@cb"} <= set(re.findall(r"\w+@cb", refused(project)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_fresh_clone_is_readable_without_warnings(tmp_path: Path):
+    """git clone, then what dvc shows of a project; after dvc pull from a remote nothing has to run again."""
+    project = make_project(tmp_path / "project", tasks=["cb"])
+    config = project / ".dvc" / "config"
+    config.write_text(config.read_text(encoding="utf-8").replace("    no_scm = true\n", ""))
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    shutil.copy(ROOT / "kdcache/template/gitignore", project / ".gitignore")
+
+    def call(*command: str, cwd: Path) -> str:
+        done = subprocess.run(
+            command, cwd=cwd, env=environment(project), capture_output=True, text=True, check=True
+        )
+        return done.stdout + done.stderr
+
+    call(*git, "init", "-q", cwd=project)
+    dvc(project, "remote", "add", "-d", "store", str(tmp_path / "store"))
+    dvc(project, "repro")
+    dvc(project, "push")
+    call(*git, "add", "-A", cwd=project)
+    call(*git, "commit", "-qm", "all", cwd=project)
+    clone = tmp_path / "clone"
+    call(*git, "clone", "-q", str(project), str(clone), cwd=tmp_path)
+
+    def shown(*arguments: str) -> str:
+        out = call(sys.executable, "-m", "dvc", *arguments, cwd=clone)
+        assert not re.search("warning|error|failed", out, flags=re.IGNORECASE), out
+        return out
+
+    assert "metrics/cb.json" in shown("metrics", "show")
+    assert "index.html" in shown("plots", "show")
+    assert "workspace" in shown("exp", "show", "--no-pager", "--md")
+    shown("pull")
+    assert stages_run(dvc(clone, "repro")) == []
+    assert "cb" not in shown("status"), "nothing has changed"

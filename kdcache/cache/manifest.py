@@ -269,8 +269,9 @@ def check_identity(
         refuse(f"data.{split}", manifest.data.get(split), digest)
     if teacher and identity.get("kind") != EXTERNAL:
         for name in sorted(teacher):
-            models = f" ({teacher.get('model')} here, {identity.get('model')} in the cache)"
-            what = f"teacher {name}{models if name.endswith('sha256') else ''}"
+            what, models = f"teacher {name}", [known.get("model") for known in (teacher, identity)]
+            if name.endswith("sha256") and models[0] != models[1]:  # a hash alone tells nobody which
+                what += f" ({models[0]} here, {models[1]} in the cache)"
             refuse(what, identity.get(name, IDENTITY_DEFAULTS.get(name)), teacher[name])
     known = identity | {"digest": manifest.digest}
     for name, wanted in expect.items():

@@ -75,7 +75,8 @@ def _adapt(model: Classifier, config: PrefixTuningConfig | LoraConfig) -> PeftMo
     """Wrap a classifier that reads [CLS] as a whole, and of a mean-pooled one the encoder."""
     if isinstance(model, MeanPooledClassifier):
         config.task_type = TaskType.FEATURE_EXTRACTION
-        model.encoder = get_peft_model(model.encoder, config)
+        with quiet_peft():
+            model.encoder = get_peft_model(model.encoder, config)
         return model
     config.task_type = TaskType.SEQ_CLS  # PEFT then saves the module ``classifier`` by itself
     names = [name.rpartition(".")[2] for name in head_names(model)]
@@ -101,9 +102,10 @@ def merge_adapter(model: Trained) -> Classifier:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Silence PEFT's warning that prefix tuning does not know ``modules_to_save``.
+    """Silence what PEFT warns of while it wraps a model: no user can act on it.
 
-    Prefix tuning does save and load these modules; the tests of folders read them back.
+    It says that prefix tuning does not know ``modules_to_save``. Prefix tuning does save and load these
+    modules; the tests of folders read them back. And it asks transformers for a property under an old name.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

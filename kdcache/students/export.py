@@ -246,10 +246,8 @@ def _plain_logits(folder: Path, about: About, loader: str, batch: dict[str, torc
     auto = AutoModel if loader == "transformers" else AutoPeftModelForFeatureExtraction
     source = about.backbone if about.method == "head" else path
     own = {key: batch[key] for key in ("input_ids", "attention_mask")}
-    states = (
-        auto.from_pretrained(source, trust_remote_code=False)
-        .eval()(**own)
-        .last_hidden_state[:, -own["input_ids"].shape[1] :]
-    )
+    with quiet_peft():
+        encoder = auto.from_pretrained(source, trust_remote_code=False).eval()
+        states = encoder(**own).last_hidden_state[:, -own["input_ids"].shape[1] :]
     head = load_file(folder / HEAD)
     return pool(states, own["attention_mask"], "mean") @ head["weight"].T + head["bias"]

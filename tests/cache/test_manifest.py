@@ -209,6 +209,6 @@ def test_a_teacher_nearby_says_nothing_about_an_imported_cache(cache: Path):
 
 def test_a_mismatch_of_weights_names_the_models(tmp_path: Path):
     manifest = write(tmp_path / "wic", tmp_path)
-    teacher = {**manifest.identity, "model": "larger", "weights_sha256": "other"}
+    teacher = {**manifest.identity, "model": "larger", "config_sha256": "other"}
     with pytest.raises(CacheStale, match=r"larger here, tiny in the cache"):
         check_identity(manifest, "wic", ("false", "true"), {}, teacher, {})
