@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,12 @@ def check_config(folder: Path, auto: Any) -> None:
     if not shapes or "model_type" not in config:
         return
     stored = sum(math.prod(shape) for shape in shapes)
-    described = _num_weights(auto, (folder / CONFIG).read_bytes(), str(folder))
+    try:
+        described = _num_weights(auto, (folder / CONFIG).read_bytes())
+    except Exception as error:  # of whatever a config makes of a model's code
+        raise ModelError(
+            f"{folder}: it must hold an encoder that transformers loads, got: {reason_of(error)}"
+        ) from None
     if described > RATIO * stored + SLACK:
         raise ModelError(
             f"{folder / CONFIG}: the model must be that of the weights, got {described} numbers in it and "
@@ -113,18 +118,13 @@ def _shapes(path: Path) -> list[list[int]]:
         return []  # said when its weights are read
 
 
-@cache
-def _num_weights(auto: Any, content: bytes, folder: str) -> int:
+@lru_cache(32)
+def _num_weights(auto: Any, content: bytes) -> int:
     """Count what a config describes, on a device that holds no values."""
-    try:
-        said = {key: value for key, value in parse_json(content).items() if key != "auto_map"}
-        with torch.device("meta"):
-            model = auto.from_config(AutoConfig.for_model(**said), trust_remote_code=False)
-        return sum(parameter.numel() for parameter in model.parameters())
-    except Exception as error:  # of whatever a config makes of a model's code
-        raise ModelError(
-            f"{folder}: it must hold an encoder that transformers loads, got: {reason_of(error)}"
-        ) from None
+    said = {key: value for key, value in parse_json(content).items() if key != "auto_map"}
+    with torch.device("meta"):
+        model = auto.from_config(AutoConfig.for_model(**said), trust_remote_code=False)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def reason_of(error: BaseException) -> str:
