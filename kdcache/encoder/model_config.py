@@ -15,7 +15,7 @@ from kdcache.errors import ModelError, shorten
 from kdcache.plain_json import parse_json, read_json
 
 CONFIG = "config.json"
-MAX_BYTES = 2**26  # of each file of a tokenizer
+MAX_TOKENIZER_BYTES = 2**26  # of each file of a tokenizer
 MAX_NUMBER = 10**7  # of any kind: vocabularies have some 10⁵ to 10⁶ tokens
 REPEATED = re.compile(r"layer|block|group|expert|stage|depth")  # parts that are made one by one
 FEW = 200  # of these cost no time to speak of
@@ -90,9 +90,9 @@ def check_tokenizer_files(folder: Path) -> None:
         ModelError: names the file.
     """
     for path in sorted(folder.glob("*")):
-        if path.suffix in (".json", ".txt", ".model", ".jinja") and path.stat().st_size > MAX_BYTES:
+        if path.suffix in (".json", ".txt", ".model", ".jinja") and path.stat().st_size > MAX_TOKENIZER_BYTES:
             raise ModelError(
-                f"{path}: it must have at most {MAX_BYTES} bytes, got {path.stat().st_size}. "
+                f"{path}: it must have at most {MAX_TOKENIZER_BYTES} bytes, got {path.stat().st_size}. "
                 "Choose another model."
             )
 
