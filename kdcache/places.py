@@ -145,14 +145,12 @@ def place(made: Path, target: Path) -> None:
             new = target.with_name(f".{target.name}.part")
             _remove(new)
             (shutil.copytree if made.is_dir() else shutil.copy2)(made, new)
+        old = target.with_name(f".{target.name}.replaced")
         if target.is_dir():
-            old = target.with_name(f".{target.name}.replaced")
             _remove(old)
             os.replace(target, old)
-            os.replace(new, target)
-            _remove(old)
-        else:
-            os.replace(new, target)
+        os.replace(new, target)
+        _remove(old)  # also what a killed process left of it
         if new is not made:
             _remove(made)
 

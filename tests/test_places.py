@@ -249,3 +249,13 @@ def test_an_error_without_a_path_gets_the_one_of_the_block(tmp_path):
     assert error.value.filename == str(tmp_path)
     with pytest.raises(KeyError), naming(tmp_path):
         raise KeyError("x")
+
+
+def test_what_a_killed_process_left_of_the_old_folder_goes(tmp_path):
+    """Killed between the two renames, the place is empty and the old folder lies beside it."""
+    left, made = tmp_path / "runs" / ".a.replaced", tmp_path / "made"
+    for folder in (left, made):
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text("{}")
+    place(made, tmp_path / "runs" / "a")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a"]

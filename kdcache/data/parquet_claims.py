@@ -17,7 +17,7 @@ MAX_RATIO = 1000  # zstd makes texts at most some 20 times smaller
 ROWS_PER_BYTE = 100
 SLACK = 2**20  # a small file may be of one repeated row
 TAIL = 8  # bytes: the footer's length and the format's name
-MAX_DEPTH = 20  # of structs and lists
+MAX_LEVELS = 20  # of structs and lists
 ENCODINGS = {
     0: "PLAIN", 2: "PLAIN_DICTIONARY", 3: "RLE", 4: "BIT_PACKED", 5: "DELTA_BINARY_PACKED",
     6: "DELTA_LENGTH_BYTE_ARRAY", 7: "DELTA_BYTE_ARRAY", 8: "RLE_DICTIONARY", 9: "BYTE_STREAM_SPLIT",
@@ -157,9 +157,9 @@ class _Compact:
             return self.number() if kind > 3 else self.byte()
         if kind == _TEXT:
             self.skip(self.varint())
-        elif kind == _STRUCT and depth < MAX_DEPTH:
+        elif kind == _STRUCT and depth < MAX_LEVELS:
             return self.struct(depth + 1)
-        elif kind in _LISTS and depth < MAX_DEPTH:
+        elif kind in _LISTS and depth < MAX_LEVELS:
             head = self.byte()
             count = head >> 4 if head >> 4 < 15 else self.varint()
             inner = head & 15
@@ -167,7 +167,7 @@ class _Compact:
                 self.skip(count)
                 return [None] * min(count, 1)
             return [self.value(inner, depth + 1) for _ in range(count)]
-        elif kind == _MAP and depth < MAX_DEPTH:
+        elif kind == _MAP and depth < MAX_LEVELS:
             if count := self.varint():
                 kinds = self.byte()
                 for _ in range(count):

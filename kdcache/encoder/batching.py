@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from kdcache.errors import DataError, ParamsError
+from kdcache.errors import DataError, ModelError, ParamsError
 
 SORTING_WINDOW = 16  # batches sorted together: short padding, yet batches differ between epochs
 
@@ -233,3 +233,27 @@ def in_row_order(batches: Sequence[torch.Tensor], plan: Sequence[np.ndarray]) ->
     """
     stacked = torch.cat(list(batches))
     return stacked[torch.from_numpy(np.argsort(np.concatenate(plan))).to(stacked.device)]
+
+
+def check_ids(config: Any, encoded: Encoded, split: str, name: str) -> None:
+    """Refuse rows with a token that a model has no embedding for.
+
+    Args:
+        config: of the model.
+        encoded: the rows.
+        split: theirs.
+        name: of the model, for the message.
+
+    Raises:
+        ModelError: names the token.
+    """
+    known = config.vocab_size
+    if len(encoded.tokenizer) <= known:
+        return
+    highest = max(max(sequence["input_ids"]) for sequence in encoded.sequences)
+    if highest >= known:
+        token = encoded.tokenizer.convert_ids_to_tokens(highest)
+        raise ModelError(
+            f"{name}: it must have an embedding for each token, got {known} embeddings and the token "
+            f"{token!r} with id {highest} in {split}. Use the model's own tokenizer."
+        )

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from kdcache.errors import ModelError, shorten
 from kdcache.plain_json import parse_json, read_json
 
 CONFIG = "config.json"
-MAX_BYTES = 2**26  # of each file of a tokenizer
+MAX_TOKENIZER_BYTES = 2**26  # of each file of a tokenizer
 MAX_NUMBER = 10**7  # of any kind: vocabularies have some 10⁵ to 10⁶ tokens
 REPEATED = re.compile(r"layer|block|group|expert|stage|depth")  # parts that are made one by one
 FEW = 200  # of these cost no time to speak of
@@ -70,7 +70,12 @@ def check_config(folder: Path, auto: Any) -> None:
     if not shapes or "model_type" not in config:
         return
     stored = sum(math.prod(shape) for shape in shapes)
-    described = _num_weights(auto, (folder / CONFIG).read_bytes(), str(folder))
+    try:
+        described = _num_weights(auto, (folder / CONFIG).read_bytes())
+    except Exception as error:  # of whatever a config makes of a model's code
+        raise ModelError(
+            f"{folder}: it must hold an encoder that transformers loads, got: {reason_of(error)}"
+        ) from None
     if described > RATIO * stored + SLACK:
         raise ModelError(
             f"{folder / CONFIG}: the model must be that of the weights, got {described} numbers in it and "
@@ -85,9 +90,9 @@ def check_tokenizer_files(folder: Path) -> None:
         ModelError: names the file.
     """
     for path in sorted(folder.glob("*")):
-        if path.suffix in (".json", ".txt", ".model", ".jinja") and path.stat().st_size > MAX_BYTES:
+        if path.suffix in (".json", ".txt", ".model", ".jinja") and path.stat().st_size > MAX_TOKENIZER_BYTES:
             raise ModelError(
-                f"{path}: it must have at most {MAX_BYTES} bytes, got {path.stat().st_size}. "
+                f"{path}: it must have at most {MAX_TOKENIZER_BYTES} bytes, got {path.stat().st_size}. "
                 "Choose another model."
             )
 
@@ -113,18 +118,13 @@ def _shapes(path: Path) -> list[list[int]]:
         return []  # said when its weights are read
 
 
-@cache
-def _num_weights(auto: Any, content: bytes, folder: str) -> int:
+@lru_cache(32)
+def _num_weights(auto: Any, content: bytes) -> int:
     """Count what a config describes, on a device that holds no values."""
-    try:
-        said = {key: value for key, value in parse_json(content).items() if key != "auto_map"}
-        with torch.device("meta"):
-            model = auto.from_config(AutoConfig.for_model(**said), trust_remote_code=False)
-        return sum(parameter.numel() for parameter in model.parameters())
-    except Exception as error:  # of whatever a config makes of a model's code
-        raise ModelError(
-            f"{folder}: it must hold an encoder that transformers loads, got: {reason_of(error)}"
-        ) from None
+    said = {key: value for key, value in parse_json(content).items() if key != "auto_map"}
+    with torch.device("meta"):
+        model = auto.from_config(AutoConfig.for_model(**said), trust_remote_code=False)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def reason_of(error: BaseException) -> str:

@@ -91,7 +91,7 @@ def student_folders(project: Project, task_name: str, arm: str) -> dict[int, Pat
         ModelError: the student was not trained yet.
     """
     for students in (Path(paths.students) / task_name for paths in project.paths.lookup):
-        names = [about.parent.name for about in students.glob(f"*/{ABOUT}")]
+        names = [about.parent.name for about in students.glob(f"[!.]*/{ABOUT}")]
         seeds = [name.removeprefix(f"{arm}-") for name in names]
         if own := sorted(int(seed) for seed in seeds if seed.isdecimal()):
             return {seed: students / f"{arm}-{seed}" for seed in own}

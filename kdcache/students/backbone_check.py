@@ -4,12 +4,11 @@ from collections.abc import Mapping
 
 import torch
 
-from kdcache.encoder.batching import Encoded
+from kdcache.encoder.batching import Encoded, check_ids
 from kdcache.encoder.forward import pooled_states
 from kdcache.encoder.model_config import reason_of
 from kdcache.errors import KdcacheError, ModelError
 from kdcache.students.prompted_backbone import Backbone
-from kdcache.teacher.dry_run import check_ids
 
 
 @torch.no_grad()

@@ -114,7 +114,7 @@ def _place_together(scratch: Path, paths: Paths, task_name: str) -> None:
 
 def _with_earlier(grid: Grid, new: Sequence[Mapping[str, Any]], runs: Path) -> list[Mapping[str, Any]]:
     """Put students of earlier calls beside the new ones; name those that are not comparable."""
-    paths = sorted(runs.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    paths = sorted(runs.glob(f"[!.]*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     backbone = file_digest(grid.folder / WEIGHTS)
     settings = {arm["arm"]: arm["settings"] for arm in reversed(new)}

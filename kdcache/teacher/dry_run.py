@@ -1,14 +1,13 @@
 """What would fail after hours, found before the first step: a pass over the longest rows of every split."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 
 from kdcache.encoder.adapters import Trained
 from kdcache.encoder.architectures import check_positions
-from kdcache.encoder.batching import Encoded
+from kdcache.encoder.batching import Encoded, check_ids
 from kdcache.encoder.forward import extract
 from kdcache.encoder.model_config import reason_of
 from kdcache.errors import KdcacheError, ModelError
@@ -57,27 +56,3 @@ def check_model(
                 f"{name}: its head must give {what}, got logits of shape {logits.shape} and features of "
                 f"shape {features.shape} for {split}. Choose another train_teacher.model."
             )
-
-
-def check_ids(config: Any, encoded: Encoded, split: str, name: str) -> None:
-    """Refuse rows with a token that a model has no embedding for.
-
-    Args:
-        config: of the model.
-        encoded: the rows.
-        split: theirs.
-        name: of the model, for the message.
-
-    Raises:
-        ModelError: names the token.
-    """
-    known = config.vocab_size
-    if len(encoded.tokenizer) <= known:
-        return
-    highest = max(max(sequence["input_ids"]) for sequence in encoded.sequences)
-    if highest >= known:
-        token = encoded.tokenizer.convert_ids_to_tokens(highest)
-        raise ModelError(
-            f"{name}: it must have an embedding for each token, got {known} embeddings and the token "
-            f"{token!r} with id {highest} in {split}. Use the model's own tokenizer."
-        )

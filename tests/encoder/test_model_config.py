@@ -10,7 +10,7 @@ from fuzzing import read_apart
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from kdcache.encoder.load import load_encoder, load_tokenizer, resolve
-from kdcache.encoder.model_config import MAX_BYTES, check_config
+from kdcache.encoder.model_config import MAX_TOKENIZER_BYTES, check_config
 from kdcache.encoder.pooling import read_pooling
 from kdcache.errors import ModelError
 
@@ -71,7 +71,7 @@ def test_claims_beyond_the_weights_are_refused_in_little_memory(tmp_path: Path, 
 def test_files_of_a_tokenizer_are_bounded(tmp_path: Path, tiny_model: Path):
     shutil.copytree(tiny_model, tmp_path / "m")
     with (tmp_path / "m" / "tokenizer.json").open("r+b") as file:
-        file.truncate(MAX_BYTES + 1)
+        file.truncate(MAX_TOKENIZER_BYTES + 1)
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path / "m")
 

@@ -55,6 +55,7 @@ VERBS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 Tree = dict[str, bytes]
+LEFT = re.compile(r"\..*\.(part(\..*)?|replaced)")
 
 
 def tree(path: Path) -> Tree:
@@ -63,7 +64,7 @@ def tree(path: Path) -> Tree:
     return {
         file.relative_to(path).as_posix(): file.read_bytes()
         for file in files
-        if file.is_file() and not re.fullmatch(r"\..*\.part(\..*)?", file.name)
+        if file.is_file() and not any(map(LEFT.fullmatch, file.relative_to(path).parts))
     }
 
 

@@ -37,6 +37,7 @@ def test_a_killed_start_of_a_project_goes_on(in_memory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("kind", ["kill", "full", "closed"])
 def test_every_fault_holds(base, kind, verb):
@@ -45,6 +46,7 @@ def test_every_fault_holds(base, kind, verb):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("pair", [f"{a}+{b}" for k, a in enumerate(VERBS) for b in VERBS[k:]])
 def test_two_verbs_at_once_end_as_one_after_the_other(base, pair):
     (found,) = inject_apart(base, "twice", 1, pair)
