@@ -83,7 +83,7 @@ def shell(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_the_guide_from_a_table_to_an_evaluated_student(shell, monkeypatch):
     """400 rows, 100 of them labelled; nothing is edited but what the guide shows."""
     start, tuned, words, llm, several, pipeline = (

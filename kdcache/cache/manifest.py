@@ -41,7 +41,7 @@ class Identity(TypedDict):
         weights_sha256: digest of the weights of the teacher trained on all rows.
         folds_sha256: the same of each fold's teacher.
         kind: ``external`` for an imported cache.
-        source_sha256: digest of the imported file.
+        source_sha256: digest of the imported file, or of several files' digests and weights.
     """
 
     task: str
