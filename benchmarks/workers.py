@@ -3,10 +3,9 @@
     python benchmarks/workers.py PROJECT --task calls [--workers 2] [--rounds 3]
 
 PROJECT holds data, cache and backbone, for example a clone after ``dvc repro``. Each round runs ``kdcache
-distill`` with one process and with several, in turns, from empty runs. Time is that on the wall, so the
-machine must have nothing else to do: of the whole command, and without the imports and the reading of
-rows at its start (a second run of the command, when all students are there but one of no steps). Prints
-Markdown.
+distill`` with one process and with several, from empty runs. Time is that on the wall, so the machine
+must have nothing else to do: of the whole command, and without its start, which is the time of the
+command for one student of the arm ``head``, which takes no step. Prints Markdown.
 """
 
 import argparse

@@ -103,7 +103,11 @@ class Project:
         Raises:
             ParamsError: see ``params.read_params`` and ``params.build``.
         """
-        raw = read_params(overrides=overrides)
+        return cls.of(read_params(overrides=overrides))
+
+    @classmethod
+    def of(cls, raw: dict[str, Any]) -> "Project":
+        """Check what params.yaml holds."""
         keys = [field.name for field in fields(_TopLevel)]
         top = build(_TopLevel, {key: raw[key] for key in keys if key in raw}, "params")
         for task in top.tasks:

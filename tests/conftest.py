@@ -113,7 +113,7 @@ def tiny_params(model: str, **sections: dict[str, Any]) -> dict[str, Any]:
     """params.yaml as shipped, made tiny: 32 rows, 1 epoch, 2 folds, one thread."""
     params = read_params(ROOT / "params.yaml")
     params["threads"] = 1
-    params["tasks"] = params["fine_tune"] = ["wic", "cb"]
+    params["tasks"], params["fine_tune"] = ["wic", "cb"], ["wic", "cb"]
     params["prepare"] |= {"max_rows": 32, "tune_fraction": 0.25}
     params["train_teacher"] |= {"model": model, "epochs": 1, "folds": 2, "max_length": 64, "lr": 1e-3}
     params["student_backbone"] |= {"model": model, "num_layers": 1, "max_length": 64}

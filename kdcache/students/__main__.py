@@ -1,16 +1,19 @@
 """A process beside ``kdcache distill``, which starts it: see ``kdcache.students.workers``."""
 
 import contextlib
+import json
 import os
-import pickle
 import sys
+from pathlib import Path
 
+from kdcache.project import Project
 from kdcache.students.grid import Grid
 
 
 def main() -> None:
     """Train the passes that standard input names; write a byte per step to the pipe that is the argument."""
-    parent, project, task, purpose, passes, made = pickle.load(sys.stdin.buffer)
+    parent, raw, task, purpose, passes, made = json.load(sys.stdin)
+    project = Project.of(raw).only([task])
     pipe = int(sys.argv[1])
 
     def after_step(count: int) -> None:
@@ -20,7 +23,8 @@ def main() -> None:
 
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         grid = Grid(project, task, purpose)  # the parent has said what there is to say
-    grid.train_passes(passes, made, after_step, wait=False)
+    names = [[(arm, seed) for arm, seed in some] for some in passes]
+    grid.train_passes(names, Path(made), after_step, wait=False)
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ class Grid:
         missing = [name for name in names if not _done(made, name)]
         passes = list(self.passes(missing))
         steps = sum(self.steps_of(self.specs[arm]) for arm, _ in missing)
-        work = self.project, self.task.name, self.purpose, passes, made
+        work = [self.project.raw, self.task.name, list(self.purpose), passes, str(made)]
         with (
             tqdm(total=steps, desc=f"{self.task.name} students", unit="step", disable=not missing) as bar,
             helpers(min(self.processes, len(passes)) - 1, work, bar.update),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from kdcache.encoder.optimisation import load_checkpoint, save_checkpoint
 from kdcache.students.row_prompts import RowPrompts
@@ -71,9 +72,12 @@ def _row_prompts(parts: Sequence[Part]) -> RowPrompts | None:
     prompt = parts[0].runs[0].student.prompt
     if prompt is None:
         return None
-    values = torch.cat([part.prompts() for part in parts])
-    mask = torch.ones(values.shape[:2], dtype=torch.int64, device=values.device)
-    return RowPrompts(prompt.place, values, mask, shortest=values.shape[1])
+    values = [part.prompts() for part in parts]
+    lengths = [one.shape[1] for one in values]
+    padded = [nn.functional.pad(one, (0, 0, 0, max(lengths) - one.shape[1])) for one in values]
+    rows = torch.tensor(lengths).repeat_interleave(torch.tensor([len(one) for one in values]))
+    mask = (torch.arange(max(lengths)) < rows[:, None]).long()
+    return RowPrompts(prompt.place, torch.cat(padded), mask.to(values[0].device), min(lengths))
 
 
 def save_runs(runs: Sequence[Run], path: Path) -> None:

@@ -7,8 +7,8 @@ error is met and said there.
 """
 
 import contextlib
+import json
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
@@ -48,11 +48,11 @@ def helpers(count: int, work: Sequence[Any], after_step: Callable[[int], object]
 
     Args:
         count: of them.
-        work: project, task and purpose of the grid, its passes, and the folder of the students.
+        work: what ``students.__main__`` reads, of plain JSON types.
         after_step: called with the number of steps that they took.
     """
     with contextlib.ExitStack() as stack, tempfile.TemporaryFile() as message:
-        message.write(pickle.dumps((os.getpid(), *work)))
+        message.write(json.dumps([os.getpid(), *work]).encode())
         for _ in range(count):
             message.seek(0)
             read, write = os.pipe()
