@@ -80,7 +80,8 @@ def bound(start: Callable[[], Run], wanted: Run, epochs: int) -> float:
         return 1e-8
     moved = start()
     with torch.no_grad():
-        next(iter(moved.student.tuned)).view(-1)[0] += 1e-15
+        for parameter in [*moved.student.tuned, *moved.student.head_parameters]:
+            parameter += 1e-15  # everywhere, as rounding is
     fit(moved)
     return max(1e-8, 100 * gap(values(wanted), values(moved)))
 
