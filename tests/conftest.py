@@ -276,3 +276,17 @@ def write_jsonl() -> Callable[[Path, list[Any]], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A store that speaks S3; returns the options of a URI in it."""
+    from moto.server import ThreadedMotoServer
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"scheme=http&endpoint_override={host}:{port}&allow_bucket_creation=true&region=us-east-1"
+    server.stop()

@@ -7,10 +7,11 @@ import random
 import resource
 import select
 import signal
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from forks import fork
 
 SECONDS, MEMORY = 10, 2**30  # that reading a mutation may take
 BATCH = 1000  # mutations that one process reads, so that nothing piles up
@@ -131,15 +132,10 @@ def read_apart(attempt: Callable[[int], str], numbers: Sequence[int]) -> Iterato
 
 
 def _fork(attempt: Callable[[int], str], numbers: Sequence[int]) -> tuple[int, int]:
-    read, write = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python's, of threads that a fork lacks
-        pid = os.fork()
+    pid, pipe = fork()
     if pid:
-        os.close(write)
-        return pid, read
+        return pid, pipe
     try:
-        warnings.simplefilter("ignore")
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
@@ -148,7 +144,7 @@ def _fork(attempt: Callable[[int], str], numbers: Sequence[int]) -> tuple[int, i
             signal.alarm(SECONDS)
             said = attempt(number)
             signal.alarm(0)
-            os.write(write, json.dumps(said).encode() + b"\n")
+            os.write(pipe, json.dumps(said).encode() + b"\n")
         signal.pause()  # until all has been read
     finally:
         os._exit(70)

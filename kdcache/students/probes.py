@@ -49,8 +49,9 @@ class Probes:
             labelled = rows.labels >= 0
             which = np.flatnonzero(labelled.cpu().numpy())
             targets = one_hot(rows.labels[labelled], rows.task.num_labels)
-        start = [torch.from_numpy(which), targets, *_start(student, rows)]
-        ids = [part and part.table["example_id"].to_pylist() for part in (rows, tune)]
+        start = [targets, *_start(student, rows)]
+        ids = [rows.table["example_id"].take(which).to_pylist()]
+        ids += [tune.table["example_id"].to_pylist()] if tune is not None else []
         key = value_digest([spec.method, spec.pooling, *ids, *map(_bytes_digest, start)])
         path, device = self.folder / f"probe-{key[:16]}.pt", student.backbone.device
         kept = load_checkpoint(path, device)

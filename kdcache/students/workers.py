@@ -51,12 +51,13 @@ def helpers(count: int, work: Sequence[Any], after_step: Callable[[int], object]
         work: what ``students.__main__`` reads, of plain JSON types.
         after_step: called with the number of steps that they took.
     """
-    with contextlib.ExitStack() as stack, tempfile.TemporaryFile() as message:
-        message.write(json.dumps([os.getpid(), *work]).encode())
+    with contextlib.ExitStack() as stack:
         for _ in range(count):
-            message.seek(0)
             read, write = os.pipe()
-            process = subprocess.Popen([*COMMAND, str(write)], stdin=message, pass_fds=[write])
+            with tempfile.TemporaryFile() as message:  # one each: whoever inherits a file shares its position
+                message.write(json.dumps([os.getpid(), *work]).encode())
+                message.seek(0)
+                process = subprocess.Popen([*COMMAND, str(write)], stdin=message, pass_fds=[write])
             os.close(write)
             stack.callback(_end, process)
             threading.Thread(target=_count_steps, args=(read, after_step), daemon=True).start()

@@ -112,16 +112,5 @@ def test_the_task_goes_before_the_options_of_a_uri():
 
 
 @pytest.mark.slow
-def test_s3_compatible_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from moto.server import ThreadedMotoServer
-
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        endpoint = f"scheme=http&endpoint_override={host}:{port}&allow_bucket_creation=true&region=us-east-1"
-        check_place(f"s3://bucket/cache/wic?{endpoint}", tmp_path, tmp_path / "wic")
-    finally:
-        server.stop()
+def test_s3_compatible_store(s3: str, tmp_path: Path):
+    check_place(f"s3://bucket/cache/wic?{s3}", tmp_path, tmp_path / "wic")

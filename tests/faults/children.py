@@ -7,10 +7,11 @@ import itertools
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from forks import fork
 
 WRITING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.copyfile"}
 TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -19,18 +20,13 @@ OVERRIDE = (1, 2)  # the capabilities by which root reads and writes what is clo
 
 def child(folder: Path, command: str, prepare: Callable[[], object] = lambda: None) -> tuple[int, int]:
     """Start a verb in a process of its own; return its id and where its output comes from."""
-    read, write = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python's, of threads that a fork lacks
-        pid = os.fork()
+    pid, pipe = fork()
     if pid:
-        os.close(write)
-        return pid, read
-    warnings.simplefilter("ignore")  # those that a test would fail at
+        return pid, pipe
     code = 70
     try:
         for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(write, number)
+            os.dup2(pipe, number)
             setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
         os.chdir(folder)
         prepare()

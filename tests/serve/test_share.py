@@ -100,19 +100,8 @@ def test_memory(memory: str, tmp_path: Path, students: Path):
 
 
 @pytest.mark.slow
-def test_s3(tmp_path: Path, students: Path, monkeypatch: pytest.MonkeyPatch):
-    from moto.server import ThreadedMotoServer
-
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        options = f"scheme=http&endpoint_override={host}:{port}&allow_bucket_creation=true&region=us-east-1"
-        check_place(f"s3://bucket/shared?{options}", tmp_path, students)
-    finally:
-        server.stop()
+def test_s3(s3: str, tmp_path: Path, students: Path):
+    check_place(f"s3://bucket/shared?{s3}", tmp_path, students)
 
 
 def test_what_lies_somewhere_stays(memory: str, tmp_path: Path, students: Path):

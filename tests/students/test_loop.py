@@ -1,7 +1,6 @@
 """The loop: many in one pass as each alone, resumed as uninterrupted, nothing frozen moves."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine import KL_GRAM, TEXTS, build_rows, build_run, fit, gap, operations_per_step, values
+from engine import KL_GRAM, TEXTS, build_rows, build_run, double, fit, gap, values
 from specs import tiny_spec
 
 from kdcache.encoder.batching import training_plan
 from kdcache.encoder.linear_probe import LinearProbe, fit_probe, one_hot
-from kdcache.losses import LOSSES, Term
+from kdcache.losses import Term
 from kdcache.students import loop as train_module
 from kdcache.students import run as run_module
 from kdcache.students.loop import restore_runs
@@ -22,7 +21,6 @@ from kdcache.students.methods import METHODS
 from kdcache.students.probes import Probes, starting_features
 from kdcache.students.prompted_backbone import Backbone, FrozenInputs
 from kdcache.students.run import Run
-from kdcache.students.stack import Part, Stack, stacked
 from kdcache.students.student import build_student, forward, predict
 from kdcache.students.training_rows import StudentRows
 
@@ -35,15 +33,6 @@ def backbone(tiny_model: Path) -> Backbone:
 @pytest.fixture(scope="module")
 def rows(tiny_model: Path, backbone: Backbone) -> StudentRows:
     return build_rows(tiny_model, backbone)
-
-
-def double(folder: Path, rows: StudentRows, **arguments):
-    """A run in float64, over a backbone in float64."""
-    backbone = Backbone.load(folder)
-    run = build_run(folder, backbone, rows, **arguments)
-    backbone.encoder.double()
-    run.student.double()
-    return run
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -66,33 +55,16 @@ def test_only_what_the_method_names_is_trained(tiny_model: Path, rows, backbone,
         assert moved & {id(p) for p in run.student.tuned}
 
 
-SMOOTH = 3e-4  # rate of the prompts
 LONG = [pytest.param(method, 75, marks=pytest.mark.slow) for method in ("prefix", "prompt", "p_tuning")]
-
-
-def bound(start: Callable[[], Run], wanted: Run, epochs: int) -> float:
-    """How far a student may be from itself alone.
-
-    A head starts at a solved probe, where gradients are small and AdamW divides them by themselves: after
-    300 steps of some courses a change of 1e-15 is one of 0.02. No stacking can do better than rounding.
-    """
-    if epochs < 10:
-        return 1e-8
-    moved = start()
-    with torch.no_grad():
-        for parameter in [*moved.student.tuned, *moved.student.head_parameters]:
-            parameter += 1e-15  # everywhere, as rounding is
-    fit(moved)
-    return max(1e-8, 100 * gap(values(wanted), values(moved)))
 
 
 @pytest.mark.parametrize(("method", "epochs"), [("prefix", 3), *LONG])
 def test_a_pass_of_three_equals_three_alone_in_double_precision(tiny_model: Path, rows, method, epochs):
     """Students that differ in seed, rate, length of training and objective."""
     plans = [
-        {"seed": 0, "lr": SMOOTH, "terms": KL_GRAM, "epochs": epochs},
-        {"seed": 1, "lr": SMOOTH / 2, "epochs": epochs * 4 // 5},
-        {"seed": 2, "lr": SMOOTH, "terms": {"inter_instance": Term("gram", scope="all")}, "epochs": epochs},
+        {"seed": 0, "lr": 0.01, "terms": KL_GRAM, "epochs": epochs},
+        {"seed": 1, "lr": 0.003, "epochs": epochs * 4 // 5},
+        {"seed": 2, "lr": 0.01, "terms": {"inter_instance": Term("gram", scope="all")}, "epochs": epochs},
     ]
     plans = [{"method": method, **plan} for plan in plans]
     alone = [double(tiny_model, rows, **plan) for plan in plans]
@@ -105,11 +77,10 @@ def test_a_pass_of_three_equals_three_alone_in_double_precision(tiny_model: Path
     fit(*together)
     steps = [run.step for run in together]
     assert steps == [4 * epochs, 4 * (epochs * 4 // 5), 4 * epochs]
-    for plan, one, other in zip(plans, alone, together, strict=True):
-        most = bound(lambda plan=plan: double(tiny_model, rows, **plan), one, epochs)
-        assert gap(values(one), values(other)) <= most
+    for one, other in zip(alone, together, strict=True):
+        assert gap(values(one), values(other)) <= 1e-8
         assert len(one.history) == len(other.history)
-    assert gap(values(together[0]), values(together[2])) > 1e-4
+    assert gap(values(together[0]), values(together[2])) > 1e-3
 
 
 def test_a_pass_of_two_equals_two_alone_for_the_first_20_steps(tiny_model: Path, rows, backbone):
@@ -127,62 +98,6 @@ def test_a_pass_of_two_equals_two_alone_for_the_first_20_steps(tiny_model: Path,
         )
         for a, b, share in zip(parts, others, (2e-5, 1e-6), strict=True):  # of the prompt, of the head
             assert torch.linalg.norm(a - b) <= share * torch.linalg.norm(a)
-
-
-@pytest.mark.parametrize(("method", "epochs"), [("prefix", 3), ("p_tuning", 3), *LONG])
-def test_students_of_one_kind_are_stacked_and_each_is_as_if_alone(tiny_model: Path, rows, method, epochs):
-    """In double precision."""
-    terms = {"inter_class": Term("kl", 1.0, 2.0)}
-    plans = [{"seed": seed, "lr": SMOOTH, "terms": terms, "epochs": epochs} for seed in range(3)]
-    plans += [{"seed": seed, "lr": SMOOTH / 2, "epochs": epochs // 3} for seed in (3, 4)]
-
-    def start() -> list[Run]:
-        runs = [double(tiny_model, rows, method=method, **plan) for plan in plans]
-        for run in runs:
-            run.student.backbone = runs[0].student.backbone
-        return runs
-
-    alone = start()
-    for run in alone:
-        fit(run)
-    together = start()
-    assert [len(stack.runs) for stack in stacked(together)] == [3, 2]
-    for stack in stacked(together):
-        stack.release()
-    fit(*together)
-    for plan, one, other in zip(plans, alone, together, strict=True):
-        assert one.step == other.step
-        most = bound(lambda plan=plan: double(tiny_model, rows, method=method, **plan), one, epochs)
-        assert gap(values(one), values(other)) <= most
-        for entry, seen in zip(one.history, other.history, strict=True):
-            assert entry == pytest.approx(seen, abs=max(1e-6, 100 * most))
-    assert gap(values(together[0]), values(together[1])) > 1e-4
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_is_stacked(tiny_model: Path, rows, name):
-    """Each student has the gradient that it has alone."""
-    terms = {LOSSES[name].families[0]: Term(name)}
-    runs = [double(tiny_model, rows, terms=terms, seed=seed) for seed in (0, 1)]
-    batches = [np.arange(4), np.arange(4, 8)]
-    states = torch.randn(8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for run, some, batch in zip(runs, states.split(4), batches, strict=True):
-        run.objective.double()
-        Part(Stack([run]), [0], [batch]).loss(some).backward()
-    wanted = [[p.grad for p in run.optimizer.param_groups[1]["params"]] for run in runs]
-    (both,) = stacked(runs)
-    Part(both, [0, 1], batches).loss(states).backward()
-    for k, gradients in enumerate(wanted):
-        for gradient, found in zip(gradients, both.optimizer.param_groups[1]["params"], strict=True):
-            assert (gradient - found.grad[k]).abs().max() <= 1e-12 * max(1, gradient.abs().max())
-
-
-def test_more_students_of_an_arm_start_hardly_more_operations(tiny_model: Path, rows, backbone):
-    one, six = (
-        operations_per_step(tiny_model, backbone, rows, [{"terms": KL_GRAM, "seed": k} for k in range(count)])
-        for count in (1, 6)
-    )
-    assert six < 2 * one
 
 
 def test_a_student_is_blind_to_whoever_shares_its_batch(tiny_model: Path, rows, backbone):
@@ -347,7 +262,7 @@ def test_students_share_the_probe_of_what_they_share(
     full, made = probe("full", half)
     assert made
     assert torch.equal(full.weight, alone.weight)
-    assert [probe("head", rows)[1], probe("head", rows.take(np.arange(8)))[1]] == [True, True]
+    assert [probe("head", rows.take(np.arange(8)))[1], probe("head", rows)[1]] == [False, True]
     taught = {"ce_weight": 0, "terms": KL_GRAM}
     assert [probe("head", half, **taught)[1], probe("head", rows, **taught)[1]] == [True, False]
     prompts = [probe("prefix", half), probe("prefix", half, terms=KL_GRAM), probe("prefix", half, seed=1)]

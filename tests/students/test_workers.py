@@ -1,5 +1,6 @@
 """Students trained side by side by several processes."""
 
+import queue
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,16 @@ def test_an_error_of_another_process_is_said_once(cached_project, started):
     assert error.count("nowhere") == 1
     assert len(started) == 1
     assert started[0].returncode is not None  # ended with the command
+
+
+READ_AND_COUNT = "import json, os, sys; os.write(int(sys.argv[1]), b'.' * json.load(sys.stdin)[1])"
+
+
+def test_every_helper_reads_its_work_and_tells_its_steps(monkeypatch):
+    monkeypatch.setattr(workers, "COMMAND", [sys.executable, "-c", READ_AND_COUNT])
+    told: queue.Queue[int] = queue.Queue()
+    with workers.helpers(4, [3], told.put):
+        assert sum(told.get(timeout=60) for _ in range(4)) == 12
 
 
 def test_passes_are_taken_once_and_waited_for(tmp_path: Path):
