@@ -3,16 +3,17 @@
 import json
 import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from kdcache.data.splits import read_split, sequences
 from kdcache.data.task import read_task
 from kdcache.encoder.adapters import adapter_of, merge_adapter
-from kdcache.encoder.batching import encode, fixed_plan
+from kdcache.encoder.batching import Encoded, encode, fixed_plan
 from kdcache.encoder.load import load_classifier, load_tokenizer, save_model
 from kdcache.encoder.parts import take_apart, with_weights
 from kdcache.errors import DataError, ParamsError
@@ -31,7 +32,17 @@ GRAPH, LABELS = "model.onnx", "labels.json"
 EXPORT = "export.json"  # the mark of an export, the only thing that another one may replace
 WANTED = {"float32": 0.995, "int8": 0.98}  # share of validation rows with the label of PyTorch
 ROWS_AT_ONCE = 32
+ROWS_TO_RANK = 256
 STRATEGIES = {"longest": "longest_first", "first": "only_first", "second": "only_second"}
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Rows of validation as the student reads them, their labels, and its logits in PyTorch."""
+
+    encoded: Encoded
+    labels: np.ndarray
+    logits: np.ndarray
 
 
 def export_student(
@@ -51,8 +62,8 @@ def export_student(
             tokenizer within, or a whole model of transformers where one of its classes carries the student.
             ``onnx`` is a graph with the prompt as a constant, the tokenizer's file and the
             labels, which onnxruntime and tokenizers read.
-        int8: quantise the graph: as much of it as keeps 98% of the labels on validation, else what keeps
-            most. Needs ``data``.
+        int8: quantise the graph: as many of its products with weights as keep 98% of the labels on
+            validation, one at least. Needs ``data``.
         data: prepared data of the task; None measures nothing.
         backbone: see ``load_student``.
 
@@ -151,7 +162,7 @@ def _pipeline(about: About) -> list[str]:
 
 
 def _write_onnx(loaded: LoadedStudent, made: Path, int8: bool, data: Path | None) -> dict[str, float]:
-    from kdcache.serve.onnx_graph import INT8, quantise, write_graph
+    from kdcache.serve.onnx_graph import write_graph
 
     about, tokenizer = loaded.about, loaded.tokenizer
     made.mkdir()
@@ -159,20 +170,11 @@ def _write_onnx(loaded: LoadedStudent, made: Path, int8: bool, data: Path | None
     if about.pooling == "cls" and "token_type_ids" in tokenizer.model_input_names:
         inputs.append("token_type_ids")
     write_graph(loaded.student, about.max_length, inputs, made / GRAPH)
-    found = _measure(loaded, made / GRAPH, data) if data else {}
-    kept = {"computes in": "float32"}
-    if int8 and data:
-        (made / GRAPH).rename(made.parent / GRAPH)
-        found = {"agreement": -1.0}
-        for widths in INT8:  # less and less of it, until the labels stay
-            trial = made.parent / "int8.onnx"
-            quantise(made.parent / GRAPH, trial, widths)
-            measured = _measure(loaded, trial, data)
-            if measured["agreement"] > found["agreement"]:
-                found, kept = measured, {"computes in": f"int8, in {widths}; else float32"}
-                trial.replace(made / GRAPH)
-            if found["agreement"] >= WANTED["int8"]:
-                break
+    found: dict[str, float] = {}
+    computes = "float32"
+    if data:
+        rows = _validate(loaded, data)
+        found, computes = _quantise(made / GRAPH, rows) if int8 else (_measure(made / GRAPH, rows), computes)
     pairs = about.task.pairs or about.task.num_choices > 1
     fast = tokenizer.backend_tokenizer
     fast.enable_truncation(
@@ -183,37 +185,70 @@ def _write_onnx(loaded: LoadedStudent, made: Path, int8: bool, data: Path | None
     fast.no_truncation()
     fast.no_padding()
     (made / LABELS).write_text(json.dumps(about.task.labels, ensure_ascii=False) + "\n", encoding="utf-8")
-    (made / CARD).write_text(_card(about, inputs, kept, found), encoding="utf-8")
+    (made / CARD).write_text(_card(about, inputs, computes, found), encoding="utf-8")
     return found
 
 
-def _measure(loaded: LoadedStudent, graph: Path, data: Path) -> dict[str, float]:
-    """Compare a graph with PyTorch on validation."""
-    from kdcache.serve.onnx_graph import open_session, run_session
+def _quantise(graph: Path, rows: Validation) -> tuple[dict[str, float], str]:
+    """Put as many of a graph's products in int8 as keep the labels; return what was measured, and of what."""
+    from kdcache.serve.onnx_graph import products, quantise
 
+    scratch, names = graph.parent.parent, products(graph)
+    trial = scratch / "trial.onnx"
+
+    def measure(some: list[str], most_rows: int | None = None) -> dict[str, float]:
+        quantise(graph, trial, some)
+        return _measure(trial, rows, most_rows)
+
+    alone = {
+        name: measure([name], ROWS_TO_RANK)
+        for name in tqdm(names, desc="int8, each product alone", unit="product", leave=False)
+    }
+    names.sort(key=lambda name: (-alone[name]["agreement"], alone[name]["drift"]))
+    found: dict[str, float] = {}
+    count, too_many, best = 0, len(names) + 1, scratch / "int8.onnx"
+    while too_many - count > 1:
+        more = (count + too_many) // 2
+        measured = measure(names[:more])
+        if measured["agreement"] >= WANTED["int8"] or more == 1:
+            count, found = more, measured
+            trial.replace(best)
+        else:
+            too_many = more
+    best.replace(graph)
+    return found, f"int8 in {count} of {len(names)} products with weights, else float32"
+
+
+def _validate(loaded: LoadedStudent, data: Path) -> Validation:
     task = read_task(data, loaded.task.name)
     table = read_split(data, "validation", task)
     encoded = encode(
         loaded.tokenizer, *sequences(table, task), loaded.about.max_length, task.truncate, task.num_choices
     )
-    wanted = predict(loaded.student, encoded)[0]
+    return Validation(encoded, table["label"].to_numpy(), predict(loaded.student, encoded)[0])
+
+
+def _measure(graph: Path, rows: Validation, most_rows: int | None = None) -> dict[str, float]:
+    """Compare a graph with PyTorch on validation, or on its first rows."""
+    from kdcache.serve.onnx_graph import open_session, run_session
+
+    wanted, labels = rows.logits[:most_rows], rows.labels[:most_rows]
     session, got = open_session(graph), np.empty_like(wanted)
-    for rows in fixed_plan(encoded.lengths, ROWS_AT_ONCE):
-        batch = {name: value.numpy() for name, value in encoded.batch(rows).items()}
-        got[rows] = run_session(session, batch).reshape(len(rows), -1)
-    labels = table["label"].to_numpy()
+    for some in fixed_plan(rows.encoded.lengths[:most_rows], ROWS_AT_ONCE):
+        batch = {name: value.numpy() for name, value in rows.encoded.batch(some).items()}
+        got[some] = run_session(session, batch).reshape(len(some), -1)
     shares = {
         "agreement": got.argmax(1) == wanted.argmax(1),
         "accuracy": got.argmax(1) == labels, "accuracy_pytorch": wanted.argmax(1) == labels,
     }  # fmt: skip
     drift = {"drift": float(np.abs(got - wanted).max()), "size": float(np.abs(wanted).max())}
-    return {name: float(rows.mean()) for name, rows in shares.items()} | drift | {"rows": len(wanted)}
+    return {name: float(same.mean()) for name, same in shares.items()} | drift | {"rows": len(wanted)}
 
 
-def _card(about: About, inputs: list[str], kept: dict[str, str], found: dict[str, Any]) -> str:
+def _card(about: About, inputs: list[str], computes: str, found: dict[str, Any]) -> str:
     task = about.task
     facts = {"task": task.name, "labels": ", ".join(task.labels), "template": task.template}
-    facts |= {**kept, "method": about.method, "backbone, sha256": about.backbone_sha256}
+    facts |= {"computes in": computes, "method": about.method, "backbone, sha256": about.backbone_sha256}
     if found:
         facts |= {
             f"same label as PyTorch, validation ({found['rows']} rows)": f"{100 * found['agreement']:.1f}%",

@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,6 @@ from kdcache.students.student import Student
 
 LOGITS = "logits"
 OPSET = 20
-# Products of weights of shape (inputs, outputs) that become int8. What follows an activation has outliers.
-INT8: dict[str, Callable[[int, int], bool]] = {
-    "all layers": lambda inputs, outputs: True,
-    "all but the second of each feed-forward layer": lambda inputs, outputs: inputs <= outputs,
-    "the first of each feed-forward layer": lambda inputs, outputs: inputs < outputs,
-}
 MOST_ROWS, FEWEST_TOKENS = 1 << 16, 2
 
 
@@ -96,34 +90,39 @@ def write_graph(student: Student, max_tokens: int, inputs: list[str], path: Path
         torch_log.setLevel(level)
 
 
-def quantise(source: Path, path: Path, widths: str) -> None:
-    """Write a graph with int8 in matrix products with weights, activations measured as they come.
+def products(graph: Path) -> list[str]:
+    """Name the products of states with weights, without the head's: its errors are those of the logits.
 
-    The head's stays float32: it is small, and its errors are those of the logits.
+    Args:
+        graph: a file of ``write_graph``.
+    """
+    model = onnx.load(str(graph)).graph
+    outputs = {one.name: one.dims[-1] for one in model.initializer if len(one.dims) == 2}
+    found = {
+        node.name: outputs[node.input[1]]
+        for node in model.node
+        if node.op_type in ("MatMul", "Gemm") and node.input[1] in outputs
+    }
+    return list(found)[:-1]
+
+
+def quantise(source: Path, path: Path, names: Sequence[str]) -> None:
+    """Write a graph with int8 in some products with weights, activations measured as they come.
 
     Args:
         source: a file of ``write_graph``.
         path: where to.
-        widths: which products, a key of ``INT8``.
+        names: of ``products``.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    graph = onnx.load(str(source)).graph
-    shapes = {one.name: tuple(one.dims) for one in graph.initializer}
-    products = {
-        node.name: shapes[node.input[1]]
-        for node in graph.node
-        if node.op_type in ("MatMul", "Gemm") and node.input[1] in shapes
-    }
-    least = min(min(shape) for shape in products.values())  # the head's: it has fewer outputs than states
-    kept = [name for name, shape in products.items() if min(shape) == least or not INT8[widths](*shape)]
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
     try:
         quantize_dynamic(
             source, path, weight_type=QuantType.QInt8, per_channel=True,
-            op_types_to_quantize=["MatMul", "Gemm"], nodes_to_exclude=kept,
+            op_types_to_quantize=["MatMul", "Gemm"], nodes_to_quantize=list(names),
         )  # fmt: skip
     finally:
         root.setLevel(level)
