@@ -6,9 +6,11 @@ Every defect of a row is an error of one line that names file, line and value.
 import glob
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
-from kdcache.data.parsers import PLACE, Row, check_columns
+from kdcache.data.parsers import FORMATS, PLACE, Layout, Row, check_columns
 from kdcache.data.readers import hub_rows, read_rows
 from kdcache.data.splits import hold_out
 from kdcache.data.superglue.expand import EXPANDERS, Expander
@@ -63,7 +65,7 @@ def _split_rows(name: str, file: TaskFile, split: str, folder: Path) -> Iterator
     """The rows of a split, expanded; None if its file may be absent and is."""
     columns: list[str] = [] if file.expand else [*file.columns]
     optional = None if file.expand else [file.label] if split != "unlabelled" else []
-    if _needs_label(split) and not file.expand:
+    if _needs_label(split) and not file.expand and split not in file.label_files:
         columns.append(file.label)
     place = file.files[split]
     if file.hub:
@@ -79,11 +81,42 @@ def _split_rows(name: str, file: TaskFile, split: str, folder: Path) -> Iterator
                 "Check prepare.path and the names in the task file."
             )
         rows = (row for path in found for row in read_rows(path, file.read, columns, optional))
+    if split in file.label_files:
+        return _labelled(rows, folder / file.label_files[split], file)
     return _expanded(rows, name, EXPANDERS[file.expand], file.columns) if file.expand else rows
 
 
 def _needs_label(split: str) -> bool:
     return split in ("train", "tune", "validation")
+
+
+def _labelled(rows: Iterable[Row], path: Path, file: TaskFile) -> Iterator[Row]:
+    """The rows with the labels of another file, line by line."""
+    layout = replace(file.read, format=None, header=None, pattern=f"{{{file.label}}}")
+    plain = path.suffix not in FORMATS
+    labels = read_rows(path, layout if plain else Layout(), [file.label])
+    for number, (row, label) in enumerate(zip_longest(rows, labels)):
+        if row is None or label is None:
+            place, lacking = (label.where, "text") if row is None else (row.where, "label")
+            raise DataError(
+                f"{path}: it must hold one label for each row of the texts, got {number} pairs and then no "
+                f"{lacking} for {place}. Check that both files are whole."
+            )
+        if plain and file.read.pattern and _line(row) != _line(label):  # blank lines are no rows
+            raise DataError(
+                f"{label.where}: the label's line must be that of its text, got {row.where}. "
+                "Remove blank lines from both files."
+            )
+        if file.label in row.values:
+            raise DataError(
+                f"{row.where}: labels must stand in one file, got {file.label!r} here and in {path}. "
+                "Remove label_files, or name the right column as label."
+            )
+        yield Row(row.where, {**row.values, file.label: label.values[file.label]})
+
+
+def _line(row: Row) -> str:
+    return row.where.rpartition(":")[2]
 
 
 def _expanded(rows: Iterable[Row], name: str, expand: Expander, columns: Sequence[str]) -> Iterator[Row]:

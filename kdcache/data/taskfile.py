@@ -118,6 +118,12 @@ def _problems(file: TaskFile, where: str) -> Iterator[str]:
     for split in file.optional:
         if split not in may_lack:
             yield f"{where}.optional: the split {split!r} must not be absent. {nearest(split, may_lack)}"
+    labelled = [split for split in file.files if split != "unlabelled"]
+    for split in file.label_files:
+        if split not in labelled:
+            yield f"{where}.label_files: the split {split!r} has no rows to label. {nearest(split, labelled)}"
+    if file.label_files and (file.hub or file.expand):
+        yield f"{where}.label_files: they are for files, not for hub or expand. Remove one of the two."
     for split in file.diagnostics:
         if split in SPLITS or not NAME.fullmatch(split):
             yield f"{where}.diagnostics.{split}: the name is taken, or not of a-z, 0-9, _ and -. Rename it."

@@ -97,6 +97,8 @@ class TaskFile:
         choices: templates of the second sequences, one per choice; the label says which choice is right.
         spans: stretches of the texts to mark.
         label: the column of the label.
+        label_files: split → file with the labels of its rows, in their order, for texts and labels that lie
+            apart: one label a line, or the column ``label``.
         labels: the labels in index order, or label → name to show. None takes the labels of train, sorted;
             a label that train lacks is then an error.
         id: a column of unique ids; None numbers the rows of each file from 1.
@@ -124,6 +126,7 @@ class TaskFile:
     choices: tuple[str, ...] = ()
     spans: tuple[Span, ...] = ()
     label: str = "label"
+    label_files: dict[str, str] = field(default_factory=dict)
     labels: tuple[str | int | bool, ...] | dict[str, str] | None = None
     id: str | None = None
     group: str | None = None

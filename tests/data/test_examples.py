@@ -282,3 +282,40 @@ def test_a_holdout_takes_test_rows_beside_the_same_validation_rows(tmp_path: Pat
     assert both["train"] | both["test"] == plain["train"]
     with pytest.raises(ParamsError, match=r"holdout\.test"):
         read("fraction = 0.2, test = 0.45")
+
+
+def test_labels_may_lie_in_files_of_their_own(tmp_path: Path):
+    """Line by line; a blank line, a line too many or too few, and a label in both places are refused."""
+    (tmp_path / "mine.toml").write_text(
+        'splits = {train = "texts.txt", validation = "val.csv"}\ntext = "text"\n'
+        'read = {pattern = "{text}"}\nlabel_files = {train = "labels.txt", validation = "labels.csv"}\n'
+    )
+    (tmp_path / "texts.txt").write_text("a, b\nc\n")
+    (tmp_path / "val.csv").write_text("d\n")
+    (tmp_path / "labels.csv").write_text("number,label\n7,bad\n")
+
+    def read(labels: str):
+        (tmp_path / "labels.txt").write_text(labels)
+        return read_own(tmp_path / "mine.toml", tmp_path)
+
+    task, rows = read("good\nbad\n")
+    assert task.labels == ("bad", "good")
+    assert [(e.text, e.label) for split in ("train", "validation") for e in rows[split]] == [
+        ("a, b", 1), ("c", 0), ("d", 0),
+    ]  # fmt: skip
+    for labels, place in (("good\n", r"texts.txt:2"), ("good\nbad\nbad\n", r"labels.txt:3")):
+        with pytest.raises(DataError, match=place):
+            read(labels)
+    with pytest.raises(DataError, match=r"labels.txt"):
+        read("good\n\nbad\n")
+    text = (tmp_path / "mine.toml").read_text()
+    (tmp_path / "mine.toml").write_text(text.replace("{text}", "{label} {text}"))
+    with pytest.raises(DataError, match=r"labels.txt"):
+        read("good\nbad\n")
+    for change, message in (
+        (('train = "lab', 'tran = "lab'), "tran"),
+        (("read", "hub = {name='a', revision='b'}\nread"), "hub"),
+    ):
+        (tmp_path / "mine.toml").write_text(text.replace(*change))
+        with pytest.raises(ParamsError, match=message):
+            read("good\nbad\n")
