@@ -1,11 +1,13 @@
-"""A student as PyTorch and as ONNX, in float32 and int8: one task, and eight tasks mixed.
+"""A student in kdcache, in plain PEFT and as ONNX, in float32 and int8: one task, and eight tasks mixed.
 
 Usage: python benchmarks/exported.py STUDENT DATA [ONNX ONNX_INT8]   (such as models/students/cb/kl-0 data;
 exports that are already there save the time to make them)
 
-Rows are those of validation, 32 at a time. Eight tasks are eight copies of the student: in PyTorch one pool,
-in ONNX eight graphs that each get their rows of a window. Tokenising counts for all. Time is on the clock,
-since two threads share it; every round runs all in turn, and ratios are within a round. Prints Markdown.
+The student is a mean-pooled one of a PEFT method; plain PEFT does what the code of its card does. Rows are those
+of validation, 32 at a time. Eight tasks are eight copies of the student: in kdcache one pool, in PEFT eight
+adapters of one model, in ONNX eight graphs; but for the pool, each task's rows of a window are a batch.
+Tokenising counts for all. Time is on the clock, since two threads share it; every round runs all in turn, and
+ratios are within a round. Prints Markdown.
 """
 
 import os
@@ -19,6 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModel
 
 import kdcache
 import kdcache.students.about
@@ -46,6 +51,28 @@ def contestants(student: Path, graphs: dict[str, Path], threads: int) -> dict[st
     def pytorch_mixed(rows: Rows) -> None:
         pool.logits([(folders[number].as_posix(), text, pair) for number, text, pair in rows])
 
+    base = AutoModel.from_pretrained(student.with_name("backbone"))
+    peft = PeftModel.from_pretrained(base, str(folders[0]), adapter_name=folders[0].name).eval()
+    for folder in folders[1:]:
+        peft.load_adapter(str(folder), adapter_name=folder.name)
+    head = load_file(student / "head.safetensors")
+
+    @torch.inference_mode()
+    def plain(rows: Rows) -> None:
+        batch = tokenizer(
+            [row[1] for row in rows], [row[2] for row in rows] if about.task.pairs else None, padding=True,
+            truncation=how, max_length=about.max_length, return_tensors="pt",
+        )  # fmt: skip
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        states = peft(input_ids=ids, attention_mask=mask).last_hidden_state[:, -ids.shape[1] :]
+        own = mask[:, :, None]
+        (states * own).sum(1) / own.sum(1) @ head["weight"].T + head["bias"]
+
+    def plain_mixed(rows: Rows) -> None:
+        for number, folder in enumerate(folders):
+            peft.set_adapter(folder.name, inference_mode=True)
+            plain([row for row in rows if row[0] == number])
+
     def graph(session: object, rows: Rows) -> None:
         batch = tokenizer(
             [row[1] for row in rows], [row[2] for row in rows], padding=True, truncation=how,
@@ -54,8 +81,10 @@ def contestants(student: Path, graphs: dict[str, Path], threads: int) -> dict[st
         run_session(session, batch)
 
     found: dict[str, Callable[[Rows], None]] = {
-        "PyTorch, one task": pytorch,
-        "PyTorch, 8 tasks": pytorch_mixed,
+        "kdcache, one task": pytorch,
+        "kdcache, 8 tasks": pytorch_mixed,
+        "PEFT, one task": plain,
+        "PEFT, 8 tasks": plain_mixed,
     }
     for name, path in graphs.items():
         sessions = [open_session(path / "model.onnx", threads) for _ in range(TASKS)]
@@ -102,9 +131,9 @@ def main(student: Path, data: Path, made: list[Path]) -> None:
                     if turn:  # the first warms up
                         seconds[name].append(time.perf_counter() - start)
             print(f"\n{len(rows)} rows of {task.name}, {threads} threads, load {os.getloadavg()[0]:.1f}\n")
-            print("| | rows/s (median) | × PyTorch (median) | least … most |\n|---|---:|---:|---:|")
+            print("| | rows/s (median) | × PEFT (median) | least … most |\n|---|---:|---:|---:|")
             for name, spent in seconds.items():
-                base = seconds[f"PyTorch, {name.partition(', ')[2]}"]
+                base = seconds[f"PEFT, {name.partition(', ')[2]}"]
                 ratios = np.divide(base, spent)
                 print(f"| {name} | {len(rows) / statistics.median(spent):.0f} | {np.median(ratios):.2f}× "
                       f"| {ratios.min():.2f} … {ratios.max():.2f} |", flush=True)  # fmt: skip
