@@ -3,7 +3,7 @@
 Usage: python benchmarks/exported.py STUDENT DATA [ONNX ONNX_INT8]   (such as models/students/cb/kl-0 data;
 exports that are already there save the time to make them)
 
-The student is a mean-pooled one of a PEFT method; plain PEFT does what the code of its card does. Rows are those
+The student is a mean-pooled one of a PEFT method; plain PEFT does what its card does. Rows are those
 of validation, 32 at a time. Eight tasks are eight copies of the student: in kdcache one pool, in PEFT eight
 adapters of one model, in ONNX eight graphs; but for the pool, each task's rows of a window are a batch.
 Tokenising counts for all. Time is on the clock, since two threads share it; every round runs all in turn, and
