@@ -115,23 +115,25 @@ def _probes(analysis: CacheAnalysis) -> str | None:
     accuracy = max(tune.labels.accuracy.value, (both and both.all_rows) or 0)
     low, high = accuracy_interval(accuracy, tune.labels.accuracy.rows)
     best = [
-        (probe, whose, cure)
-        for probe, whose, cure in (
-            (probes.backbone, "the students' frozen backbone", "Take a larger or better one."),
-            (probes.teacher, "its own model before fine-tuning",
+        (probe, whose, verb, verdict, cure)
+        for probe, whose, verb, verdict, cure in (
+            (probes.backbone, "the students' frozen backbone", ("may be", "is"),
+             "there {} {} to distil",              "Take a larger or better one."),
+            (probes.teacher, "its own model before fine-tuning", ("may have", "has"),
+             "fine-tuning {} added {}",
              "Train it longer (train_teacher.epochs, lr), or take another model."),
         )
         if probe is not None and probe >= low
     ]  # fmt: skip
     if not best:
         return None
-    probe, whose, cure = next((one for one in best if accuracy <= one[0]), best[0])
+    probe, whose, (may, does), verdict, cure = next((one for one in best if accuracy <= one[0]), best[0])
     found = f"{_percent(accuracy)} (95% CI {_percent(low)} to {_percent(high)})"
-    what, then = "is not clearly above", "distilling may have little to give"
+    what, then = "is not clearly above", verdict.format(may, "little")
     if accuracy <= probe:
-        what, then = "is not above", "there may be nothing to distil"
+        what, then = "is not above", verdict.format(may, "nothing")
     if high < probe:
-        what, then = "is below", "there is nothing to distil"
+        what, then = "is below", verdict.format(does, "nothing")
     return (
         f"On tune the teacher's accuracy, {found}, {what} that of a linear probe of {whose}, "
         f"{_percent(probe)}: {then}. {cure}"

@@ -14,6 +14,7 @@ from kdcache.stats.two_projects import Side
 from kdcache.students.unfinished import still_rising
 
 ENOUGH_SEEDS = 3
+OWN_BASE = "the linear probe of the model that the teacher started from"
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,18 @@ def weak_teacher(task: Mapping[str, Any], control: str | None, baseline: str | N
         baseline: an arm that learns without the teacher.
     """
     teacher, probes = _teacher_score(task), _probes(task, control, baseline)
-    better = [f"{probe} ({percent(score)})" for probe, score in probes.items() if score >= (teacher or 0)]
+    better = [probe for probe, score in probes.items() if score >= (teacher or 0)]
     if teacher is None or not better:
         return None
+    named = f"is not better than {list_words([f'{probe} ({percent(probes[probe])})' for probe in better])}"
+    if better == [OWN_BASE]:  # the students have less, so that it teaches them all the same
+        return (
+            f"On {task['task']} fine-tuning added nothing: the teacher ({percent(teacher)}) {named}. "
+            "Train it longer (train_teacher)."
+        )
     return (
-        f"Nothing on {task['task']}: the teacher ({percent(teacher)}) is not better than "
-        f"{list_words(better)}. Take a larger teacher, or train it longer (train_teacher)."
+        f"Nothing on {task['task']}: the teacher ({percent(teacher)}) {named}. "
+        "Take a larger teacher, or train it longer (train_teacher)."
     )
 
 
@@ -137,7 +144,7 @@ def _probes(task: Mapping[str, Any], control: str | None, baseline: str | None) 
         return {}
     scores = {
         "the linear probe of the students' backbone": _control_score(task, control),
-        "the linear probe of the model that the teacher started from": base_probe_score(task, task["metric"]),
+        OWN_BASE: base_probe_score(task, task["metric"]),
     }
     probes = {name: score for name, score in scores.items() if score is not None}
     if probes and baseline in task["arms"]:

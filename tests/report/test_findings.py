@@ -317,7 +317,7 @@ def test_a_teacher_no_better_than_a_linear_probe_has_nothing_to_distil(findings,
     metrics["teacher"] = metrics["teacher"] | {"probe": {"strength": 0.1, "validation": {"accuracy": 0.95}}}
     record = dataclasses.replace(lifted[0], metrics=metrics)
     text = told(find([record], PARAMS))[topic]
-    assert text.startswith("Nothing on wic: ")
+    assert text.startswith("On wic fine-tuning added nothing: "), "the students have less than the teacher"
     assert "started from (95.0)" in text
     assert "students' backbone" not in text
     assert topic not in told(find(without(lifted, "head"), PARAMS))
