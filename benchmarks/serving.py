@@ -32,7 +32,7 @@ from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_classifier, load_tokenizer, setup
 from kdcache.project import Project
 from kdcache.students.arms import DistillParams, resolve_arm
-from kdcache.students.export import save_student
+from kdcache.students.folder import save_student
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.student import build_student
 

@@ -12,7 +12,7 @@ from kdcache.data.task import Task
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_tokenizer
 from kdcache.encoder.pooling import Pooling
-from kdcache.students.export import save_student
+from kdcache.students.folder import save_student
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.student import build_student
 

@@ -11,7 +11,7 @@ from kdcache.report.findings import Findings
 from kdcache.report.tables import base_probe_score, percent
 from kdcache.stats.estimates import decimal
 from kdcache.stats.two_projects import Side
-from kdcache.students.unfinished import still_rising
+from kdcache.students.still_rising import still_rising
 
 ENOUGH_SEEDS = 3
 OWN_BASE = "the linear probe of the model that the teacher started from"

@@ -23,7 +23,7 @@ from kdcache.serve.mixed_batches import LoadedStudent
 from kdcache.serve.pool import load_student
 from kdcache.students.about import EXPORTED_BACKBONE, About, find_backbone, read_about
 from kdcache.students.card import loading_code
-from kdcache.students.export import load_folder
+from kdcache.students.folder import load_folder
 from kdcache.students.methods import METHODS
 from kdcache.students.student import predict
 

@@ -22,7 +22,7 @@ from kdcache.serve.mixed_batches import (
     predict_requests,
 )
 from kdcache.students.about import find_backbone, read_about
-from kdcache.students.export import load_folder
+from kdcache.students.folder import load_folder
 from kdcache.students.methods import METHODS
 from kdcache.students.prompted_backbone import Backbone
 

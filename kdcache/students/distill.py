@@ -19,7 +19,7 @@ from kdcache.students.about import read_about
 from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.grid import Grid
 from kdcache.students.results import RESULT, gather_predictions, mean_curves, sealed, summarise
-from kdcache.students.unfinished import still_rising
+from kdcache.students.still_rising import still_rising
 
 
 def distill(project: Project, task_name: str) -> None:

@@ -22,7 +22,7 @@ from kdcache.places import require_plain
 from kdcache.project import Project, require, require_task, require_tune
 from kdcache.students.arms import STUDENT, ArmSpec, DistillParams, resolve_arm
 from kdcache.students.backbone_check import check_backbone
-from kdcache.students.export import load_folder
+from kdcache.students.folder import load_folder
 from kdcache.students.loop import restore_runs, students_that_fit, train_students
 from kdcache.students.methods import METHODS, method_on
 from kdcache.students.probes import Probes

@@ -17,7 +17,7 @@ from kdcache.data.task import Task
 from kdcache.digests import file_digest, value_digest
 from kdcache.encoder.parts import last_linear
 from kdcache.project import write_json
-from kdcache.students.export import save_student
+from kdcache.students.folder import save_student
 from kdcache.students.run import Run
 from kdcache.students.student import predict
 from kdcache.students.training_rows import StudentRows

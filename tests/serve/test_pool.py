@@ -17,7 +17,7 @@ from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_tokenizer
 from kdcache.errors import DataError, ModelError
 from kdcache.serve.mixed_batches import LoadedStudent
-from kdcache.students.export import load_folder
+from kdcache.students.folder import load_folder
 from kdcache.students.student import predict
 
 FOLDERS = {

@@ -11,7 +11,7 @@ from kdcache.data.task import Task
 from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.load import load_tokenizer
 from kdcache.losses import Term
-from kdcache.students.export import save_student
+from kdcache.students.folder import save_student
 from kdcache.students.methods import METHODS
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.student import Student, predict

@@ -19,7 +19,7 @@ from specs import tiny_spec
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_tokenizer, setup
 from kdcache.errors import ModelError
-from kdcache.students.export import load_folder, save_student
+from kdcache.students.folder import load_folder, save_student
 from kdcache.students.methods import METHODS
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.prompts import build_prompt

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, pipeline
 
 from kdcache.data.task import Task
 from kdcache.errors import ModelError
-from kdcache.students import export
-from kdcache.students.export import RELOAD_TOLERANCE, load_folder, save_student
+from kdcache.students import folder as student_folder
+from kdcache.students.folder import RELOAD_TOLERANCE, load_folder, save_student
 from kdcache.students.methods import METHODS
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.student import Student, predict
@@ -194,7 +194,7 @@ def test_a_student_whose_folder_does_not_load_is_kept_and_marked(
     student, folder = trained(tiny_model, rows, method), tmp_path / "x"
     with monkeypatch.context() as broken:
         for reader in ("load_folder", "_plain_logits"):
-            broken.setattr(export, reader, fail)
+            broken.setattr(student_folder, reader, fail)
         found = save_student(student, folder, tiny_model, ABOUT, CARD, rows.encoded)
     assert found == {"reload_error": "OSError"}
     assert "| reload_error | OSError |" in (folder / "README.md").read_text()
