@@ -258,7 +258,7 @@ def _analyse_labels(
     held_out: bool | None,
 ) -> LabelAnalysis:  # fmt: skip
     """Analyse the rows ``labelled``. Of each row a few numbers are held."""
-    labels, num_labels = labels[labelled], logits.shape[1]
+    labels, num_labels = labels if len(labelled) == len(labels) else labels[labelled], logits.shape[1]
     predictions = np.empty(len(labels), np.int32)
     most, own = np.empty(len(labels)), np.empty(len(labels))  # log-probabilities of prediction and label
     for part in chunks(len(labels), num_labels):
@@ -271,20 +271,20 @@ def _analyse_labels(
         for part in chunks(len(labels), num_labels):
             p = np.exp(compute_uncertainty(logits[labelled[part]]).log_p)
             suspects[part] = _suspects(labels[part], p, thresholds)
-    correct, confidence = predictions == labels, np.exp(most)
-    bins = reliability(confidence, correct)
-    wrong = np.flatnonzero(~correct)
+    correct, nll = predictions == labels, -float(own.mean())
+    ties = own[wrong := np.flatnonzero(~correct)] - most[wrong]
+    del own
     # Confidences near 1 are equal after rounding; the log-odds against the label break such ties.
-    shown = wrong[np.lexsort((own[wrong] - most[wrong], -confidence[wrong]))[:MAX_MISTAKES]]
-    rows = labelled[shown]
-    names = (
-        ids.take(pa.array(rows)).to_pylist() if isinstance(ids, pa.ChunkedArray) else [ids[i] for i in rows]
-    )
+    confidence = np.exp(most, out=most)
+    shown = wrong[np.lexsort((ties, -confidence[wrong]))[:MAX_MISTAKES]]
+    bins = reliability(confidence, correct)
+    column = ids if isinstance(ids, pa.ChunkedArray) else pa.chunked_array([list(ids)], pa.string())
+    names = column.take(pa.array(labelled[shown])).to_pylist()
     facts = zip(names, labels[shown], predictions[shown], confidence[shown], suspects[shown], strict=True)
     return LabelAnalysis(
         accuracy=_accuracy_of(correct),
         majority=float(np.bincount(labels).max() / len(labels)),
-        nll=-float(own.mean()),
+        nll=nll,
         ece=ece(bins),
         ece_by_chance=chance_ece(bins),
         reliability=bins,
