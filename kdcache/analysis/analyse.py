@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from kdcache.analysis.agreement import FoldAgreement, MemberAgreement, compare_folds, compare_members
-from kdcache.analysis.answers import read_answers
+from kdcache.analysis.answers import Ids, read_answers
 from kdcache.analysis.calibration import (
     Bin,
     Temperature,
@@ -175,7 +174,7 @@ def analyse_cache(path: Location | Path | str, backbone: Path | None = None) -> 
 
 
 def analyse_split(
-    ids: Sequence[str] | pa.ChunkedArray, labels: np.ndarray, logits: np.ndarray, held_out: bool | None = True
+    ids: Sequence[str] | Ids, labels: np.ndarray, logits: np.ndarray, held_out: bool | None = True
 ) -> SplitAnalysis:
     """Analyse the rows of one split.
 
@@ -254,7 +253,7 @@ def _suspects(labels: np.ndarray, p: np.ndarray, thresholds: np.ndarray) -> np.n
 
 
 def _analyse_labels(
-    ids: Sequence[str] | pa.ChunkedArray, labels: np.ndarray, logits: np.ndarray, labelled: np.ndarray,
+    ids: Sequence[str] | Ids, labels: np.ndarray, logits: np.ndarray, labelled: np.ndarray,
     held_out: bool | None,
 ) -> LabelAnalysis:  # fmt: skip
     """Analyse the rows ``labelled``. Of each row a few numbers are held."""
@@ -278,8 +277,8 @@ def _analyse_labels(
     confidence = np.exp(most, out=most)
     shown = wrong[np.lexsort((ties, -confidence[wrong]))[:MAX_MISTAKES]]
     bins = reliability(confidence, correct)
-    column = ids if isinstance(ids, pa.ChunkedArray) else pa.chunked_array([list(ids)], pa.string())
-    names = column.take(pa.array(labelled[shown])).to_pylist()
+    which = labelled[shown]
+    names = ids.take(which) if isinstance(ids, Ids) else [ids[i] for i in which]
     facts = zip(names, labels[shown], predictions[shown], confidence[shown], suspects[shown], strict=True)
     return LabelAnalysis(
         accuracy=_accuracy_of(correct),

@@ -56,8 +56,8 @@ class Keys:
         return np.argsort(self.ids)
 
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """Return for each hash of an id its row here, or −1: int32, as long as that holds the rows."""
-        row = np.full(len(ids), -1, np.int32 if len(self.ids) < 2**31 else np.int64)
+        """Return for each hash of an id its row here, or −1, as int32: no split has 2³¹ rows."""
+        row = np.full(len(ids), -1, np.int32)
         if not len(self.ids):
             return row
         order = self._order
@@ -89,22 +89,21 @@ class Joined:
 def join_keys(a: Batches, b: Batches) -> Joined:
     """Join two tables of unique ids. Of ``b`` the keys are held, of ``a`` a few bytes per row."""
     of_b = Keys.of(b)
-    rows: list[np.ndarray] = []
-    texts: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
+    only_b = np.ones(len(of_b.ids), bool)
+    rows, texts, labels = array("i"), array("b"), array("b")  # they grow in place
     for batch in a():
         row = of_b.find(hash_ids(batch["example_id"].to_pylist()))
         shared = np.flatnonzero(row >= 0)
-        changed = [np.zeros(len(row), bool), np.zeros(len(row), bool)]
-        changed[0][shared] = hash_ids(batch["content_hash"].to_pylist())[shared] != of_b.texts[row[shared]]
-        changed[1][shared] = batch["label"].to_numpy()[shared] != of_b.labels[row[shared]]
-        for column, part in ((rows, row), (texts, changed[0]), (labels, changed[1])):
-            column.append(part)
-    row = np.concatenate([np.empty(0, np.int32), *rows])
-    only_b = np.ones(len(of_b.ids), bool)
-    only_b[row[row >= 0]] = False
-    none = np.empty(0, bool)
-    return Joined(row, row < 0, only_b, np.concatenate([none, *texts]), np.concatenate([none, *labels]))
+        of_shared = row[shared]
+        only_b[of_shared] = False
+        changed = np.zeros((2, len(row)), bool)
+        changed[0, shared] = hash_ids(batch["content_hash"].to_pylist())[shared] != of_b.texts[of_shared]
+        changed[1, shared] = batch["label"].to_numpy()[shared] != of_b.labels[of_shared]
+        rows.frombytes(row.tobytes())
+        texts.frombytes(changed[0].tobytes())
+        labels.frombytes(changed[1].tobytes())
+    row = np.frombuffer(rows, np.int32)
+    return Joined(row, row < 0, only_b, np.frombuffer(texts, bool), np.frombuffer(labels, bool))
 
 
 def pick(batches: Batches, chosen: np.ndarray) -> Iterator[str]:
