@@ -204,7 +204,7 @@ def analyse_split(
     counts, _ = np.histogram(np.clip(entropy, 0, limit), ENTROPY_BINS, (0, limit))
     mean, margins = float(entropy.mean()), np.quantile(margin, MARGIN_QUANTILES)
     del entropy, margin
-    labelled = np.flatnonzero(labels >= 0)
+    labelled = np.flatnonzero(labels >= 0).astype(np.int32)  # no split has 2³¹ rows
     return SplitAnalysis(
         len(ids), held_out, mean, mean / limit, tuple(counts.tolist()),
         dict(zip(MARGIN_QUANTILES, margins.tolist(), strict=True)),
