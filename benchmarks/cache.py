@@ -205,6 +205,10 @@ def memory(count: int) -> None:
 
 VERBS = {
     "verify PATH": "verify cache/cb", "verify --task": "verify --task cb --teacher-rows 0",
+    "distill": (
+        "distill --task cb --arm kl --seed 0 --set distill.steps=20 --set distill.workers=1 "
+        "--set distill.max_length=32 --set distill.num_virtual_tokens=2"
+    ),
     "inspect": "inspect cache/cb --json", "diff": "diff cache/cb other/cb",
     **{f"export .{kind}": f"export x.{kind} --task cb" for kind in ("csv", "jsonl", "parquet", "npz")},
     **{f"import .{kind}": f"import x.{kind} --task cb" for kind in ("csv", "jsonl", "parquet", "npz")},
@@ -213,35 +217,46 @@ VERBS = {
 
 def prepare_verbs(folder: Path, count: int, classes: int) -> None:
     """In a process of its own: a project with prepared data of ``count`` rows, and two caches of them."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from conftest import build_tiny_model
+
     labels = tuple(f"c{k}" for k in range(classes))
+    scores = {"validation": {"accuracy": 0.5}}
     task = Task("cb", labels, "cb/1", ("accuracy",), pairs=False)
     data = folder / "data" / "cb"
     data.mkdir(parents=True)
     write_task(task, data)
     shutil.copy(Path(__file__).parent.parent / "params.yaml", folder)
 
-    def chunks() -> Iterator[CacheRows]:
-        with pq.ParquetWriter(data / "train.parquet", split_schema(task), compression="zstd") as file:
+    def chunks(split: str, count: int) -> Iterator[CacheRows]:
+        with pq.ParquetWriter(data / f"{split}.parquet", split_schema(task), compression="zstd") as file:
             for start in range(0, count, ROW_GROUP_ROWS):
                 rng = np.random.default_rng(start)
                 rows = min(ROW_GROUP_ROWS, count - start)
-                ids = [f"train-{i}" for i in range(start, start + rows)]
+                ids = [f"{split}-{i}" for i in range(start, start + rows)]
                 hashes = [f"{i:016x}{j:016x}" for i, j in rng.integers(0, 2**63, (rows, 2)).tolist()]
                 truth = rng.integers(0, classes, rows)
                 logits = rng.normal(size=(rows, classes)).astype(np.float32)
                 logits[np.arange(rows), truth] += 2
-                texts = {"group": ids, "text": ids, "text_pair": [""] * rows}
+                texts = [f"{i} the bank on the river and a bat on a tree" for i in ids]
+                columns = {"group": ids, "text": texts, "text_pair": [""] * rows}
                 file.write_table(pa.table(
-                    {"example_id": ids, "label": truth, "content_hash": hashes, **texts}, split_schema(task)
+                    {"example_id": ids, "label": truth, "content_hash": hashes, **columns}, split_schema(task)
                 ))  # fmt: skip
                 yield CacheRows(
                     ids, hashes, truth, np.full(rows, -1, np.int8), logits, np.empty((rows, 0), np.float16)
                 )
+        seal(data / f"{split}.parquet")
 
     with CacheWriter(folder / "cache" / "cb", folder / "s" / "key") as writer:
-        writer.write("train", chunks())
-        writer.finish({"task": "cb", "labels": list(labels), "num_labels": classes, "kind": "external"})
-    seal(data / "train.parquet")
+        writer.write("train", chunks("train", count))
+        writer.write("validation", chunks("validation", 1000))
+        writer.finish(
+            {"task": "cb", "labels": list(labels), "num_labels": classes, "kind": "external"},
+            metrics=scores,
+            all_rows_teacher=scores,
+        )
+    build_tiny_model(folder / "models" / "backbone", num_layers=1)
     shutil.copytree(folder / "cache", folder / "other")
 
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from kdcache.analysis.agreement import FoldAgreement, MemberAgreement, compare_folds, compare_members
-from kdcache.analysis.answers import read_answers
+from kdcache.analysis.answers import Ids, read_answers
 from kdcache.analysis.calibration import (
     Bin,
     Temperature,
@@ -175,7 +174,7 @@ def analyse_cache(path: Location | Path | str, backbone: Path | None = None) -> 
 
 
 def analyse_split(
-    ids: Sequence[str] | pa.ChunkedArray, labels: np.ndarray, logits: np.ndarray, held_out: bool | None = True
+    ids: Sequence[str] | Ids, labels: np.ndarray, logits: np.ndarray, held_out: bool | None = True
 ) -> SplitAnalysis:
     """Analyse the rows of one split.
 
@@ -205,7 +204,7 @@ def analyse_split(
     counts, _ = np.histogram(np.clip(entropy, 0, limit), ENTROPY_BINS, (0, limit))
     mean, margins = float(entropy.mean()), np.quantile(margin, MARGIN_QUANTILES)
     del entropy, margin
-    labelled = np.flatnonzero(labels >= 0)
+    labelled = np.flatnonzero(labels >= 0).astype(np.int32)  # no split has 2³¹ rows
     return SplitAnalysis(
         len(ids), held_out, mean, mean / limit, tuple(counts.tolist()),
         dict(zip(MARGIN_QUANTILES, margins.tolist(), strict=True)),
@@ -254,11 +253,11 @@ def _suspects(labels: np.ndarray, p: np.ndarray, thresholds: np.ndarray) -> np.n
 
 
 def _analyse_labels(
-    ids: Sequence[str] | pa.ChunkedArray, labels: np.ndarray, logits: np.ndarray, labelled: np.ndarray,
+    ids: Sequence[str] | Ids, labels: np.ndarray, logits: np.ndarray, labelled: np.ndarray,
     held_out: bool | None,
 ) -> LabelAnalysis:  # fmt: skip
     """Analyse the rows ``labelled``. Of each row a few numbers are held."""
-    labels, num_labels = labels[labelled], logits.shape[1]
+    labels, num_labels = labels if len(labelled) == len(labels) else labels[labelled], logits.shape[1]
     predictions = np.empty(len(labels), np.int32)
     most, own = np.empty(len(labels)), np.empty(len(labels))  # log-probabilities of prediction and label
     for part in chunks(len(labels), num_labels):
@@ -271,20 +270,20 @@ def _analyse_labels(
         for part in chunks(len(labels), num_labels):
             p = np.exp(compute_uncertainty(logits[labelled[part]]).log_p)
             suspects[part] = _suspects(labels[part], p, thresholds)
-    correct, confidence = predictions == labels, np.exp(most)
-    bins = reliability(confidence, correct)
-    wrong = np.flatnonzero(~correct)
+    correct, nll = predictions == labels, -float(own.mean())
+    ties = own[wrong := np.flatnonzero(~correct)] - most[wrong]
+    del own
     # Confidences near 1 are equal after rounding; the log-odds against the label break such ties.
-    shown = wrong[np.lexsort((own[wrong] - most[wrong], -confidence[wrong]))[:MAX_MISTAKES]]
-    rows = labelled[shown]
-    names = (
-        ids.take(pa.array(rows)).to_pylist() if isinstance(ids, pa.ChunkedArray) else [ids[i] for i in rows]
-    )
+    confidence = np.exp(most, out=most)
+    shown = wrong[np.lexsort((ties, -confidence[wrong]))[:MAX_MISTAKES]]
+    bins = reliability(confidence, correct)
+    which = labelled[shown]
+    names = ids.take(which) if isinstance(ids, Ids) else [ids[i] for i in which]
     facts = zip(names, labels[shown], predictions[shown], confidence[shown], suspects[shown], strict=True)
     return LabelAnalysis(
         accuracy=_accuracy_of(correct),
         majority=float(np.bincount(labels).max() / len(labels)),
-        nll=-float(own.mean()),
+        nll=nll,
         ece=ece(bins),
         ece_by_chance=chance_ece(bins),
         reliability=bins,

@@ -3,9 +3,26 @@
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
+from kdcache.cache.join import pick
 from kdcache.cache.reader import CachedSplit
+
+
+@dataclass(frozen=True)
+class Ids:
+    """The example ids of a split, which are read when some are asked for."""
+
+    split: CachedSplit
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def take(self, rows: np.ndarray) -> list[str]:
+        """Return the ids of some rows, none given twice, in the given order."""
+        chosen = np.zeros(len(self), bool)
+        chosen[rows] = True
+        found = dict(zip(np.sort(rows).tolist(), pick(self.split.keys, chosen), strict=True))
+        return [found[row] for row in rows.tolist()]
 
 
 @dataclass(frozen=True)
@@ -14,14 +31,14 @@ class Answers:
 
     Args:
         ids: example ids, (rows,).
-        labels, fold: see ``CacheRows``.
+        labels, fold: see ``CacheRows``; labels are int32.
         logits: float32 of shape (rows, num_labels).
         predictions: the class of the largest logit, (rows,).
         plain: the same of the teacher on all rows; None unless the cache has both.
         members: the same of each member of an ensemble, (rows, members); None without.
     """
 
-    ids: pa.ChunkedArray
+    ids: Ids
     labels: np.ndarray
     fold: np.ndarray
     logits: np.ndarray
@@ -33,15 +50,14 @@ class Answers:
 def read_answers(split: CachedSplit, with_labels: bool = True) -> Answers:
     """Read a split, one row group at a time; without labels as if it had none."""
     logits = np.empty((len(split), split.num_logits), np.float32)
-    ids, start = [], 0
+    start = 0
     columns: dict[str, list[np.ndarray]] = {}
     names = [name for name in split.manifest.schema.names if name.startswith("logits")]
     for rows in split.stream(names):
         logits[start : start + len(rows)] = rows.logits
         start += len(rows)
-        ids.append(pa.array(rows.example_id, pa.string()))
         labels = rows.label if with_labels else np.full_like(rows.label, -1)
-        found = {"labels": labels, "fold": rows.fold, "predictions": _predict(rows.logits)}
+        found = {"labels": labels.astype(np.int32), "fold": rows.fold, "predictions": _predict(rows.logits)}
         if rows.logits_plain is not None:
             found["plain"] = _predict(rows.logits_plain)
         if rows.members:
@@ -50,7 +66,7 @@ def read_answers(split: CachedSplit, with_labels: bool = True) -> Answers:
             columns.setdefault(name, []).append(values)
     arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
     return Answers(
-        pa.chunked_array(ids, pa.string()), arrays["labels"], arrays["fold"], logits, arrays["predictions"],
+        Ids(split), arrays["labels"], arrays["fold"], logits, arrays["predictions"],
         arrays.get("plain"), arrays.get("members"),
     )  # fmt: skip
 

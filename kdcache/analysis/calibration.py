@@ -63,9 +63,14 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> tuple[Bin, ...]:
     (Bin(rows=1, confidence=0.6, accuracy=0.0), Bin(rows=2, confidence=0.9, accuracy=1.0))
     """
     edges = np.quantile(confidence, np.linspace(0, 1, min(ECE_BINS, len(confidence)) + 1)[1:-1])
-    bin_of = np.searchsorted(edges, confidence, side="right")
-    bins = [bin_of == b for b in np.unique(bin_of)]
-    return tuple(Bin(int(b.sum()), float(confidence[b].mean()), float(correct[b].mean())) for b in bins)
+    bin_of = np.searchsorted(edges, confidence, side="right").astype(np.uint8)
+    found = []
+    for number in range(len(edges) + 1):  # one mask at a time
+        inside = bin_of == number
+        if inside.any():
+            of_bin = float(confidence[inside].mean()), float(correct[inside].mean())
+            found.append(Bin(int(inside.sum()), *of_bin))
+    return tuple(found)
 
 
 def ece(bins: Sequence[Bin]) -> float:

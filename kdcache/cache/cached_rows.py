@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ class CacheRows:
     """Some rows of one split, column by column.
 
     Args:
-        example_id, content_hash: lists of strings, (rows,).
+        example_id, content_hash: lists of strings, (rows,); empty where only targets are held.
         label: int64 array of shape (rows,), −1 = unlabelled.
         fold: int8 array of shape (rows,), see ``cache.schema``.
         logits: float32 array of shape (rows, num_labels).
@@ -38,7 +39,7 @@ class CacheRows:
     members: tuple[np.ndarray, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.example_id)
+        return len(self.example_id) or len(self.label)
 
     def __repr__(self) -> str:
         columns = ", ".join(f"{name} {values.shape[1]}" for name, values in self.vectors.items())
@@ -97,37 +98,49 @@ class CacheRows:
     def take(self, indices: Sequence[int] | np.ndarray) -> "CacheRows":
         """Return some of the rows, in the given order."""
         indices = np.asarray(indices, dtype=np.int64)
-        return CacheRows(
-            [self.example_id[i] for i in indices], [self.content_hash[i] for i in indices],
-            self.label[indices], self.fold[indices], self.logits[indices], self.features[indices],
-            {name: values[indices] for name, values in self.layers.items()},
-            None if self.logits_plain is None else self.logits_plain[indices],
-            tuple(logits[indices] for logits in self.members),
-        )  # fmt: skip
+        ids, hashes = ([column[i] for i in indices] if column else [] for column in self._strings)
+        vectors = {name: values[indices] for name, values in self.vectors.items()}
+        return CacheRows._of(ids, hashes, self.label[indices], self.fold[indices], vectors)
+
+    def first(self, count: int) -> "CacheRows":
+        """Return the first rows, which share the memory of all."""
+        vectors = {name: values[:count] for name, values in self.vectors.items()}
+        ids, hashes = (column[:count] for column in self._strings)
+        return CacheRows._of(ids, hashes, self.label[:count], self.fold[:count], vectors)
+
+    @property
+    def _strings(self) -> tuple[list[str], list[str]]:
+        return self.example_id, self.content_hash
 
     @classmethod
-    def empty(cls, schema: pa.Schema, count: int) -> "CacheRows":
-        """Return rows of a schema whose values are still to be put there."""
+    def empty(cls, schema: pa.Schema, count: int, strings: bool = True) -> "CacheRows":
+        """Return rows of a schema whose values are still to be put there, with or without ids and hashes."""
         vectors = {
             name: np.empty((count, schema.field(name).type.list_size), _dtype(schema.field(name).type))
             for name in schema.names[4:]
         }
         scalars = np.empty(count, np.int64), np.empty(count, np.int8)
-        return cls._of([""] * count, [""] * count, *scalars, vectors)
+        ids = [""] * count if strings else []
+        return cls._of(ids, list(ids), *scalars, vectors)
 
-    def put(self, places: Sequence[int], rows: "CacheRows") -> None:
+    def put(self, places: Sequence[int] | np.ndarray, rows: "CacheRows") -> None:
         """Write rows of the same columns to some places, in place."""
-        for place, example_id, content_hash in zip(places, rows.example_id, rows.content_hash, strict=True):
-            self.example_id[place], self.content_hash[place] = example_id, content_hash
         self.label[places], self.fold[places] = rows.label, rows.fold
         theirs = rows.vectors
         for name, values in self.vectors.items():
             values[places] = theirs[name]
+        if not self.example_id:
+            return
+        for place, example_id, content_hash in zip(places, rows.example_id, rows.content_hash, strict=True):
+            self.example_id[place], self.content_hash[place] = example_id, content_hash
 
     @classmethod
     def joined(cls, parts: Sequence["CacheRows"]) -> "CacheRows":
         """Join rows of one cache, one part after another."""
-        return cls.from_table(pa.concat_tables([part.to_table() for part in parts]))
+        vectors = {name: np.concatenate([part.vectors[name] for part in parts]) for name in parts[0].vectors}
+        label, fold = (np.concatenate([getattr(p, name) for p in parts]) for name in ("label", "fold"))
+        ids, hashes = (list(chain(*column)) for column in zip(*(p._strings for p in parts), strict=True))
+        return cls._of(ids, hashes, label, fold, vectors)
 
     def to_table(self) -> pa.Table:
         """Return an Arrow table of the cache's schema.
@@ -170,7 +183,7 @@ class CacheRows:
         members = tuple(vectors.pop(f"{MEMBER_PREFIX}{m}") for m in range(count))
         return cls(
             ids, hashes, label, fold, vectors.pop("logits"),
-            vectors.pop("features", np.empty((len(ids), 0), np.float16)),
+            vectors.pop("features", np.empty((len(label), 0), np.float16)),
             logits_plain=vectors.pop("logits_plain", None), layers=vectors, members=members,
         )  # fmt: skip
 

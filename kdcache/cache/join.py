@@ -1,8 +1,9 @@
-"""Joining two tables of rows by id, whatever their order, in some 90 bytes of memory per row at the peak."""
+"""Joining two tables of rows by id, whatever their order, in some 50 bytes of memory per row at the peak."""
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -50,12 +51,16 @@ class Keys:
             labels.frombytes(batch["label"].to_numpy().tobytes())
         return cls(*(np.frombuffer(column, np.int64) for column in (ids, texts, labels)))
 
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.argsort(self.ids)
+
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """Return for each hash of an id its row here, or −1."""
+        """Return for each hash of an id its row here, or −1, as int32: no split has 2³¹ rows."""
+        row = np.full(len(ids), -1, np.int32)
         if not len(self.ids):
-            return np.full(len(ids), -1)
-        order = np.argsort(self.ids)
-        row = np.empty(len(ids), np.int64)
+            return row
+        order = self._order
         for start in range(0, len(ids), LOOKED_UP):
             part = ids[start : start + LOOKED_UP]
             place = np.searchsorted(self.ids, part, sorter=order)
@@ -82,17 +87,23 @@ class Joined:
 
 
 def join_keys(a: Batches, b: Batches) -> Joined:
-    """Join two tables of unique ids."""
-    of_a, of_b = Keys.of(a), Keys.of(b)
-    row = of_b.find(of_a.ids)
-    shared = row >= 0
+    """Join two tables of unique ids. Of ``b`` the keys are held, of ``a`` a few bytes per row."""
+    of_b = Keys.of(b)
     only_b = np.ones(len(of_b.ids), bool)
-    only_b[row[shared]] = False
-    return Joined(
-        row, ~shared, only_b,
-        shared & (of_a.texts != of_b.texts[row]) if len(only_b) else shared,
-        shared & (of_a.labels != of_b.labels[row]) if len(only_b) else shared,
-    )  # fmt: skip
+    rows, texts, labels = array("i"), array("b"), array("b")  # they grow in place
+    for batch in a():
+        row = of_b.find(hash_ids(batch["example_id"].to_pylist()))
+        shared = np.flatnonzero(row >= 0)
+        of_shared = row[shared]
+        only_b[of_shared] = False
+        changed = np.zeros((2, len(row)), bool)
+        changed[0, shared] = hash_ids(batch["content_hash"].to_pylist())[shared] != of_b.texts[of_shared]
+        changed[1, shared] = batch["label"].to_numpy()[shared] != of_b.labels[of_shared]
+        rows.frombytes(row.tobytes())
+        texts.frombytes(changed[0].tobytes())
+        labels.frombytes(changed[1].tobytes())
+    row = np.frombuffer(rows, np.int32)
+    return Joined(row, row < 0, only_b, np.frombuffer(texts, bool), np.frombuffer(labels, bool))
 
 
 def pick(batches: Batches, chosen: np.ndarray) -> Iterator[str]:

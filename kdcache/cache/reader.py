@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from kdcache.cache.cached_rows import CacheRows, compute_uncertainty, vectors_of
 from kdcache.cache.ids import name_some, repeated
-from kdcache.cache.join import batches_of
+from kdcache.cache.join import Batches, batches_of, join_keys, pick
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.open_file import open_file
@@ -102,6 +102,33 @@ class CachedSplit:
                 found.put([where.pop(part.example_id[row]) for row in rows], part.take(rows))
         self._refuse("ids must be in the cache, got unknown", [i for i in ids if i in where])
         return found
+
+    def targets(self, keys: Batches) -> CacheRows:
+        """Return what a table's rows are taught, in its order: rows without ids and hashes.
+
+        The ids of neither side are held, only a hash of each.
+
+        Args:
+            keys: opens the table, see ``join.Batches``.
+
+        Raises:
+            CacheStale: see ``align``.
+        """
+        found = join_keys(keys, self.keys)
+        shared = int((found.row >= 0).sum())
+        if shared > int((~found.only_b).sum()):
+            self._refuse("ids must be unique, got twice", repeated(_ids(keys)))
+        self._refuse("ids must be in the cache, got unknown", list(pick(keys, found.only_a)))
+        changed = "the text must be what the teacher read, got another text for"
+        self._refuse(changed, list(pick(keys, found.texts)))
+        place = np.full(len(self), -1)
+        place[found.row] = np.arange(len(found.row))
+        rows, start = CacheRows.empty(self._file.schema_arrow, len(found.row), strings=False), 0
+        for part in self.stream():
+            here = place[start : start + len(part)]
+            start += len(part)
+            rows.put(here[here >= 0], part.take(np.flatnonzero(here >= 0)))
+        return rows
 
     def stream(self, vectors: Sequence[str] | None = None) -> Iterator[CacheRows]:
         """Yield the rows one row group at a time, in the order of the file.
@@ -229,6 +256,10 @@ class CachedSplit:
                 f"cache of {self.manifest.identity.get('task')}, {self.split}: {what} {name_some(ids)}. "
                 f"Build it from the data that is trained on. {self.manifest.rebuild}"
             )
+
+
+def _ids(keys: Batches) -> list[str]:
+    return [example_id for batch in keys() for example_id in batch["example_id"].to_pylist()]
 
 
 def find_faults(rows: CacheRows, manifest: Manifest) -> dict[str, np.ndarray]:

@@ -1,14 +1,16 @@
 """Tokenised rows and their batches: encoding, padding, and plans that depend on seed and epoch only."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from kdcache.encoder.token_rows import TokenRows
 from kdcache.errors import DataError, ModelError, ParamsError
 
+ENCODED_AT_ONCE = 4096  # sequences
 SORTING_WINDOW = 16  # batches sorted together: short padding, yet batches differ between epochs
 
 
@@ -18,15 +20,15 @@ class Encoded:
 
     Args:
         tokenizer: the one that made the ids.
-        sequences: one mapping per sequence (``input_ids``, ``attention_mask``, perhaps
-            ``token_type_ids``); the sequences of a row stand one after the other.
+        sequences: ``input_ids``, ``attention_mask`` and perhaps ``token_type_ids`` of each; the sequences
+            of a row stand one after the other.
         lengths: int64 array of shape (rows,), in tokens; of the longest sequence of each row.
         truncated: bool array of shape (rows,): which rows lost tokens to ``max_length``.
         num_choices: sequences per row.
     """
 
     tokenizer: Any
-    sequences: list[dict[str, list[int]]]
+    sequences: TokenRows
     lengths: np.ndarray
     truncated: np.ndarray
     num_choices: int = 1
@@ -37,8 +39,14 @@ class Encoded:
     def take(self, indices: Sequence[int] | np.ndarray) -> "Encoded":
         """Return some of the rows, in the given order."""
         rows = np.asarray(indices, dtype=np.int64)
+        sequences = self.sequences.take(self._of(rows))
+        return replace(self, sequences=sequences, lengths=self.lengths[rows], truncated=self.truncated[rows])
+
+    def first(self, count: int) -> "Encoded":
+        """Return the first rows, which share the memory of all."""
+        sequences = self.sequences.first(count * self.num_choices)
         return replace(
-            self, sequences=self._of(rows), lengths=self.lengths[rows], truncated=self.truncated[rows]
+            self, sequences=sequences, lengths=self.lengths[:count], truncated=self.truncated[:count]
         )
 
     def batch(
@@ -49,7 +57,7 @@ class Encoded:
         Returns:
             Tensors of shape (batch · choices, tokens).
         """
-        padded = self.tokenizer.pad(self._of(indices), return_tensors="pt")
+        padded = self.sequences.padded(self._of(indices), self.tokenizer)
         return {k: v.to(device) for k, v in padded.items()}
 
     def by_row(self, values: torch.Tensor) -> torch.Tensor:
@@ -63,9 +71,10 @@ class Encoded:
         """
         return values.reshape(-1, self.num_choices * values.shape[1])
 
-    def _of(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, list[int]]]:
-        n = self.num_choices
-        return [self.sequences[int(i) * n + choice] for i in indices for choice in range(n)]
+    def _of(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The numbers of the sequences of some rows."""
+        rows, n = np.asarray(indices, dtype=np.int64), self.num_choices
+        return (rows[:, None] * n + np.arange(n)).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
     """Put rows of one tokenizer one after the other."""
     return replace(
         parts[0],
-        sequences=[sequence for part in parts for sequence in part.sequences],
+        sequences=TokenRows.joined(part.sequences for part in parts),
         lengths=np.concatenate([part.lengths for part in parts]),
         truncated=np.concatenate([part.truncated for part in parts]),
     )
@@ -127,38 +136,70 @@ def encode(
         DataError: a text has no token at all.
         ParamsError: even without the sequence that may lose tokens, one does not fit.
     """
-    pairs = [""] * len(texts) if pairs is None else pairs
-    inputs = [(text, pair) if pair else text for text, pair in zip(texts, pairs, strict=True)]
-    full = tokenizer(inputs, truncation=False)
-    sequences = [{key: full[key][i] for key in full} for i in range(len(texts))]
-    if empty := [i for i, row in enumerate(sequences) if not row["input_ids"]]:
-        raise DataError(
-            f"row {empty[0] + 1}: a text must have at least one token, got none of {texts[empty[0]]!r}. "
-            "Remove the row, or use a tokenizer that adds special tokens."
-        )
-    long = [i for i, row in enumerate(sequences) if len(row["input_ids"]) > max_length]
-    if long:
-        strategy = "longest_first" if truncate == "longest" or not any(pairs) else f"only_{truncate}"
-        if strategy != "longest_first":
-            _refuse_short(tokenizer, full, long, max_length, kept=1 if truncate == "first" else 0)
-        cut = tokenizer([inputs[i] for i in long], truncation=strategy, max_length=max_length)
-        for k, i in enumerate(long):
-            sequences[i] = {key: cut[key][k] for key in cut}
-    lengths = np.array([len(row["input_ids"]) for row in sequences], dtype=np.int64).reshape(-1, num_choices)
-    cut_rows = np.zeros(len(lengths), dtype=bool)
-    cut_rows[[i // num_choices for i in long]] = True
-    return Encoded(tokenizer, sequences, lengths.max(axis=1), cut_rows, num_choices)
+    parts = []
+    for start in range(0, len(texts), ENCODED_AT_ONCE):
+        some = slice(start, start + ENCODED_AT_ONCE)
+        parts.append((texts[some], None if pairs is None else pairs[some]))
+    return encode_parts(tokenizer, parts, max_length, truncate, num_choices)
 
 
-def _refuse_short(tokenizer: Any, full: Any, long: list[int], max_length: int, kept: int) -> None:
-    """Raise unless the sequence that is kept whole leaves room for a token of the other."""
-    special = tokenizer.num_special_tokens_to_add(pair=True)
-    needed = max(full.sequence_ids(i).count(kept) for i in long) + special + 1
+def encode_parts(
+    tokenizer: Any,
+    parts: Iterable[tuple[Sequence[str], Sequence[str] | None]],
+    max_length: int,
+    truncate: Literal["longest", "first", "second"] = "longest",
+    num_choices: int = 1,
+) -> Encoded:
+    """Tokenise sequences or pairs part by part, so that texts and tokens of one part are held as such.
+
+    Args:
+        tokenizer, max_length, truncate, num_choices: see ``encode``.
+        parts: first and second sequences of some rows, and those of the next ones.
+
+    Raises:
+        As ``encode``.
+    """
+    found: list[TokenRows] = []
+    long: list[np.ndarray] = []
+    done, needed = 0, 0
+    for texts, pairs in parts:
+        pairs = [""] * len(texts) if pairs is None else pairs
+        inputs = [(text, pair) if pair else text for text, pair in zip(texts, pairs, strict=True)]
+        full = tokenizer(inputs, truncation=False)
+        rows = [{key: full[key][i] for key in full} for i in range(len(texts))]
+        if empty := [i for i, row in enumerate(rows) if not row["input_ids"]]:
+            raise DataError(
+                f"row {done + empty[0] + 1}: a text must have at least one token, got none of "
+                f"{texts[empty[0]]!r}. Remove the row, or use a tokenizer that adds special tokens."
+            )
+        over = [i for i, row in enumerate(rows) if len(row["input_ids"]) > max_length]
+        both = [i for i in over if pairs[i] and truncate != "longest"]
+        needed = max(needed, _least_length(tokenizer, full, both, kept=1 if truncate == "first" else 0))
+        either = [i for i in over if i not in set(both)]
+        for which, strategy in ((either, "longest_first"), (both, f"only_{truncate}")):
+            if which and needed <= max_length:
+                cut = tokenizer([inputs[i] for i in which], truncation=strategy, max_length=max_length)
+                for k, i in enumerate(which):
+                    rows[i] = {key: cut[key][k] for key in cut}
+        found.append(TokenRows.of(rows))
+        long.append(done + np.array(over, np.int64))
+        done += len(texts)
     if needed > max_length:
         raise ParamsError(
             f"max_length: it must be at least {needed} tokens, so that a question and its answer fit "
             f"whole beside their passage, got {max_length}. Raise max_length in every section that has it."
         )
+    sequences = TokenRows.joined(found)
+    lengths = sequences.lengths.reshape(-1, num_choices).max(axis=1)
+    truncated = np.zeros(len(lengths), dtype=bool)
+    truncated[np.concatenate([np.empty(0, np.int64), *long]) // num_choices] = True
+    return Encoded(tokenizer, sequences, lengths, truncated, num_choices)
+
+
+def _least_length(tokenizer: Any, full: Any, rows: list[int], kept: int) -> int:
+    """The tokens that leave room for one of the sequence that is cut, beside the one that is kept whole."""
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    return max((full.sequence_ids(i).count(kept) + special + 1 for i in rows), default=0)
 
 
 def fixed_plan(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -250,7 +291,7 @@ def check_ids(config: Any, encoded: Encoded, split: str, name: str) -> None:
     known = config.vocab_size
     if len(encoded.tokenizer) <= known:
         return
-    highest = max(max(sequence["input_ids"]) for sequence in encoded.sequences)
+    highest = int(encoded.sequences.flat["input_ids"].max())
     if highest >= known:
         token = encoded.tokenizer.convert_ids_to_tokens(highest)
         raise ModelError(

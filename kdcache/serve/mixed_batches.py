@@ -13,6 +13,7 @@ import torch
 
 from kdcache.data.task import Task
 from kdcache.encoder.batching import Encoded, encode, fixed_plan
+from kdcache.encoder.token_rows import TokenRows
 from kdcache.errors import DataError, ModelError, ParamsError, shorten
 from kdcache.students.about import About
 from kdcache.students.student import Student, forward
@@ -186,8 +187,8 @@ def compute_logits(requests: Sequence[Request], batch_size: int = BATCH_SIZE) ->
     numbers = {student: number for number, student in enumerate(students)}
     tokenised = _tokenise(requests)
     of = np.array([numbers[r.student] for r, own in zip(requests, tokenised, strict=True) for _ in own])
-    sequences = [sequence for own in tokenised for sequence in own]
-    lengths = np.array([len(sequence["input_ids"]) for sequence in sequences])
+    sequences = TokenRows.of([sequence for own in tokenised for sequence in own])
+    lengths = sequences.lengths
     encoded = Encoded(students[0].tokenizer, sequences, lengths, np.zeros(len(sequences), dtype=bool))
     device = students[0].student.backbone.device
     found: list[np.ndarray] = [np.empty(0)] * len(sequences)

@@ -121,7 +121,7 @@ class Grid:
         train = self.splits["train"]
         more = [self.splits["unlabelled"]] if self.params.unlabelled and "unlabelled" in splits else []
         self.rows = join_rows([train, *more])
-        self.labelled = self.rows.first(len(train))
+        self.labelled = self.splits["train"] = self.rows.first(len(train))  # held once
 
     def train(self, arms: Sequence[str], seeds: Sequence[int], made: Path) -> list[dict[str, Any]]:
         """Train the students that are not there yet.

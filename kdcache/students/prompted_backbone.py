@@ -221,9 +221,10 @@ class FrozenInputs:
         return self._others[backbone.pooling]
 
     @cached_property
-    def padded(self) -> Padded:
-        """The rows as tensors."""
-        return Padded.of(self.encoded, self.backbone.device)
+    def padded(self) -> Encoded | Padded:
+        """What gives batches: on an accelerator tensors of all rows, which need no copy from the host."""
+        device = self.backbone.device
+        return self.encoded if device.type == "cpu" else Padded.of(self.encoded, device)
 
     @cached_property
     def states(self) -> torch.Tensor:

@@ -169,7 +169,8 @@ def predict(
     Returns:
         float32 logits of shape (rows, num_labels) and features of shape (rows, dim), in row order.
     """
-    padded = Padded.of(encoded, student.backbone.device)
+    device = student.backbone.device
+    padded = encoded if device.type == "cpu" else Padded.of(encoded, device)
     plan = fixed_plan(encoded.lengths, batch_size)
     logits, features = [], []
     for rows in plan:

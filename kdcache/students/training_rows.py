@@ -10,18 +10,31 @@ import pyarrow as pa
 import torch
 
 from kdcache.cache.cached_rows import CacheRows
+from kdcache.cache.join import batches_of
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, check_identity, read_identity_of
 from kdcache.cache.reader import load_cache
 from kdcache.cache.teacher_pooling import check_teacher_pooling
 from kdcache.data.metrics import compute_metrics
-from kdcache.data.splits import TEST, existing_splits, metric_columns, read_split, sequences, table_digest
+from kdcache.data.splits import (
+    TEST,
+    digest_of,
+    existing_splits,
+    metric_columns,
+    open_split,
+    sequences,
+    split_schema,
+)
 from kdcache.data.task import Task
-from kdcache.encoder.batching import Encoded, concatenate, encode
+from kdcache.encoder.batching import Encoded, concatenate, encode_parts
 from kdcache.encoder.load import load_tokenizer
+from kdcache.errors import CacheCorrupt
 from kdcache.losses.objective import Targets
 from kdcache.project import Project
 from kdcache.students.prompted_backbone import Backbone, FrozenInputs
+
+READ_AT_ONCE = 1024  # rows
+READ_IN_PARTS = ("text", "text_pair", "choices", "content_hash")
 
 
 @dataclass(frozen=True)
@@ -31,8 +44,8 @@ class StudentRows:
     Args:
         task: whose rows they are.
         split: of the task.
-        table: the prepared rows: ids, labels, groups.
-        cached: all that the cache holds of them.
+        table: the prepared rows without their texts: ids, labels, groups.
+        cached: all targets that the cache holds of them, see ``CachedSplit.targets``.
         encoded: the tokenised sequences.
         inputs: what the frozen backbone makes of these rows, or of more rows after them.
         labels: int64 of shape (rows,), −1 = unlabelled.
@@ -114,15 +127,14 @@ class StudentRows:
         )  # fmt: skip
 
     def first(self, count: int) -> "StudentRows":
-        """Return the first rows, which share the inputs of all."""
+        """Return the first rows, which share the inputs and the memory of all."""
         if count == len(self):
             return self
         return replace(
-            self.take(np.arange(count)),
-            inputs=self.inputs,
-            teacher_logits=self.teacher_logits[:count],
-            teacher_features=self.teacher_features[:count],
-        )
+            self, table=self.table.slice(0, count), cached=self.cached.first(count),
+            encoded=self.encoded.first(count), labels=self.labels[:count],
+            teacher_logits=self.teacher_logits[:count], teacher_features=self.teacher_features[:count],
+        )  # fmt: skip
 
     def score(self, logits: np.ndarray) -> dict[str, float]:
         """Score a student's logits.
@@ -180,18 +192,27 @@ def load_rows(
     data = Path(project.paths.data) / task.name
     left_out = {TEST} if unlabelled else {TEST, "unlabelled"}
     there = [split for split in existing_splits(data, task) if split not in left_out]
-    tables = {split: read_split(data, split, task) for split in there}
+    files = {split: open_split(data, split, task) for split in there}
     location = Location.parse(project.paths.cache, task.name)
-    cached = {split: load_cache(location, split) for split in tables}
+    cached = {split: load_cache(location, split) for split in files}
     manifest = cached["train"].manifest
     teacher = read_identity_of(Path(project.paths.teacher) / task.name)
-    digests = {split: table_digest(table) for split, table in tables.items()}
+    keys = {split: batches_of(file) for split, file in files.items()}
+    digests = {split: digest_of(batches()) for split, batches in keys.items()}
     check_identity(manifest, task.name, task.labels, digests, teacher, expect)
     check_teacher_pooling(project, task.name, manifest.identity)
+    for scores in (manifest.metrics, manifest.all_rows_teacher):  # students are compared with them
+        if lost := [name for name in task.metrics if name not in scores.get("validation", {})]:
+            raise CacheCorrupt(
+                f"{location}: the manifest must hold the teacher's {', '.join(lost)} on validation, got "
+                f"none. {manifest.rebuild}"
+            )
     tokenizer = load_tokenizer(Path(project.paths.backbone))
     splits = {}
-    for split, table in tables.items():
-        encoded = encode(tokenizer, *sequences(table, task), max_length, task.truncate, task.num_choices)
-        aligned = cached[split].align(table["example_id"].to_pylist(), table["content_hash"].to_pylist())
-        splits[split] = StudentRows.build(task, split, table, aligned, encoded, backbone)
+    for split, file in files.items():
+        parts = (sequences(pa.Table.from_batches([rows]), task) for rows in file.iter_batches(READ_AT_ONCE))
+        encoded = encode_parts(tokenizer, parts, max_length, task.truncate, task.num_choices)
+        table = file.read([name for name in split_schema(task).names if name not in READ_IN_PARTS])
+        taught = cached[split].targets(keys[split])
+        splits[split] = StudentRows.build(task, split, table, taught, encoded, backbone)
     return splits, manifest

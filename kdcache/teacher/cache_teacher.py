@@ -103,9 +103,17 @@ def cache_teacher(project: Project, task_name: str) -> None:
 
 
 def open_teacher(
-    project: Project, task: Task, params: CacheTeacherParams, tables: Mapping[str, pa.Table]
-) -> Teacher:
-    """Open the teacher of a task for the prepared rows ``tables`` (split → table).
+    project: Project, task: Task, params: CacheTeacherParams, tables: Mapping[str, pa.Table],
+    train_rows: str | None = None,
+) -> Teacher:  # fmt: skip
+    """Open the teacher of a task for prepared rows.
+
+    Args:
+        project: where it lies.
+        task: the task.
+        params: of the computation.
+        tables: split → rows.
+        train_rows: digest of all training rows, where ``tables`` has some of them.
 
     Raises:
         ModelError: there is no teacher, or its weights do not have the digests in its identity.
@@ -113,8 +121,9 @@ def open_teacher(
     """
     folder = _require_teacher(project, task.name)
     return Teacher(
-        folder, task, read_identity(folder), tables, params.batch_size, params.dtype, setup(project.threads)
-    )
+        folder, task, read_identity(folder), tables, params.batch_size, params.dtype, setup(project.threads),
+        train_rows,
+    )  # fmt: skip
 
 
 def _record(chunks: Iterator[CacheRows], scored: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[CacheRows]:

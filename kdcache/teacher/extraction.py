@@ -37,6 +37,7 @@ class Teacher:
         batch_size: rows per forward pass.
         dtype: of the computation.
         device: of the computation.
+        train_rows: digest of all training rows, where ``tables`` has some of them.
 
     Raises:
         DataError, ModelError: see ``folder.read_folds``.
@@ -45,12 +46,13 @@ class Teacher:
     def __init__(
         self, folder: Path, task: Task, identity: dict[str, Any],
         tables: Mapping[str, pa.Table], batch_size: int, dtype: Dtype, device: torch.device,
+        train_rows: str | None = None,
     ) -> None:  # fmt: skip
         self.folder, self.task, self.identity = folder, task, identity
         self.tables, self.batch_size, self.dtype, self.device = tables, batch_size, dtype, device
         self.num_folds = len(identity["folds_sha256"])
         self.members = range(identity.get("ensemble", 1))
-        self._train_folds = read_folds(folder, tables["train"], task, identity)
+        self._train_folds = read_folds(folder, tables["train"], task, identity, train_rows)
         self._loaded: tuple[Path, nn.Module] | None = None
         self._tokenizer = load_tokenizer(folder)
 

@@ -23,6 +23,7 @@ from kdcache.project import IDENTITY_DEFAULTS
 COST = "cost.json"  # steps and examples of the training
 PROBE = "probe.json"  # scores of the linear probe of the pretrained model
 FOLDS = "folds.parquet"  # example_id and content_hash of each training row → fold
+UNKNOWN = -128  # no fold at all
 
 
 def teacher_folds(num_folds: int) -> tuple[int | None, ...]:
@@ -67,16 +68,19 @@ def write_folds(train: pa.Table, folds: np.ndarray, folder: Path) -> None:
     pq.write_table(table, folder / FOLDS, write_page_checksum=True)
 
 
-def read_folds(folder: Path, train: pa.Table, task: Task, identity: Mapping[str, Any]) -> np.ndarray:
-    """Read the fold of each training row, and refuse rows that are not those of the teacher.
+def read_folds(
+    folder: Path, train: pa.Table, task: Task, identity: Mapping[str, Any], digest: str | None = None
+) -> np.ndarray:
+    """Read the fold of training rows, and refuse rows that are not those of the teacher.
 
     A row in another place, with another text or label, would get logits of a teacher that saw it.
 
     Args:
         folder: of the teacher.
-        train: the prepared training rows.
+        train: the prepared training rows, or some of them.
         task: theirs.
         identity: of the teacher.
+        digest: of all training rows, where ``train`` has some of them.
 
     Returns:
         int8 array of shape (rows,), in the order of ``train``.
@@ -96,16 +100,22 @@ def read_folds(folder: Path, train: pa.Table, task: Task, identity: Mapping[str,
 
     refuse("the list of labels", list(task.labels), identity["labels"])
     refuse("the template", task.template, identity["template"])
-    refuse("the digest of the training rows", table_digest(train), identity.get("train_rows"))
+    refuse("the digest of the training rows", digest or table_digest(train), identity.get("train_rows"))
+    where = {example_id: place for place, example_id in enumerate(train["example_id"].to_pylist())}
+    folds = np.full(len(train), UNKNOWN, np.int8)
+    dealt = RowsDigest()
     try:
-        columns = pq.read_table(folder / FOLDS, page_checksum_verification=True).to_pydict()
-        dealt = zip(columns["example_id"], columns["content_hash"], columns["fold"], strict=True)
-        fold_of = {(example_id, content): fold for example_id, content, fold in dealt}
-        rows = zip(train["example_id"].to_pylist(), train["content_hash"].to_pylist(), strict=True)
-        folds = np.array([fold_of[row] for row in rows], dtype=np.int8)
+        with pq.ParquetFile(folder / FOLDS, page_checksum_verification=True) as file:
+            for batch in file.iter_batches():
+                ids, numbers = batch["example_id"].to_pylist(), batch["fold"].to_pylist()
+                dealt.update(ids, batch["content_hash"].to_pylist(), numbers)
+                for example_id, fold in zip(ids, numbers, strict=True):
+                    if example_id in where:
+                        folds[where[example_id]] = fold
     except (OSError, KeyError, ValueError, TypeError, OverflowError, pa.ArrowException):
-        folds = np.empty(0, np.int8)
-    if len(folds) != len(train) or describe_rows(train, folds)["train_folds"] != identity.get("train_folds"):
+        folds[:] = UNKNOWN
+    # Both digests cover id and content: each row has one fold, that of its content.
+    if (folds == UNKNOWN).any() or dealt.hexdigest() != identity.get("train_folds"):
         raise ModelError(f"{folder / FOLDS}: it must hold the fold of each row as in {IDENTITY}. {remedy}")
     return folds
 

@@ -57,13 +57,15 @@ def verify_task(project: Project, task_name: str, teacher_rows: int = 0) -> list
     except CacheError as error:
         return [*checks, Check("identity", str(error))]
     if teacher_rows and teacher and manifest.identity.get("kind") != EXTERNAL and task and "train" in cached:
-        checks += _recompute(project, task, manifest, {split: files[split] for split in cached}, teacher_rows)
+        there = {split: files[split] for split in cached}
+        checks += _recompute(project, task, manifest, there, digests["train"], teacher_rows)
     return checks
 
 
 def _recompute(
-    project: Project, task: Task, manifest: Manifest, files: dict[str, pq.ParquetFile], count: int
-) -> Iterator[Check]:
+    project: Project, task: Task, manifest: Manifest, files: dict[str, pq.ParquetFile], train_rows: str,
+    count: int,
+) -> Iterator[Check]:  # fmt: skip
     """Compute some rows of each split again. Only this check needs torch."""
     from kdcache.teacher.cache_teacher import CacheTeacherParams, open_teacher
 
@@ -71,21 +73,18 @@ def _recompute(
         CacheTeacherParams, project.raw["cache_teacher"] | {"dtype": manifest.dtype}, "cache_teacher"
     )
     rng = np.random.default_rng()  # other rows each time
-    rows = {split: np.sort(rng.permutation(f.metadata.num_rows)[:count]) for split, f in files.items()}
-    # The fold of a training row is known by all of them; of other splits, some rows are enough.
-    tables = {split: take_rows(file, rows[split]) for split, file in files.items() if split != "train"}
-    rows |= {split: np.arange(len(table)) for split, table in tables.items()}
-    tables["train"] = files["train"].read()
-    teacher = open_teacher(project, task, params, tables)
+    chosen = {split: np.sort(rng.permutation(f.metadata.num_rows)[:count]) for split, f in files.items()}
+    tables = {split: take_rows(file, chosen[split]) for split, file in files.items()}
+    teacher = open_teacher(project, task, params, tables, train_rows)
     location = Location.parse(project.paths.cache, task.name)
-    for split in files:
-        ids = tables[split]["example_id"].take(rows[split]).to_pylist()
+    for split, table in tables.items():
+        ids, rows = table["example_id"].to_pylist(), np.arange(len(table))
         cached = load_cache(location, split).align(ids)
-        members = teacher.recompute(split, rows[split])
+        members = teacher.recompute(split, rows)
         # Not strict: the cache of a single teacher has no columns of members.
         pairs = [(members.mean(axis=0), cached.logits), *zip(members, cached.members, strict=False)]
         if cached.logits_plain is not None:
-            pairs.append((teacher.logits(split, None, rows[split]).mean(axis=0), cached.logits_plain))
+            pairs.append((teacher.logits(split, None, rows).mean(axis=0), cached.logits_plain))
         moved = np.max([np.abs(computed - stored).max(axis=1) for computed, stored in pairs], axis=0)
         far = [i for i, distance in zip(ids, moved, strict=True) if not distance <= manifest.tolerance]
         problem = (

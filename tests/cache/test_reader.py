@@ -1,10 +1,12 @@
 """Reading: whole or refused, joined by id, the same values whoever reads."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from builders import IDENTITY, rows, write
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from kdcache.cache import reader
 from kdcache.cache.cached_rows import CacheRows
+from kdcache.cache.join import Batches
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import CachedSplit, load_cache
 from kdcache.cache.schema import cache_schema, parse_columns
@@ -39,8 +42,6 @@ def test_round_trip_keeps_every_value(cache: Path):
 
 
 def test_features_of_further_layers_and_no_features_at_all(tmp_path: Path):
-    from dataclasses import replace
-
     deep = replace(rows(), layers={"features_3": np.ones((10, 7), np.float16)})
     write(tmp_path / "deep", tmp_path, deep)
     assert (load_cache(tmp_path / "deep", "train").rows.layers["features_3"] == 1).all()
@@ -110,6 +111,12 @@ def test_one_row_by_its_id(cache: Path):
     assert "train-77" not in split
 
 
+def keys(ids: list[str], hashes: list[str]) -> Batches:
+    """A table's keys, three rows at a time."""
+    columns = {"example_id": ids, "content_hash": hashes, "label": [0] * len(ids)}
+    return lambda: pa.table(columns).to_batches(3)
+
+
 @pytest.mark.parametrize(
     ("ids", "hashes", "message"),
     [
@@ -120,13 +127,15 @@ def test_one_row_by_its_id(cache: Path):
     ],
 )
 def test_rows_that_are_not_the_teachers_are_named(cache: Path, ids, hashes, message):
-    with pytest.raises(CacheStale) as error:
-        load_cache(cache, "train").align(ids, hashes)
-    assert message in str(error.value)
-    assert str(error.value).startswith("cache of wic, train: ")
-    assert str(error.value).endswith(
-        "Build it from the data that is trained on. Run: kdcache cache --task wic"
-    )
+    split = load_cache(cache, "train")
+    for ask in (lambda: split.align(ids, hashes), lambda: split.targets(keys(ids, hashes))):
+        with pytest.raises(CacheStale) as error:
+            ask()
+        assert message in str(error.value)
+        assert str(error.value).startswith("cache of wic, train: ")
+        assert str(error.value).endswith(
+            "Build it from the data that is trained on. Run: kdcache cache --task wic"
+        )
 
 
 def test_streaming_gives_the_same_rows_group_by_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -226,8 +235,6 @@ def test_missing_file_is_refused(cache: Path):
 
 def test_file_of_other_columns_or_rows_is_refused_though_its_digest_is_right(cache: Path, tmp_path: Path):
     """A manifest that was written for another file: what the digest alone would let through."""
-    from dataclasses import replace
-
     manifest = write(tmp_path / "other" / "wic", tmp_path, rows(12, dim=6))
     shutil.copy(tmp_path / "other" / "wic" / "train.parquet", cache)
     ours = read_manifest(cache)
@@ -264,6 +271,10 @@ def test_rows_that_are_gathered_are_those_of_the_whole(tmp_path: Path, monkeypat
     assert "rows" not in vars(apart)
     assert found.to_table().equals(wanted.to_table())
     assert len(apart.align([])) == 0
+    targets = apart.targets(keys(found.example_id, found.content_hash))
+    assert (targets.example_id, targets.content_hash) == ([], [])
+    strings = {"example_id": found.example_id, "content_hash": found.content_hash}
+    assert replace(targets, **strings).to_table().equals(wanted.to_table())
     for split in (whole, load_cache(tmp_path / "wic", "train")):
         with pytest.raises(CacheStale, match="nobody"):
             split.align([*some, "nobody"])

@@ -10,8 +10,9 @@ from conftest import run_all, write_project
 from six_tasks import write_powered
 from typer.testing import CliRunner
 
-from kdcache.cache.manifest import read_manifest
+from kdcache.cache.manifest import MANIFEST, read_manifest
 from kdcache.cli import app
+from kdcache.digests import value_digest
 from kdcache.project import Project
 from kdcache.students.grid import Grid
 
@@ -136,3 +137,17 @@ def test_rows_that_are_not_to_teach_need_not_be_cached(cached):
     arguments = ["distill", "--task", "mine", "--arm", "ce", *OWN]
     assert "unlabelled" in CliRunner().invoke(app, arguments).stderr
     run(*arguments[:5], "--set", "distill.unlabelled=false")
+
+
+def test_a_cache_that_lacks_the_teachers_scores_is_refused_before_training(cached):
+    path = cached / "cache" / "mine" / MANIFEST
+    whole = path.read_bytes()
+    body = json.loads(whole)
+    del body["digest"], body["metrics"]["validation"]
+    path.write_text(json.dumps(body | {"digest": value_digest(body)}, indent=2, sort_keys=True) + "\n")
+    try:
+        done = CliRunner().invoke(app, ["distill", "--task", "mine", "--arm", "ce", *OWN])
+    finally:
+        path.write_bytes(whole)
+    assert done.exit_code == 1
+    assert "the teacher's accuracy on validation" in " ".join(done.stderr.split())

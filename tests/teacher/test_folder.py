@@ -35,6 +35,19 @@ def test_rows_in_another_order_keep_their_folds_where_ids_keep_their_texts(tmp_p
     assert read_folds(tmp_path, train, TASK, identity).tolist() == DEALT[order].tolist()
 
 
+def test_some_of_the_rows_have_their_folds_where_all_rows_are_the_teachers(tmp_path, identity):
+    some = build_table([ROWS[i] for i in (4, 1)], TASK)
+    assert (
+        read_folds(tmp_path, some, TASK, identity, identity["train_rows"]).tolist() == DEALT[[4, 1]].tolist()
+    )
+    for digest in (None, "0" * 64):
+        with pytest.raises(DataError, match="Run: kdcache teach"):
+            read_folds(tmp_path, some, TASK, identity, digest)
+    stranger = build_table([replace(ROWS[0], example_id="train-9")], TASK)
+    with pytest.raises(ModelError, match="Run: kdcache teach"):
+        read_folds(tmp_path, stranger, TASK, identity, identity["train_rows"])
+
+
 def swapped(rows: list[Example], a: int, b: int) -> list[Example]:
     """As a file whose rows changed places, where ids are the numbers of rows."""
     rows = list(rows)
