@@ -71,7 +71,7 @@ class _Worker(Protocol):
     """Does one unit at a time, somewhere."""
 
     def start(self, unit: Any) -> Any:
-        """Begin; return what ``wait`` waits for."""
+        """Begin a unit, or with None to open; return what ``wait_for`` waits for."""
 
     def end(self, waited: Any) -> Exception | None:
         """Return the unit's own error; raise ``_Died`` if there is no telling."""
@@ -105,60 +105,70 @@ def spread(
             work(unit)  # type: ignore[misc]
             after(unit)
         return
-    opening = pickle.dumps((os.getcwd(), open_worker))
+    opened = pickle.dumps((os.getcwd(), open_worker))
     if engine.engine == "ray":
-        start_worker, wait_for = _actors(opening, threads, engine.gpus)
+        start_worker, wait_for = _actors(opened, threads, engine.gpus)
     else:
-        start_worker, wait_for = partial(_Process, opening), wait
-    left, deaths = list(reversed(units)), dict.fromkeys(units, 0)
+        start_worker, wait_for = partial(_Process, opened), wait
+    left, deaths = list(reversed(units)), dict[Unit | None, int]()
     idle: list[_Worker] = []
-    busy: dict[Any, tuple[_Worker, Unit]] = {}
+    busy: dict[
+        Any, tuple[_Worker, Unit | None]
+    ] = {}  # with a unit, or None: it opens, which may wait for a node
     with contextlib.ExitStack() as stack:
-        while left or busy:
-            while left and len(busy) < engine.workers:
-                if not idle:
-                    idle.append(start_worker())
-                    stack.callback(idle[-1].stop)
-                worker, unit = idle.pop(), left.pop()
+        while left or any(unit is not None for _, unit in busy.values()):
+            while left and idle:
+                worker = idle.pop()
+                unit = left.pop()
                 busy[worker.start(unit)] = worker, unit
+            opening = sum(unit is None for _, unit in busy.values())
+            for _ in range(min(engine.workers - len(busy), len(left) - opening)):
+                worker = start_worker()
+                stack.callback(worker.stop)
+                busy[worker.start(None)] = worker, None
             for waited in wait_for(list(busy)):
-                worker, unit = busy.pop(waited)
+                worker, at = busy.pop(waited)
                 try:
                     error = worker.end(waited)
                 except _Died:
-                    deaths[unit] += 1
-                    if deaths[unit] == ATTEMPTS:
+                    deaths[at] = deaths.get(at, 0) + 1
+                    if deaths[at] == ATTEMPTS:
                         raise KdcacheError(
-                            f"{unit}: a worker must live to its end, got {ATTEMPTS} that died at it. It may "
-                            "need more memory than there is: take fewer workers, or a smaller batch_size."
+                            f"{at or 'The start of a worker'}: a worker must live to its end, got "
+                            f"{ATTEMPTS} that died at it. It may need more memory than there is: take fewer "
+                            "workers, or a smaller batch_size."
                         ) from None
-                    left.append(unit)
+                    if at is not None:
+                        left.append(at)
                     continue
                 if error:
                     raise error
                 idle.append(worker)
-                after(unit)
+                deaths.pop(at, None)
+                if at is not None:
+                    after(at)
 
 
 class _Serving:
-    """What is in each worker: it opens what does units at its first unit.
+    """What is in each worker.
 
     Args:
-        opening: the working folder and ``open_worker``, pickled: what fails there is an error of a unit.
+        opened: the working folder and ``open_worker``, pickled: what fails there is an error of this worker.
     """
 
-    def __init__(self, opening: bytes) -> None:
-        self.opening = opening
+    def __init__(self, opened: bytes) -> None:
+        self.opened = opened
         self.work: Work | None = None
 
     def do(self, unit: Any) -> Exception | None:
-        """Do a unit; return its error, in a form that can travel."""
+        """Do a unit; None opens what does units. Return the error, in a form that can travel."""
         try:
             if self.work is None:
-                folder, open_worker = pickle.loads(self.opening)
+                folder, open_worker = pickle.loads(self.opened)
                 os.chdir(folder)
                 self.work = open_worker()
-            self.work(unit)
+            if unit is not None:
+                self.work(unit)
         except Exception as error:
             error.add_note(traceback.format_exc())  # for --debug: a traceback does not travel
             error.__cause__ = error.__context__ = None
@@ -173,7 +183,7 @@ class _Serving:
 class _Process:
     """A process of this machine; it ends with the one that started it."""
 
-    def __init__(self, opening: bytes) -> None:
+    def __init__(self, opened: bytes) -> None:
         self.pipe, theirs = Pipe()
         none = subprocess.DEVNULL  # the first process says what there is to say
         with theirs:
@@ -182,7 +192,7 @@ class _Process:
                 stderr=none, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             )  # fmt: skip
         with contextlib.suppress(OSError):
-            self.pipe.send(opening)
+            self.pipe.send(opened)
 
     def start(self, unit: Any) -> Connection:
         with contextlib.suppress(OSError):  # it died: end() says so
@@ -210,7 +220,7 @@ def serve() -> None:
             pipe.send(serving.do(pipe.recv()))
 
 
-def _actors(opening: bytes, threads: int, gpus: float) -> tuple[Callable[[], _Worker], Callable[[Any], Any]]:
+def _actors(opened: bytes, threads: int, gpus: float) -> tuple[Callable[[], _Worker], Callable[[Any], Any]]:
     import ray
 
     if not ray.is_initialized():
@@ -226,7 +236,7 @@ def _actors(opening: bytes, threads: int, gpus: float) -> tuple[Callable[[], _Wo
 
     class Actor:
         def __init__(self) -> None:
-            self.actor = actors.remote(opening)
+            self.actor = actors.remote(opened)
 
         def start(self, unit: Any) -> Any:
             return self.actor.do.remote(unit)

@@ -55,6 +55,17 @@ def test_a_unit_that_kills_every_worker_is_named(tmp_path: Path):
     assert len(list(tmp_path.glob("c.died-*"))) == ATTEMPTS
 
 
+def open_and_die(folder: Path):
+    (folder / f"died-{os.getpid()}").touch()
+    os._exit(9)
+
+
+def test_workers_that_die_as_they_start_end_it(tmp_path: Path):
+    with pytest.raises(KdcacheError, match="start of a worker"):
+        spread(UNITS, partial(open_and_die, tmp_path), TWO)
+    assert ATTEMPTS <= len(list(tmp_path.glob("died-*"))) <= ATTEMPTS + 1
+
+
 def broken() -> None:
     raise DataError("rows: they must be there, got none.")
 
