@@ -192,8 +192,8 @@ def test_the_head_dies_and_the_rerun_goes_on(serial, monkeypatch):
     cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
     cluster.shutdown()  # the nodes go with it
     with contextlib.suppress(subprocess.TimeoutExpired):
-        first.wait(timeout=20)  # without a cluster it ends by itself, or waits until it is interrupted
-    first.terminate()
+        first.wait(timeout=20)  # without a cluster it ends by itself, or waits
+    first.kill()
     first.communicate()
     kept = stored()
     assert 60 <= kept < 252
