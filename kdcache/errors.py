@@ -30,6 +30,7 @@ EXTRAS = {  # a package that only some commands need → the extra of kdcache th
     "matplotlib": "report", "jinja2": "report", "markupsafe": "report",
     "datasets": "hub",
     "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx",
+    "ray": "cluster",
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from kdcache.plain_yaml import parse_yaml
 T = TypeVar("T")
 
 SECTIONS = (
-    "tasks", "fine_tune", "threads", "paths",
+    "tasks", "fine_tune", "threads", "engine", "workers", "gpus", "paths",
     "prepare", "train_teacher", "cache_teacher", "import_teacher", "student_backbone", "distill", "report",
 )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import re
 import shutil
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ MARKS = {
 
 # Locks in the scratch folder: of each place that a process writes, and of its emptying.
 LOCKS, CLEANING = f"*-{'[0-9a-f]' * 8}.lock", "clean.lock"
+
+_HOST = value_digest(platform.node())[:8]  # several machines may write on one disk
 
 # A name that becomes part of a path: never a path itself, nor what a shell or a file system reads otherwise.
 PLAIN_NAME = re.compile(r"(?!(?i:con|nul|aux|prn)$)\w[\w+=,.@-]{0,99}")
@@ -183,7 +186,7 @@ def replacing(path: Path) -> Iterator[Path]:
         for left in path.parent.glob(f".{_literal(path.stem)}.*.part{_literal(path.suffix)}"):
             if not _runs(left.name.removesuffix(path.suffix).split(".")[-2]):
                 _remove(left)
-        part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+        part = path.with_name(f".{path.stem}.{os.getpid()}@{_HOST}.part{path.suffix}")
         try:
             yield part
             os.replace(part, path)
@@ -196,11 +199,12 @@ def _literal(name: str) -> str:
 
 
 def _runs(process: str) -> bool:
-    """Whether there is a process of that number; also if nobody can tell."""
-    if os.name != "posix":  # elsewhere a signal 0 is none
+    """Whether there is a process of that number; also if nobody can tell, as of another machine's."""
+    number, _, host = process.partition("@")
+    if os.name != "posix" or (host and host != _HOST):  # elsewhere a signal 0 is none
         return True
     try:
-        os.kill(int(process), 0)
+        os.kill(int(number), 0)
     except ProcessLookupError:
         return False
     except (OSError, ValueError, OverflowError):

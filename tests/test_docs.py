@@ -66,7 +66,7 @@ def documented(text: str) -> dict[str, str]:
 def test_parameters_are_those_of_params_yaml_with_their_defaults():
     pages = sections("parameters.md")
     params = read_params(ROOT / "params.yaml")
-    top = {key: params.pop(key) for key in ("tasks", "fine_tune", "threads")}
+    top = {key: params.pop(key) for key in ("tasks", "fine_tune", "threads", "engine", "workers", "gpus")}
     for title, section in {"Top level": top, **params}.items():
         told = documented(pages[title])
         assert set(told) == set(section), title

@@ -202,7 +202,14 @@ def test_what_a_killed_process_left_beside_a_file_goes(tmp_path):
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
     )
     left = tmp_path / f".x[1].{dead.stdout.strip()}.part.csv"
-    others = [f".x[1].{os.getppid()}.part.csv", ".x[1].mine.part.csv", f".y.{dead.stdout.strip()}.part.csv"]
+    elsewhere = f".x[1].{dead.stdout.strip()}@another.part.csv"  # by a machine that shares the disk
+    others = [
+        elsewhere,
+        f".x[1].{os.getppid()}.part.csv",
+        ".x[1].mine.part.csv",
+        f".y.{dead.stdout.strip()}.part.csv",
+    ]
+    others.append(f".x[1].{dead.stdout.strip()}@another.part.csv")  # by a machine that shares the disk
     for name in [left.name, *others]:
         (tmp_path / name).write_text("half")
     with replacing(tmp_path / "x[1].csv") as part:

@@ -1,5 +1,6 @@
 """Studies are projects like any user's, and what docs quote of them is what they found."""
 
+import dataclasses
 import json
 import re
 import runpy
@@ -19,6 +20,7 @@ from kdcache.data.prepare import PrepareParams
 from kdcache.params import read_params
 from kdcache.project import Project
 from kdcache.report.report import ReportParams
+from kdcache.spread import Engine
 from kdcache.students.arms import DistillParams
 from kdcache.teacher.cache_teacher import CacheTeacherParams
 from kdcache.teacher.fine_tune import TrainTeacherParams
@@ -41,7 +43,16 @@ SECTIONS = {
 def test_parameters_are_valid_in_every_section(folder, monkeypatch):
     monkeypatch.chdir(folder)
     project = Project.load()
-    assert project.raw.keys() == {"tasks", "fine_tune", "threads", "paths", "import_teacher", *SECTIONS}
+    engine = {field.name for field in dataclasses.fields(Engine)}  # may be left out
+    assert project.raw.keys() - engine == {
+        "tasks",
+        "fine_tune",
+        "threads",
+        "paths",
+        "import_teacher",
+        *SECTIONS,
+    }
+    Engine.of(project.raw)
     check_teachers(project)
     for name, params in SECTIONS.items():
         project.section(name, params)

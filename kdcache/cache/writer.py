@@ -5,16 +5,12 @@ scratch folder, each under the sha256 of its own bytes, so that a broken part is
 """
 
 import contextlib
-import hashlib
-import io
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,15 +18,13 @@ from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.ids import name_some, repeated_in_file
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, Manifest, parse_manifest
+from kdcache.cache.parts import Arrays, Parts, one_line, to_disk
 from kdcache.cache.schema import PARQUET, ROW_GROUP_ROWS, describe_columns
 from kdcache.digests import RowsDigest, file_digest, value_digest
 from kdcache.errors import CacheError, ShapeError
 from kdcache.places import require_plain
 
 PART_ROWS = 2048
-
-# Arrays of the same rows, by name.
-Arrays = dict[str, np.ndarray]
 
 
 class CacheWriter:
@@ -54,7 +48,7 @@ class CacheWriter:
 
     def __init__(self, location: Location | Path | str, scratch: Path) -> None:
         self.location, self.scratch = Location.parse(location), scratch
-        self.made = scratch / "made"
+        self.made, self.parts = scratch / "made", Parts(scratch, self.location)
         self._files: dict[str, dict[str, Any]] = {}
         self._data: dict[str, str] = {}
         self._schema: pa.Schema | None = None
@@ -64,7 +58,7 @@ class CacheWriter:
 
     def __enter__(self) -> "CacheWriter":
         self.location.require_writable()
-        with self._one_line():
+        with one_line(self.location):
             self.scratch.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._lock.acquire(timeout=0)
@@ -94,12 +88,11 @@ class CacheWriter:
         Yields:
             (rows, arrays), in order.
         """
-        for start in range(0, num_rows, PART_ROWS):
-            rows = slice(start, min(start + PART_ROWS, num_rows))
-            part = self._read_part(f"{name}-{start:010d}")
+        for rows in cut_parts(num_rows):
+            part = self.parts.read(name_part(name, rows.start))
             if part is None:
                 part = compute(rows)
-                self._store_part(f"{name}-{start:010d}", part)
+                self.parts.store(name_part(name, rows.start), part)
             yield rows, part
 
     def write(self, split: str, chunks: Iterable[CacheRows]) -> None:
@@ -157,10 +150,10 @@ class CacheWriter:
             manifest = parse_manifest(body | {"columns": describe_columns(self._schema)})
         except ValueError as error:
             raise ShapeError(f"cache manifest: {error}.") from None
-        with self._one_line():
+        with one_line(self.location):
             manifest.write(self.made / MANIFEST)
             for path in sorted(self.made.iterdir()):
-                _to_disk(path)
+                to_disk(path)
             self.location.publish(self.made, last=MANIFEST)
         shutil.rmtree(self.scratch, ignore_errors=True)
         return manifest
@@ -169,10 +162,10 @@ class CacheWriter:
         file = None
         try:
             for group in groups:
-                with self._one_line():
+                with one_line(self.location):
                     file = file or pq.ParquetWriter(path, group.schema, **PARQUET)
                     file.write_table(group, row_group_size=ROW_GROUP_ROWS)
-            with self._one_line():
+            with one_line(self.location):
                 if file:
                     file.close()
         finally:
@@ -191,37 +184,15 @@ class CacheWriter:
             )
         return table
 
-    def _read_part(self, name: str) -> Arrays | None:
-        for path in self.scratch.glob(f"parts/{name}.*.npz"):
-            content = path.read_bytes()
-            if path.name == f"{name}.{hashlib.sha256(content).hexdigest()[:32]}.npz":
-                return dict(np.load(io.BytesIO(content), allow_pickle=False))
-            path.unlink()
-        return None
 
-    def _store_part(self, name: str, part: Arrays) -> None:
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **part)
-        content = buffer.getvalue()
-        folder = self.scratch / "parts"
-        unfinished = folder / "unfinished"
-        with self._one_line():
-            folder.mkdir(exist_ok=True)
-            unfinished.write_bytes(content)
-            _to_disk(unfinished)
-            os.replace(unfinished, folder / f"{name}.{hashlib.sha256(content).hexdigest()[:32]}.npz")
+def cut_parts(num_rows: int) -> list[slice]:
+    """Cut rows into parts."""
+    return [slice(start, min(start + PART_ROWS, num_rows)) for start in range(0, num_rows, PART_ROWS)]
 
-    @contextlib.contextmanager
-    def _one_line(self) -> Iterator[None]:
-        """Turn an error of the operating system into one line."""
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or str(error).splitlines()[0].rstrip(".")
-            raise CacheError(
-                f"{self.location}: the cache must fit where it is written, got: {reason}. "
-                "Fix that, then run the same command again. Finished parts are kept."
-            ) from None
+
+def name_part(name: str, start: int) -> str:
+    """Name the part of a sequence that begins at a row."""
+    return f"{name}-{start:010d}"
 
 
 def write_cache(
@@ -251,9 +222,3 @@ def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             pending = [joined.slice(ROW_GROUP_ROWS)]
     if sum(map(len, pending)):
         yield pa.concat_tables(pending).combine_chunks()
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file's bytes are on the disk, so that they are there before the rename."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -33,6 +33,13 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a parameter; repeatable."),
 ]
+Engines = Annotated[
+    Literal["local", "ray"] | None,
+    typer.Option("--engine", help="Workers of this machine, or of a Ray cluster; else as in params.yaml."),
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Workers that share the work; else as in params.yaml.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback instead of one line.")]
 
 
@@ -59,3 +66,19 @@ def chosen_tasks(project: Project, tasks: list[str] | None) -> list[str]:
     for task in chosen:
         require_task(project, task)
     return chosen
+
+
+def with_engine(overrides: list[str] | None, engine: str | None, workers: int | None) -> list[str]:
+    """The overrides, and those that the options of the engine stand for."""
+    chosen = {"engine": engine, "workers": workers}
+    return [*(overrides or ()), *(f"{key}={value}" for key, value in chosen.items() if value is not None)]
+
+
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """Read ``I/N``: share I of N, from 0."""
+    if text is None:
+        return None
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ParamsError(f"--shard: it must be I/N with I from 0 to N - 1, got {text!r}. For example: 0/4")
+    return int(number), int(count)

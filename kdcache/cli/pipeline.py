@@ -6,7 +6,18 @@ import typer
 from rich.table import Table
 
 from kdcache.cli.inspect import inspect
-from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, console, open_project
+from kdcache.cli.options import (
+    Debug,
+    Engines,
+    Overrides,
+    Tasks,
+    Workers,
+    chosen_tasks,
+    console,
+    open_project,
+    parse_shard,
+    with_engine,
+)
 from kdcache.params import MAX_SEED
 from kdcache.project import load_stage
 
@@ -33,7 +44,14 @@ def teach(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> N
     _run_stage("train_teacher", task, set_, debug)
 
 
-def cache(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
+def cache(
+    task: Tasks = None, engine: Engines = None, workers: Workers = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Compute the I-th of N shares, from 0, for a last run without it."),
+    ] = None,
+    set_: Overrides = None, debug: Debug = False,
+) -> None:  # fmt: skip
     """Keep the teacher's logits and features: data + teacher → cache/TASK/.
 
     Of a task under import_teacher, the outputs in the files named there.
@@ -41,13 +59,18 @@ def cache(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> N
     Examples:
 
         kdcache cache --task reviews
+
+        kdcache cache --task reviews --engine ray --workers 8
     """
-    _run_stage("cache_teacher", task, set_, debug)
+    _run_stage("cache_teacher", task, with_engine(set_, engine, workers), debug, shard)
 
 
-def _run_stage(name: str, task: list[str] | None, set_: list[str] | None, debug: bool) -> None:
+def _run_stage(
+    name: str, task: list[str] | None, set_: list[str] | None, debug: bool, shard: str | None = None
+) -> None:
     """Run a stage on the tasks asked for; module and function have its name."""
     with open_project(set_, debug, task) as project:
+        share = parse_shard(shard)
         for one in chosen_tasks(project, task):
             stage = name
             if name in ("train_teacher", "cache_teacher"):
@@ -58,8 +81,11 @@ def _run_stage(name: str, task: list[str] | None, set_: list[str] | None, debug:
                     if name == "train_teacher":
                         typer.echo(f"{one}: no teacher to train, its outputs are in {outside.path}")
                         continue
+            if share and stage != "cache_teacher":
+                typer.echo(f"{one}: its cache is imported at once, without shards")
+                continue
             with project.timed(stage, one):
-                load_stage(stage)(project, one)
+                load_stage(stage)(project, one, *((share,) if share else ()))
 
 
 def distill(

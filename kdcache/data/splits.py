@@ -17,6 +17,7 @@ from kdcache.digests import RowsDigest, check_seal, seal, value_digest
 from kdcache.errors import DataError
 
 TEST = "test"  # scored by ``kdcache evaluate`` and by nothing else
+GROUP_ROWS = 8192  # of a row group: what is read of a file to have a row of it
 SPLITS = ("train", "tune", "validation", TEST, "unlabelled")
 
 # What some metrics read besides the labels; see ``task.Example``.
@@ -83,7 +84,7 @@ def metric_columns(table: pa.Table, task: Task) -> dict[str, list[Any]]:
 
 def write_split(table: pa.Table, path: Path) -> None:
     """Write one split. The same rows give the same bytes."""
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    pq.write_table(table, path, GROUP_ROWS, compression="zstd", write_page_checksum=True)
     seal(path)
 
 
@@ -231,3 +232,34 @@ def open_tables(data: Path | str, task_name: str) -> tuple[Task, dict[str, pq.Pa
     task = read_task(folder, task_name)
     splits = existing_splits(folder, task) or ["train"]
     return task, {split: open_split(folder, split, task) for split in splits}
+
+
+def rows_at(
+    source: pa.Table | pq.ParquetFile, rows: np.ndarray, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Read some rows of a prepared split, with no more than their row groups in memory.
+
+    Args:
+        source: the split, or an open file of it.
+        rows: positions, in any order.
+        columns: all if left out.
+
+    Returns:
+        The rows, in the given order.
+    """
+    if isinstance(source, pa.Table):
+        return (source.select(list(columns)) if columns else source).take(pa.array(rows, pa.int64()))
+    ascending = np.unique(rows)
+    found, start = [source.schema_arrow.empty_table().select(list(columns or source.schema_arrow.names))], 0
+    for group in range(source.num_row_groups):
+        end = start + source.metadata.row_group(group).num_rows
+        inside = ascending[(ascending >= start) & (ascending < end)]
+        if len(inside):
+            found.append(source.read_row_group(group, columns).take(pa.array(inside - start)))
+        start = end
+    return pa.concat_tables(found).take(pa.array(np.searchsorted(ascending, rows)))
+
+
+def count_rows(source: pa.Table | pq.ParquetFile) -> int:
+    """Count the rows of a prepared split, or of an open file of it."""
+    return source.num_rows if isinstance(source, pa.Table) else source.metadata.num_rows

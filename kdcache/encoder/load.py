@@ -47,6 +47,15 @@ def setup(threads: int) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def machine_kind(device: torch.device) -> str:
+    """Name what decides the last bits of a computation, besides code and threads: device and PyTorch."""
+    cuda = device.type == "cuda"
+    kind = (
+        torch.cuda.get_device_name(device) if cuda else f"CPU with {torch.backends.cpu.get_cpu_capability()}"
+    )
+    return f"{kind}, torch {torch.__version__}"
+
+
 def resolve(reference: str, download: bool = True) -> Path:
     """Return the local folder of a model reference.
 

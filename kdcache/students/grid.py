@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from kdcache.errors import ModelError, ParamsError
 from kdcache.losses import Objective, check_terms
 from kdcache.places import require_plain
 from kdcache.project import Project, require, require_task, require_tune
+from kdcache.spread import Engine, spread
 from kdcache.students.arms import STUDENT, ArmSpec, DistillParams, resolve_arm
 from kdcache.students.backbone_check import check_backbone
 from kdcache.students.folder import load_folder
@@ -31,7 +33,7 @@ from kdcache.students.results import RESULT, write_student
 from kdcache.students.run import Run
 from kdcache.students.student import build_student
 from kdcache.students.trackers import check_trackers, track
-from kdcache.students.training_rows import StudentRows, join_rows, load_rows
+from kdcache.students.training_rows import StudentRows, check_targets, join_rows, load_rows
 from kdcache.students.watch import idle_terms
 from kdcache.students.workers import helpers, take_turns
 
@@ -71,8 +73,8 @@ class Grid:
                 self.task.num_labels, self.task.num_choices, spec.batch_size,
             ):  # fmt: skip
                 print(warning, file=sys.stderr)
-        self.processes, threads = self.params.side_by_side(project.threads)
-        device = setup(threads)
+        self.processes, self.threads = self.params.side_by_side(project.threads)
+        device = setup(self.threads)
         if device.type != "cpu":
             self.processes = 1
         tokenizer = load_tokenizer(self.folder)
@@ -95,7 +97,7 @@ class Grid:
         if self.params.select == "tune":
             require_tune(splits, "distill.select", task_name)
         self.scratch = project.scratch(
-            __name__, task_name, list(purpose), asdict(replace(self.params, log_with=())), threads,
+            __name__, task_name, list(purpose), asdict(replace(self.params, log_with=())), self.threads,
             {name: spec.pooling for name, spec in self.specs.items()},
             project.paths.backbone, file_digest(self.folder / WEIGHTS), self.manifest.digest,
         )  # fmt: skip
@@ -135,19 +137,26 @@ class Grid:
             The results of all, arm by arm.
         """
         for spec in map(self.specs.__getitem__, arms):
-            self._check_targets(spec, seeds)
+            check_targets(spec, seeds, self.splits["train"].cached)
             place = METHODS[spec.method].place
             self.backbone.check(place, spec.num_virtual_tokens, spec.max_length)
         names = [(arm, seed) for arm in arms for seed in seeds]
         missing = [name for name in names if not _done(made, name)]
         passes = list(self.passes(missing))
         steps = sum(self.steps_of(self.specs[arm]) for arm, _ in missing)
-        work = [self.project.raw, self.task.name, list(self.purpose), passes, str(made)]
-        with (
-            tqdm(total=steps, desc=f"{self.task.name} students", unit="step", disable=not missing) as bar,
-            helpers(min(self.processes, len(passes)) - 1, work, bar.update),
-        ):
-            self.train_passes(passes, made, bar.update, wait=True)
+        work: list[Any] = [self.project.raw, self.task.name, list(self.purpose), passes, str(made)]
+        engine = Engine.of(self.project.raw)
+        with tqdm(total=steps, desc=f"{self.task.name} students", unit="step", disable=not missing) as bar:
+            if engine.engine == "ray":
+                units = {", ".join(f"{arm}-{seed}" for arm, seed in some): some for some in passes}
+
+                def after(unit: str) -> None:
+                    bar.update(sum(self.steps_of(self.specs[arm]) for arm, _ in units[unit]))
+
+                spread(list(units), partial(open_trainer, units, *work), engine, self.threads, after)
+            else:
+                with helpers(min(self.processes, len(passes)) - 1, work, bar.update):
+                    self.train_passes(passes, made, bar.update, wait=True)
         return [json.loads((_folder(made, name) / RESULT).read_text(encoding="utf-8")) for name in names]
 
     def train_passes(
@@ -220,35 +229,6 @@ class Grid:
         probe = self.probes.fit(student, rows, spec, tune)
         return Run(student, objective, rows, spec, seed, self.steps_of(spec), probe, tune)
 
-    def _check_targets(self, spec: ArmSpec, seeds: Sequence[int]) -> None:
-        """Refuse targets that the cache does not hold."""
-        where, cached = f"distill.arms.{spec.name}", self.splits["train"].cached
-        if "feature" in spec.terms and not cached.features.shape[1]:
-            raise ParamsError(
-                f"{where}.feature: the cache must hold features, got logits only. "
-                "Remove the term, or choose other arms with --arm."
-            )
-        if spec.targets == "all_rows":
-            cached.all_rows_teacher()  # refuses where there are none
-        if spec.targets != "member":
-            return
-        if not spec.terms:
-            raise ParamsError(
-                f"{where}.targets: with member, the arm must have a teacher's term, got none. "
-                "Add inter_class, or remove targets."
-            )
-        if "feature" in spec.terms:
-            raise ParamsError(
-                f"{where}.targets: it must not be member with a loss on features, of which the cache "
-                "keeps only the ensemble's mean, got member. Remove one of the two."
-            )
-        if max(seeds) >= len(cached.members):
-            raise ParamsError(
-                f"{where}.targets: with member, seeds must be below the ensemble's {len(cached.members)} "
-                f"members, a teacher for each, got {max(seeds)}. Raise train_teacher.ensemble, or take "
-                "fewer seeds."
-            )
-
     def _train_pass(self, names: Sequence[Name], made: Path, after_step: Callable[[int], object]) -> None:
         for name in names:
             shutil.rmtree(_folder(made, name), ignore_errors=True)
@@ -287,6 +267,15 @@ class Grid:
             return
         for sentence in idle_terms([entry for entry in run.history if entry["step"]]):
             tqdm.write(f"{task} {spec.name}, seed {run.seed}: {sentence}", file=sys.stderr)
+
+
+def open_trainer(
+    units: Mapping[str, Sequence[Name]], raw: dict[str, Any], task_name: str, purpose: Sequence[Any],
+    _passes: object, made: str,
+) -> Callable[[str], None]:  # fmt: skip
+    """Open a worker of a cluster, which trains the passes that it is handed; see ``Grid.train``."""
+    grid = Grid(Project.of(raw).only([task_name]), task_name, purpose)
+    return lambda unit: grid._train_pass(units[unit], Path(made), lambda count: None)
 
 
 def _folder(made: Path, name: Name) -> Path:

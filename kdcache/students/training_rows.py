@@ -28,9 +28,10 @@ from kdcache.data.splits import (
 from kdcache.data.task import Task
 from kdcache.encoder.batching import Encoded, concatenate, encode_parts
 from kdcache.encoder.load import load_tokenizer
-from kdcache.errors import CacheCorrupt
+from kdcache.errors import CacheCorrupt, ParamsError
 from kdcache.losses.objective import Targets
 from kdcache.project import Project
+from kdcache.students.arms import ArmSpec
 from kdcache.students.prompted_backbone import Backbone, FrozenInputs
 
 READ_AT_ONCE = 1024  # rows
@@ -216,3 +217,42 @@ def load_rows(
         taught = cached[split].targets(keys[split])
         splits[split] = StudentRows.build(task, split, table, taught, encoded, backbone)
     return splits, manifest
+
+
+def check_targets(spec: ArmSpec, seeds: Sequence[int], cached: CacheRows) -> None:
+    """Refuse targets that the cache does not hold.
+
+    Args:
+        spec: the arm.
+        seeds: of its students.
+        cached: the training rows.
+
+    Raises:
+        ParamsError, CacheMissing: there are no such targets.
+    """
+    where = f"distill.arms.{spec.name}"
+    if "feature" in spec.terms and not cached.features.shape[1]:
+        raise ParamsError(
+            f"{where}.feature: the cache must hold features, got logits only. "
+            "Remove the term, or choose other arms with --arm."
+        )
+    if spec.targets == "all_rows":
+        cached.all_rows_teacher()  # refuses where there are none
+    if spec.targets != "member":
+        return
+    if not spec.terms:
+        raise ParamsError(
+            f"{where}.targets: with member, the arm must have a teacher's term, got none. "
+            "Add inter_class, or remove targets."
+        )
+    if "feature" in spec.terms:
+        raise ParamsError(
+            f"{where}.targets: it must not be member with a loss on features, of which the cache "
+            "keeps only the ensemble's mean, got member. Remove one of the two."
+        )
+    if max(seeds) >= len(cached.members):
+        raise ParamsError(
+            f"{where}.targets: with member, seeds must be below the ensemble's {len(cached.members)} "
+            f"members, a teacher for each, got {max(seeds)}. Raise train_teacher.ensemble, or take "
+            "fewer seeds."
+        )

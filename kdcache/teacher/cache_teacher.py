@@ -1,30 +1,36 @@
 """Stage cache_teacher: the teacher's logits and features of every prepared row, written as a cache."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import read_identity_of
+from kdcache.cache.parts import Parts
 from kdcache.cache.schema import TOLERANCE
 from kdcache.cache.teacher_pooling import check_teacher_pooling
 from kdcache.cache.writer import CacheWriter
 from kdcache.data.metrics import compute_metrics
-from kdcache.data.splits import TEST, metric_columns, read_tables
-from kdcache.data.task import Task
+from kdcache.data.splits import TEST, count_rows, existing_splits, metric_columns, open_tables, rows_at
+from kdcache.data.task import Task, read_task
 from kdcache.digests import file_digest
 from kdcache.encoder.forward import Dtype
-from kdcache.encoder.load import setup
+from kdcache.encoder.load import machine_kind, setup
 from kdcache.errors import ModelError
 from kdcache.params import Count
 from kdcache.project import Project, require, require_task
-from kdcache.teacher.extraction import Teacher
-from kdcache.teacher.folder import COST, PROBE, read_identity
+from kdcache.spread import Engine, spread
+from kdcache.teacher.extraction import KEYS, CachePart, Teacher
+from kdcache.teacher.folder import COST, PROBE, read_folds, read_identity
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,19 @@ class CacheTeacherParams:
     dtype: Dtype = "float32"
 
 
-def cache_teacher(project: Project, task_name: str) -> None:
+def cache_teacher(project: Project, task_name: str, shard: tuple[int, int] | None = None) -> None:
     """Run the teacher on every prepared row and write the cache.
 
     With folds, the logits of a training row come from the teacher that was trained without its fold;
     the logits and features of any other row are means over the teachers of all folds. The logits of
     the teacher trained on all rows are stored too. An ensemble's logits and features are means over
-    its members, and the logits of each member are stored too. An interrupted run resumes after the
-    last stored part.
+    its members, and the logits of each member are stored too. An interrupted run goes on after the
+    last stored part. The parts are the units that several workers share; see ``spread.Engine``.
+
+    Args:
+        project: the project.
+        task_name: the task.
+        shard: ``(i, n)`` computes every n-th part from the i-th, and leaves the cache to a run without it.
 
     Raises:
         ModelError: there is no teacher, its weights do not have the digests in its identity, or it pools in
@@ -58,7 +69,7 @@ def cache_teacher(project: Project, task_name: str) -> None:
     params = project.section("cache_teacher", CacheTeacherParams)
     require_task(project, task_name)
     check_teacher_pooling(project, task_name, read_identity_of(_require_teacher(project, task_name)) or {})
-    task, tables = read_tables(project.paths.data, task_name)
+    task, tables = open_tables(project.paths.data, task_name)
     teacher = open_teacher(project, task, params, tables)
     cost = json.loads((teacher.folder / COST).read_text(encoding="utf-8"))
     of_probe = teacher.folder / PROBE  # teachers had none before they started from it
@@ -70,21 +81,28 @@ def cache_teacher(project: Project, task_name: str) -> None:
     scratch = project.scratch(
         __name__, teacher.identity, params.batch_size, params.dtype, project.threads, digests
     )
+    if shard:
+        number, count = shard
+        with project.alone(Path(f"{location.name}-shard-{number}-of-{count}")):
+            parts = teacher.parts()[number::count]
+            _compute(project, teacher, parts, Parts(scratch, location))
+        print(f"{task_name}: {len(parts)} parts of shard {number}/{count} are in {scratch}")
+        return
     metrics, all_rows_metrics = {}, {}
     with CacheWriter(location, scratch) as writer:
-        for split, table in tables.items():
-            teacher.run(writer, split)
+        _compute(project, teacher, teacher.parts(), writer.parts)
+        for split, file in tables.items():
             scored: list[tuple[np.ndarray, np.ndarray]] = []
             writer.write(split, _record(teacher.rows(writer, split), scored))
             logits, all_rows_logits = (np.concatenate(part) for part in zip(*scored, strict=True))
             if split == TEST:
                 continue
+            table = file.read(["label", *task.columns])
             labels = table["label"].to_numpy()
             names, columns = task.metrics_of(split), metric_columns(table, task)
             metrics[split] = compute_metrics(names, labels, logits, columns)
             all_rows_metrics[split] = compute_metrics(names, labels, all_rows_logits, columns)
-        truncated = {split: int(encoded.truncated.sum()) for split, encoded in teacher.encoded.items()}
-        forward = sum(teacher.passes(split) * len(tables[split]) for split in tables)
+        forward = sum(teacher.passes(split) * count_rows(file) for split, file in tables.items())
         manifest = writer.finish(
             teacher.identity, dtype=params.dtype, tolerance=TOLERANCE[params.dtype],
             drift={} if params.dtype == "float32" else teacher.drift("train"),
@@ -92,18 +110,20 @@ def cache_teacher(project: Project, task_name: str) -> None:
             all_rows_teacher={k: v for k, v in all_rows_metrics.items() if v},
             probe=probe,
             cost={f"training_{key}": value for key, value in cost.items()}
-            | {"forward_examples": forward, "truncated_examples": sum(truncated.values())},
+            | {"forward_examples": forward, "truncated_examples": sum(teacher.truncated.values())},
         )  # fmt: skip
     rows = sum(entry["rows"] for entry in manifest.files.values())
     size = sum(entry["bytes"] for entry in manifest.files.values())
     print(f"{task_name}: cached {rows} rows, {size / rows:.0f} bytes/row")
-    for split, count in truncated.items():
+    for split, count in teacher.truncated.items():
         if count:
-            print(f"{task_name} {split}: {count / len(tables[split]):.1%} of rows are cut at max_length")
+            print(
+                f"{task_name} {split}: {count / count_rows(tables[split]):.1%} of rows are cut at max_length"
+            )
 
 
 def open_teacher(
-    project: Project, task: Task, params: CacheTeacherParams, tables: Mapping[str, pa.Table],
+    project: Project, task: Task, params: CacheTeacherParams, tables: Mapping[str, pa.Table | pq.ParquetFile],
     train_rows: str | None = None,
 ) -> Teacher:  # fmt: skip
     """Open the teacher of a task for prepared rows.
@@ -112,7 +132,7 @@ def open_teacher(
         project: where it lies.
         task: the task.
         params: of the computation.
-        tables: split → rows.
+        tables: split → rows, or an open file of them.
         train_rows: digest of all training rows, where ``tables`` has some of them.
 
     Raises:
@@ -120,10 +140,60 @@ def open_teacher(
         DataError: the training rows are not those of the teacher.
     """
     folder = _require_teacher(project, task.name)
-    return Teacher(
-        folder, task, read_identity(folder), tables, params.batch_size, params.dtype, setup(project.threads),
-        train_rows,
-    )  # fmt: skip
+    identity, train = read_identity(folder), tables["train"]
+    keys = rows_at(train, np.arange(count_rows(train)), KEYS)
+    folds = read_folds(folder, keys, task, identity, train_rows)
+    device = setup(project.threads)
+    return Teacher(folder, task, identity, tables, folds, params.batch_size, params.dtype, device)
+
+
+def _compute(project: Project, teacher: Teacher, parts: Sequence[CachePart], stored: Parts) -> None:
+    """Compute and store the parts that are not stored yet, by the project's engine."""
+    engine = Engine.of(project.raw)
+    missing = [part for part in parts if stored.read(str(part)) is None]
+    done = sum(part.rows for part in parts) - sum(part.rows for part in missing)
+    if engine.here:
+        stored.require_machine(machine_kind(teacher.device))
+    models = len(teacher.members) * (1 + teacher.num_folds)
+    title = teacher.task.name + (f", {models} models" if models > 1 else "")
+    with tqdm(total=done + sum(part.rows for part in missing), initial=done, desc=title, unit="row") as bar:
+
+        def after(part: CachePart) -> None:
+            nonlocal done
+            done += part.rows
+            bar.update(done - bar.n)  # rows of other folds, and those of other processes
+
+        task, identity, folds = teacher.task.name, teacher.identity, teacher.train_folds
+        opened = partial(open_elsewhere, project.raw, task, identity, folds, stored)
+        if engine.here:
+            opened = partial(store_parts, teacher, stored, bar.update)
+        spread(missing, opened, engine, project.threads, after)
+
+
+def open_elsewhere(
+    raw: dict[str, Any], task_name: str, identity: dict[str, Any], train_folds: np.ndarray, stored: Parts
+) -> Callable[[CachePart], None]:
+    """Open a worker in a process of its own: the first one has checked all files, and hashed them once."""
+    project = Project.of(raw).only([task_name])
+    params = project.section("cache_teacher", CacheTeacherParams)
+    data = Path(project.paths.data) / task_name
+    task = read_task(data, task_name)
+    tables = {
+        split: pq.ParquetFile(data / f"{split}.parquet", page_checksum_verification=True)
+        for split in existing_splits(data, task)
+    }
+    folder = _require_teacher(project, task_name)
+    device = setup(project.threads)
+    stored.require_machine(machine_kind(device))
+    teacher = Teacher(folder, task, identity, tables, train_folds, params.batch_size, params.dtype, device)
+    return store_parts(teacher, stored)
+
+
+def store_parts(
+    teacher: Teacher, stored: Parts, after_batch: Callable[[int], object] | None = None
+) -> Callable[[CachePart], None]:
+    """Return what computes a part and stores it."""
+    return lambda part: stored.store(str(part), teacher.compute(part, after_batch))
 
 
 def _record(chunks: Iterator[CacheRows], scored: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[CacheRows]:

@@ -1,70 +1,91 @@
 """Extraction: the outputs of all of a task's teachers for the prepared rows, and the cached rows."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from kdcache.cache.cached_rows import CacheRows
+from kdcache.cache.parts import Arrays
 from kdcache.cache.schema import ALL_ROWS_TEACHER, MEAN_OF_FOLDS
-from kdcache.cache.writer import Arrays, CacheWriter
-from kdcache.data.splits import sequences
+from kdcache.cache.writer import CacheWriter, cut_parts, name_part
+from kdcache.data.splits import count_rows, rows_at, sequences
 from kdcache.data.task import Task
 from kdcache.encoder.adapters import load_trained, saved_pooling
 from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.forward import Dtype, extract
 from kdcache.encoder.load import load_tokenizer
-from kdcache.teacher.folder import model_folder, read_folds, teacher_folds
+from kdcache.teacher.folder import model_folder, teacher_folds
 
 DRIFT_ROWS = 256
+KEYS = ("example_id", "content_hash", "label")
+TOKENISED_PARTS = 8  # kept, of some 7 kB a row
+
+
+class CachePart(NamedTuple):
+    """The outputs of one model for some rows of a split: the unit that workers share.
+
+    Args:
+        split: its name.
+        fold, member: the model, see ``folder.model_folder``.
+        start, stop: the rows.
+    """
+
+    split: str
+    fold: int | None
+    member: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows it is of, those of other folds included."""
+        return self.stop - self.start
+
+    @property
+    def sequence(self) -> str:
+        """Name of all parts of the same model and split."""
+        return f"{self.split}-{'all-rows' if self.fold is None else f'fold-{self.fold}'}-{self.member}"
+
+    def __str__(self) -> str:
+        return name_part(self.sequence, self.start)
 
 
 class Teacher:
-    """All teachers of a task, with one model in memory at a time.
+    """All teachers of a task, with one model in memory at a time, and a few parts of the rows.
 
     Args:
         folder: as ``train_teacher`` wrote it.
         task: the task.
         identity: of the teacher.
-        tables: split → prepared rows.
+        tables: split → prepared rows, or an open file of them.
+        train_folds: the fold of each row of ``train``, see ``folder.read_folds``.
         batch_size: rows per forward pass.
         dtype: of the computation.
         device: of the computation.
-        train_rows: digest of all training rows, where ``tables`` has some of them.
-
-    Raises:
-        DataError, ModelError: see ``folder.read_folds``.
     """
 
     def __init__(
         self, folder: Path, task: Task, identity: dict[str, Any],
-        tables: Mapping[str, pa.Table], batch_size: int, dtype: Dtype, device: torch.device,
-        train_rows: str | None = None,
+        tables: Mapping[str, pa.Table | pq.ParquetFile], train_folds: np.ndarray, batch_size: int,
+        dtype: Dtype, device: torch.device,
     ) -> None:  # fmt: skip
         self.folder, self.task, self.identity = folder, task, identity
         self.tables, self.batch_size, self.dtype, self.device = tables, batch_size, dtype, device
         self.num_folds = len(identity["folds_sha256"])
         self.members = range(identity.get("ensemble", 1))
-        self._train_folds = read_folds(folder, tables["train"], task, identity, train_rows)
+        self.truncated: dict[str, int] = {}
+        self.train_folds = train_folds
         self._loaded: tuple[Path, nn.Module] | None = None
         self._tokenizer = load_tokenizer(folder)
-
-    @cached_property
-    def encoded(self) -> dict[str, Encoded]:
-        """Split → all rows, tokenised; some rows are tokenised when they are asked for."""
-        return {split: self._encode(table) for split, table in self.tables.items()}
-
-    def _encode(self, table: pa.Table) -> Encoded:
-        task = self.task
-        texts = sequences(table, task)
-        return encode(self._tokenizer, *texts, self.identity["max_length"], task.truncate, task.num_choices)
+        self._tokenised = lru_cache(TOKENISED_PARTS)(self._tokenise)  # the next model reads the same rows
 
     def passes(self, split: str) -> int:
         """Forward passes per row of a split."""
@@ -74,36 +95,59 @@ class Teacher:
     def folds(self, split: str) -> np.ndarray:
         """The cache's column ``fold`` of a split, int8 of shape (rows,)."""
         if self.num_folds and split == "train":
-            return self._train_folds
+            return self.train_folds
         return np.full(
-            len(self.tables[split]), MEAN_OF_FOLDS if self.num_folds else ALL_ROWS_TEACHER, np.int8
+            count_rows(self.tables[split]), MEAN_OF_FOLDS if self.num_folds else ALL_ROWS_TEACHER, np.int8
         )
 
-    def run(self, writer: CacheWriter, split: str) -> None:
-        """Compute the outputs of every model for its rows of a split, in parts that the writer stores."""
-        _ = self.encoded  # once for all models
-        for fold, member in itertools.product(teacher_folds(self.num_folds), self.members):
-            title = f"{self.task.name} {split}" + ("" if fold is None else f", fold {fold}")
-            title += f", member {member}" if len(self.members) > 1 else ""
-            with tqdm(total=len(self.tables[split]), desc=title, unit="row") as bar:
-                for rows, _ in self._parts(writer, split, fold, member, bar):
-                    bar.update(rows.stop - bar.n)  # stored parts, and rows of other folds
+    def parts(self) -> list[CachePart]:
+        """List all parts, those of one model together."""
+        return [
+            CachePart(split, fold, member, rows.start, rows.stop)
+            for fold, member in itertools.product(teacher_folds(self.num_folds), self.members)
+            for split, table in self.tables.items()
+            for rows in cut_parts(count_rows(table))
+        ]
+
+    def compute(self, part: CachePart, after_batch: Callable[[int], object] | None = None) -> Arrays:
+        """Compute a part.
+
+        Args:
+            part: which.
+            after_batch: called with the number of rows of each batch that is done.
+
+        Returns:
+            float32 ``logits`` and ``features`` of the rows that the model is for: of ``train``, those of its
+            own fold. Of one model also ``truncated``, bool of shape (rows,).
+        """
+        rows = np.arange(part.stop - part.start)
+        if part.fold is not None and part.split == "train":
+            rows = rows[self.train_folds[part.start : part.stop] == part.fold]
+        if not len(rows):  # a part without a row of this fold
+            return {"logits": np.empty((0, self.task.num_labels), np.float32)}
+        encoded = self._tokenised(part.split, part.start, part.stop)
+        outputs = self._extract(part.fold, part.member, encoded.take(rows), after_batch=after_batch)
+        first = part.fold is None and not part.member
+        return outputs | ({"truncated": encoded.truncated} if first else {})
 
     def rows(self, writer: CacheWriter, split: str) -> Iterator[CacheRows]:
-        """Yield the cached rows of a split from the parts that ``run`` stored.
+        """Yield the cached rows of a split from its parts; those that are not stored are computed.
 
         With folds, the logits of a training row are out-of-fold: they come from the teacher that was
         trained without its fold. Those of any other row are the mean over the teachers of all folds.
+        How many rows were cut at ``max_length`` is in ``truncated`` then.
         """
         table, folds = self.tables[split], self.folds(split)
+        self.truncated[split] = 0
         teachers = [self._outputs(writer, split, fold) for fold in teacher_folds(self.num_folds)]
         for (rows, all_rows), *by_fold in zip(*teachers, strict=True):
+            self.truncated[split] += int(all_rows[0].pop("truncated").sum())
             members = all_rows
             if by_fold:
                 by_member = zip(*(outputs for _, outputs in by_fold), strict=True)
                 members = [_cross_fit(outputs, folds[rows]) for outputs in by_member]
             logits, features = _mean(members).values()
-            chunk = table.slice(rows.start, rows.stop - rows.start)
+            chunk = rows_at(table, np.arange(rows.start, rows.stop), KEYS)
             yield CacheRows(
                 chunk["example_id"].to_pylist(), chunk["content_hash"].to_pylist(),
                 chunk["label"].to_numpy(), folds[rows], logits, features,
@@ -133,13 +177,12 @@ class Teacher:
         self, split: str, fold: int | None, rows: np.ndarray, dtype: Dtype | None = None
     ) -> np.ndarray:
         """The same from one fold's teacher, or from the one trained on all rows."""
-        return np.stack(
-            [self._extract(split, fold, member, rows, dtype)["logits"] for member in self.members]
-        )
+        encoded = self._encode(rows_at(self.tables[split], rows))
+        return np.stack([self._extract(fold, member, encoded, dtype)["logits"] for member in self.members])
 
     def drift(self, split: str) -> dict[str, float]:
         """Measure how far ``dtype`` moves the logits of some rows from their float32 values."""
-        rows = np.random.default_rng(0).permutation(len(self.tables[split]))[:DRIFT_ROWS]
+        rows = np.random.default_rng(0).permutation(count_rows(self.tables[split]))[:DRIFT_ROWS]
         logits = self.logits(split, None, rows).mean(axis=0)
         exact = self.logits(split, None, rows, dtype="float32").mean(axis=0)
         moved = np.abs(logits - exact)
@@ -154,39 +197,36 @@ class Teacher:
         self, writer: CacheWriter, split: str, fold: int | None
     ) -> Iterator[tuple[slice, list[Arrays]]]:
         """Yield the outputs of each member of one teacher, in parts."""
-        parts = [self._parts(writer, split, fold, member) for member in self.members]
+        parts = [self._resume(writer, split, fold, member) for member in self.members]
         for found in zip(*parts, strict=True):
             yield found[0][0], [outputs for _, outputs in found]
 
-    def _parts(
-        self, writer: CacheWriter, split: str, fold: int | None, member: int, bar: "tqdm[Any] | None" = None
+    def _resume(
+        self, writer: CacheWriter, split: str, fold: int | None, member: int
     ) -> Iterator[tuple[slice, Arrays]]:
-        def compute(part: slice) -> Arrays:
-            rows = np.arange(part.start, part.stop)
-            if fold is not None and split == "train":
-                rows = rows[self._train_folds[part] == fold]
-            return self._extract(split, fold, member, rows, bar=bar)
+        def part(rows: slice) -> CachePart:
+            return CachePart(split, fold, member, rows.start, rows.stop)
 
-        name = "all-rows" if fold is None else f"fold-{fold}"
-        return writer.resume(f"{split}-{name}-{member}", len(self.tables[split]), compute)
+        num_rows = count_rows(self.tables[split])
+        return writer.resume(part(slice(0, 0)).sequence, num_rows, lambda rows: self.compute(part(rows)))
 
     def _extract(
-        self, split: str, fold: int | None, member: int, rows: np.ndarray,
-        dtype: Dtype | None = None, bar: "tqdm[Any] | None" = None,
+        self, fold: int | None, member: int, encoded: Encoded, dtype: Dtype | None = None,
+        after_batch: Callable[[int], object] | None = None,
     ) -> Arrays:  # fmt: skip
-        if not len(rows):  # a part without a row of this fold
-            return {"logits": np.empty((0, self.task.num_labels), np.float32)}
         logits, features = extract(
-            self._model(model_folder(self.folder, fold, member)), self._rows(split, rows),
-            self.task.num_outputs, self.batch_size, self.device, dtype or self.dtype,
-            bar.update if bar is not None else None,
+            self._model(model_folder(self.folder, fold, member)), encoded, self.task.num_outputs,
+            self.batch_size, self.device, dtype or self.dtype, after_batch,
         )  # fmt: skip
         return {"logits": logits, "features": features}
 
-    def _rows(self, split: str, rows: np.ndarray) -> Encoded:
-        if "encoded" in self.__dict__:
-            return self.encoded[split].take(rows)
-        return self._encode(self.tables[split].take(pa.array(rows)))
+    def _tokenise(self, split: str, start: int, stop: int) -> Encoded:
+        return self._encode(rows_at(self.tables[split], np.arange(start, stop)))
+
+    def _encode(self, table: pa.Table) -> Encoded:
+        task = self.task
+        texts = sequences(table, task)
+        return encode(self._tokenizer, *texts, self.identity["max_length"], task.truncate, task.num_choices)
 
     def _model(self, folder: Path) -> nn.Module:
         if self._loaded is None or self._loaded[0] != folder:

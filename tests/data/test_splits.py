@@ -1,20 +1,26 @@
 """Splits: folds keep groups together, digests see every change, bytes repeat."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import superglue_task
 
+from kdcache.data import splits
 from kdcache.data.splits import (
     assign_folds,
     build_table,
+    count_rows,
     existing_splits,
     keep_rows,
     read_split,
+    rows_at,
     table_digest,
     write_split,
 )
-from kdcache.data.task import Example
+from kdcache.data.task import Example, Task
 from kdcache.errors import DataError
 
 WIC = superglue_task("wic")
@@ -101,3 +107,20 @@ def test_content_hash_depends_on_the_template():
 def test_missing_split_names_the_command(tmp_path):
     with pytest.raises(DataError, match="Run: kdcache prepare --task wic"):
         read_split(tmp_path, "train", WIC)
+
+
+def test_rows_of_a_file_are_read_in_the_order_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(splits, "GROUP_ROWS", 3)
+    examples = [Example(f"train-{i}", i % 2, f"g{i}", f"text {i}") for i in range(10)]
+    task = Task("t", ("no", "yes"), "t/1", ("accuracy",))
+    table = build_table(examples, task)
+    write_split(table, tmp_path / "train.parquet")
+    file = pq.ParquetFile(tmp_path / "train.parquet")
+    assert file.num_row_groups == 4
+    assert count_rows(file) == count_rows(table) == 10
+    for rows in ([7, 0, 8, 2], [4, 4], [], list(range(10))):
+        for source in (file, table):
+            assert rows_at(source, np.array(rows, int)).equals(table.take(pa.array(rows, pa.int64())))
+            assert rows_at(source, np.array(rows, int), ["group", "label"]).equals(
+                table.take(pa.array(rows, pa.int64())).select(["group", "label"])
+            )
