@@ -122,3 +122,27 @@ def test_weights_that_are_pickles_are_not_read(tmp_path: Path, tiny_model: Path)
     with pytest.raises(KdcacheError):
         load_student("prefix")
     assert file_digest(weights.with_name("adapter_model.bin"))
+
+
+def test_nothing_is_fetched_that_the_user_did_not_name(tmp_path: Path, tiny_model: Path, monkeypatch):
+    """Whatever a folder's files name: the base of an adapter, a config's kernels."""
+    make_home(tmp_path, tiny_model, {"prefix": (WIC, "prefix", 4), "lora": (WIC, "lora", 0)})
+    asked: list[object] = []
+
+    def ask(*arguments: object, **_: object) -> None:
+        asked.append(arguments)
+        raise OSError("no network")
+
+    monkeypatch.setattr("socket.getaddrinfo", ask)
+    monkeypatch.setattr("socket.socket.connect", ask)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name in ("prefix", "lora"):
+        load_student(name).predict(["a river"], ["the bank"])
+        path = tmp_path / name / "adapter_config.json"
+        config = json.loads(path.read_text()) | {"base_model_name_or_path": "nobody/no-such-model"}
+        path.write_text(json.dumps(config))
+        try:
+            load_student(name)
+        except KdcacheError:
+            continue
+    assert asked == []
