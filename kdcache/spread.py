@@ -7,7 +7,6 @@ workers: what dies with one of them is the unit that it was at.
 
 import contextlib
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from kdcache.params import Count, NonNegativeFloat, build
 
 Unit = TypeVar("Unit", bound=Hashable)
 Work = Callable[[Any], object]  # does one unit
+Opened = tuple[str, Callable[[], Work]]  # the working folder, and what makes a worker's work
 
 ATTEMPTS = 3
 _COMMAND = [sys.executable, "-c", "from kdcache.spread import serve; serve()"]
@@ -105,7 +105,7 @@ def spread(
             work(unit)  # type: ignore[misc]
             after(unit)
         return
-    opened = pickle.dumps((os.getcwd(), open_worker))
+    opened = os.getcwd(), open_worker
     if engine.engine == "ray":
         start_worker, wait_for = _actors(opened, threads, engine.gpus)
     else:
@@ -153,10 +153,10 @@ class _Serving:
     """What is in each worker.
 
     Args:
-        opened: the working folder and ``open_worker``, pickled: what fails there is an error of this worker.
+        opened: the working folder and ``open_worker``.
     """
 
-    def __init__(self, opened: bytes) -> None:
+    def __init__(self, opened: Opened) -> None:
         self.opened = opened
         self.work: Work | None = None
 
@@ -164,7 +164,7 @@ class _Serving:
         """Do a unit; None opens what does units. Return the error, in a form that can travel."""
         try:
             if self.work is None:
-                folder, open_worker = pickle.loads(self.opened)
+                folder, open_worker = self.opened
                 os.chdir(folder)
                 self.work = open_worker()
             if unit is not None:
@@ -172,18 +172,16 @@ class _Serving:
         except Exception as error:
             error.add_note(traceback.format_exc())  # for --debug: a traceback does not travel
             error.__cause__ = error.__context__ = None
-            try:
-                pickle.loads(pickle.dumps(error))
+            if isinstance(error, KdcacheError | OSError):
                 return error
-            except Exception:
-                return KdcacheError(f"{unit}: {type(error).__name__}: {error}")
+            return KdcacheError(f"{unit}: {type(error).__name__}: {error}")  # others may be unable to travel
         return None
 
 
 class _Process:
     """A process of this machine; it ends with the one that started it."""
 
-    def __init__(self, opened: bytes) -> None:
+    def __init__(self, opened: Opened) -> None:
         self.pipe, theirs = Pipe()
         none = subprocess.DEVNULL  # the first process says what there is to say
         with theirs:
@@ -220,7 +218,7 @@ def serve() -> None:
             pipe.send(serving.do(pipe.recv()))
 
 
-def _actors(opened: bytes, threads: int, gpus: float) -> tuple[Callable[[], _Worker], Callable[[Any], Any]]:
+def _actors(opened: Opened, threads: int, gpus: float) -> tuple[Callable[[], _Worker], Callable[[Any], Any]]:
     import ray
 
     if not ray.is_initialized():
