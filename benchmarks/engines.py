@@ -69,7 +69,7 @@ def main() -> None:
 
     rounds = [(seconds(None), seconds(1), seconds(options.workers)) for _ in range(options.rounds)]
     print(f"{len(parts)} parts of {options.rows} rows, 1 thread each.\n")
-    print("| | middle (least … most) |\n|---|---:|")
+    print("| | median (least … most) |\n|---|---:|")
     overhead = [100 * (one[1] / here[1] - 1) for here, one, _ in rounds]
     gain = [one[1] / several[1] for _, one, several in rounds]
     for name, values in {
