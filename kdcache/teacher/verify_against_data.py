@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcache.cache.ids import name_some
@@ -12,9 +11,8 @@ from kdcache.cache.join import Batches, batches_of
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import EXTERNAL, Manifest, check_identity, read_identity_of, read_manifest
 from kdcache.cache.reader import load_cache
-from kdcache.cache.schema import ROW_GROUP_ROWS
 from kdcache.cache.verify import Check, verify_cache
-from kdcache.data.splits import digest_of, open_tables
+from kdcache.data.splits import digest_of, open_tables, rows_at
 from kdcache.data.task import Task
 from kdcache.errors import CacheError
 from kdcache.params import build
@@ -74,7 +72,7 @@ def _recompute(
     )
     rng = np.random.default_rng()  # other rows each time
     chosen = {split: np.sort(rng.permutation(f.metadata.num_rows)[:count]) for split, f in files.items()}
-    tables = {split: take_rows(file, chosen[split]) for split, file in files.items()}
+    tables = {split: rows_at(file, chosen[split]) for split, file in files.items()}
     teacher = open_teacher(project, task, params, tables, train_rows)
     location = Location.parse(project.paths.cache, task.name)
     for split, table in tables.items():
@@ -92,18 +90,3 @@ def _recompute(
             f"got up to {moved.max():.3g} away for {name_some(far)}. {manifest.rebuild}"
         )
         yield Check(f"{split}.parquet: {len(ids)} rows by the teacher", problem if far else "")
-
-
-def take_rows(file: pq.ParquetFile, rows: np.ndarray) -> pa.Table:
-    """Return some rows of a file, with these and a batch of it in memory.
-
-    Args:
-        file: open.
-        rows: positions, ascending.
-    """
-    found, start = [], 0
-    for batch in file.iter_batches(ROW_GROUP_ROWS):
-        inside = rows[(rows >= start) & (rows < start + len(batch))]
-        found.append(batch.take(pa.array(inside - start)))
-        start += len(batch)
-    return pa.Table.from_batches(found, file.schema_arrow)

@@ -71,9 +71,9 @@ def test_int8_says_what_it_changed(distilled_project, name):
     card = Path("cb8/README.md").read_text()
     share = float(re.search(r"same label .* \| ([\d.]+)%", card).group(1))
     assert f"{share}% of 32 rows" in told
-    assert share >= 90
     count, all_products = map(int, re.search(r"int8 in (\d+) of (\d+) products", card).groups())
     assert 1 <= count <= all_products
+    assert share >= 98 or count == 1, "as many products as keep the labels, one at least"
     texts, pairs = validation(distilled_project)
     wanted = [one.label for one in kdcache.load_student(f"runs/cb/{name}").predict(texts, pairs)]
     same = np.mean(
