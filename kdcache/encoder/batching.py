@@ -12,6 +12,8 @@ from kdcache.errors import DataError, ModelError, ParamsError
 
 ENCODED_AT_ONCE = 4096  # sequences
 SORTING_WINDOW = 16  # batches sorted together: short padding, yet batches differ between epochs
+GPU_TOKENS = 16384  # of a batch without gradients: fewer leave a GPU waiting for the host
+LENGTH_STEP = 8  # on an accelerator, batches have lengths of these multiples: few shapes, and aligned ones
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,27 @@ class Padded:
         whole = encoded.batch(range(len(encoded)), device)
         return cls({k: v.unflatten(0, (-1, encoded.num_choices)) for k, v in whole.items()}, encoded.lengths)
 
-    def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """The rows, no longer than their longest: tensors of shape (batch · choices, tokens)."""
+    def tokens(self, rows: np.ndarray) -> int:
+        """Return the length of a batch: that of its longest row, rounded up to a ``LENGTH_STEP``."""
         longest = int(self.lengths[rows].max())
-        return {
-            k: v[torch.from_numpy(rows).to(v.device), :, :longest].flatten(0, 1)
-            for k, v in self.tensors.items()
-        }
+        return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self.tensors["input_ids"].shape[2])
+
+    def gather(self, rows: torch.Tensor, tokens: int) -> dict[str, torch.Tensor]:
+        """Gather a batch on the device.
+
+        Args:
+            rows: int64 of shape (batch,), on the device.
+            tokens: see ``tokens``.
+
+        Returns:
+            Tensors of shape (batch · choices, tokens).
+        """
+        return {k: v[rows, :, :tokens].flatten(0, 1) for k, v in self.tensors.items()}
+
+    def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """Gather a batch of rows that the host knows."""
+        device = self.tensors["input_ids"].device
+        return self.gather(torch.from_numpy(rows).to(device), self.tokens(rows))
 
 
 def concatenate(parts: Sequence[Encoded]) -> Encoded:
@@ -202,27 +218,49 @@ def _least_length(tokenizer: Any, full: Any, rows: list[int], kept: int) -> int:
     return max((full.sequence_ids(i).count(kept) + special + 1 for i in rows), default=0)
 
 
-def fixed_plan(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+def fixed_plan(lengths: np.ndarray, batch_size: int, tokens: int = 0) -> list[np.ndarray]:
     """Cut batches for evaluation, by length, longest first, so that memory runs out at once or never.
 
     Args:
         lengths: shape (rows,), in tokens.
         batch_size: rows per batch.
+        tokens: a batch has more rows while they have no more tokens than this, padding included.
 
     Returns:
         Index arrays that together hold every row once.
 
     >>> [b.tolist() for b in fixed_plan(np.array([3, 9, 5]), 2)]
     [[1, 2], [0]]
+    >>> [b.tolist() for b in fixed_plan(np.array([3, 9, 5, 4]), 1, tokens=15)]
+    [[1], [2, 3, 0]]
     """
     order = np.argsort(-lengths, kind="stable")
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    plan, start = [], 0
+    while start < len(order):
+        rows = max(batch_size, tokens // int(lengths[order[start]]))
+        plan.append(order[start : start + rows])
+        start += rows
+    return plan
+
+
+def plan_for(device: torch.device, encoded: Encoded, batch_size: int, students: int = 1) -> list[np.ndarray]:
+    """Return the ``fixed_plan`` of some rows: on a GPU a batch has enough tokens to keep it busy.
+
+    Args:
+        device: that reads them.
+        encoded: the rows.
+        batch_size: rows per batch, at least.
+        students: that read each row in one batch.
+    """
+    budget = 0 if device.type == "cpu" else GPU_TOKENS // (encoded.num_choices * students)
+    return fixed_plan(encoded.lengths, max(1, batch_size // students), budget)
 
 
 def training_plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Batches for one epoch: shuffled, sorted by length within a window, batches shuffled again.
 
-    Every arm of one seed sees the same batches in the same order.
+    Every arm of one seed sees the same batches in the same order. A smaller batch comes last, so that
+    students of as many rows have batches of one size at each step.
 
     Args:
         lengths: shape (rows,), in tokens.
@@ -241,7 +279,8 @@ def training_plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -
         part = order[start : start + window]
         part = part[np.argsort(-lengths[part], kind="stable")]
         batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
-    return [batches[i] for i in rng.permutation(len(batches))]
+    whole = len(lengths) // batch_size
+    return [batches[i] for i in rng.permutation(whole)] + batches[whole:]
 
 
 def num_batches(num_rows: int, batch_size: int) -> int:

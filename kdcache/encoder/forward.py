@@ -2,18 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import nn
 
-from kdcache.encoder.batching import Encoded, fixed_plan, in_row_order, iterate
+from kdcache.encoder.batching import Encoded, in_row_order, iterate, plan_for
 from kdcache.encoder.last_layer import finish_only_cls
 from kdcache.encoder.parts import last_linear
+from kdcache.encoder.precision import Dtype, computing_in
 from kdcache.errors import ModelError
-
-Dtype = Literal["float32", "bfloat16"]
 
 
 @contextmanager
@@ -57,8 +56,8 @@ def extract(
         num_labels: outputs of the head, per sequence.
         batch_size: rows per forward pass.
         device: where to compute.
-        dtype: ``float32``, or ``bfloat16`` to compute under autocast: faster where the hardware
-            has it, but logits then move by up to a few 1e-2 with padding and batch.
+        dtype: of matrix products. Where the hardware has them, ``tf32`` and ``bfloat16`` are faster, but
+            logits then move with padding and batch, in bfloat16 by up to a few 1e-2.
         after_batch: called with the number of rows of each batch that is done.
 
     Returns:
@@ -72,17 +71,18 @@ def extract(
         raise ModelError(f"extract: dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}.")
     was_training = model.training
     model.eval().to(device)
-    plan = fixed_plan(encoded.lengths, batch_size)
+    plan = plan_for(device, encoded, batch_size)
     logits, features = [], []
-    half = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-    with capture_features(model, num_labels) as latest, half, finish_only_cls(model):
+    held = next(model.parameters()).dtype  # bfloat16 weights need no autocast
+    computing = computing_in(dtype if held == torch.float32 else "float32", device)
+    with capture_features(model, num_labels) as latest, computing, finish_only_cls(model):
         for indices, batch in iterate(plan, encoded, device):
-            logits.append(encoded.by_row(model(**batch).logits).float().cpu())
-            features.append(encoded.by_row(latest[0]).float().cpu())
+            logits.append(encoded.by_row(model(**batch).logits).float())
+            features.append(encoded.by_row(latest[0]).float())
             if after_batch:
                 after_batch(len(indices))
     model.train(was_training)
-    return in_row_order(logits, plan).numpy(), in_row_order(features, plan).numpy()
+    return in_row_order(logits, plan).cpu().numpy(), in_row_order(features, plan).cpu().numpy()
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def pooled_states(
     Returns:
         Of shape (rows, choices, dim), in the order of the rows.
     """
-    plan = fixed_plan(encoded.lengths, batch_size)
+    plan = plan_for(device, encoded, batch_size)
     states = [
         read(batch).unflatten(0, (-1, encoded.num_choices)) for _, batch in iterate(plan, encoded, device)
     ]

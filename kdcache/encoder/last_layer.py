@@ -119,7 +119,8 @@ def _attend_from_cls(
     if attention_mask is not None:
         mask = attention_mask[:, :, 0]
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    weights = self.dropout(scores.softmax(dim=2))
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    weights = self.dropout(scores.softmax(dim=2, dtype=exact).to(scores.dtype))
     own = weights[:, :, -hidden_states.shape[1] :]
     mixed = torch.einsum("bht,btd->bhd", own, hidden_states)
     output = torch.einsum("bhd,hsd->bhs", mixed, self.value.weight.unflatten(0, heads))

@@ -19,6 +19,7 @@ from kdcache.digests import file_digest, value_digest
 from kdcache.encoder.mean_pooled import MeanPooledClassifier
 from kdcache.encoder.model_config import check_config, check_tokenizer_files, read_config, reason_of
 from kdcache.encoder.pooling import Pooling
+from kdcache.encoder.precision import Dtype, set_products
 from kdcache.encoder.weights import check_weights
 from kdcache.errors import ModelError
 
@@ -32,16 +33,18 @@ WEIGHTS = "model.safetensors"
 UNNAMED = ("LABEL_0", "LABEL_1")  # what transformers calls the outputs of a head that it knows nothing of
 
 
-def setup(threads: int) -> torch.device:
-    """Set the number of threads, which makes runs repeat; silence loading messages; choose the device.
+def setup(threads: int, dtype: Dtype = "float32") -> torch.device:
+    """Set what decides bits, threads and precision; silence loading messages; choose the device.
 
     Args:
         threads: CPU threads; another count gives other bits.
+        dtype: of matrix products.
 
     Returns:
         The CUDA device if there is one, else the CPU.
     """
     torch.set_num_threads(threads)
+    set_products(dtype)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

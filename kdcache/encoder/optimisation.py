@@ -31,6 +31,28 @@ def lr_factor(step: int, steps: int, warmup_fraction: float) -> float:
     return min((step + 1) / warmup_steps, decay)
 
 
+def adamw(groups: list[dict[str, Any]], device: torch.device) -> torch.optim.AdamW:
+    """Return AdamW over groups with a ``peak`` learning rate each.
+
+    On a GPU its step can be part of a CUDA graph: rates and counts of steps are on the device.
+    """
+    if device.type == "cpu":
+        return torch.optim.AdamW(groups)
+    rates = [{**group, "lr": torch.zeros((), device=device)} for group in groups]
+    return torch.optim.AdamW(rates, fused=True, capturable=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int, warmup_fraction: float) -> None:
+    """Set the learning rates of an ``adamw`` for a step, see ``lr_factor``."""
+    factor = lr_factor(step, steps, warmup_fraction)
+    for group in optimizer.param_groups:
+        rate = group["peak"] * factor
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
 def save_checkpoint(state: Any, path: Path) -> None:
     """Write a state in one go: a killed process leaves the previous checkpoint, never half of one.
 

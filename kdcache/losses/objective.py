@@ -58,6 +58,8 @@ class Objective(nn.Module):
             if dim_s == dim_t:
                 nn.init.eye_(self.projection.weight)
         relation = self.terms.get("inter_instance")
+        weights = [number for term in self.terms.values() for number in (term.weight, term.temperature)]
+        self.ramps = any(isinstance(number, Ramp) for number in [ce_weight, *weights])
         self.memory = Memory(queue_length(relation.scope)) if relation and relation.scope != "batch" else None
 
     def forward(

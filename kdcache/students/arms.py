@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from kdcache.encoder.forward import Dtype
 from kdcache.encoder.pooling import Pooling, PoolingChoice, read_pooling
+from kdcache.encoder.precision import Dtype
 from kdcache.encoder.prompt_init import STARTS
 from kdcache.errors import ParamsError, nearest
 from kdcache.losses.terms import Ramp, Term, check_terms, describe

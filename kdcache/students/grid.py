@@ -74,7 +74,7 @@ class Grid:
             ):  # fmt: skip
                 print(warning, file=sys.stderr)
         self.processes, self.threads = self.params.side_by_side(project.threads)
-        device = setup(self.threads)
+        device = setup(self.threads, self.params.dtype)
         if device.type != "cpu":
             self.processes = 1
         tokenizer = load_tokenizer(self.folder)

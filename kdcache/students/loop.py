@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from kdcache.encoder.optimisation import load_checkpoint, save_checkpoint
-from kdcache.students.row_prompts import RowPrompts
+from kdcache.students.looks import look
 from kdcache.students.run import Run
-from kdcache.students.stack import Part, Stack, stacked
+from kdcache.students.stack import Stack, stacked
+from kdcache.students.step import Step
 from kdcache.students.student import forward
 
 CHECKPOINT_STEPS = 200
@@ -33,9 +33,7 @@ def train_students(
         checkpoint: a file for the state of the runs, written every ``CHECKPOINT_STEPS``.
         after_step: called with the number of students that took a step.
     """
-    backbone, padded = runs[0].student.backbone, runs[0].rows.inputs.padded
-    for run in runs:
-        run.begin()
+    look([run for run in runs if run.due])
     stacks: list[Stack] = []
     steps = 0
     while live := [run for run in runs if not run.finished]:
@@ -43,21 +41,13 @@ def train_students(
             for stack in stacks:
                 stack.release()
             stacks = stacked(live)
-        backbone.train(True)
-        parts = [part for stack in stacks for part in stack.next_parts()]
-        batch = padded.batch(np.concatenate([rows for part in parts for rows in part.batches]))
-        states = backbone.pooled(batch, _row_prompts(parts))
-        sizes = [len(part.which) * part.count for part in parts]
-        losses = [part.loss(some) for part, some in zip(parts, states.split(sizes), strict=True)]
-        torch.stack(losses).sum().backward()
-        backbone.train(False)
-        for stack in stacks:
-            stack.update()
+            step = Step(stacks)
+        step.take()
+        look([run for run in live if run.due])
         steps += 1
         if checkpoint and steps % CHECKPOINT_STEPS == 0:
             for stack in stacks:
-                stack.release()
-            stacks = []
+                stack.give_back_moments()
             save_runs(runs, checkpoint)
         if after_step:
             after_step(len(live))
@@ -65,19 +55,6 @@ def train_students(
         stack.release()
     for run in runs:
         run.finish()
-
-
-def _row_prompts(parts: Sequence[Part]) -> RowPrompts | None:
-    """Return the prompt of each sequence of a batch; None for a reference, which has none."""
-    prompt = parts[0].runs[0].student.prompt
-    if prompt is None:
-        return None
-    values = [part.prompts() for part in parts]
-    lengths = [one.shape[1] for one in values]
-    padded = [nn.functional.pad(one, (0, 0, 0, max(lengths) - one.shape[1])) for one in values]
-    rows = torch.tensor(lengths).repeat_interleave(torch.tensor([len(one) for one in values]))
-    mask = (torch.arange(max(lengths)) < rows[:, None]).long()
-    return RowPrompts(prompt.place, torch.cat(padded), mask.to(values[0].device), min(lengths))
 
 
 def save_runs(runs: Sequence[Run], path: Path) -> None:

@@ -23,11 +23,12 @@ from transformers import DynamicCache, PreTrainedModel
 
 from kdcache.encoder.architectures import ARCHITECTURES, Place, check_positions, first_position
 from kdcache.encoder.batching import Encoded, Padded
-from kdcache.encoder.forward import Dtype, pooled_states
+from kdcache.encoder.forward import pooled_states
 from kdcache.encoder.last_layer import attend_from_cls, finish_without_first, last_attention
 from kdcache.encoder.load import load_encoder
 from kdcache.encoder.parts import encoder_layers
 from kdcache.encoder.pooling import Pooling, pool
+from kdcache.encoder.precision import Dtype
 from kdcache.errors import ModelError
 from kdcache.students.row_prompts import Insertion, RowPrompts, before_each_layer
 
@@ -40,7 +41,7 @@ class Backbone:
     Args:
         encoder: from transformers; a pooler in it is not used.
         pooling: how its states are read.
-        dtype: ``bfloat16`` computes under autocast; pooled states are float32 all the same.
+        dtype: of matrix products; pooled states are float32 all the same.
         dropout: within the encoder while students train; otherwise there is none.
     """
 
@@ -84,6 +85,10 @@ class Backbone:
         encoder: Any = load_encoder(folder)
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None  # each head has its own
+        if dtype == "bfloat16":  # weights that nothing trains are held in it, not cast at every step
+            encoder.to(torch.bfloat16)
+            if not torch.cuda.is_available():  # on CPUs, torch's fused attention is slow backward in bfloat16
+                encoder.set_attn_implementation("eager")
         return cls(encoder.requires_grad_(False), pooling, dtype, dropout)
 
     def read_by(self, pooling: Pooling) -> "Backbone":
@@ -170,7 +175,8 @@ class Backbone:
 
     def _read(self, inputs: Mapping[str, Any], own: torch.Tensor, virtual: int = 0) -> torch.Tensor:
         """Pool what the encoder gives for inputs whose first ``virtual`` tokens, under mean, nobody reads."""
-        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16")
+        cast = self.dtype == "bfloat16" and self.encoder.dtype == torch.float32  # a reference's own weights
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=cast)
         if self.pooling == "cls":
             shortcut = attend_from_cls(self._last_attention)
         else:
@@ -186,7 +192,9 @@ class Backbone:
     def _prefix(self, own: torch.Tensor, prompts: RowPrompts) -> dict[str, Any]:
         rows, tokens = prompts.mask.shape
         heads = self.config.num_attention_heads
-        per_layer = prompts.values.view(rows, tokens, self.config.num_hidden_layers, 2, heads, -1)
+        per_layer = prompts.values.to(self.encoder.dtype).view(
+            rows, tokens, self.config.num_hidden_layers, 2, heads, -1
+        )
         layers = per_layer.permute(2, 3, 0, 4, 1, 5)  # layer, key or value, row, head, token, dim
         return {
             "attention_mask": torch.cat([prompts.mask, own], dim=1),

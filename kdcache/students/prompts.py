@@ -26,7 +26,7 @@ class Prompt(nn.Module):
     def __init__(self, place: Place, start: torch.Tensor) -> None:
         super().__init__()
         self.place = place
-        self.weight = nn.Parameter(start.clone())
+        self.weight = nn.Parameter(start.to(torch.promote_types(start.dtype, torch.float32), copy=True))
 
     def forward(self) -> torch.Tensor:
         """The prompt, of shape (virtual_tokens, width)."""

@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from kdcache.encoder.batching import num_batches, training_plan
 from kdcache.encoder.linear_probe import LinearProbe
-from kdcache.encoder.optimisation import MAX_GRAD_NORM, lr_factor
+from kdcache.encoder.optimisation import adamw
 from kdcache.encoder.parts import last_linear
 from kdcache.losses.objective import Objective
 from kdcache.students.arms import ArmSpec
 from kdcache.students.best_step import BestStep
-from kdcache.students.student import Student, forward, predict
+from kdcache.students.student import Student
 from kdcache.students.training_rows import StudentRows
 from kdcache.students.watch import Watch
 
@@ -37,6 +36,20 @@ def steps_to_look_at(steps: int, select: str) -> list[int]:
     """
     looks = LOOKS[select]
     return sorted({-(-steps * k // looks) for k in range(1, looks + 1)} - {0})
+
+
+class Values:
+    """Some numbers on the device, read when first asked for: reading makes the host wait."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = values
+        self._read: list[float] = []
+
+    def read(self) -> list[float]:
+        """Return them."""
+        if not self._read:
+            self._read = self._values.tolist()
+        return self._read
 
 
 class Run:
@@ -77,18 +90,18 @@ class Run:
         self.watch = Watch(len(rows), spec.batch_size)
         self.best = BestStep([*student.tuned, *student.head_parameters])
         self.last_finite: float | None = None
-        self._looks = frozenset(steps_to_look_at(steps, spec.select))
-        # Of steps that were not read yet: rows, and for each term some students' values and this one's place.
-        self._seen: list[tuple[int, dict[str, tuple[torch.Tensor, int]]]] = []
+        self._looks = {0, *steps_to_look_at(steps, spec.select)}
+        # Of steps that were not read yet: the values of all students, where this one's terms are, and rows.
+        self._seen: list[tuple[Values, Mapping[str, int], int]] = []
         self._sums: dict[str, float] = {}  # since the last look, over this many rows:
         self._summed = 0
         self._plan: list[np.ndarray] = []
         decay = 0.0 if student.prompt is not None else spec.weight_decay
         head = [*student.head_parameters, *objective.parameters()]
-        self.optimizer = torch.optim.AdamW([
+        self.optimizer = adamw([
             {"peak": spec.lr, "params": student.tuned, "weight_decay": decay},
             {"peak": spec.head_lr, "params": head, "weight_decay": spec.weight_decay},
-        ])  # fmt: skip
+        ], student.backbone.device)  # fmt: skip
 
     @property
     def finished(self) -> bool:
@@ -100,10 +113,10 @@ class Run:
         """Share of all steps that are done."""
         return self.step / max(1, self.steps)
 
-    def begin(self) -> None:
-        """Score the student before its first step, unless that was done before a checkpoint."""
-        if not self.history:
-            self._look()
+    @property
+    def due(self) -> bool:
+        """Whether a look is due: before the first step and after some others."""
+        return self.step in self._looks and (not self.history or self.history[-1]["step"] < self.step)
 
     def next_batch(self) -> np.ndarray:
         """Return the row indices of the next step; batches run on over epochs of the run's own rows."""
@@ -113,88 +126,71 @@ class Run:
             self._plan = training_plan(lengths, size, self.seed, epoch)
         return self._plan[number]
 
-    def loss(self, logits: torch.Tensor, features: torch.Tensor, indices: np.ndarray) -> torch.Tensor:
-        """Compute the objective of a batch from outputs of shape (batch · choices, …)."""
-        by_row = self.rows.encoded.by_row
-        terms = self.objective(by_row(logits), by_row(features), self.rows.targets(indices), self.progress)
-        total = torch.stack(list(terms.values())).sum()
-        self.saw({name: (value[None], 0) for name, value in terms.items()}, len(indices))
-        return total
-
-    def saw(self, terms: Mapping[str, tuple[torch.Tensor, int]], rows: int) -> None:
-        """Keep the values of a step's terms until they are read: reading makes the device wait.
+    def terms(
+        self, logits: torch.Tensor, features: torch.Tensor, rows: torch.Tensor, remember: bool = True
+    ) -> dict[str, torch.Tensor]:
+        """Compute the weighted terms of the objective.
 
         Args:
-            terms: name → values of some students, and which of them is this one's.
+            logits: of shape (batch, num_labels).
+            features: of shape (batch, dim).
+            rows: indices of the batch's rows, on the device.
+            remember: see ``Objective``.
+        """
+        return self.objective(logits, features, self.rows.targets(rows), self.progress, remember)
+
+    def end_step(self, values: Values, where: Mapping[str, int], rows: int) -> None:
+        """Count a step that was taken, and read the losses now and then.
+
+        Args:
+            values: the terms of some students.
+            where: name of each term → which of the values is this student's.
             rows: of the batch.
         """
-        self._seen.append((rows, {name: (values.detach(), k) for name, (values, k) in terms.items()}))
+        self._seen.append((values, where, rows))
         self.examples += rows
-
-    def update(self) -> None:
-        """Take the optimizer's step."""
-        groups = self.optimizer.param_groups
-        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], MAX_GRAD_NORM)
-        factor = lr_factor(self.step, self.steps, self.spec.warmup_fraction)
-        for group in groups:
-            group["lr"] = group["peak"] * factor
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.end_step()
-
-    def end_step(self) -> None:
-        """Count a step that was taken, and where a look is due record losses and scores."""
         self.step += 1
-        due = self.step in self._looks
-        if due or len(self._seen) >= CHECK_STEPS:
+        if self.due or len(self._seen) >= CHECK_STEPS:
             self._read_seen()
-        if due and self.diverged is None:
-            self._look()
 
     def finish(self) -> None:
         """Put the best step back, where one is wanted."""
         self.best.restore()
 
-    def score(self) -> dict[str, float]:
-        """Score the student on ``tune``; empty where there are no such rows."""
-        if self.tune is None:
-            return {}
-        scores = self.tune.score(predict(self.student, self.tune.encoded)[0])
+    def score(self, logits: np.ndarray) -> dict[str, float]:
+        """Score logits of ``tune``."""
+        scores = self.tune.score(logits) if self.tune else {}
         return {f"tune_{name}": score for name, score in scores.items() if name != "rows"}
+
+    def record(self, seen: Mapping[str, float], scores: Mapping[str, float]) -> None:
+        """Record a look, with the mean losses since the last one.
+
+        Args:
+            seen: by the watch.
+            scores: on tune.
+        """
+        means = {f"loss_{name}": total / self._summed for name, total in self._sums.items()}
+        self._sums, self._summed = {}, 0
+        if self.best_by:
+            self.best.see(self.step, scores[self.best_by])
+        self.history.append({"step": self.step, **means, **seen, **scores})
 
     def _read_seen(self) -> None:
         """Add up the terms of the steps since the last time, and stop where a loss is not finite."""
         seen, self._seen = self._seen, []
         if not seen:
             return
-        names = list(seen[0][1])
-        values = torch.stack([torch.stack([one[k] for one, k in terms.values()]) for _, terms in seen])
-        for back, (rows, _), step in zip(range(len(seen), 0, -1), seen, values.tolist(), strict=True):
-            loss = sum(step)
+        for back, (values, where, rows) in zip(range(len(seen), 0, -1), seen, strict=True):
+            read = values.read()
+            step = {name: read[at] for name, at in where.items()}
+            loss = sum(step.values())
             if not math.isfinite(loss):
                 self.diverged = (self.step - back + 1, self.last_finite)
                 return
             self.last_finite = loss
             self._summed += rows
-            for name, value in zip(names, step, strict=True):
+            for name, value in step.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value * rows
-
-    def _look(self) -> None:
-        """Record the mean losses since the last look, gradients on the fixed batch, and scores."""
-        seen = {f"loss_{name}": total / self._summed for name, total in self._sums.items()}
-        self._sums, self._summed = {}, 0
-        rows = self.watch.batch
-        batch = self.rows.inputs.padded.batch(rows)
-        ((logits, features),) = forward([self.student], batch, [len(batch["input_ids"])])
-        logits, features = self.rows.encoded.by_row(logits), self.rows.encoded.by_row(features)
-        targets = self.rows.targets(rows)
-        terms = self.objective(logits, features, targets, self.progress, remember=False)
-        watched = self.student.tuned or self.student.head_parameters
-        seen |= self.watch.see(terms, watched, logits.detach(), targets.logits)
-        scores = self.score()
-        if self.best_by:
-            self.best.see(self.step, scores[self.best_by])
-        self.history.append({"step": self.step, **seen, **scores})
 
     def state(self) -> dict[str, Any]:
         """Return all that is needed to go on from here, as plain values and tensors."""

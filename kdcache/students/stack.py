@@ -6,7 +6,6 @@ those of the backbone. Each still takes the steps that it would take alone, to r
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from torch.func import functional_call, stack_module_state, vmap
 from torch.utils._pytree import tree_map
 
-from kdcache.encoder.optimisation import MAX_GRAD_NORM, lr_factor
+from kdcache.encoder.optimisation import MAX_GRAD_NORM, adamw, set_rates
 from kdcache.losses.linear_time import SMALL_BATCH_ROWS
 from kdcache.losses.objective import Targets
 from kdcache.students.run import Run
@@ -36,10 +35,11 @@ class Stack:
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = list(runs)
         self.alone = len(runs) == 1
+        first = runs[0]
+        self.optimizer = first.optimizer
         if self.alone:
             return
-        first = runs[0]
-        self._values: list[dict[str, Any]] = []
+        self._values: list[dict[str, Any]] = []  # of prompts, heads, objectives
         trained = []
         for modules in zip(*map(_modules, runs), strict=True):
             values, buffers = stack_module_state(list(modules))
@@ -51,23 +51,51 @@ class Stack:
         prompt, *rest = trained
         parts = [prompt, [value for part in rest for value in part]]
         groups = first.optimizer.param_groups
-        self.optimizer = torch.optim.AdamW(
-            [{**group, "params": part} for group, part in zip(groups, parts, strict=True)]
-        )
+        stacked_groups = [{**group, "params": part} for group, part in zip(groups, parts, strict=True)]
+        self.optimizer = adamw(stacked_groups, first.student.backbone.device)
         for stacked, singles in self._pairs():
             states = [run.optimizer.state[single] for run, single in zip(runs, singles, strict=True)]
             if all(states):
-                moments = ("exp_avg", "exp_avg_sq")
                 self.optimizer.state[stacked] = {
-                    key: torch.stack([s[key] for s in states]) for key in moments
+                    key: torch.stack([s[key] for s in states]) for key in MOMENTS
                 }
                 self.optimizer.state[stacked]["step"] = states[0]["step"].clone()
 
+    @property
+    def trained(self) -> list[torch.nn.Parameter]:
+        """What the optimizer moves, each of shape (students, …) unless the student is alone."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the operations of a step are the same at each step, whatever the values."""
+        objective = self.runs[0].objective
+        same = self.runs[0].student.prompt is not None and objective.memory is None and not objective.ramps
+        return same and self._by_shape
+
+    @property
+    def _by_shape(self) -> bool:
+        """Whether the losses do the same for all values of one shape."""
+        run = self.runs[0]
+        names = {term.name for term in run.objective.terms.values()}
+        return not names & ONE_BY_ONE and run.spec.batch_size < SMALL_BATCH_ROWS
+
     def _pairs(self) -> list[tuple[Any, list[Any]]]:
         """Return each trained tensor of the stack with the parameters of the runs."""
-        stacked = [p for group in self.optimizer.param_groups for p in group["params"]]
         singles = [[p for group in run.optimizer.param_groups for p in group["params"]] for run in self.runs]
-        return list(zip(stacked, map(list, zip(*singles, strict=True)), strict=True))
+        return list(zip(self.trained, map(list, zip(*singles, strict=True)), strict=True))
+
+    def give_back_moments(self) -> None:
+        """Give each run's optimizer the moments of its own parameters, for a checkpoint."""
+        if self.alone:
+            return
+        for stacked, singles in self._pairs():
+            state = self.optimizer.state[stacked]
+            if not state:
+                continue
+            for k, (run, single) in enumerate(zip(self.runs, singles, strict=True)):
+                moments = {key: state[key][k].clone() for key in MOMENTS}
+                run.optimizer.state[single] = moments | {"step": state["step"].clone()}
 
     def release(self) -> None:
         """Give each run its own parameters and moments back."""
@@ -77,137 +105,103 @@ class Stack:
             for module in modules:
                 for parameter in module.parameters():
                     parameter.data = parameter.data.clone()
-        for stacked, singles in self._pairs():
-            state = self.optimizer.state[stacked]
-            if not state:
-                continue
-            for k, (run, single) in enumerate(zip(self.runs, singles, strict=True)):
-                moments = {key: state[key][k].clone() for key in MOMENTS}
-                run.optimizer.state[single] = moments | {"step": state["step"].clone()}
+        self.give_back_moments()
 
-    def next_parts(self) -> list["Part"]:
-        """Return the rows of the next step, for students whose batches have one size together.
+    def next_batches(self) -> list[np.ndarray]:
+        """Return the rows of the next step, for each student as many: they train on as many rows."""
+        return [run.next_batch() for run in self.runs]
 
-        The last batch of an epoch is smaller, and comes at another step for each seed.
-        """
-        batches = [run.next_batch() for run in self.runs]
-        sizes = [len(rows) for rows in batches]
-        parts = []
-        for size in dict.fromkeys(sizes):
-            which = [k for k, other in enumerate(sizes) if other == size]
-            parts.append(Part(self, which, [batches[k] for k in which]))
-        return parts
-
-    def values(self, module: int, which: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return the parameters of some students, stacked.
+    def prompts(self, count: int) -> torch.Tensor | None:
+        """Return the prompt of each sequence; None for a reference, which has none.
 
         Args:
-            module: 0 prompts, 1 heads, 2 objectives.
-            which: of the runs.
+            count: sequences per student.
+
+        Returns:
+            Of shape (students · count, virtual_tokens, width).
         """
-        found = self._values[module]
-        if len(which) == len(self.runs):
-            return found
-        return {name: torch.stack([value[k] for k in which]) for name, value in found.items()}
-
-    def update(self) -> None:
-        """Take the optimizer's step of every student; each has a gradient norm of its own."""
-        if self.alone:
-            self.runs[0].update()
-            return
-        first, groups = self.runs[0], self.optimizer.param_groups
-        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-        norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
-        shares = (MAX_GRAD_NORM / (norms + 1e-6)).clamp(max=1.0)  # as ``clip_grad_norm_`` has it
-        for gradient in gradients:
-            gradient.mul_(shares.view(-1, *[1] * (gradient.ndim - 1)))
-        factor = lr_factor(first.step, first.steps, first.spec.warmup_fraction)
-        for group in groups:
-            group["lr"] = group["peak"] * factor
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        for run in self.runs:
-            run.end_step()
-
-
-@dataclass(frozen=True)
-class Part:
-    """The batches of one step of some students of a stack, all of one size.
-
-    Args:
-        stack: theirs.
-        which: of its runs.
-        batches: row indices, one array per student.
-    """
-
-    stack: Stack
-    which: list[int]
-    batches: list[np.ndarray]
-
-    @property
-    def runs(self) -> list[Run]:
-        """The students."""
-        return [self.stack.runs[k] for k in self.which]
-
-    @property
-    def count(self) -> int:
-        """Sequences per student."""
-        return len(self.batches[0]) * self.runs[0].rows.encoded.num_choices
-
-    def prompts(self) -> torch.Tensor:
-        """Return the prompt of each sequence, of shape (students · count, virtual_tokens, width)."""
         prompt: Any = self.runs[0].student.prompt
-        if self.stack.alone:
-            return prompt().expand(self.count, -1, -1)
-        each = vmap(lambda values: functional_call(prompt, values, ()))(self.stack.values(0, self.which))
+        if prompt is None:
+            return None
+        if self.alone:
+            return prompt().expand(count, -1, -1)
+        each = vmap(lambda values: functional_call(prompt, values, ()))(self._values[0])
         # Expanded, not gathered: see ``RowPrompts.of``.
-        return each[:, None].expand(-1, self.count, -1, -1).flatten(0, 1)
+        return each[:, None].expand(-1, count, -1, -1).flatten(0, 1)
 
-    def loss(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the sum of the students' losses.
+    def terms(self, states: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute the losses of the students.
 
         Args:
             states: pooled, of shape (students · count, dim).
+            rows: indices of theirs, int64 of shape (students, batch), on the device.
+
+        Returns:
+            name → one weighted value per student.
         """
         first, head, by_row = self.runs[0], self.runs[0].student.head, self.runs[0].rows.encoded.by_row
-        if self.stack.alone:
+        if self.alone:
             logits, features = head(states)
-            return first.loss(logits, features, self.batches[0])
+            terms = first.terms(by_row(logits), by_row(features), rows[0])
+            return {name: value[None] for name, value in terms.items()}
 
         def outputs(values: Any, some: torch.Tensor) -> Any:
             logits, features = functional_call(head, values, (some,))
             return by_row(logits), by_row(features)
 
-        states = states.unflatten(0, (len(self.which), -1))
-        terms = self._terms(*vmap(outputs)(self.stack.values(1, self.which), states))
-        for k, (run, rows) in enumerate(zip(self.runs, self.batches, strict=True)):
-            run.saw({name: (values, k) for name, values in terms.items()}, len(rows))
-        return torch.stack(list(terms.values())).sum()
+        states = states.unflatten(0, (len(self.runs), -1))
+        logits, features = vmap(outputs)(self._values[1], states)
+        return self._terms(logits, features, rows)
 
-    def _terms(self, logits: torch.Tensor, features: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return name → one value per student."""
+    def _terms(
+        self, logits: torch.Tensor, features: torch.Tensor, rows: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         objective, progress = self.runs[0].objective, self.runs[0].progress
-        given = (self.stack.values(2, self.which), logits, features, *self._targets())
+        given = (self._values[2], logits, features, *self._targets(rows))
 
         def terms(values: Any, logits: Any, features: Any, *targets: Any) -> Any:
             return functional_call(objective, values, (logits, features, Targets(*targets), progress))
 
-        names = {term.name for term in objective.terms.values()}
-        if not names & ONE_BY_ONE and logits.shape[1] < SMALL_BATCH_ROWS:
+        if self._by_shape:
             return vmap(terms)(*given)
-        each = [terms(*tree_map(lambda value, k=k: value[k], given)) for k in range(len(self.which))]
+        each = [terms(*tree_map(lambda value, k=k: value[k], given)) for k in range(len(self.runs))]
         return {name: torch.stack([one[name] for one in each]) for name in each[0]}
 
-    def _targets(self) -> list[torch.Tensor]:
+    def _targets(self, rows: torch.Tensor) -> list[torch.Tensor]:
         """Return rows, labels, logits and features to learn from, each with the students first."""
-        rows = [run.rows for run in self.runs]
+        taught = [run.rows for run in self.runs]
         kinds = ("labels", "teacher_logits", "teacher_features")
         names = ("rows", "labels", "logits", "features")
-        if all(getattr(one, kind) is getattr(rows[0], kind) for one in rows for kind in kinds):
-            found = rows[0].targets(np.concatenate(self.batches))
-            return [getattr(found, name).unflatten(0, (len(rows), -1)) for name in names]
-        each = [one.targets(batch) for one, batch in zip(rows, self.batches, strict=True)]
+        if all(getattr(one, kind) is getattr(taught[0], kind) for one in taught for kind in kinds):
+            found = taught[0].targets(rows.flatten())
+            return [getattr(found, name).unflatten(0, (len(taught), -1)) for name in names]
+        each = [one.targets(batch) for one, batch in zip(taught, rows, strict=True)]
         return [torch.stack([getattr(one, name) for one in each]) for name in names]
+
+    def set_rates(self) -> None:
+        """Set the learning rates of the next step."""
+        first = self.runs[0]
+        set_rates(self.optimizer, first.step, first.steps, first.spec.warmup_fraction)
+
+    def update(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        """Take the optimizer's step of every student; each has a gradient norm of its own.
+
+        Args:
+            gradients: of ``trained``; they are changed.
+        """
+        gradients = [None if gradient is None else gradient.contiguous() for gradient in gradients]
+        for parameter, gradient in zip(self.trained, gradients, strict=True):
+            parameter.grad = gradient
+        if self.alone:
+            torch.nn.utils.clip_grad_norm_(self.trained, MAX_GRAD_NORM)
+        else:
+            found = [gradient for gradient in gradients if gradient is not None]
+            norms = torch.stack([g.flatten(1).square().sum(1) for g in found]).sum(0).sqrt()
+            shares = (MAX_GRAD_NORM / (norms + 1e-6)).clamp(max=1.0)  # as ``clip_grad_norm_`` has it
+            for gradient in found:
+                gradient.mul_(shares.view(-1, *[1] * (gradient.ndim - 1)))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 def _modules(run: Run) -> list[Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdcache.encoder.adapters import add_lora
-from kdcache.encoder.batching import Encoded, Padded, fixed_plan, in_row_order
+from kdcache.encoder.batching import Encoded, Padded, in_row_order, plan_for
 from kdcache.encoder.load import load_classifier
 from kdcache.encoder.parts import last_linear, take_apart
 from kdcache.encoder.prompt_init import Start
@@ -171,7 +171,7 @@ def predict(
     """
     device = student.backbone.device
     padded = encoded if device.type == "cpu" else Padded.of(encoded, device)
-    plan = fixed_plan(encoded.lengths, batch_size)
+    plan = plan_for(device, encoded, batch_size)
     logits, features = [], []
     for rows in plan:
         batch = padded.batch(rows)

@@ -83,9 +83,8 @@ class StudentRows:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def targets(self, indices: np.ndarray) -> Targets:
-        """Return what some of the rows are taught."""
-        rows = torch.from_numpy(indices).to(self.labels.device)
+    def targets(self, rows: torch.Tensor) -> Targets:
+        """Return what some of the rows are taught; their indices are on the device."""
         features = self.teacher_features[rows].float()
         return Targets(rows, self.labels[rows], self.teacher_logits[rows], features)
 

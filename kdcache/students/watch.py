@@ -1,5 +1,6 @@
 """Gradient shares of an arm's terms and fidelity to the teacher, measured now and then on a fixed batch."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -26,15 +27,15 @@ class Watch:
     def see(
         self,
         terms: Mapping[str, torch.Tensor],
-        parameters: Sequence[nn.Parameter],
+        norms: Mapping[str, float],
         student: torch.Tensor,
         teacher: torch.Tensor,
     ) -> dict[str, float]:
         """Measure once.
 
         Args:
-            terms: name → weighted value on the fixed batch, with its graph.
-            parameters: those whose gradient is shared: prompts, or the head where there are none.
+            terms: name → weighted value on the fixed batch.
+            norms: of their gradients, see ``gradient_norms``.
             student: its logits on the batch, of shape (batch, num_labels).
             teacher: of the same rows.
 
@@ -43,9 +44,6 @@ class Watch:
             norms; ``agreement``, the share of rows with the teacher's argmax; ``kl_to_teacher``
             in nats; ``gram_to_teacher``, the distance of the relation matrices.
         """
-        # A single term has all of the gradient. Measuring it would cost a backward pass.
-        single = len(terms) == 1
-        norms = {name: 1.0 if single else _gradient_norm(v, parameters) for name, v in terms.items()}
         total = sum(norms.values())
         seen = {f"fixed_{name}": value.item() for name, value in terms.items()}
         seen |= {f"share_{name}": norm / total if total else 0.0 for name, norm in norms.items()}
@@ -56,9 +54,33 @@ class Watch:
         }
 
 
-def _gradient_norm(value: torch.Tensor, parameters: Sequence[nn.Parameter]) -> float:
-    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-    return float(sum(g.square().sum().item() for g in gradients if g is not None) ** 0.5)
+def gradient_norms(
+    terms: Sequence[Mapping[str, torch.Tensor]], parameters: Sequence[Sequence[nn.Parameter]]
+) -> list[dict[str, float]]:
+    """Return the norm of the gradient of each term of some students, which share no parameter.
+
+    The backward passes of all students are one.
+
+    Args:
+        terms: of each student, name → value with its graph.
+        parameters: of each student, those whose gradient is shared: prompts, or the head where there is none.
+
+    Returns:
+        name → norm, of each student. A single term has all of the gradient. Measuring it would cost a
+        backward pass, so it is 1.
+    """
+    norms = [dict.fromkeys(some, 1.0) for some in terms]
+    several = [k for k, some in enumerate(terms) if len(some) > 1]
+    for number in range(max((len(terms[k]) for k in several), default=0)):
+        having = [k for k in several if len(terms[k]) > number]
+        names = [list(terms[k])[number] for k in having]
+        total = torch.stack([terms[k][name] for k, name in zip(having, names, strict=True)]).sum()
+        watched = [p for k in having for p in parameters[k]]
+        gradients = iter(torch.autograd.grad(total, watched, retain_graph=True, allow_unused=True))
+        for k, name in zip(having, names, strict=True):
+            own = [g for g in itertools.islice(gradients, len(parameters[k])) if g is not None]
+            norms[k][name] = float(sum(g.square().sum().item() for g in own) ** 0.5)
+    return norms
 
 
 def idle_terms(history: Sequence[Mapping[str, float]]) -> list[str]:

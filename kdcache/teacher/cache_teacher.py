@@ -23,8 +23,8 @@ from kdcache.data.metrics import compute_metrics
 from kdcache.data.splits import TEST, count_rows, existing_splits, metric_columns, open_tables, rows_at
 from kdcache.data.task import Task, read_task
 from kdcache.digests import file_digest
-from kdcache.encoder.forward import Dtype
 from kdcache.encoder.load import machine_kind, setup
+from kdcache.encoder.precision import Dtype
 from kdcache.errors import ModelError
 from kdcache.params import Count
 from kdcache.project import Project, require, require_task
@@ -143,7 +143,7 @@ def open_teacher(
     identity, train = read_identity(folder), tables["train"]
     keys = rows_at(train, np.arange(count_rows(train)), KEYS)
     folds = read_folds(folder, keys, task, identity, train_rows)
-    device = setup(project.threads)
+    device = setup(project.threads, params.dtype)
     return Teacher(folder, task, identity, tables, folds, params.batch_size, params.dtype, device)
 
 
@@ -183,7 +183,7 @@ def open_elsewhere(
         for split in existing_splits(data, task)
     }
     folder = _require_teacher(project, task_name)
-    device = setup(project.threads)
+    device = setup(project.threads, params.dtype)
     stored.require_machine(machine_kind(device))
     teacher = Teacher(folder, task, identity, tables, train_folds, params.batch_size, params.dtype, device)
     return store_parts(teacher, stored)

@@ -20,8 +20,9 @@ from kdcache.data.splits import count_rows, rows_at, sequences
 from kdcache.data.task import Task
 from kdcache.encoder.adapters import load_trained, saved_pooling
 from kdcache.encoder.batching import Encoded, encode
-from kdcache.encoder.forward import Dtype, extract
+from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_tokenizer
+from kdcache.encoder.precision import Dtype
 from kdcache.teacher.folder import model_folder, teacher_folds
 
 DRIFT_ROWS = 256
@@ -83,7 +84,7 @@ class Teacher:
         self.members = range(identity.get("ensemble", 1))
         self.truncated: dict[str, int] = {}
         self.train_folds = train_folds
-        self._loaded: tuple[Path, nn.Module] | None = None
+        self._loaded: tuple[tuple[Path, Dtype], nn.Module] | None = None
         self._tokenizer = load_tokenizer(folder)
         self._tokenised = lru_cache(TOKENISED_PARTS)(self._tokenise)  # the next model reads the same rows
 
@@ -214,9 +215,10 @@ class Teacher:
         self, fold: int | None, member: int, encoded: Encoded, dtype: Dtype | None = None,
         after_batch: Callable[[int], object] | None = None,
     ) -> Arrays:  # fmt: skip
+        dtype = dtype or self.dtype
         logits, features = extract(
-            self._model(model_folder(self.folder, fold, member)), encoded, self.task.num_outputs,
-            self.batch_size, self.device, dtype or self.dtype, after_batch,
+            self._model(model_folder(self.folder, fold, member), dtype), encoded, self.task.num_outputs,
+            self.batch_size, self.device, dtype, after_batch,
         )  # fmt: skip
         return {"logits": logits, "features": features}
 
@@ -228,9 +230,12 @@ class Teacher:
         texts = sequences(table, task)
         return encode(self._tokenizer, *texts, self.identity["max_length"], task.truncate, task.num_choices)
 
-    def _model(self, folder: Path) -> nn.Module:
-        if self._loaded is None or self._loaded[0] != folder:
-            self._loaded = folder, load_trained(folder, self.task.num_outputs, saved_pooling(folder))
+    def _model(self, folder: Path, dtype: Dtype) -> nn.Module:
+        if self._loaded is None or self._loaded[0] != (folder, dtype):
+            model: Any = load_trained(folder, self.task.num_outputs, saved_pooling(folder))
+            if dtype == "bfloat16":  # held in it, not cast at every batch
+                model.to(torch.bfloat16)
+            self._loaded = (folder, dtype), model
         return self._loaded[1]
 
 

@@ -72,4 +72,4 @@ def test_a_dtype_that_it_does_not_compute_in_is_refused(tiny_model: Path, encode
     assert 0 < np.abs(exact - half).max() < 0.1
     with pytest.raises(ModelError) as caught:
         extract(model, encoded, 3, 7, CPU, "float16")
-    assert str(caught.value) == "extract: dtype must be one of float32, bfloat16, got 'float16'."
+    assert str(caught.value) == "extract: dtype must be one of float32, tf32, bfloat16, got 'float16'."

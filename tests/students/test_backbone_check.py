@@ -48,7 +48,7 @@ def test_states_that_are_not_finite_are_refused(tmp_path: Path, pooling: str):
 
 def test_no_arm_takes_a_step_before_all_of_them_fit(cached_project, monkeypatch):
     cached_project(distill={"seeds": [0]})
-    monkeypatch.setattr(Run, "begin", None)
+    monkeypatch.setattr(Run, "next_batch", None)
     settings = ["--set", "distill.arms.kl.num_virtual_tokens=90"]
     error = fails("distill", "--task", "cb", "--arm", "ce", "--arm", "kl", *settings)
     assert "96 positions" in error

@@ -159,7 +159,7 @@ def test_an_arm_that_is_not_done_is_warned_of(cached: Path, monkeypatch):
     tune = pq.read_metadata(cached / "data" / "cb" / "tune.parquet").num_rows
     assert rising[-1] - rising[-2] < 1 / tune < 0.2
     scores = iter([*rising[:-1], 0.7, *flat])
-    monkeypatch.setattr(Run, "score", lambda _: {"tune_accuracy": next(scores)})
+    monkeypatch.setattr(Run, "score", lambda *_: {"tune_accuracy": next(scores)})
     arms = ("--arm", "ce", "--arm", "kl", "--set", "distill.arms.ce.steps=5")
     code, _, error = run(
         "distill", "--task", "cb", *arms, "--set", "distill.epochs=null", "--set", "distill.steps=5"

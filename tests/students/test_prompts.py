@@ -110,7 +110,10 @@ def test_padded_rows_are_the_rows_that_the_tokenizer_pads(rows):
     for some in ([3, 0, 7], [1], [14, 2]):
         wanted, found = rows.encoded.batch(some), padded.batch(np.array(some))
         assert set(wanted) == set(found)
-        assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+        tokens = wanted["input_ids"].shape[1]
+        assert found["input_ids"].shape[1] in (-(-tokens // 8) * 8, rows.encoded.lengths.max())
+        assert all(torch.equal(wanted[key], found[key][:, :tokens]) for key in wanted)
+        assert not found["attention_mask"][:, tokens:].any()
 
 
 def test_positions_that_run_out_are_refused_at_start(tiny_model: Path, rows, backbone):

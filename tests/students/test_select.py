@@ -14,7 +14,7 @@ def test_student_of_the_best_step_is_the_one_saved(cached_project, monkeypatch):
     scores = iter([0.5, 0.6, 0.9, 0.9])  # the probe and three steps; the earlier of equal ones wins
     seen: list[dict[str, torch.Tensor]] = []
 
-    def scripted(student_run):
+    def scripted(student_run, _):
         seen.append({k: v.clone() for k, v in student_run.student.state_dict().items()})
         return {"tune_accuracy": next(scores)}
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from engine import KL_GRAM, build_rows, double, fit, gap, operations_per_step, values
@@ -10,7 +9,7 @@ from engine import KL_GRAM, build_rows, double, fit, gap, operations_per_step, v
 from kdcache.losses import LOSSES, Term
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.run import Run
-from kdcache.students.stack import Part, Stack, stacked
+from kdcache.students.stack import Stack, stacked
 from kdcache.students.training_rows import StudentRows
 
 LONG = [pytest.param(method, 75, marks=pytest.mark.slow) for method in ("prefix", "prompt", "p_tuning")]
@@ -60,14 +59,14 @@ def test_every_loss_is_stacked(tiny_model: Path, rows, name):
     """Each student has the gradient that it has alone."""
     terms = {LOSSES[name].families[0]: Term(name)}
     runs = [double(tiny_model, rows, terms=terms, seed=seed) for seed in (0, 1)]
-    batches = [np.arange(4), np.arange(4, 8)]
+    batches = torch.arange(8).view(2, 4)
     states = torch.randn(8, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for run, some, batch in zip(runs, states.split(4), batches, strict=True):
         run.objective.double()
-        Part(Stack([run]), [0], [batch]).loss(some).backward()
+        torch.stack(list(Stack([run]).terms(some, batch[None]).values())).sum().backward()
     wanted = [[p.grad for p in run.optimizer.param_groups[1]["params"]] for run in runs]
     (both,) = stacked(runs)
-    Part(both, [0, 1], batches).loss(states).backward()
+    torch.stack(list(both.terms(states, batches).values())).sum().backward()
     for k, gradients in enumerate(wanted):
         for gradient, found in zip(gradients, both.optimizer.param_groups[1]["params"], strict=True):
             assert (gradient - found.grad[k]).abs().max() <= 1e-12 * max(1, gradient.abs().max())

@@ -1,0 +1,27 @@
+"""What matrix products are computed in: float32, TF32 or bfloat16."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+Dtype = Literal["float32", "tf32", "bfloat16"]
+
+
+def set_products(dtype: Dtype) -> None:
+    """Set what products of float32 matrices are computed in on a GPU, whatever was set before."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+
+
+@contextmanager
+def computing_in(dtype: Dtype, device: torch.device) -> Iterator[None]:
+    """Compute in a dtype inside the block: bfloat16 under autocast."""
+    before = torch.get_float32_matmul_precision()
+    set_products(dtype)
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

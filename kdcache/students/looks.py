@@ -1,0 +1,70 @@
+"""Looks at students while they train: losses and gradients on a fixed batch, scores on ``tune``.
+
+The students of a pass are looked at together. On a GPU a look at one costs nearly as much as a look at all.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from kdcache.encoder.batching import fixed_plan, in_row_order
+from kdcache.students.run import Run
+from kdcache.students.student import EVAL_BATCH_SIZE, forward
+from kdcache.students.watch import gradient_norms
+
+SEQUENCES_AT_ONCE = 4096
+
+
+def look(runs: Sequence[Run]) -> None:
+    """Record the mean losses since the last look, what ``Watch`` sees, and scores on ``tune``.
+
+    Args:
+        runs: of one pass; those that diverged are left out.
+    """
+    runs = [run for run in runs if run.diverged is None]
+    if not runs:
+        return
+    for run, seen, scores in zip(runs, _watch(runs), _scores(runs), strict=True):
+        run.record(seen, scores)
+
+
+def _watch(runs: Sequence[Run]) -> Iterator[dict[str, float]]:
+    """Yield what each run's watch sees on its fixed batch."""
+    first = runs[0].rows
+    batches = [run.watch.batch for run in runs]
+    students = [run.student for run in runs]
+    counts = [len(batch) * first.encoded.num_choices for batch in batches]
+    outputs = forward(students, first.inputs.padded.batch(np.concatenate(batches)), counts)
+    logits, targets, terms = [], [], []
+    for run, batch, (some, features) in zip(runs, batches, outputs, strict=True):
+        rows = torch.from_numpy(batch).to(some.device)
+        some, features = run.rows.encoded.by_row(some), run.rows.encoded.by_row(features)
+        targets.append(run.rows.targets(rows).logits)
+        terms.append(run.terms(some, features, rows, remember=False))
+        logits.append(some.detach())
+    watched = [student.tuned or student.head_parameters for student in students]
+    norms = gradient_norms(terms, watched)
+    for run, values, of_run, student, teacher in zip(runs, terms, norms, logits, targets, strict=True):
+        yield run.watch.see(values, of_run, student, teacher)
+
+
+@torch.no_grad()
+def _scores(runs: Sequence[Run]) -> Iterator[dict[str, float]]:
+    """Yield each run's scores on tune; none where there are no such rows."""
+    tune = runs[0].tune
+    if tune is None:
+        yield from ({} for _ in runs)
+        return
+    encoded, padded = tune.encoded, tune.inputs.padded
+    students = [run.student for run in runs]
+    at_once = min(EVAL_BATCH_SIZE, max(1, SEQUENCES_AT_ONCE // (len(runs) * encoded.num_choices)))
+    plan = fixed_plan(encoded.lengths, at_once)
+    logits: list[list[torch.Tensor]] = [[] for _ in runs]
+    for rows in plan:
+        batch = padded.batch(np.tile(rows, len(runs)))
+        outputs = forward(students, batch, [len(rows) * encoded.num_choices] * len(runs))
+        for kept, (some, _) in zip(logits, outputs, strict=True):
+            kept.append(encoded.by_row(some))
+    for run, kept in zip(runs, logits, strict=True):
+        yield run.score(in_row_order(kept, plan).cpu().numpy())
