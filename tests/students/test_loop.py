@@ -328,7 +328,7 @@ def test_bfloat16_stays_near_float32(tiny_model: Path, rows, backbone):
     assert {value.dtype for value in values(runs[1])} == {torch.float32}
     assert {p.dtype for p in half.encoder.parameters()} == {torch.bfloat16}
     exact, found = (predict(run.student, rows.encoded)[0] for run in runs)
-    assert 0 < share_off(found, exact) < 0.05
+    assert 0 < share_off(found, exact) < 0.1
 
 
 def test_shuffled_targets_stay_within_the_class_and_leave_labels_and_text(rows):
