@@ -39,10 +39,7 @@ class MeanPooledClassifier(nn.Module):
         self.encoder = encoder
         self.config: Any = encoder.config
         self.dropout = nn.Dropout(_dropout_of(self.config))
-        self.classifier = nn.Linear(self.config.hidden_size, num_labels)
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.classifier.weight, std=INITIAL_STD, generator=generator)
-        nn.init.zeros_(self.classifier.bias)
+        self.classifier = fresh_linear(self.config.hidden_size, num_labels, seed)
 
     @property
     def device(self) -> torch.device:
@@ -60,6 +57,15 @@ class MeanPooledClassifier(nn.Module):
         labels = others.get("labels")
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def fresh_linear(dim: int, num_labels: int, seed: int) -> nn.Linear:
+    """Return an untrained head over states of shape (batch, dim)."""
+    linear = nn.Linear(dim, num_labels)
+    generator = torch.Generator().manual_seed(seed)
+    nn.init.normal_(linear.weight, std=INITIAL_STD, generator=generator)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def _dropout_of(config: Any) -> float:

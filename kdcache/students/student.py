@@ -10,6 +10,7 @@ from torch import nn
 from kdcache.encoder.adapters import add_lora
 from kdcache.encoder.batching import Encoded, Padded, in_row_order, plan_for
 from kdcache.encoder.load import load_classifier
+from kdcache.encoder.mean_pooled import fresh_linear
 from kdcache.encoder.parts import last_linear, take_apart
 from kdcache.encoder.prompt_init import Start
 from kdcache.students.arms import ArmSpec
@@ -116,19 +117,24 @@ def build_student(
     """
     facts = METHODS[spec.method]
     backbone.check(facts.place, spec.num_virtual_tokens, spec.max_length)
-    model = load_classifier(folder, num_outputs, seed, backbone.pooling)
     if facts.own_weights:
+        model = load_classifier(folder, num_outputs, seed, backbone.pooling)
         whole = add_lora(model, LORA_RANK, 2 * LORA_RANK) if spec.method == "lora" else model
-        encoder, chain = take_apart(whole)
+        encoder, above = take_apart(whole)
         own = Backbone(encoder, backbone.pooling, backbone.dtype, backbone.dropout).to(backbone.device)
-        return Student(spec.method, own, None, Head(chain, num_outputs), whole).to(backbone.device)
+        return Student(spec.method, own, None, Head(above, num_outputs), whole).to(backbone.device)
     prompt = None
     if facts.place:
         start: Start = "words" if spec.init == "words" else "separators"
         prompt = build_prompt(
             spec.method, facts.place, backbone, spec.num_virtual_tokens, real_text, seed, start
         )
-    return Student(spec.method, backbone, prompt, Head(take_apart(model)[1], num_outputs)).to(backbone.device)
+    chain: list[nn.Module]
+    if backbone.pooling == "mean":
+        chain = [fresh_linear(backbone.config.hidden_size, num_outputs, seed)]
+    else:  # the architecture's own, with what the folder holds of it
+        chain = take_apart(load_classifier(folder, num_outputs, seed))[1]
+    return Student(spec.method, backbone, prompt, Head(chain, num_outputs)).to(backbone.device)
 
 
 def forward(
