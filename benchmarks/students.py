@@ -46,9 +46,10 @@ from kdcache.data.examples import read_examples
 from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.task import Task
 from kdcache.data.taskfile import read_task_file
-from kdcache.encoder.batching import Encoded, Padded, encode, num_batches, training_plan
+from kdcache.encoder.batching import Encoded, Padded, encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer, resolve, save_model, setup
+from kdcache.encoder.plans import num_batches, training_plan
 from kdcache.encoder.pooling import Pooling
 from kdcache.encoder.precision import Dtype
 from kdcache.losses import Objective, Term

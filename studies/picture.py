@@ -18,7 +18,7 @@ PANELS = {
     ("kl+gram", "kl"): "inter-instance loss (kl+gram)\nover kl",
 }
 MEAN = "mean"
-ROWS = ("clinc150", "banking77", "subj", "ag_news", "mrpc", "copa", "wic", "rte", "boolq", MEAN)
+ROWS = ("clinc150", "banking77", "subj", "ag_news", "mrpc", "cb", "copa", "wic", "rte", "boolq", MEAN)
 SHOWN = -6, 13  # points; the longest intervals go beyond
 
 

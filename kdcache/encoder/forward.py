@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdcache.encoder.batching import Encoded, in_row_order, iterate, plan_for
+from kdcache.encoder.batching import Encoded, iterate
 from kdcache.encoder.last_layer import finish_only_cls
 from kdcache.encoder.parts import last_linear
+from kdcache.encoder.plans import in_row_order, plan_for
 from kdcache.encoder.precision import Dtype, computing_in
 from kdcache.errors import ModelError
 
@@ -71,7 +72,7 @@ def extract(
         raise ModelError(f"extract: dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}.")
     was_training = model.training
     model.eval().to(device)
-    plan = plan_for(device, encoded, batch_size)
+    plan = plan_for(device, encoded.lengths, batch_size, encoded.num_choices)
     logits, features = [], []
     held = next(model.parameters()).dtype  # bfloat16 weights need no autocast
     computing = computing_in(dtype if held == torch.float32 else "float32", device)
@@ -103,7 +104,7 @@ def pooled_states(
     Returns:
         Of shape (rows, choices, dim), in the order of the rows.
     """
-    plan = plan_for(device, encoded, batch_size)
+    plan = plan_for(device, encoded.lengths, batch_size, encoded.num_choices)
     states = [
         read(batch).unflatten(0, (-1, encoded.num_choices)) for _, batch in iterate(plan, encoded, device)
     ]

@@ -13,9 +13,10 @@ from tqdm import tqdm
 from kdcache.data.splits import read_split, sequences
 from kdcache.data.task import read_task
 from kdcache.encoder.adapters import adapter_of, merge_adapter
-from kdcache.encoder.batching import Encoded, encode, fixed_plan
+from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.load import load_classifier, load_tokenizer, save_model
 from kdcache.encoder.parts import take_apart, with_weights
+from kdcache.encoder.plans import fixed_plan
 from kdcache.errors import DataError, ParamsError
 from kdcache.places import ABOUT, CARD
 from kdcache.project import write_json

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from kdcache.data.task import Task
-from kdcache.encoder.batching import Encoded, encode, fixed_plan
+from kdcache.encoder.batching import Encoded, encode
+from kdcache.encoder.plans import fixed_plan
 from kdcache.encoder.token_rows import TokenRows
 from kdcache.errors import DataError, ModelError, ParamsError, shorten
 from kdcache.students.about import About

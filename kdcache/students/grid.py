@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from kdcache.data.task import read_task
 from kdcache.digests import file_digest, value_digest
-from kdcache.encoder.batching import num_batches
 from kdcache.encoder.load import WEIGHTS, load_tokenizer, setup
+from kdcache.encoder.plans import num_batches
 from kdcache.encoder.pooling import check_cls_token
 from kdcache.errors import ModelError, ParamsError
 from kdcache.losses import Objective, check_terms
@@ -25,7 +25,8 @@ from kdcache.spread import Engine, spread
 from kdcache.students.arms import STUDENT, ArmSpec, DistillParams, resolve_arm
 from kdcache.students.backbone_check import check_backbone
 from kdcache.students.folder import load_folder
-from kdcache.students.loop import restore_runs, students_that_fit, train_students
+from kdcache.students.loop import restore_runs, train_students
+from kdcache.students.memory import in_what_fits, students_that_fit
 from kdcache.students.methods import METHODS, method_on
 from kdcache.students.probes import Probes
 from kdcache.students.prompted_backbone import Backbone
@@ -174,7 +175,7 @@ class Grid:
             passes,
             lambda some: self._of_pass(some, made, ".lock"),
             lambda some: all(_done(made, name) for name in some),
-            lambda some: self._train_pass(some, made, after_step),
+            lambda some: self._train_fitting(some, made, after_step),
             wait,
         )
 
@@ -229,6 +230,11 @@ class Grid:
         probe = self.probes.fit(student, rows, spec, tune)
         return Run(student, objective, rows, spec, seed, self.steps_of(spec), probe, tune)
 
+    def _train_fitting(self, names: Sequence[Name], made: Path, after_step: Callable[[int], object]) -> None:
+        in_what_fits(
+            names, self.task.name, after_step, lambda some, count: self._train_pass(some, made, count)
+        )
+
     def _train_pass(self, names: Sequence[Name], made: Path, after_step: Callable[[int], object]) -> None:
         for name in names:
             shutil.rmtree(_folder(made, name), ignore_errors=True)
@@ -275,7 +281,7 @@ def open_trainer(
 ) -> Callable[[str], None]:  # fmt: skip
     """Open a worker of a cluster, which trains the passes that it is handed; see ``Grid.train``."""
     grid = Grid(Project.of(raw).only([task_name]), task_name, purpose)
-    return lambda unit: grid._train_pass(units[unit], Path(made), lambda count: None)
+    return lambda unit: grid._train_fitting(units[unit], Path(made), lambda count: None)
 
 
 def _folder(made: Path, name: Name) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from kdcache.encoder.batching import fixed_plan, in_row_order
+from kdcache.encoder.plans import fixed_plan, in_row_order
 from kdcache.students.run import Run
 from kdcache.students.student import EVAL_BATCH_SIZE, forward
 from kdcache.students.watch import gradient_norms

@@ -8,7 +8,6 @@ were trained by itself, to rounding. ``stack`` says what K students share beside
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from kdcache.encoder.optimisation import load_checkpoint, save_checkpoint
@@ -16,10 +15,8 @@ from kdcache.students.looks import look
 from kdcache.students.run import Run
 from kdcache.students.stack import Stack, stacked
 from kdcache.students.step import Step
-from kdcache.students.student import forward
 
 CHECKPOINT_STEPS = 200
-FREE_SHARE = 0.8  # of a GPU's free memory, that a pass may plan to use
 
 
 def train_students(
@@ -79,24 +76,3 @@ def restore_runs(runs: Sequence[Run], path: Path) -> None:
     torch.set_rng_state(state["rng"].cpu())
     if state["device_rng"] is not None:
         torch.cuda.set_rng_state(state["device_rng"].cpu(), device)
-
-
-def students_that_fit(run: Run) -> int:
-    """Return how many students like this one a pass may hold: 1 on a CPU, on a GPU what its memory takes.
-
-    Args:
-        run: one of them; it is not changed.
-    """
-    device = run.student.backbone.device
-    if device.type == "cpu" or not run.student.tuned:
-        return 1
-    padded = run.rows.inputs.padded
-    longest = np.argsort(-padded.lengths, kind="stable")[: run.spec.batch_size]
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    batch = padded.batch(longest)
-    logits, _ = forward([run.student], batch, [len(batch["input_ids"])])[0]
-    torch.autograd.grad(logits.sum(), run.student.tuned, allow_unused=True)
-    needed = torch.cuda.max_memory_allocated(device) - before
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(1, int(FREE_SHARE * free / needed))

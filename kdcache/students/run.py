@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.encoder.batching import num_batches, training_plan
 from kdcache.encoder.linear_probe import LinearProbe
 from kdcache.encoder.optimisation import adamw
 from kdcache.encoder.parts import last_linear
+from kdcache.encoder.plans import num_batches, training_plan
 from kdcache.losses.objective import Objective
 from kdcache.students.arms import ArmSpec
 from kdcache.students.best_step import BestStep

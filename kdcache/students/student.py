@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from kdcache.encoder.adapters import add_lora
-from kdcache.encoder.batching import Encoded, Padded, in_row_order, plan_for
+from kdcache.encoder.batching import Encoded, Padded
 from kdcache.encoder.load import load_classifier
 from kdcache.encoder.mean_pooled import fresh_linear
 from kdcache.encoder.parts import last_linear, take_apart
+from kdcache.encoder.plans import in_row_order, plan_for
 from kdcache.encoder.prompt_init import Start
 from kdcache.students.arms import ArmSpec
 from kdcache.students.methods import METHODS
@@ -177,7 +178,7 @@ def predict(
     """
     device = student.backbone.device
     padded = encoded if device.type == "cpu" else Padded.of(encoded, device)
-    plan = plan_for(device, encoded, batch_size)
+    plan = plan_for(device, encoded.lengths, batch_size, encoded.num_choices)
     logits, features = [], []
     for rows in plan:
         batch = padded.batch(rows)

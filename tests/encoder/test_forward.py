@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdcache.encoder.batching import encode, fixed_plan, num_batches, training_plan
+from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer
 from kdcache.encoder.parts import last_linear
+from kdcache.encoder.plans import fixed_plan, num_batches, training_plan
 from kdcache.errors import ModelError
 
 CPU = torch.device("cpu")

@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.data.task import Task
-from kdcache.encoder.batching import Encoded, encode, num_batches
+from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.load import load_tokenizer
+from kdcache.encoder.plans import num_batches
 from kdcache.losses import Objective, Term
 from kdcache.students.loop import train_students
 from kdcache.students.probes import Probes

@@ -11,8 +11,8 @@ import torch
 from engine import KL_GRAM, TEXTS, build_rows, build_run, double, fit, gap, share_off, values
 from specs import tiny_spec
 
-from kdcache.encoder.batching import training_plan
 from kdcache.encoder.linear_probe import LinearProbe, fit_probe, one_hot
+from kdcache.encoder.plans import training_plan
 from kdcache.losses import Term
 from kdcache.students import loop as train_module
 from kdcache.students import run as run_module
