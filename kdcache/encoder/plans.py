@@ -34,7 +34,9 @@ def fixed_plan(lengths: np.ndarray, batch_size: int, tokens: int = 0) -> list[np
     return plan
 
 
-def plan_for(device: torch.device, encoded: Encoded, batch_size: int, students: int = 1) -> list[np.ndarray]:
+def plan_for(
+    device: torch.device, lengths: np.ndarray, batch_size: int, sequences: int = 1
+) -> list[np.ndarray]:
     """Return the ``fixed_plan`` of some rows: on a GPU a batch has enough tokens to keep it busy.
 
     Args:

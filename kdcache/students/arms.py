@@ -14,6 +14,7 @@ from kdcache.students.methods import Method
 
 STUDENT = "student:"  # before the folder of a student whose prompt another one starts from
 
+Name = tuple[str, int]  # of a student: its arm and seed
 TaughtBy = Literal["cached", "all_rows", "member", "shuffled_within_class"]
 
 
@@ -54,7 +55,8 @@ class Arm:
     inter_class: Term | None = None
     inter_instance: Term | None = None
     feature: Term | None = None
-    targets: TaughtBy = "cached"
+    targets: Name = tuple[str, int]  # of a student: its arm and seed
+TaughtBy = "cached"
     unlabelled: bool = True
 
 

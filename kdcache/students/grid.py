@@ -22,7 +22,7 @@ from kdcache.losses import Objective, check_terms
 from kdcache.places import require_plain
 from kdcache.project import Project, require, require_task, require_tune
 from kdcache.spread import Engine, spread
-from kdcache.students.arms import STUDENT, ArmSpec, DistillParams, resolve_arm
+from kdcache.students.arms import STUDENT, ArmSpec, DistillParams, Name, resolve_arm
 from kdcache.students.backbone_check import check_backbone
 from kdcache.students.folder import load_folder
 from kdcache.students.loop import restore_runs, train_students
@@ -37,8 +37,6 @@ from kdcache.students.trackers import check_trackers, track
 from kdcache.students.training_rows import StudentRows, check_targets, join_rows, load_rows
 from kdcache.students.watch import idle_terms
 from kdcache.students.workers import helpers, take_turns
-
-Name = tuple[str, int]  # a student's arm and seed
 
 
 class Grid:

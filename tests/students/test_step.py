@@ -43,7 +43,7 @@ def test_replayed_steps_give_the_bits_of_computed_ones(tiny_model: Path, dtype, 
     ids=["kl+gram", "a ramp", "dkd", "a memory", "a reference"],
 )
 def test_only_steps_that_do_the_same_each_time_are_replayed(tiny_model: Path, changes, same):
-    """A ramp's weight, a loss that looks at values and a memory that grows would be those of the recording."""
+    """A ramp's weight, a loss that looks at values and a memory that grows would be the recorded ones."""
     backbone = Backbone.load(tiny_model)
     (stack,) = stacked([build_run(tiny_model, backbone, build_rows(tiny_model, backbone), **changes)])
     assert stack.replayable == same
