@@ -212,7 +212,7 @@ def test_from_the_wheel_to_predictions_in_an_empty_folder(wheel, tmp_path):
 
     rows = [f"a {('bad', 'good')[i % 2]} room, number {i}".join('""') + f",{'np'[i % 2]}" for i in range(80)]
     (home / "meine Räume.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
-    call("kdcache", "init", "own", "--task", "meine Räume.csv")
+    call("kdcache", "init", "own", "--table", "meine Räume.csv")
     own = home / "own"
     assert "meine-raume" in call("kdcache", "tasks", "check", "meine-raume", cwd=own)
     build_tiny_model(own / "tiny")
