@@ -76,11 +76,11 @@ def label_file(
         if source == STDIN:
             pipe = Pipe(sys.stdin.buffer)
             rows = stream_rows(pipe, "standard input", kind, layout)  # type: ignore[arg-type]
-            has_more = lambda: pipe.has_line  # noqa: E731
+            chunks = _chunks(read_requests(rows, pool, known, columns, quoted), lambda: pipe.has_line)
         else:
             file = stack.enter_context(Path(source).open("rb"))
-            rows, has_more = stream_rows(file, source, kind, layout), lambda: True
-        chunks = _chunks(read_requests(rows, pool, known, columns, quoted), has_more)
+            rows = stream_rows(file, source, kind, layout)
+            chunks = _chunks(read_requests(rows, pool, known, columns, quoted), lambda: True)
         writer = LabelledWriter(out, form, pool.labels)
         count, bad = 0, None
         try:
