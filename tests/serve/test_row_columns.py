@@ -1,12 +1,13 @@
 """Rows with a task's own columns: the student gets what prepare would have made, and nothing is guessed."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import fails, run
-from served import make_student
+from conftest import ROOT, fails, run
+from served import make_home
 
 from kdcache.data.examples import read_examples
 from kdcache.data.parsers import Layout, Row
@@ -173,23 +174,26 @@ def test_a_blank_text_is_told_as_such(tmp_path):
     assert "body must not be empty" in refusal(file, {"body": ""})
 
 
-@pytest.fixture
-def shop(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A project with two tasks of its own and an untrained student of each."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "params.yaml").write_bytes((Path(__file__).parents[2] / "params.yaml").read_bytes())
-    (tmp_path / "backbone").symlink_to(tiny_model)
-    for name, text in (
-        ("pairs", 'text = "text"\ntext_pair = "other"'),
-        ("single", 'text = "On {title}: {body}"'),
-    ):
-        (tmp_path / "tasks" / f"{name}.toml").write_text(
-            f"{HEAD}{text}\nread = {{delimiter = ';', quotes = false}}"
-        )
-        task = read_task_file(tmp_path / "tasks" / f"{name}.toml").task(name)
-        make_student(tmp_path / name, Path("backbone"), task)
-    return tmp_path
+    templates = {"pairs": 'text = "text"\ntext_pair = "other"', "single": 'text = "On {title}: {body}"'}
+    root = tmp_path_factory.mktemp("shop")
+    (root / "tasks").mkdir()
+    shutil.copy(ROOT / "params.yaml", root)
+    students = {}
+    for name, text in templates.items():
+        path = root / "tasks" / f"{name}.toml"
+        path.write_text(f"{HEAD}{text}\nread = {{delimiter = ';', quotes = false}}")
+        students[name] = (read_task_file(path).task(name), "prefix", 4)
+    return make_home(root, tiny_model, students)
+
+
+@pytest.fixture
+def shop(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, and the current folder."""
+    monkeypatch.chdir(shutil.copytree(built, tmp_path / "shop"))
+    return tmp_path / "shop"
 
 
 def labelled(*arguments: str) -> list[dict]:
