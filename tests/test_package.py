@@ -235,7 +235,7 @@ def test_from_the_wheel_to_predictions_in_an_empty_folder(wheel, tmp_path):
 
 
 def make_tiny(folder: Path) -> None:
-    """Give a new project parameters for the tiny model; its own ``tasks`` and ``prepare`` stay."""
+    """Give a new project parameters for the tiny model; its own tasks and ``prepare`` stay."""
     own = read_params(folder / "params.yaml")
-    params = tiny_params("tiny") | {key: own[key] for key in ("tasks", "prepare")}
+    params = tiny_params("tiny") | {key: own[key] for key in ("tasks", "fine_tune", "prepare")}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
