@@ -13,7 +13,7 @@ _PUBLIC = {
     "prepare": "data.prepare",
     "train_teacher": "teacher.train_teacher",
     "cache_teacher": "teacher.cache_teacher",
-    "import_cache": "teacher.external",
+    "import_cache": "teacher.outside_cache",
     "student_backbone": "backbone.student_backbone",
     **dict.fromkeys(("distill", "compare", "evaluate"), "report.frames"),
     "write_report": "report.report",

@@ -155,7 +155,7 @@ def test_a_language_model_behind_a_real_server_becomes_a_cache(tmp_path, monkeyp
     write_gguf(tmp_path / "tiny.gguf", ["negative", "positive"])
     write_reviews(tmp_path / "reviews.csv", labelled=20, rows=30)
     monkeypatch.chdir(tmp_path)
-    assert run("init", "reviews", "--task", "reviews.csv")[0] == 0
+    assert run("init", "reviews", "--table", "reviews.csv")[0] == 0
     monkeypatch.chdir("reviews")
     assert run("prepare")[0] == 0
     with serving(tmp_path / "tiny.gguf") as address:

@@ -212,7 +212,7 @@ def test_from_the_wheel_to_predictions_in_an_empty_folder(wheel, tmp_path):
 
     rows = [f"a {('bad', 'good')[i % 2]} room, number {i}".join('""') + f",{'np'[i % 2]}" for i in range(80)]
     (home / "meine Räume.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
-    call("kdcache", "init", "own", "--task", "meine Räume.csv")
+    call("kdcache", "init", "own", "--table", "meine Räume.csv")
     own = home / "own"
     assert "meine-raume" in call("kdcache", "tasks", "check", "meine-raume", cwd=own)
     build_tiny_model(own / "tiny")
@@ -235,7 +235,7 @@ def test_from_the_wheel_to_predictions_in_an_empty_folder(wheel, tmp_path):
 
 
 def make_tiny(folder: Path) -> None:
-    """Give a new project parameters for the tiny model; its own ``tasks`` and ``prepare`` stay."""
+    """Give a new project parameters for the tiny model; its own tasks and ``prepare`` stay."""
     own = read_params(folder / "params.yaml")
-    params = tiny_params("tiny") | {key: own[key] for key in ("tasks", "prepare")}
+    params = tiny_params("tiny") | {key: own[key] for key in ("tasks", "fine_tune", "prepare")}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))

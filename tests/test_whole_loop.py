@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, SAMPLE
 
 SCRIPT = r"""
-kdcache init reviews --task reviews.csv
+kdcache init reviews --table reviews.csv
 cd reviews
 sed -i 's/holdout = {fraction = 0.2}/holdout = {fraction = 0.2, test = 0.2}/' tasks/reviews.toml
 kdcache tasks check reviews
@@ -29,7 +29,7 @@ mv reviews gone
 python label.py
 """
 OUTSIDE = r"""
-kdcache init reviews --task reviews.csv
+kdcache init reviews --table reviews.csv
 cd reviews
 sed -i 's/holdout = {fraction = 0.2}/holdout = {fraction = 0.2, test = 0.2}/' tasks/reviews.toml
 kdcache prepare

@@ -24,7 +24,7 @@ from kdcache.analysis.calibration import (
 from kdcache.analysis.frozen_probes import FrozenProbes, read_frozen_probes
 from kdcache.cache.cached_rows import compute_uncertainty
 from kdcache.cache.location import Location
-from kdcache.cache.manifest import EXTERNAL, read_manifest
+from kdcache.cache.manifest import OUTSIDE, read_manifest
 from kdcache.cache.reader import load_cache
 from kdcache.data.metrics import accuracy_interval
 from kdcache.data.splits import TEST
@@ -146,7 +146,7 @@ def analyse_cache(path: Location | Path | str, backbone: Path | None = None) -> 
     """
     location = Location.parse(path)
     manifest = read_manifest(location)
-    external = manifest.identity.get("kind") == EXTERNAL
+    external = manifest.identity.get("kind") == OUTSIDE
     splits: dict[str, SplitAnalysis] = {}
     temperatures: dict[str, Temperature] = {}
     folds: dict[int, Proportion] = {}

@@ -2,7 +2,7 @@
 
 import json
 
-from kdcache.cache.manifest import EXTERNAL, Manifest
+from kdcache.cache.manifest import OUTSIDE, Manifest
 
 PLAIN_COLUMNS = {
     "example_id": "unique within the split", "label": "index of the label, −1 without one",
@@ -22,7 +22,7 @@ def dataset_card(manifest: Manifest) -> str:
         manifest: of the cache.
     """
     identity = manifest.identity
-    task, external = identity["task"], identity.get("kind") == EXTERNAL
+    task, outside = identity["task"], identity.get("kind") == OUTSIDE
     splits = sorted(name.removesuffix(".parquet") for name in manifest.files)
     front = [
         "---",
@@ -35,7 +35,7 @@ def dataset_card(manifest: Manifest) -> str:
         front += [f"  - split: {json.dumps(split)}", f"    path: {json.dumps(split + '.parquet')}"]
     facts = {
         "labels": ", ".join(map(_plain, identity["labels"])),
-        "teacher": "an outside model, imported" if external else _plain(identity.get("model", "unknown")),
+        "teacher": "an outside model, imported" if outside else _plain(identity.get("model", "unknown")),
         "trained by": _plain(identity.get("method", "")), "pooling": _plain(identity.get("pooling", "")),
         "teachers of folds": str(manifest.num_folds) if manifest.num_folds else "",
         "computed in": manifest.dtype, "format": str(manifest.format_version), "digest": manifest.digest,

@@ -25,7 +25,7 @@ from kdcache.plain_json import MAX_BYTES, parse_json
 from kdcache.project import IDENTITY_DEFAULTS
 
 MANIFEST = "manifest.json"
-EXTERNAL = "external"  # identity["kind"] of a teacher that kdcache did not run
+OUTSIDE = "external"  # identity["kind"] of a teacher that kdcache did not run
 
 Number = int | float  # keeps the spelling of the file: 24 stays 24, and 24.0 stays 24.0
 
@@ -149,7 +149,7 @@ class Manifest:
     def rebuild(self) -> str:
         """The command that builds this cache again, as a sentence for messages."""
         task = self.identity.get("task")
-        if self.identity.get("kind") == EXTERNAL:
+        if self.identity.get("kind") == OUTSIDE:
             return f"Run: kdcache import FILE --task {task}"
         return f"Run: kdcache cache --task {task}"
 
@@ -267,7 +267,7 @@ def check_identity(
     refuse("labels", identity.get("labels"), list(label_names))
     for split, digest in data.items():
         refuse(f"data.{split}", manifest.data.get(split), digest)
-    if teacher and identity.get("kind") != EXTERNAL:
+    if teacher and identity.get("kind") != OUTSIDE:
         for name in sorted(teacher):
             what, models = f"teacher {name}", [known.get("model") for known in (teacher, identity)]
             if name.endswith("sha256") and models[0] != models[1]:  # a hash alone tells nobody which

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kdcache.cache.manifest import EXTERNAL
+from kdcache.cache.manifest import OUTSIDE
 from kdcache.encoder.load import resolve
 from kdcache.encoder.pooling import read_pooling
 from kdcache.errors import ModelError
@@ -26,7 +26,7 @@ def check_teacher_pooling(project: Project, task_name: str, identity: Mapping[st
     """
     section = project.raw.get("train_teacher", {})
     wanted, model = section.get("pooling", "auto"), section.get("model")
-    if identity.get("kind") == EXTERNAL:
+    if identity.get("kind") == OUTSIDE:
         return
     if wanted == "auto":
         if identity.get("model") != model:

@@ -3,7 +3,7 @@
 import io
 import re
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.markup import escape
@@ -86,6 +86,9 @@ for command in (
     init, prepare, teach, cache, shrink, select, distill, predict, report, evaluate, export_student, push,
     pull, run, compare, inspect, verify, diff, import_, export, clean, losses,
 ):  # fmt: skip
+    for hint in get_type_hints(command, include_extras=True).values():
+        for option in getattr(hint, "__metadata__", ()):
+            option.readable = False  # typer's own check of a path would be an error in another form
     kind = _stage(SECTIONS[command]) if command in SECTIONS else None
     app.command(command.__name__.rstrip("_").replace("_", "-"), cls=kind)(command)
 app.add_typer(tasks, name="tasks")

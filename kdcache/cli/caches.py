@@ -125,8 +125,8 @@ def import_(
     """
     with open_project(set_, debug, [task]) as project:
         from kdcache.cache.location import Location
-        from kdcache.teacher.external import import_cache
         from kdcache.teacher.import_teacher import ImportTeacherParams, read_import
+        from kdcache.teacher.outside_cache import import_cache
 
         (task,) = chosen_tasks(project, [task])
         if read_import(project, task):
@@ -171,7 +171,7 @@ def export(
         kdcache export logits.parquet --task reviews
     """
     with open_project(set_, debug, [task]) as project:
-        from kdcache.teacher.external import export_cache
+        from kdcache.teacher.outside_cache import export_cache
 
         (task,) = chosen_tasks(project, [task])
         typer.echo(f"{file}: {export_cache(project, task, split or [], file)} rows")

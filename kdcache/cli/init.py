@@ -33,24 +33,24 @@ Files = dict[str, bytes]  # path in the project → content
 
 def init(
     folder: Annotated[Path, typer.Argument(help="The project's folder. It may be new.")] = Path("."),
-    task: Annotated[
+    table: Annotated[
         Path | None,
         typer.Option(
-            "--task", metavar="ROWS", help="Table with your texts and labels: .csv, .tsv, .jsonl or .parquet."
+            "--table", metavar="FILE", help="Your texts and labels: a .csv, .tsv, .jsonl or .parquet file."
         ),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Start a project: write dvc.yaml, params.yaml, pipeline/ and a task file guessed from --task.
+    """Start a project: write dvc.yaml, params.yaml, pipeline/ and a task file guessed from --table.
 
-    Without --task, the project gets the three sample tasks. Existing files are never overwritten.
+    Without --table, the project gets the three sample tasks. Existing files are never overwritten.
 
     Examples:
 
-        kdcache init reviews --task reviews.csv
+        kdcache init reviews --table reviews.csv
     """
     with errors_in_one_line(debug):
-        name = start_project(folder, task)
+        name = start_project(folder, table)
         typer.echo("\n".join(_next_commands(folder, name)))
 
 

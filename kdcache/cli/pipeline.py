@@ -35,7 +35,7 @@ def prepare(task: Tasks = None, set_: Overrides = None, debug: Debug = False) ->
 def teach(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
     """Fine-tune the teacher, and one per fold: data/TASK/ → models/teacher/TASK/.
 
-    A task under import_teacher has a teacher from elsewhere, so none is trained for it.
+    A task under import_teacher has an outside teacher, so none is trained for it.
 
     Examples:
 

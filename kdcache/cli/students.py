@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, open_project
-from kdcache.errors import ParamsError
-from kdcache.project import errors_in_one_line
+from kdcache.errors import ParamsError, printable
+from kdcache.project import Project, errors_in_one_line
 
 
 def predict(
@@ -27,10 +27,15 @@ def predict(
         str | None,
         typer.Option(
             "--input", metavar="FILE",
-            help="A .csv, .tsv or .jsonl file with the columns text and, where the task needs them, "
-            "text_pair or choices. With several students, also task or student. "
+            help="A .csv, .tsv or .jsonl file with the columns of the task's own files, or text and, where "
+            "the task needs them, text_pair or choices. With several students, also task or student. "
             "- reads JSON lines from standard input.",
         ),
+    ] = None,
+    columns: Annotated[
+        Literal["task", "prepared"] | None,
+        typer.Option("--columns", help="Which of the two --input has, where names do not tell: the task's "
+                     "own, to be rendered, or text as prepared data has it."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -60,8 +65,9 @@ def predict(
     Rows come out as example_id, prediction, probability_<label> per label,
     and their other columns.
 
-    A prepared split goes to runs/predictions/. The rows of --input need no
-    project and go to --output. A pipe is labelled as its rows arrive.
+    A prepared split goes to runs/predictions/. The rows of --input go to
+    --output. They need no project, unless they have the columns of a task
+    file of your own. A pipe is labelled as its rows arrive.
 
     Examples:
 
@@ -85,9 +91,12 @@ def predict(
                 raise ParamsError("--format superglue is for prepared splits. Use csv or jsonl with --input.")
             from kdcache.serve.files import label_file
 
-            label_file(students, input_, output, form)
+            tasks = {} if columns == "prepared" else _own_tasks()
+            label_file(students, input_, output, form, tasks, columns)
         return
     with open_project(set_, debug, task) as project:
+        if columns is not None:
+            raise ParamsError("--columns needs --input. A prepared split is rendered.")
         if (arm is None) == (not students):
             raise ParamsError("Name one student: by --arm NAME or by --student FOLDER.")
         if output is not None:
@@ -112,3 +121,17 @@ def predict(
         if form == "superglue" and split == "test":
             path, missing = prepared.write_zip(project)
             typer.echo(f"{path}{' without ' if missing else ''}{', '.join(missing)}")
+
+
+def _own_tasks() -> dict[str, Path]:
+    """The task files of the project in the current folder; none outside of one."""
+    from kdcache.data.taskfile import own_tasks
+
+    if not Path("params.yaml").is_file():
+        return {}
+    try:
+        tasks = Path(Project.load().paths.tasks)
+    except ParamsError as error:  # perhaps those of another program, beside which a student serves
+        typer.echo(f"No task file is looked for. {printable(str(error)).splitlines()[0]}", err=True)
+        return {}
+    return own_tasks(tasks)

@@ -137,7 +137,7 @@ def _swallowed_problems(task: Task, split: str, rows: Sequence[Example]) -> list
     if not swallowed:
         return []
     return [
-        f"{split} has {len(rows)} rows from {len(rows) + swallowed} lines: {holding} rows hold lines that "
+        f"{split} has {len(rows)} rows from {len(rows) + swallowed} lines: in {holding} of them, lines "
         "look like rows, as after a quote that is not closed. If quotes are text, set read.quotes = false in "
         "the task file."
     ]

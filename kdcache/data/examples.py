@@ -10,12 +10,13 @@ from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
-from kdcache.data.parsers import FORMATS, PLACE, Layout, Row, check_columns
+from kdcache.data.parsers import FORMATS, Layout, Row, check_columns
 from kdcache.data.readers import hub_rows, read_rows
+from kdcache.data.render import render
 from kdcache.data.splits import hold_out
-from kdcache.data.superglue.expand import EXPANDERS, Expander
+from kdcache.data.superglue.expand import EXPANDERS
 from kdcache.data.task import Example, Task
-from kdcache.data.taskfile_schema import Span, TaskFile, places, spell_label
+from kdcache.data.taskfile_schema import TaskFile, spell_label
 from kdcache.digests import value_digest
 from kdcache.errors import DataError, nearest, shorten
 
@@ -83,7 +84,7 @@ def _split_rows(name: str, file: TaskFile, split: str, folder: Path) -> Iterator
         rows = (row for path in found for row in read_rows(path, file.read, columns, optional))
     if split in file.label_files:
         return _labelled(rows, folder / file.label_files[split], file)
-    return _expanded(rows, name, EXPANDERS[file.expand], file.columns) if file.expand else rows
+    return expand_rows(rows, name, file, file.columns)
 
 
 def _needs_label(split: str) -> bool:
@@ -119,7 +120,22 @@ def _line(row: Row) -> str:
     return row.where.rpartition(":")[2]
 
 
-def _expanded(rows: Iterable[Row], name: str, expand: Expander, columns: Sequence[str]) -> Iterator[Row]:
+def expand_rows(rows: Iterable[Row], name: str, file: TaskFile, columns: Sequence[str]) -> Iterator[Row]:
+    """Turn the rows of a file into those of its examples, by what ``expand`` of the task file names.
+
+    Args:
+        rows: as the file has them.
+        name: the task's, for messages.
+        file: its task file.
+        columns: those that every row must have then.
+
+    Raises:
+        DataError: a row that is none of the task's.
+    """
+    if not file.expand:
+        yield from rows
+        return
+    expand = EXPANDERS[file.expand]
     for where, values in rows:
         try:
             expanded = list(expand(values))
@@ -172,10 +188,7 @@ def _examples(file: TaskFile, split: str, rows: Iterable[Row], labels: Sequence[
 
 
 def _example(file: TaskFile, split: str, row: Row, row_id: str, label: int) -> Example:
-    values = _texts(file, row)
-    text = _fill(file.text, values)
-    text_pair = _fill(file.text_pair, values) if file.text_pair else ""
-    choices = tuple(_fill(choice, values) for choice in file.choices)
+    text, text_pair, choices = render(file, row)
     return Example(
         example_id=f"{split}-{row_id}",
         label=label,
@@ -187,63 +200,6 @@ def _example(file: TaskFile, split: str, row: Row, row_id: str, label: int) -> E
         candidate=_cell(row, file.candidate) if file.candidate else "",
         answers=_answers(row, file.answers) if file.answers else (),
     )
-
-
-def _texts(file: TaskFile, row: Row) -> dict[str, str]:
-    """The text columns with their spans marked; one column of each template must hold more than spaces."""
-    for template in file.templates:
-        names = places(template)
-        for name in names:
-            value = row.values[name]
-            if not isinstance(value, str):
-                raise DataError(
-                    f"{row.where}: {name} must be text, got {shorten(value)}. Give the row one, or remove it."
-                )
-        blank = [name for name in names if not row.values[name].strip()]
-        if blank and (len(blank) == len(names) or any(name in file.required for name in blank)):
-            name = next((name for name in blank if name in file.required), blank[0])
-            raise DataError(
-                f"{row.where}: {name} must not be empty, got {shorten(row.values[name])}. "
-                "Give the row a text, or remove it."
-            )
-    values = row.values
-    for column in {span.column: None for span in file.spans}:
-        marked = _mark(row, column, [span for span in file.spans if span.column == column])
-        values = {**values, column: marked}
-    return values
-
-
-def _mark(row: Row, column: str, spans: Sequence[Span]) -> str:
-    text: str = row.values[column]
-    marks: list[tuple[int, str]] = []
-    for span in spans:
-        start, end = _position(row, span.start), _position(row, span.end)
-        if not 0 <= start < end <= len(text):
-            raise DataError(
-                f"{row.where}: {span.start}, {span.end} must be a span of {column} "
-                f"({len(text)} characters), got {start}, {end}."
-            )
-        marks += [(start, span.mark), (end, span.mark)]
-    for place, mark in sorted(marks, reverse=True):
-        text = f"{text[:place]}{mark}{text[place:]}"
-    return text
-
-
-def _position(row: Row, column: str) -> int:
-    value = row.values[column]
-    if isinstance(value, str) and value.isdecimal():  # a cell of CSV
-        return int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise DataError(f"{row.where}: {column} must be a whole number, got {shorten(value)}.")
-    return value
-
-
-def _fill(template: str, values: Mapping[str, str]) -> str:
-    if PLACE.fullmatch(template):
-        template = template[1:-1]
-    if not PLACE.search(template):
-        return values[template]  # the same object: a passage is held once for all its questions
-    return PLACE.sub(lambda found: values[found[1]], template)
 
 
 def _label(file: TaskFile, split: str, row: Row, indices: Mapping[str, int]) -> int:

@@ -64,19 +64,19 @@ def read_rows(
         raise DataError(f"{path}: the file must hold at least one row, got none.")
 
 
-def stream_rows(file: BinaryIO, name: str, kind: Kind, columns: Sequence[str]) -> Iterator[Row]:
+def stream_rows(file: BinaryIO, name: str, kind: Kind, layout: Layout) -> Iterator[Row]:
     """Read rows from an open file or a pipe that need not end; at most one row is held.
 
     Args:
         file: open, in binary.
         name: of the file, for messages.
-        kind: how it is written, in UTF-8. CSV and TSV name their columns in the first row.
-        columns: those that every row must have.
+        kind: how it is written.
+        layout: more of how.
 
     Raises:
         DataError: a row that does not fit its format; the rows before it have been yielded.
     """
-    return parse_rows(file, name, kind, Layout(), columns, whole=False)
+    return parse_rows(file, name, kind, layout, (), whole=False)
 
 
 def hub_rows(

@@ -170,8 +170,13 @@ class TaskFile:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that every row must have, whatever its split; those of the texts come first."""
+        others = (self.id, self.group, self.unit, self.candidate, self.answers)
+        return tuple(dict.fromkeys([*self.text_columns, *(name for name in others if name)]))
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns that the texts are made of."""
         names = [name for template in self.templates for name in places(template)]
-        names += [name for name in (self.id, self.group, self.unit, self.candidate, self.answers) if name]
         names += [name for span in self.spans for name in (span.start, span.end)]
         return tuple(dict.fromkeys(names))
 

@@ -1,23 +1,27 @@
 """Rows of a file or a pipe, labelled as they come; needs no project."""
 
 import contextlib
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from tqdm import tqdm
 
-from kdcache.data.parsers import Row, check_columns
+from kdcache.data.parsers import Layout, Row
 from kdcache.data.readers import Kind, stream_rows
-from kdcache.errors import DataError, ParamsError, shorten
+from kdcache.data.superglue import SUPERGLUE
+from kdcache.data.taskfile import read_task_file
+from kdcache.data.taskfile_schema import TaskFile
+from kdcache.errors import DataError, ParamsError
 from kdcache.places import replacing
-from kdcache.serve.mixed_batches import LoadedStudent, Request, predict_requests
+from kdcache.serve.mixed_batches import Request, predict_requests
 from kdcache.serve.output import Form, LabelledWriter
 from kdcache.serve.pool import StudentPool
+from kdcache.serve.row_columns import RowColumns, read_requests
 
 STDIN = "-"
 KINDS: dict[str, Kind] = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv"}
@@ -25,22 +29,32 @@ CHUNK = 512  # rows that are read before they are labelled, at most
 PIPE_BYTES = 65536  # what a pipe holds on Linux
 
 
-def label_file(folders: Sequence[Path], source: str, output: Path | None, form: Form | None) -> int:
+def label_file(
+    folders: Sequence[Path],
+    source: str,
+    output: Path | None,
+    form: Form | None,
+    tasks: Mapping[str, Path] | None = None,
+    columns: RowColumns | None = None,
+) -> int:
     """Label rows of text, and write each row with its label.
 
     Args:
         folders: of students. Where there are several, each row names its ``task`` or ``student``.
-        source: a .jsonl, .csv or .tsv file, or - for JSON lines from standard input. It has the
-            columns ``text`` and, where the task needs it, ``text_pair`` or ``choices``; where it does not,
-            these are refused unless they are empty.
+        source: a .jsonl, .csv or .tsv file, or - for JSON lines from standard input. It has the columns of
+            prepared data, ``text`` and, where the task needs it, ``text_pair`` or ``choices``; or those of
+            the task's own files.
         output: the file to write; None is standard output.
         form: of the output; None goes by the ending of ``output``, else of ``source``.
+        tasks: name → task file, beside those of SuperGLUE.
+        columns: which of the two the source has; None goes by their names, and refuses what fits both. With
+            ``task``, one student's file is also read as ``read`` of its task file says.
 
     Returns:
         How many rows were labelled.
 
     Raises:
-        ParamsError: an unknown ending, or the output would overwrite the source.
+        ParamsError: an unknown ending, the output would overwrite the source, or a bad or no task file.
         ModelError: see ``StudentPool``.
         DataError: a bad row. Those before it are written; where there are none, an output in place stays.
     """
@@ -49,6 +63,11 @@ def label_file(folders: Sequence[Path], source: str, output: Path | None, form: 
     if output is not None and output.exists() and source != STDIN and output.samefile(source):
         raise ParamsError(f"--output would overwrite the input {output}. Name another file.")
     pool = StudentPool(folders, "cuda" if torch.cuda.is_available() else "cpu")
+    known = _task_files(pool, tasks or {}, columns)
+    layout = Layout()
+    if columns == "task" and len(known) == 1:
+        layout = replace(next(iter(known.values())).read, format=None)
+    quoted = kind != "jsonl" and layout.quotes
     with contextlib.ExitStack() as stack:
         out = sys.stdout.buffer
         if output is not None:
@@ -56,11 +75,12 @@ def label_file(folders: Sequence[Path], source: str, output: Path | None, form: 
         bar = stack.enter_context(_progress(source, output))
         if source == STDIN:
             pipe = Pipe(sys.stdin.buffer)
-            rows = stream_rows(pipe, "standard input", kind, ["text"])  # type: ignore[arg-type]
-            chunks = _chunks(_requests(rows, pool), lambda: pipe.has_line)
+            rows = stream_rows(pipe, "standard input", kind, layout)  # type: ignore[arg-type]
+            chunks = _chunks(read_requests(rows, pool, known, columns, quoted), lambda: pipe.has_line)
         else:
             file = stack.enter_context(Path(source).open("rb"))
-            chunks = _chunks(_requests(stream_rows(file, source, kind, ["text"]), pool), lambda: True)
+            rows = stream_rows(file, source, kind, layout)
+            chunks = _chunks(read_requests(rows, pool, known, columns, quoted), lambda: True)
         writer = LabelledWriter(out, form, pool.labels)
         count, bad = 0, None
         try:
@@ -133,38 +153,17 @@ def _form(output: Path | None, kind: Kind) -> Form:
     return "csv" if output.suffix == ".csv" else "jsonl"
 
 
-def _requests(rows: Iterator[Row], pool: StudentPool) -> Iterator[tuple[Row, Request]]:
-    for row in rows:
-        student = _student(row, pool)
-        yield row, student.request(row.values["text"], _second(row, student), row.where)
-
-
-def _student(row: Row, pool: StudentPool) -> LoadedStudent:
-    if len(pool.students) == 1:
-        return next(iter(pool.students.values()))
-    name = row.values.get("student") or row.values.get("task")
-    if name is None:
-        raise DataError(f"{row.where}: With several students, a row names its task. Add a column: task")
-    return pool.find(name, row.where)
-
-
-def _second(row: Row, student: LoadedStudent) -> Any:
-    """The second sequence, or the choices. A cell holds choices as a JSON list."""
-    wanted, other = ("choices", "text_pair") if student.task.num_choices > 1 else ("text_pair", "choices")
-    if wanted == "choices" or student.task.pairs:
-        check_columns(row.where, list(row.values), [wanted])
-    if row.values.get(other) not in (None, ""):
-        raise DataError(
-            f"{row.where}: {other} must be empty for a student of {student.task.name}, got "
-            f"{shorten(row.values[other])}. Remove it, or name another student."
+def _task_files(
+    pool: StudentPool, tasks: Mapping[str, Path], columns: RowColumns | None
+) -> dict[str, TaskFile]:
+    """The task files of the pool's tasks, where they are known."""
+    names = {student.task.name for student in pool.students.values()}
+    known = SUPERGLUE | dict(tasks)
+    if columns == "task" and (lacking := sorted(names - known.keys())):
+        raise ParamsError(
+            f"--columns: task needs the task file of {lacking[0]}, got none. Run in the project that has it."
         )
-    if wanted == "text_pair":
-        return row.values.get("text_pair")
-    choices = row.values.get("choices")
-    if isinstance(choices, str):
-        with contextlib.suppress(json.JSONDecodeError):
-            return json.loads(choices)
-    return choices
+    return {name: read_task_file(known[name]) for name in names & known.keys()}
 
 
 def _chunks(

@@ -12,7 +12,7 @@ import torch
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.join import batches_of
 from kdcache.cache.location import Location
-from kdcache.cache.manifest import Manifest, check_identity, read_identity_of
+from kdcache.cache.manifest import Manifest, check_identity, read_identity_of, read_manifest
 from kdcache.cache.reader import load_cache
 from kdcache.cache.teacher_pooling import check_teacher_pooling
 from kdcache.data.metrics import compute_metrics
@@ -28,7 +28,7 @@ from kdcache.data.splits import (
 from kdcache.data.task import Task
 from kdcache.encoder.batching import Encoded, concatenate, encode_parts
 from kdcache.encoder.load import load_tokenizer
-from kdcache.errors import CacheCorrupt, ParamsError
+from kdcache.errors import CacheCorrupt, CacheMissing, ParamsError
 from kdcache.losses.objective import Targets
 from kdcache.project import Project
 from kdcache.students.arms import ArmSpec
@@ -194,8 +194,13 @@ def load_rows(
     there = [split for split in existing_splits(data, task) if split not in left_out]
     files = {split: open_split(data, split, task) for split in there}
     location = Location.parse(project.paths.cache, task.name)
+    manifest = read_manifest(location)
+    if "unlabelled" in files and "unlabelled" not in manifest.data:
+        raise CacheMissing(
+            f"{location}: the cache must hold the split unlabelled, got {', '.join(manifest.data)}. "
+            f"Add: --set distill.unlabelled=false, or make the cache of all rows. {manifest.rebuild}"
+        )
     cached = {split: load_cache(location, split) for split in files}
-    manifest = cached["train"].manifest
     teacher = read_identity_of(Path(project.paths.teacher) / task.name)
     keys = {split: batches_of(file) for split, file in files.items()}
     digests = {split: digest_of(batches()) for split, batches in keys.items()}

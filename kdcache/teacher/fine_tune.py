@@ -4,8 +4,9 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -255,9 +256,13 @@ def build_model(
     folder: Path, encoded: Encoded, num_labels: int, params: TrainTeacherParams,
     start: Callable[[Classifier], object] | None = None,
 ) -> Trained:  # fmt: skip
-    """Build the untrained model; only the weights that ``params.method`` trains require a gradient."""
+    """Build the untrained model; only the weights that ``params.method`` trains require a gradient.
+
+    With ``start``, it is built to be trained. Loading then says nothing: it was built before, to be checked.
+    """
     pooling = resolve_pooling(params.pooling, folder)
-    model = load_classifier(folder, num_labels, params.seed, pooling)
+    with redirect_stderr(StringIO()) if start else nullcontext():
+        model = load_classifier(folder, num_labels, params.seed, pooling)
     if pooling == "cls" and num_labels > 1:
         # The first step would set it, and a run that goes on after the last step takes none.
         model.config.problem_type = "single_label_classification"

@@ -1,4 +1,4 @@
-"""Stage import_teacher: the outputs of teachers from elsewhere, written as a cache."""
+"""Stage import_teacher: the outputs of outside teachers, written as a cache."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -6,11 +6,11 @@ from pathlib import Path
 
 from kdcache.cache.exchange import MissingMass
 from kdcache.cache.location import Location
-from kdcache.cache.manifest import EXTERNAL, MANIFEST, read_manifest
+from kdcache.cache.manifest import MANIFEST, OUTSIDE, read_manifest
 from kdcache.errors import CacheError, ParamsError, nearest
 from kdcache.params import PositiveFloat, build
 from kdcache.project import Project, require_task
-from kdcache.teacher.external import import_cache
+from kdcache.teacher.outside_cache import import_cache
 
 SECTION = "import_teacher"
 
@@ -115,6 +115,6 @@ def _is_imported(location: Location) -> bool:
     if not location.exists(MANIFEST):
         return False
     try:
-        return read_manifest(location).identity.get("kind") == EXTERNAL
+        return read_manifest(location).identity.get("kind") == OUTSIDE
     except CacheError:  # it can only be made again
         return False

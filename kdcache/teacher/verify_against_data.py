@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from kdcache.cache.ids import name_some
 from kdcache.cache.join import Batches, batches_of
 from kdcache.cache.location import Location
-from kdcache.cache.manifest import EXTERNAL, Manifest, check_identity, read_identity_of, read_manifest
+from kdcache.cache.manifest import OUTSIDE, Manifest, check_identity, read_identity_of, read_manifest
 from kdcache.cache.reader import load_cache
 from kdcache.cache.verify import Check, verify_cache
 from kdcache.data.splits import digest_of, open_tables, rows_at
@@ -54,7 +54,7 @@ def verify_task(project: Project, task_name: str, teacher_rows: int = 0) -> list
         checks.append(Check("identity" if teacher else "identity, without a teacher in the project"))
     except CacheError as error:
         return [*checks, Check("identity", str(error))]
-    if teacher_rows and teacher and manifest.identity.get("kind") != EXTERNAL and task and "train" in cached:
+    if teacher_rows and teacher and manifest.identity.get("kind") != OUTSIDE and task and "train" in cached:
         there = {split: files[split] for split in cached}
         checks += _recompute(project, task, manifest, there, digests["train"], teacher_rows)
     return checks

@@ -38,7 +38,7 @@ def guessed(folder, name, content, *arguments):
         pq.write_table(content, table)
     else:
         table.write_text(content, encoding="utf-8")
-    code, out, error = run("init", "project", "--task", name, *arguments)
+    code, out, error = run("init", "project", "--table", name, *arguments)
     assert code == 0, error
     (path,) = (folder / "project" / "tasks").glob("*.toml")  # the sample's task file is not there
     return read_task_file(path), out
@@ -212,7 +212,7 @@ def test_task_is_named_after_the_file(empty_folder, monkeypatch, file, name):
 def test_table_may_lie_in_its_place_already(empty_folder):
     (empty_folder / "tasks").mkdir()
     (empty_folder / "tasks" / "reviews.csv").write_text(REVIEWS)
-    assert run("init", "--task", "tasks/reviews.csv")[0] == 0
+    assert run("init", "--table", "tasks/reviews.csv")[0] == 0
     assert (empty_folder / "tasks" / "reviews.csv").read_text() == REVIEWS
 
 
@@ -245,7 +245,7 @@ def test_bad_table_is_one_line_and_nothing_is_written(empty_folder, name):
     content, told = BAD[name]
     if content is not None:
         (empty_folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    line = fails("init", "project", "--task", name)
+    line = fails("init", "project", "--table", name)
     for part in told:
         assert part in line
     assert not (empty_folder / "project").exists()

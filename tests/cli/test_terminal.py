@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, run
@@ -38,6 +39,19 @@ def test_an_error_does_not_command_the_terminal(odd):
     assert code == 1
     assert "\x1b" not in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["export-student", "closed", "--to", "folder"], ["import", "closed", "--task", "cb"], ["init", "closed"],
+     ["predict", "--student", "closed", "--input", "-"], ["init", "--table", "closed"]],
+)  # fmt: skip
+def test_a_path_that_cannot_be_read_is_told_as_other_errors_are(project, monkeypatch, arguments):
+    project()
+    Path("closed").mkdir(mode=0o000)
+    if os.access("closed", os.R_OK):  # whoever may read all: what typer would ask is answered for it
+        monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert run(*arguments)[0] != 2
 
 
 def test_a_terminal_that_knows_ascii_only_is_no_error():

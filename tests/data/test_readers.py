@@ -40,7 +40,7 @@ def test_file_and_stream_give_the_same_rows_with_the_lines_they_begin_on(kind, t
     path.write_bytes(text.encode())
     found = list(read_rows(path, Layout(), ["text"]))
     assert found == [(f"{path}:{line}", row) for line, row in zip(lines, ROWS, strict=True)]
-    assert list(stream_rows(io.BytesIO(text.encode()), str(path), kind, ["text"])) == found
+    assert list(stream_rows(io.BytesIO(text.encode()), str(path), kind, Layout())) == found
 
 
 def test_parquet_gives_the_same_rows_and_reads_only_the_columns_asked_for(tmp_path: Path):
@@ -93,7 +93,7 @@ class Endless(io.RawIOBase, BinaryIO):
 @pytest.mark.parametrize(("kind", "line", "ahead"), [("jsonl", b'{"text": "a"}\n', 0), ("csv", b"text\n", 1)])
 def test_a_row_comes_before_the_next_line_is_read(kind, line, ahead):
     pipe = Endless(line)
-    found = stream_rows(pipe, "in", kind, ["text"])
+    found = stream_rows(pipe, "in", kind, Layout())
     for number in range(1, 4):
         next(found)
         assert pipe.asked == number + ahead  # the header
@@ -125,14 +125,14 @@ def test_defect_is_one_line_with_its_place_in_a_file_and_in_a_stream(kind, conte
     path = tmp_path / f"rows.{kind}"
     path.write_bytes(content)
     refusals = []
-    for rows in (
-        read_rows(path, Layout(), ["text", "label"]),
-        stream_rows(io.BytesIO(content), str(path), kind, ["text", "label"]),
-    ):
+    readings = [read_rows(path, Layout(), ["text", "label"])]
+    if "the column '" not in message:  # a stream's rows may lack any
+        readings.append(stream_rows(io.BytesIO(content), str(path), kind, Layout()))
+    for rows in readings:
         with pytest.raises(DataError, match=rf"^{path}{message}") as refusal:
             list(rows)
         refusals.append(str(refusal.value))
-    assert refusals[0] == refusals[1]
+    assert len(set(refusals)) == 1
     assert "\n" not in refusals[0]
 
 
@@ -165,7 +165,7 @@ def test_rows_before_a_defect_are_yielded():
         ("jsonl", b'{"text": "a"}\n', b'{"text": "\xe9"}\n'),
         ("csv", b"text\na\n", b"a,b\n"),
     ):
-        found = stream_rows(io.BytesIO(good + bad), "in", kind, ["text"])  # type: ignore[arg-type]
+        found = stream_rows(io.BytesIO(good + bad), "in", kind, Layout())  # type: ignore[arg-type]
         assert next(found).values == {"text": "a"}
         with pytest.raises(DataError, match=r"^in:[23]: "):
             next(found)
@@ -174,7 +174,7 @@ def test_rows_before_a_defect_are_yielded():
 def test_a_long_line_is_cut_short(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(formats, "MAX_CHARACTERS", 10)
     file = io.BytesIO(b"text\n0123456789\n" + b"x" * 1000)
-    found = stream_rows(file, "in", "csv", ["text"])
+    found = stream_rows(file, "in", "csv", Layout())
     assert next(found).values == {"text": "0123456789"}
     with pytest.raises(DataError, match=r"^in:3: a line must be at most 10 characters"):
         next(found)

@@ -21,7 +21,7 @@ from kdcache.digests import file_digest, value_digest
 from kdcache.encoder.adapters import load_trained
 from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
-from kdcache.encoder.load import load_tokenizer
+from kdcache.encoder.load import load_classifier, load_tokenizer, save_model
 from kdcache.errors import CacheMissing
 from kdcache.teacher import fine_tune as train
 
@@ -272,3 +272,12 @@ def test_a_cross_fitted_cache_without_the_teacher_on_all_rows_is_named(tmp_path:
     both = replace(rows, logits_plain=rows.logits * 2)
     joined = CacheRows.joined([both.take([1]), both.take([0])])
     assert joined.all_rows_teacher().logits.tolist() == [[0, 2], [2, 0]]
+
+
+def test_a_base_whose_head_is_of_another_size_is_told_once(project, tiny_model):
+    folder = project(train_teacher={"folds": 0, "epochs": 1, "model": "base"}, prepare={"max_rows": 12})
+    save_model(load_classifier(tiny_model, 5, seed=7), load_tokenizer(tiny_model), folder / "base", "abcde")
+    run("prepare", "--task", "cb")
+    done = CliRunner().invoke(app, ["teach", "--task", "cb"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert sum("classifier.weight" in line for line in done.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Outputs of teachers that kdcache did not run: their files, and the rows in them."""
+"""Outputs of outside teachers, which kdcache did not run: their files, and the rows in them."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from kdcache.cache.exchange import MIN_PROBABILITY, MissingMass, mean_logits, to_logits
 from kdcache.cache.ids import name_some, repeated
 from kdcache.cache.join import Batches, Keys, batches_of, hash_ids, name_chosen
-from kdcache.cache.manifest import EXTERNAL
+from kdcache.cache.manifest import OUTSIDE
 from kdcache.cache.read_outputs import FILE_ENDINGS, stream_outputs
 from kdcache.cache.spill import Spill
 from kdcache.data.task import Task
@@ -77,7 +77,7 @@ class OutsideTeachers:
         """Describe the source: its files and their digests and, of several teachers, their weights."""
         digests = [file_digest(teacher.path) for teacher in self.teachers]
         of = {
-            "kind": EXTERNAL, "task": task.name, "template": task.template, "labels": list(task.labels),
+            "kind": OUTSIDE, "task": task.name, "template": task.template, "labels": list(task.labels),
             "num_labels": task.num_labels, "source": self.path.name, "missing_mass": missing_mass,
             "floor": MIN_PROBABILITY,
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Import of any teacher's outputs as a cache, and export of a cache to such a file."""
+"""Import of outside teachers' outputs as a cache, and export of a cache to such a file."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ from kdcache.data.splits import TEST, metric_columns, open_tables
 from kdcache.data.task import Task
 from kdcache.places import replacing
 from kdcache.project import Project, require_task
-from kdcache.teacher.outside import OutsideTeachers, open_outside, refuse_unknown
+from kdcache.teacher.outside_outputs import OutsideTeachers, open_outside, refuse_unknown
 
 
 def import_cache(
