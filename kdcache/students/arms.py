@@ -55,8 +55,7 @@ class Arm:
     inter_class: Term | None = None
     inter_instance: Term | None = None
     feature: Term | None = None
-    targets: Name = tuple[str, int]  # of a student: its arm and seed
-TaughtBy = "cached"
+    targets: TaughtBy = "cached"
     unlabelled: bool = True
 
 
@@ -80,7 +79,8 @@ class DistillParams:
         weight_decay: on head and pooler.
         warmup_fraction: share of the steps that warm up, 0 … 0.9.
         dropout: within the frozen backbone while prompts are trained.
-        dtype: ``bfloat16`` trains under autocast, faster on hardware that has it.
+        dtype: of matrix products: ``float32``, or ``tf32`` or ``bfloat16``, faster where the hardware has
+            them. With ``bfloat16`` the frozen backbone is held in it; prompts and heads stay float32.
         students_per_pass: how many train in one forward and backward pass; ``auto`` takes 1 on a
             CPU, where stacking gains nothing, and as many as fit on a GPU.
         arms: name → arm.

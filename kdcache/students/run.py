@@ -38,7 +38,7 @@ def steps_to_look_at(steps: int, select: str) -> list[int]:
     return sorted({-(-steps * k // looks) for k in range(1, looks + 1)} - {0})
 
 
-class Values:
+class TermValues:
     """Some numbers on the device, read when first asked for: reading makes the host wait."""
 
     def __init__(self, values: torch.Tensor) -> None:
@@ -92,7 +92,7 @@ class Run:
         self.last_finite: float | None = None
         self._looks = {0, *steps_to_look_at(steps, spec.select)}
         # Of steps that were not read yet: the values of all students, where this one's terms are, and rows.
-        self._seen: list[tuple[Values, Mapping[str, int], int]] = []
+        self._seen: list[tuple[TermValues, Mapping[str, int], int]] = []
         self._sums: dict[str, float] = {}  # since the last look, over this many rows:
         self._summed = 0
         self._plan: list[np.ndarray] = []
@@ -139,7 +139,7 @@ class Run:
         """
         return self.objective(logits, features, self.rows.targets(rows), self.progress, remember)
 
-    def end_step(self, values: Values, where: Mapping[str, int], rows: int) -> None:
+    def end_step(self, values: TermValues, where: Mapping[str, int], rows: int) -> None:
         """Count a step that was taken, and read the losses now and then.
 
         Args:

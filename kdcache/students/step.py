@@ -16,7 +16,7 @@ from torch import nn
 
 from kdcache.encoder.batching import Padded
 from kdcache.students.row_prompts import RowPrompts
-from kdcache.students.run import Values
+from kdcache.students.run import TermValues
 from kdcache.students.stack import Stack
 
 SEEN_BEFORE = 2  # times that a shape came up before it is recorded: it may not come again
@@ -46,7 +46,7 @@ class Step:
         rows = np.concatenate([batch for some in batches for batch in some])
         for stack in self.stacks:
             stack.set_rates()
-        values = Values(self._values(rows, sizes))
+        values = TermValues(self._values(rows, sizes))
         at = itertools.count()
         for stack, names, size in zip(self.stacks, self._names, sizes, strict=True):
             places = [[next(at) for _ in stack.runs] for _ in names]

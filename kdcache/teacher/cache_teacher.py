@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,6 @@ from kdcache.data.splits import TEST, count_rows, existing_splits, metric_column
 from kdcache.data.task import Task, read_task
 from kdcache.digests import file_digest
 from kdcache.encoder.load import machine_kind, setup
-from kdcache.encoder.precision import Dtype
 from kdcache.errors import ModelError
 from kdcache.params import Count
 from kdcache.project import Project, require, require_task
@@ -39,11 +38,11 @@ class CacheTeacherParams:
 
     Args:
         batch_size: rows per forward pass.
-        dtype: of the computation. The manifest records how far bfloat16 moved the logits.
+        dtype: of the model's weights and states. The manifest records how far bfloat16 moved the logits.
     """
 
     batch_size: Count
-    dtype: Dtype = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 def cache_teacher(project: Project, task_name: str, shard: tuple[int, int] | None = None) -> None:

@@ -22,6 +22,7 @@ from kdcache.encoder.load import WEIGHTS, load_classifier
 from kdcache.encoder.mean_pooled import MeanPooledClassifier
 from kdcache.encoder.parts import Classifier
 from kdcache.encoder.pooling import PoolingChoice, resolve_pooling
+from kdcache.encoder.precision import Dtype
 from kdcache.errors import ParamsError, TrainingDiverged
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range, Seed
 from kdcache.project import write_json
@@ -64,6 +65,8 @@ class TrainTeacherParams:
         lora_rank, lora_alpha: of ``lora``, see ``adapters.add_lora``.
         pooling: what the head reads: the state of [CLS], or the mean of the text's states. ``auto`` asks the
             model's folder (see ``kdcache.encoder.pooling``).
+        dtype: of matrix products: ``float32``, or ``tf32`` or ``bfloat16`` (under autocast), which are
+            faster where the hardware has them.
         ensemble: n ≥ 2 trains n models with seeds seed … seed + n − 1 instead of each teacher. The
             cache holds the mean of their logits, and those of each member.
 
@@ -87,6 +90,7 @@ class TrainTeacherParams:
     lora_alpha: Count | None = None
     pooling: PoolingChoice = "auto"
     ensemble: Count = 1
+    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         problems = []
@@ -220,6 +224,8 @@ def fine_tune(
         report_to="none",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=params.dtype == "bfloat16",
     )
 
     def collate(rows: list[int]) -> dict[str, torch.Tensor]:

@@ -74,7 +74,7 @@ def _train(project: Project, task_name: str) -> Path:
     if params.select == "tune":
         require_tune(there, "train_teacher.select", task_name)
     tables = {split: read_split(data, split, task) for split in there}
-    device = setup(project.threads)
+    device = setup(project.threads, params.dtype)
 
     train = tables["train"]
     labels = train["label"].to_pylist()

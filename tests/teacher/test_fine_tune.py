@@ -80,6 +80,13 @@ def test_what_a_launcher_set_decides_no_bit(tiny_model: Path, tmp_path: Path, mo
     assert dict(os.environ) == before
 
 
+def test_bfloat16_stays_near_float32(tiny_model: Path, tmp_path: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    exact, half = (teach(folder, replace(PARAMS, dtype=dtype))[1] for dtype in ("float32", "bfloat16"))
+    assert 0 < np.abs(exact - half).max() < 0.1 * np.abs(exact).max()
+
+
 def test_full_is_the_default_and_trains_every_weight(tiny_model: Path, tmp_path: Path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
