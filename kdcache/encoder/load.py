@@ -178,6 +178,7 @@ def load_classifier(
     seed: int,
     pooling: Pooling = "cls",
     complete: bool = False,
+    quiet: bool = False,
     **config: Any,
 ) -> PreTrainedModel | MeanPooledClassifier:
     """Load an encoder with a classification head, float32, in eval mode.
@@ -190,6 +191,7 @@ def load_classifier(
             architecture, with what the folder holds of it; with ``mean`` a fresh Linear.
         complete: whether the folder must hold every weight, as that of a trained classifier does. A pooler
             that is not read may be missing.
+        quiet: whether to replace a head of another size without a line.
         config: overrides of the model's config, such as ``num_hidden_layers``.
 
     Raises:
@@ -201,9 +203,8 @@ def load_classifier(
             encoder.pooler = None  # it reads [CLS]
         model: Any = MeanPooledClassifier(encoder, num_labels, seed).eval()
     else:
-        model = _load(
-            AutoModelForSequenceClassification, folder, seed, complete, num_labels=num_labels, **config
-        )
+        auto = AutoModelForSequenceClassification
+        model = _load(auto, folder, seed, complete, quiet, num_labels=num_labels, **config)
     if hasattr(model.config, "classifier_pooling"):  # ModernBERT's own head can read either
         model.config.classifier_pooling = pooling
     return model
@@ -222,7 +223,9 @@ def load_encoder(folder: Path, **config: Any) -> PreTrainedModel:
     return _load(AutoModel, folder, seed=0, **config)  # the seed is of a pooler that the folder lacks
 
 
-def _load(auto: Any, folder: Path, seed: int, complete: bool = False, **options: Any) -> PreTrainedModel:
+def _load(
+    auto: Any, folder: Path, seed: int, complete: bool = False, quiet: bool = False, **options: Any
+) -> PreTrainedModel:
     check_config(folder, auto)
     torch.manual_seed(seed)
     try:
@@ -249,7 +252,7 @@ def _load(auto: Any, folder: Path, seed: int, complete: bool = False, **options:
         )
     if not complete:
         lacking = resized - head  # a head may be fresh, an encoder not
-        if replaced := sorted(resized & head):
+        if not quiet and (replaced := sorted(resized & head)):
             print(
                 f"{folder}: its head is of another size and replaced: {', '.join(replaced)}", file=sys.stderr
             )

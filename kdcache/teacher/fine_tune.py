@@ -4,9 +4,8 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -267,8 +266,7 @@ def build_model(
     With ``start``, it is built to be trained. Loading then says nothing: it was built before, to be checked.
     """
     pooling = resolve_pooling(params.pooling, folder)
-    with redirect_stderr(StringIO()) if start else nullcontext():
-        model = load_classifier(folder, num_labels, params.seed, pooling)
+    model = load_classifier(folder, num_labels, params.seed, pooling, quiet=start is not None)
     if pooling == "cls" and num_labels > 1:
         # The first step would set it, and a run that goes on after the last step takes none.
         model.config.problem_type = "single_label_classification"
