@@ -124,7 +124,11 @@ def predict(
 
 
 def _own_tasks() -> dict[str, Path]:
-    """The task files of the project in the current folder; none outside of one."""
+    """The task files that the project in the current folder knows; none outside of one.
+
+    Outside, a task of the same name may be another one, whose texts are rendered in another way.
+    """
+    from kdcache.data.superglue import SUPERGLUE
     from kdcache.data.taskfile import own_tasks
 
     if not Path("params.yaml").is_file():
@@ -134,4 +138,4 @@ def _own_tasks() -> dict[str, Path]:
     except ParamsError as error:  # perhaps those of another program, beside which a student serves
         typer.echo(f"No task file is looked for. {printable(str(error)).splitlines()[0]}", err=True)
         return {}
-    return own_tasks(tasks)
+    return SUPERGLUE | own_tasks(tasks)

@@ -53,7 +53,7 @@ class MeanPooledClassifier(nn.Module):
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         own = states[:, -attention_mask.shape[1] :]  # virtual tokens come first
         pooled = pool(own, attention_mask, "mean")
-        logits = self.classifier(self.dropout(pooled))
+        logits = self.classifier(self.dropout(pooled).to(self.classifier.weight.dtype))
         labels = others.get("labels")
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-GPU_TOKENS = 16384  # of a batch without gradients: fewer leave a GPU waiting for the host
+# On a GPU, a batch without gradients takes so many tokens for each row of its size: short rows come in more,
+# since few tokens leave a GPU waiting for the host.
+ROW_TOKENS = 512
 SORTING_WINDOW = 16  # batches sorted together: short padding, yet batches differ between epochs
 
 
@@ -42,10 +44,10 @@ def plan_for(
     Args:
         device: that reads them.
         lengths: shape (rows,), in tokens.
-        batch_size: rows per batch, at least.
+        batch_size: rows per batch; on a GPU more, while their tokens are at most ``ROW_TOKENS`` times this.
         sequences: that a row has in a batch: its choices, for each student that reads it.
     """
-    budget = 0 if device.type == "cpu" else GPU_TOKENS // sequences
+    budget = 0 if device.type == "cpu" else ROW_TOKENS * batch_size // sequences
     return fixed_plan(lengths, batch_size, budget)
 
 

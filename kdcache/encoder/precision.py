@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import nn
 
 Dtype = Literal["float32", "tf32", "bfloat16"]
 
@@ -13,6 +14,12 @@ def set_products(dtype: Dtype) -> None:
     """Set what products of float32 matrices are computed in on a GPU, whatever was set before."""
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+
+
+def hold_in_bfloat16(model: nn.Module) -> None:
+    """Round a model's weights to bfloat16; its buffers, such as the frequencies of positions, stay exact."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
 
 
 @contextmanager

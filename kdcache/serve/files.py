@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from kdcache.data.parsers import Layout, Row
 from kdcache.data.readers import Kind, stream_rows
-from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.taskfile import read_task_file
 from kdcache.data.taskfile_schema import TaskFile
 from kdcache.errors import DataError, ParamsError
@@ -158,12 +157,11 @@ def _task_files(
 ) -> dict[str, TaskFile]:
     """The task files of the pool's tasks, where they are known."""
     names = {student.task.name for student in pool.students.values()}
-    known = SUPERGLUE | dict(tasks)
-    if columns == "task" and (lacking := sorted(names - known.keys())):
+    if columns == "task" and (lacking := sorted(names - tasks.keys())):
         raise ParamsError(
             f"--columns: task needs the task file of {lacking[0]}, got none. Run in the project that has it."
         )
-    return {name: read_task_file(known[name]) for name in names & known.keys()}
+    return {name: read_task_file(tasks[name]) for name in names & tasks.keys()}
 
 
 def _chunks(

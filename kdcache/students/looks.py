@@ -29,8 +29,8 @@ def look(runs: Sequence[Run]) -> None:
         run.record(seen, scores)
 
 
-def _watch(runs: Sequence[Run]) -> Iterator[dict[str, float]]:
-    """Yield what each run's watch sees on its fixed batch."""
+def _watch(runs: Sequence[Run]) -> list[dict[str, float]]:
+    """Return what each run's watch sees on its fixed batch."""
     first = runs[0].rows
     batches = [run.watch.batch for run in runs]
     students = [run.student for run in runs]
@@ -45,8 +45,8 @@ def _watch(runs: Sequence[Run]) -> Iterator[dict[str, float]]:
         logits.append(some.detach())
     watched = [student.tuned or student.head_parameters for student in students]
     norms = gradient_norms(terms, watched)
-    for run, values, of_run, student, teacher in zip(runs, terms, norms, logits, targets, strict=True):
-        yield run.watch.see(values, of_run, student, teacher)
+    seen = zip(runs, terms, norms, logits, targets, strict=True)
+    return [run.watch.see(values, of_run, *outputs) for run, values, of_run, *outputs in seen]
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from kdcache.students.arms import Name
 from kdcache.students.run import Run
 from kdcache.students.student import forward
 
-FREE_SHARE = 0.8  # of a GPU's free memory, that a pass may plan to use
+# Of a GPU's free memory, that a step may plan to use: recorded steps keep as much as a computed one takes.
+FREE_SHARE = 0.4
 
 
 def students_that_fit(run: Run) -> int:
@@ -30,8 +31,11 @@ def students_that_fit(run: Run) -> int:
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     batch = padded.batch(longest)
-    logits, _ = forward([run.student], batch, [len(batch["input_ids"])])[0]
-    torch.autograd.grad(logits.sum(), run.student.tuned, allow_unused=True)
+    try:
+        logits, _ = forward([run.student], batch, [len(batch["input_ids"])])[0]
+        torch.autograd.grad(logits.sum(), run.student.tuned, allow_unused=True)
+    except torch.OutOfMemoryError:
+        return 1  # and the pass says what to do
     needed = torch.cuda.max_memory_allocated(device) - before
     free, _ = torch.cuda.mem_get_info(device)
     return max(1, int(FREE_SHARE * free / needed))
@@ -66,8 +70,8 @@ def in_what_fits(
     except torch.OutOfMemoryError:
         if len(names) == 1:
             raise ModelError(
-                f"distill: a step of {names[0][0]} must fit into the GPU's memory, got no room for it. "
-                "Lower its batch_size, or distill.max_length."
+                f"distill: {names[0][0]} must fit into the GPU's memory, got no room for it. "
+                "Lower its batch_size, or distill.max_length, or make room on the GPU."
             ) from None
     else:
         return

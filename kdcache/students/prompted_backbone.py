@@ -28,7 +28,7 @@ from kdcache.encoder.last_layer import attend_from_cls, finish_without_first, la
 from kdcache.encoder.load import load_encoder
 from kdcache.encoder.parts import encoder_layers
 from kdcache.encoder.pooling import Pooling, pool
-from kdcache.encoder.precision import Dtype
+from kdcache.encoder.precision import Dtype, hold_in_bfloat16
 from kdcache.errors import ModelError
 from kdcache.students.row_prompts import Insertion, RowPrompts, before_each_layer
 
@@ -86,7 +86,7 @@ class Backbone:
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None  # each head has its own
         if dtype == "bfloat16":  # weights that nothing trains are held in it, not cast at every step
-            encoder.to(torch.bfloat16)
+            hold_in_bfloat16(encoder)
             if not torch.cuda.is_available():  # on CPUs, torch's fused attention is slow backward in bfloat16
                 encoder.set_attn_implementation("eager")
         return cls(encoder.requires_grad_(False), pooling, dtype, dropout)

@@ -13,6 +13,7 @@ import torch
 from torch.func import functional_call, stack_module_state, vmap
 from torch.utils._pytree import tree_map
 
+from kdcache.encoder.architectures import has_bert_layers
 from kdcache.encoder.optimisation import MAX_GRAD_NORM, adamw, set_rates
 from kdcache.losses.linear_time import SMALL_BATCH_ROWS
 from kdcache.losses.objective import Targets
@@ -20,6 +21,7 @@ from kdcache.students.run import Run
 
 # Losses whose Python looks at values, which differ between students; those of large batches do, too.
 ONE_BY_ONE = {"dkd", "rkd_distance"}
+NOT_REPLAYED = ONE_BY_ONE | {"rkd_angle"}  # its blocks ask for the state of the random numbers
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
@@ -68,10 +70,15 @@ class Stack:
 
     @property
     def replayable(self) -> bool:
-        """Whether the operations of a step are the same at each step, whatever the values."""
-        objective = self.runs[0].objective
-        same = self.runs[0].student.prompt is not None and objective.memory is None and not objective.ramps
-        return same and self._by_shape
+        """Whether the operations of a step are the same at each step, whatever the values.
+
+        Of encoders, only those with BERT's layers were seen to be.
+        """
+        run, objective = self.runs[0], self.runs[0].objective
+        names = {term.name for term in objective.terms.values()}
+        same = run.student.prompt is not None and objective.memory is None and not objective.ramps
+        plain = not names & NOT_REPLAYED and has_bert_layers(run.student.backbone.config)
+        return same and plain and self._by_shape
 
     @property
     def _by_shape(self) -> bool:

@@ -1,8 +1,9 @@
 """A step of training of a pass: its rows are chosen on the host, the rest is operations on the device.
 
 On a GPU such a step is bound by the time that the host takes to start its operations. A step of one
-shape is therefore recorded as a CUDA graph, and started as one launch from then on. What is
-computed is the same.
+shape is therefore recorded as a CUDA graph, and started as one launch from then on. It computes the
+same, to rounding: where no row of a batch is padded, a computed step leaves out the mask, a replayed
+one does not.
 """
 
 import itertools
@@ -89,8 +90,10 @@ class Step:
         choices = self.stacks[0].runs[0].rows.encoded.num_choices
         counts = [size * choices for size in sizes]
         self.backbone.train(True)
-        states = self.backbone.pooled(batch, self._prompts(counts))
-        self.backbone.train(False)
+        try:
+            states = self.backbone.pooled(batch, self._prompts(counts))
+        finally:  # where memory runs out, the backbone is used again
+            self.backbone.train(False)
         of_each = [len(stack.runs) * size for stack, size in zip(self.stacks, sizes, strict=True)]
         of_states = [count * choices for count in of_each]
         terms = [

@@ -37,7 +37,7 @@ class CacheTeacherParams:
     """Section ``cache_teacher``.
 
     Args:
-        batch_size: rows per forward pass.
+        batch_size: rows per forward pass; on a GPU more where they are short, see ``plans.plan_for``.
         dtype: of the model's weights and states. The manifest records how far bfloat16 moved the logits.
     """
 

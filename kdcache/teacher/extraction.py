@@ -22,7 +22,7 @@ from kdcache.encoder.adapters import load_trained, saved_pooling
 from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_tokenizer
-from kdcache.encoder.precision import Dtype
+from kdcache.encoder.precision import Dtype, hold_in_bfloat16
 from kdcache.teacher.folder import model_folder, teacher_folds
 
 DRIFT_ROWS = 256
@@ -234,7 +234,7 @@ class Teacher:
         if self._loaded is None or self._loaded[0] != (folder, dtype):
             model: Any = load_trained(folder, self.task.num_outputs, saved_pooling(folder))
             if dtype == "bfloat16":  # held in it, not cast at every batch
-                model.to(torch.bfloat16)
+                hold_in_bfloat16(model)
             self._loaded = (folder, dtype), model
         return self._loaded[1]
 

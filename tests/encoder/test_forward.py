@@ -11,6 +11,7 @@ from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer
 from kdcache.encoder.parts import last_linear
 from kdcache.encoder.plans import fixed_plan, num_batches, training_plan
+from kdcache.encoder.precision import hold_in_bfloat16
 from kdcache.errors import ModelError
 
 CPU = torch.device("cpu")
@@ -74,3 +75,22 @@ def test_a_dtype_that_it_does_not_compute_in_is_refused(tiny_model: Path, encode
     with pytest.raises(ModelError) as caught:
         extract(model, encoded, 3, 7, CPU, "float16")
     assert str(caught.value) == "extract: dtype must be one of float32, tf32, bfloat16, got 'float16'."
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_model_that_is_held_in_bfloat16_stays_near_float32(tiny_model: Path, encoded, pooling):
+    model = load_classifier(tiny_model, 3, 0, pooling)
+    exact = extract(model, encoded, 3, 7, CPU)[0]
+    hold_in_bfloat16(model)
+    half, features = extract(model, encoded, 3, 7, CPU, "bfloat16")
+    assert half.dtype == features.dtype == np.float32
+    assert 0 < np.abs(exact - half).max() < 0.1
+
+
+def test_what_is_no_weight_is_not_rounded():
+    """Frequencies of rotary positions, say: an angle is off by the distance times their error."""
+    module = torch.nn.Linear(2, 2)
+    module.register_buffer("frequency", torch.tensor([1.001]))
+    hold_in_bfloat16(module)
+    assert module.weight.dtype == torch.bfloat16
+    assert module.frequency.item() == torch.tensor(1.001).item()

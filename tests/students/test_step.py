@@ -37,10 +37,11 @@ def test_replayed_steps_give_the_bits_of_computed_ones(tiny_model: Path, dtype, 
         ({"terms": KL_GRAM}, True),
         ({"terms": {"inter_class": Term("kl", Ramp(0.0, 1.0))}}, False),
         ({"terms": {"inter_class": Term("dkd")}}, False),
+        ({"terms": {"inter_instance": Term("rkd_angle")}}, False),
         ({"terms": {"inter_instance": Term("gram", scope="all")}}, False),
         ({"method": "full"}, False),
     ],
-    ids=["kl+gram", "a ramp", "dkd", "a memory", "a reference"],
+    ids=["kl+gram", "a ramp", "dkd", "blocks", "a memory", "a reference"],
 )
 def test_only_steps_that_do_the_same_each_time_are_replayed(tiny_model: Path, changes, same):
     """A ramp's weight, a loss that looks at values and a memory that grows would be the recorded ones."""
