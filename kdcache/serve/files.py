@@ -1,4 +1,4 @@
-"""Rows of a file or a pipe, labelled as they come; needs no project."""
+"""Rows of a file or a pipe, labelled as they come."""
 
 import contextlib
 import os
