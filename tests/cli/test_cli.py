@@ -209,16 +209,16 @@ def test_interrupted_distill_goes_on_and_equals_an_uninterrupted_one(cached_proj
     arguments = ["distill", "--task", "cb"]
 
     taken: list[tuple[int, int]] = []
-    update = Run.update
+    next_batch = Run.next_batch
 
     def stop_in_the_second(student_run):
         if student_run.seed == 1 and student_run.step == 13 and (1, 13) not in taken:
             taken.append((1, 13))
             raise KeyboardInterrupt
         taken.append((student_run.seed, student_run.step))
-        return update(student_run)
+        return next_batch(student_run)
 
-    monkeypatch.setattr(Run, "update", stop_in_the_second)
+    monkeypatch.setattr(Run, "next_batch", stop_in_the_second)
     code, _, error = run(*arguments)
     assert code == 130
     assert error.splitlines()[-1].startswith("Interrupted: finished work is kept")
@@ -286,18 +286,18 @@ def test_passes_of_other_students_do_not_share_a_checkpoint(cached_project, monk
     monkeypatch.setattr(train, "CHECKPOINT_STEPS", 2)
     section = {"seeds": [0], "students_per_pass": 3, "steps": 10, "epochs": None}
     folder = cached_project(distill=section)
-    update = Run.update
+    next_batch = Run.next_batch
 
     def stop(student_run):
         if student_run.step == 7:
             raise KeyboardInterrupt
-        return update(student_run)
+        return next_batch(student_run)
 
-    monkeypatch.setattr(Run, "update", stop)
+    monkeypatch.setattr(Run, "next_batch", stop)
     two = ["distill", "--task", "cb", "--arm", "ce", "--arm", "kl"]
     assert run(*two)[0] == 130
     assert list((folder / ".kdcache").rglob("*.pt"))
-    monkeypatch.setattr(Run, "update", update)
+    monkeypatch.setattr(Run, "next_batch", next_batch)
     assert run(*two, "--arm", "kl+gram")[0] == 0
     assert len(list((folder / "runs" / "cb").iterdir())) == 3
 
