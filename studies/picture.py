@@ -12,8 +12,8 @@ from matplotlib import pyplot
 STUDIES = Path(__file__).parent
 TARGET = STUDIES.parent / "docs" / "results.svg"
 PANELS = {
-    ("head+kl", "head"): "taught probe (head+kl)\nover the probe of labels (head)",
     ("kl", "ce"): "distillation (kl)\nover cross-entropy (ce)",
+    ("head+kl", "head"): "taught probe (head+kl)\nover the probe of labels (head)",
     ("kl", "SetFit"): "distilled prompts (kl)\nover SetFit",
     ("kl+gram", "kl"): "inter-instance loss (kl+gram)\nover kl",
 }
@@ -57,7 +57,7 @@ def draw(path: Path) -> None:
         panels[0].set_yticks(range(len(ROWS)), [*ROWS[:-1], "mean of these tasks"])
         panels[0].set_ylim(len(ROWS) - 0.5, -0.5)
         panels[1].set_xlabel(
-            "points of accuracy with 95% intervals; grey: it holds 0. Some of copa go on outside"
+            "points of accuracy with 95% intervals; grey: it holds 0. Some of cb, copa and rte go on outside"
         )
         figure.patch.set_facecolor("white")
         figure.savefig(path, metadata={"Date": None, "Creator": None})
