@@ -68,8 +68,9 @@ def label_file(
         layout = replace(next(iter(known.values())).read, format=None)
     quoted = kind != "jsonl" and layout.quotes
     with contextlib.ExitStack() as stack:
-        out = sys.stdout.buffer
-        if output is not None:
+        if output is None:
+            out = sys.stdout.buffer
+        else:
             out = stack.enter_context(stack.enter_context(replacing(output)).open("wb"))
         bar = stack.enter_context(_progress(source, output))
         if source == STDIN:
