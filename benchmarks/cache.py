@@ -250,11 +250,13 @@ def prepare_verbs(folder: Path, count: int, classes: int) -> None:
 
     with CacheWriter(folder / "cache" / "cb", folder / "s" / "key") as writer:
         writer.write("train", chunks("train", count))
-        writer.write("validation", chunks("validation", 1000))
+        for split in ("tune", "validation"):
+            writer.write(split, chunks(split, 1000))
         writer.finish(
             {"task": "cb", "labels": list(labels), "num_labels": classes, "kind": "external"},
             metrics=scores,
             all_rows_teacher=scores,
+            cost=dict.fromkeys(("training_steps", "training_examples", "forward_examples"), 0),
         )
     build_tiny_model(folder / "models" / "backbone", num_layers=1)
     shutil.copytree(folder / "cache", folder / "other")

@@ -22,7 +22,7 @@ from kdcache.data.taskfile import read_task_file
 from kdcache.encoder.batching import Encoded, Padded, encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer, resolve, save_model
-from kdcache.encoder.plans import num_batches, training_plan
+from kdcache.encoder.plans import TrainingPlan, num_batches
 from kdcache.encoder.pooling import Pooling
 from kdcache.encoder.precision import Dtype
 from kdcache.losses import Objective, Term
@@ -197,7 +197,7 @@ class Ours:
                 [
                     rows
                     for epoch in range(self.case.epochs)
-                    for rows in training_plan(lengths, size, seed, epoch)
+                    for rows in TrainingPlan(lengths, size, seed, epoch)
                 ]
                 for seed in seeds
             ]

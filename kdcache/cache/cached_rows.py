@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from kdcache.cache.schema import ALL_ROWS_TEACHER, MEMBER_PREFIX, cache_schema
 from kdcache.errors import CacheMissing, ShapeError
+from kdcache.on_disk import empty, join_arrays
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,19 @@ class CacheRows:
         return self.example_id, self.content_hash
 
     @classmethod
-    def empty(cls, schema: pa.Schema, count: int, strings: bool = True) -> "CacheRows":
-        """Return rows of a schema whose values are still to be put there, with or without ids and hashes."""
-        vectors = {
-            name: np.empty((count, schema.field(name).type.list_size), _dtype(schema.field(name).type))
-            for name in schema.names[4:]
-        }
+    def empty(
+        cls, schema: pa.Schema, count: int, strings: bool = True, folder: Path | None = None
+    ) -> "CacheRows":
+        """Return rows of a schema whose values are still to be put there.
+
+        Args:
+            schema: of the cache.
+            count: of rows.
+            strings: with or without ids and hashes.
+            folder: for vectors that take much memory, see ``on_disk``.
+        """
+        kinds = {name: schema.field(name).type for name in schema.names[4:]}
+        vectors = {name: empty((count, k.list_size), _dtype(k), folder) for name, k in kinds.items()}
         scalars = np.empty(count, np.int64), np.empty(count, np.int8)
         ids = [""] * count if strings else []
         return cls._of(ids, list(ids), *scalars, vectors)
@@ -135,9 +144,9 @@ class CacheRows:
             self.example_id[place], self.content_hash[place] = example_id, content_hash
 
     @classmethod
-    def joined(cls, parts: Sequence["CacheRows"]) -> "CacheRows":
-        """Join rows of one cache, one part after another."""
-        vectors = {name: np.concatenate([part.vectors[name] for part in parts]) for name in parts[0].vectors}
+    def joined(cls, parts: Sequence["CacheRows"], folder: Path | None = None) -> "CacheRows":
+        """Join rows of one cache, one part after another; ``folder`` is as in ``empty``."""
+        vectors = {n: join_arrays([part.vectors[n] for part in parts], folder) for n in parts[0].vectors}
         label, fold = (np.concatenate([getattr(p, name) for p in parts]) for name in ("label", "fold"))
         ids, hashes = (list(chain(*column)) for column in zip(*(p._strings for p in parts), strict=True))
         return cls._of(ids, hashes, label, fold, vectors)

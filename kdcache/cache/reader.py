@@ -19,10 +19,13 @@ from kdcache.cache.open_file import open_file
 from kdcache.cache.schema import MEAN_OF_FOLDS, SCALARS
 from kdcache.data.parquet_claims import NOT_WHOLE
 from kdcache.errors import CacheCorrupt, CacheError, CacheMissing, CacheStale, nearest
+from kdcache.on_disk import release
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
+
+CHANGED = "the text must be what the teacher read, got another text for"
 
 
 class CachedSplit:
@@ -87,9 +90,8 @@ class CachedSplit:
         else:
             rows = self._gather(ids)
         if content_hashes is not None:
-            pairs = zip(ids, rows.content_hash, content_hashes, strict=True)
-            changed = [i for i, ours, theirs in pairs if ours != theirs]
-            self._refuse("the text must be what the teacher read, got another text for", changed)
+            changed = [i for i, a, b in zip(ids, rows.content_hash, content_hashes, strict=True) if a != b]
+            self._refuse(CHANGED, changed)
         return rows
 
     def _gather(self, ids: Sequence[str]) -> CacheRows:
@@ -103,31 +105,29 @@ class CachedSplit:
         self._refuse("ids must be in the cache, got unknown", [i for i in ids if i in where])
         return found
 
-    def targets(self, keys: Batches) -> CacheRows:
-        """Return what a table's rows are taught, in its order: rows without ids and hashes.
-
-        The ids of neither side are held, only a hash of each.
+    def targets(self, keys: Batches, folder: Path | None = None) -> CacheRows:
+        """Return what a table's rows are taught, in its order, without ids and hashes; none are held.
 
         Args:
             keys: opens the table, see ``join.Batches``.
+            folder: for vectors that take much memory, see ``on_disk``.
 
         Raises:
             CacheStale: see ``align``.
         """
         found = join_keys(keys, self.keys)
-        shared = int((found.row >= 0).sum())
-        if shared > int((~found.only_b).sum()):
+        if (found.row >= 0).sum() > (~found.only_b).sum():
             self._refuse("ids must be unique, got twice", repeated(_ids(keys)))
         self._refuse("ids must be in the cache, got unknown", list(pick(keys, found.only_a)))
-        changed = "the text must be what the teacher read, got another text for"
-        self._refuse(changed, list(pick(keys, found.texts)))
-        place = np.full(len(self), -1)
+        self._refuse(CHANGED, list(pick(keys, found.texts)))
+        place = np.full(len(self), -1, np.int32)
         place[found.row] = np.arange(len(found.row))
-        rows, start = CacheRows.empty(self._file.schema_arrow, len(found.row), strings=False), 0
+        rows, start = CacheRows.empty(self._file.schema_arrow, len(found.row), False, folder), 0
         for part in self.stream():
             here = place[start : start + len(part)]
             start += len(part)
             rows.put(here[here >= 0], part.take(np.flatnonzero(here >= 0)))
+            release()
         return rows
 
     def stream(self, vectors: Sequence[str] | None = None) -> Iterator[CacheRows]:

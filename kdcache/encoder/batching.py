@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from kdcache.encoder.token_rows import TokenRows
 from kdcache.errors import DataError, ModelError, ParamsError
+from kdcache.on_disk import Growing, release
 
 ENCODED_AT_ONCE = 4096  # sequences
 LENGTH_STEP = 8  # on an accelerator, batches have lengths of these multiples: few shapes, and aligned ones
@@ -25,6 +27,7 @@ class Encoded:
         lengths: int64 array of shape (rows,), in tokens; of the longest sequence of each row.
         truncated: bool array of shape (rows,): which rows lost tokens to ``max_length``.
         num_choices: sequences per row.
+        folder: for what is large of these rows, see ``on_disk``; None holds all in memory.
     """
 
     tokenizer: Any
@@ -32,6 +35,7 @@ class Encoded:
     lengths: np.ndarray
     truncated: np.ndarray
     num_choices: int = 1
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -122,7 +126,7 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
     """Put rows of one tokenizer one after the other."""
     return replace(
         parts[0],
-        sequences=TokenRows.joined(part.sequences for part in parts),
+        sequences=TokenRows.joined((part.sequences for part in parts), parts[0].folder),
         lengths=np.concatenate([part.lengths for part in parts]),
         truncated=np.concatenate([part.truncated for part in parts]),
     )
@@ -163,17 +167,20 @@ def encode_parts(
     max_length: int,
     truncate: Literal["longest", "first", "second"] = "longest",
     num_choices: int = 1,
+    folder: Path | None = None,
 ) -> Encoded:
     """Tokenise sequences or pairs part by part, so that texts and tokens of one part are held as such.
 
     Args:
         tokenizer, max_length, truncate, num_choices: see ``encode``.
         parts: first and second sequences of some rows, and those of the next ones.
+        folder: see ``Encoded``.
 
     Raises:
         As ``encode``.
     """
-    found: list[TokenRows] = []
+    flat: dict[str, Growing] = {}
+    found: list[np.ndarray] = []
     long: list[np.ndarray] = []
     done, needed = 0, 0
     for texts, pairs in parts:
@@ -195,7 +202,11 @@ def encode_parts(
                 cut = tokenizer([inputs[i] for i in which], truncation=strategy, max_length=max_length)
                 for k, i in enumerate(which):
                     rows[i] = {key: cut[key][k] for key in cut}
-        found.append(TokenRows.of(rows))
+        part = TokenRows.of(rows)
+        flat = flat or {name: Growing(np.int32, folder) for name in part.flat}
+        for name, values in part.flat.items():
+            flat[name].append(values)
+        found.append(part.lengths)
         long.append(done + np.array(over, np.int64))
         done += len(texts)
     if needed > max_length:
@@ -203,11 +214,12 @@ def encode_parts(
             f"max_length: it must be at least {needed} tokens, so that a question and its answer fit "
             f"whole beside their passage, got {max_length}. Raise max_length in every section that has it."
         )
-    sequences = TokenRows.joined(found)
+    tokens = np.concatenate([np.empty(0, np.int64), *found])
+    sequences = TokenRows({name: values.whole() for name, values in flat.items()}, tokens)
     lengths = sequences.lengths.reshape(-1, num_choices).max(axis=1)
     truncated = np.zeros(len(lengths), dtype=bool)
     truncated[np.concatenate([np.empty(0, np.int64), *long]) // num_choices] = True
-    return Encoded(tokenizer, sequences, lengths, truncated, num_choices)
+    return Encoded(tokenizer, sequences, lengths, truncated, num_choices, folder)
 
 
 def _least_length(tokenizer: Any, full: Any, rows: list[int], kept: int) -> int:
@@ -239,7 +251,9 @@ def check_ids(config: Any, encoded: Encoded, split: str, name: str) -> None:
     known = config.vocab_size
     if len(encoded.tokenizer) <= known:
         return
-    highest = int(encoded.sequences.flat["input_ids"].max())
+    ids = encoded.sequences.flat["input_ids"]
+    highest = max(int(ids[start : start + 2**20].max()) for start in range(0, len(ids), 2**20))
+    release()
     if highest >= known:
         token = encoded.tokenizer.convert_ids_to_tokens(highest)
         raise ModelError(

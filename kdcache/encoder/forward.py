@@ -105,7 +105,7 @@ def pooled_states(
         Of shape (rows, choices, dim), in the order of the rows.
     """
     plan = plan_for(device, encoded.lengths, batch_size, encoded.num_choices)
-    states = [
+    states = (
         read(batch).unflatten(0, (-1, encoded.num_choices)) for _, batch in iterate(plan, encoded, device)
-    ]
-    return in_row_order(states, plan)
+    )
+    return in_row_order(states, plan, encoded.folder)

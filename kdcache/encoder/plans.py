@@ -1,13 +1,18 @@
 """Which rows make a batch: by length for evaluation, by seed and epoch for training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
 
+from kdcache.on_disk import empty, release
+
 # On a GPU, a batch without gradients takes so many tokens for each row of its size: short rows come in more,
 # since few tokens leave a GPU waiting for the host.
 ROW_TOKENS = 512
+AT_ONCE = 2**14  # made at a time, or written before the memory that holds them is let go
 SORTING_WINDOW = 16  # batches sorted together: short padding, yet batches differ between epochs
 
 
@@ -51,11 +56,12 @@ def plan_for(
     return fixed_plan(lengths, batch_size, budget)
 
 
-def training_plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Batches for one epoch: shuffled, sorted by length within a window, batches shuffled again.
+class TrainingPlan(Sequence[np.ndarray]):
+    """Batches of one epoch: shuffled, sorted by length within a window, batches shuffled again.
 
     Every arm of one seed sees the same batches in the same order. A smaller batch comes last, so that
-    students of as many rows have batches of one size at each step.
+    students of as many rows have batches of one size at each step. A window is sorted when a batch of
+    it is asked for: most runs end long before they have drawn all of many rows.
 
     Args:
         lengths: shape (rows,), in tokens.
@@ -63,19 +69,33 @@ def training_plan(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -
         seed: of the student.
         epoch: from 0.
 
-    Returns:
-        Index arrays that together hold every row once.
+    Each item is an int64 array of the numbers of rows; together they hold every row once.
     """
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(lengths))
-    window = SORTING_WINDOW * batch_size
-    batches = []
-    for start in range(0, len(order), window):
-        part = order[start : start + window]
-        part = part[np.argsort(-lengths[part], kind="stable")]
-        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
-    whole = len(lengths) // batch_size
-    return [batches[i] for i in rng.permutation(whole)] + batches[whole:]
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
+        rng = np.random.default_rng([seed, epoch])
+        self._lengths, self._size = lengths, batch_size
+        self._rows = rng.permutation(len(lengths))
+        self._order = rng.permutation(len(lengths) // batch_size)  # of whole batches
+
+    def __len__(self) -> int:
+        return num_batches(len(self._rows), self._size)
+
+    @overload
+    def __getitem__(self, at: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, at: int | slice) -> np.ndarray | list[np.ndarray]:
+        """Return the rows of a batch, or of several."""
+        if isinstance(at, slice):
+            return [self[k] for k in range(*at.indices(len(self)))]
+        if not 0 <= at < len(self):
+            raise IndexError(at)
+        window, batch = divmod(self._order[at] if at < len(self._order) else at, SORTING_WINDOW)
+        size = self._size * SORTING_WINDOW
+        part = self._rows[window * size : (window + 1) * size]
+        part = part[np.argsort(-self._lengths[part], kind="stable")]
+        return part[batch * self._size : (batch + 1) * self._size]
 
 
 def num_batches(num_rows: int, batch_size: int) -> int:
@@ -87,16 +107,35 @@ def num_batches(num_rows: int, batch_size: int) -> int:
     return -(-num_rows // batch_size)
 
 
-def in_row_order(batches: Sequence[torch.Tensor], plan: Sequence[np.ndarray]) -> torch.Tensor:
+def in_parts(count: int) -> list[np.ndarray]:
+    """Cut rows into a plan of parts in their order, so that no array of all of them is needed at once."""
+    return np.split(np.arange(count), range(AT_ONCE, count, AT_ONCE))
+
+
+def in_row_order(
+    batches: Iterable[torch.Tensor], plan: Sequence[np.ndarray], folder: Path | None = None
+) -> torch.Tensor:
     """Put what a model made of the batches of a plan together, in the order of the rows.
 
     Args:
         batches: one tensor per batch, of shape (rows of the batch, …).
         plan: index arrays that together hold every row once.
+        folder: for what is large, see ``on_disk``; batches are on the CPU then.
 
     >>> plan = [np.array([1, 2]), np.array([0])]
     >>> in_row_order([torch.tensor([10, 20]), torch.tensor([0])], plan).tolist()
     [0, 10, 20]
     """
-    stacked = torch.cat(list(batches))
-    return stacked[torch.from_numpy(np.argsort(np.concatenate(plan))).to(stacked.device)]
+    if folder is None:
+        stacked = torch.cat(list(batches))
+        return stacked[torch.from_numpy(np.argsort(np.concatenate(plan))).to(stacked.device)]
+    whole, written = np.empty(0), 0
+    for rows, batch in zip(plan, batches, strict=True):
+        values = batch.numpy()
+        if not written:
+            whole = empty((sum(map(len, plan)), *values.shape[1:]), values.dtype, folder)
+        whole[rows] = values
+        written += len(rows)
+        if written % AT_ONCE < len(rows):
+            release()
+    return torch.from_numpy(whole)

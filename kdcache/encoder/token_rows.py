@@ -1,10 +1,14 @@
 """Tokens of many sequences in flat arrays: 12 bytes per token, where lists of integers take 24 and more."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
+
+from kdcache.on_disk import join_arrays, release
 
 # What a tokenizer pads; attention masks, the third of its kind, are padded with 0.
 PADDED_WITH = {"input_ids": "pad_token_id", "token_type_ids": "pad_token_type_id"}
@@ -15,13 +19,16 @@ class TokenRows(Sequence[Tokens]):
     """Sequences of tokens; each is read as a mapping of lists, such as ``input_ids`` and ``attention_mask``.
 
     Args:
-        flat: name → int32 array of the values of all sequences, one sequence after the other.
+        flat: name → int32 array of the values of sequences, one sequence after the other.
         lengths: int64 array of shape (sequences,), in tokens.
+        starts: of the same shape, where in ``flat`` each begins; left out, each follows the one before it.
     """
 
-    def __init__(self, flat: Mapping[str, np.ndarray], lengths: np.ndarray) -> None:
+    def __init__(
+        self, flat: Mapping[str, np.ndarray], lengths: np.ndarray, starts: np.ndarray | None = None
+    ) -> None:
         self.flat, self.lengths = dict(flat), lengths
-        self._starts = np.cumsum(lengths) - lengths
+        self._starts = np.cumsum(lengths) - lengths if starts is None else starts
 
     @classmethod
     def of(cls, sequences: Sequence[Mapping[str, Sequence[int]]]) -> "TokenRows":
@@ -30,19 +37,26 @@ class TokenRows(Sequence[Tokens]):
         lengths = np.fromiter((len(row[names[0]]) for row in sequences), np.int64, len(sequences))
         total = int(lengths.sum())
         flat = {
-            name: np.fromiter((value for row in sequences for value in row[name]), np.int32, total)
+            name: np.fromiter(chain.from_iterable(row[name] for row in sequences), np.int32, total)
             for name in names
         }
         return cls(flat, lengths)
 
     @classmethod
-    def joined(cls, parts: Iterable["TokenRows"]) -> "TokenRows":
-        """Put the sequences of several parts one after the other."""
+    def joined(cls, parts: Iterable["TokenRows"], folder: Path | None = None) -> "TokenRows":
+        """Put the sequences of several parts one after the other.
+
+        Args:
+            parts: made by one tokenizer.
+            folder: for what is large, see ``on_disk``.
+        """
         some = [part for part in parts if len(part)]
         if len(some) < 2:
             return some[0] if some else cls({}, np.empty(0, np.int64))
-        flat = {name: np.concatenate([part.flat[name] for part in some]) for name in some[0].flat}
-        return cls(flat, np.concatenate([part.lengths for part in some]))
+        flat = {name: join_arrays([part.flat[name] for part in some], folder) for name in some[0].flat}
+        ends = np.cumsum([0, *(len(next(iter(part.flat.values()))) for part in some)])
+        starts = [part._starts + end for part, end in zip(some, ends, strict=False)]
+        return cls(flat, np.concatenate([part.lengths for part in some]), np.concatenate(starts))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -68,15 +82,12 @@ class TokenRows(Sequence[Tokens]):
     __hash__ = None  # type: ignore[assignment]
 
     def take(self, which: np.ndarray) -> "TokenRows":
-        """Return some of the sequences, in the given order."""
-        lengths = self.lengths[which]
-        places = self._places(which)
-        return TokenRows({name: values[places] for name, values in self.flat.items()}, lengths)
+        """Return some of the sequences, in the given order, which share the memory of all."""
+        return TokenRows(self.flat, self.lengths[which], self._starts[which])
 
     def first(self, count: int) -> "TokenRows":
         """Return the first sequences, which share the memory of all."""
-        total = int(self.lengths[:count].sum())
-        return TokenRows({name: values[:total] for name, values in self.flat.items()}, self.lengths[:count])
+        return TokenRows(self.flat, self.lengths[:count], self._starts[:count])
 
     def padded(self, which: np.ndarray, tokenizer: Any) -> dict[str, torch.Tensor]:
         """Return some of the sequences, padded on the right to the longest of them.
@@ -96,6 +107,7 @@ class TokenRows(Sequence[Tokens]):
             whole = np.full(inside.shape, pad, np.int64)
             whole[inside] = values[places]
             found[name] = torch.from_numpy(whole)
+        release()
         return found
 
     def _places(self, which: np.ndarray) -> np.ndarray:

@@ -2,17 +2,21 @@
 
 import hashlib
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from kdcache.digests import value_digest
-from kdcache.encoder.linear_probe import LinearProbe, fit_probe, one_hot
+from kdcache.encoder.linear_probe import AsShares, LinearProbe, fit_probe, one_hot, soft
 from kdcache.encoder.optimisation import load_checkpoint, save_checkpoint
 from kdcache.encoder.parts import last_linear
+from kdcache.encoder.plans import in_parts, in_row_order
+from kdcache.on_disk import release
 from kdcache.students.arms import ArmSpec
-from kdcache.students.student import Student, predict
+from kdcache.students.student import Student, features_of
 from kdcache.students.training_rows import StudentRows
 
 
@@ -42,16 +46,16 @@ class Probes:
             spec: the arm.
             tune: rows on which C is chosen by the task's first metric; None chooses it on 5 folds.
         """
+        as_shares: AsShares
         if spec.ce_weight == 0:
-            which = np.arange(len(rows))
-            targets = rows.teacher_logits.double().softmax(1)
+            which, taught, as_shares = np.arange(len(rows)), rows.teacher_logits, soft
         else:
             labelled = rows.labels >= 0
-            which = np.flatnonzero(labelled.cpu().numpy())
-            targets = one_hot(rows.labels[labelled], rows.task.num_labels)
-        start = [targets, *_start(student, rows)]
-        ids = [rows.table["example_id"].take(which).to_pylist()]
-        ids += [tune.table["example_id"].to_pylist()] if tune is not None else []
+            which, taught = np.flatnonzero(labelled.cpu().numpy()), rows.labels[labelled]
+            as_shares = partial(one_hot, num_labels=rows.task.num_labels)
+        start = [taught, *_start(student, rows)]
+        ids = [_ids_digest(rows.table, which)]
+        ids += [_ids_digest(tune.table, np.arange(len(tune)))] if tune is not None else []
         key = value_digest([spec.method, spec.pooling, *ids, *map(_bytes_digest, start)])
         path, device = self.folder / f"probe-{key[:16]}.pt", student.backbone.device
         kept = load_checkpoint(path, device)
@@ -59,10 +63,12 @@ class Probes:
             return LinearProbe(**kept)
         features = starting_features(student, rows, which)
         if tune is None:
-            probe = fit_probe(features, targets)
+            probe = fit_probe(features, taught, as_shares=as_shares)
         else:
             metric, held_out = tune.task.metrics[0], starting_features(student, tune)
-            probe = fit_probe(features, targets, held_out, lambda logits: tune.score(logits)[metric])
+            probe = fit_probe(
+                features, taught, held_out, lambda logits: tune.score(logits)[metric], as_shares=as_shares
+            )
         save_checkpoint(asdict(probe), path)
         return probe
 
@@ -75,7 +81,16 @@ def _start(student: Student, rows: StudentRows) -> list[torch.Tensor]:
 
 
 def _bytes_digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.detach().cpu().numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256()
+    for part in tensor.detach().flatten().split(2**20):
+        digest.update(part.cpu().numpy())
+        release()
+    return digest.hexdigest()
+
+
+def _ids_digest(table: pa.Table, which: np.ndarray) -> str:
+    ids = (table["example_id"].take(which[part]).to_pylist() for part in in_parts(len(which)))
+    return value_digest([value_digest(some) for some in ids])
 
 
 @torch.no_grad()
@@ -94,7 +109,8 @@ def starting_features(student: Student, rows: StudentRows, which: np.ndarray | N
     choices = rows.encoded.num_choices
     if student.prompt is None:  # no forward pass
         states = rows.inputs.states
-        states = states[torch.from_numpy(which).to(states.device)]
-        return student.head(states.flatten(0, 1))[1].unflatten(0, (-1, choices))
-    _, features = predict(student, rows.encoded.take(which))
-    return torch.from_numpy(features).to(student.backbone.device).unflatten(1, (choices, -1))
+        plan = in_parts(len(which))
+        parts = (states[torch.from_numpy(which[part]).to(states.device)].flatten(0, 1) for part in plan)
+        features = (student.head(part)[1].unflatten(0, (-1, choices)) for part in parts)
+        return in_row_order(features, plan, rows.encoded.folder)
+    return features_of(student, rows.encoded.take(which)).unflatten(1, (choices, -1))

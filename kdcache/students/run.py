@@ -6,7 +6,7 @@ control ``head`` is the probe itself, so what a prompt arm gains over it is due 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from kdcache.encoder.linear_probe import LinearProbe
 from kdcache.encoder.optimisation import adamw
 from kdcache.encoder.parts import last_linear
-from kdcache.encoder.plans import num_batches, training_plan
+from kdcache.encoder.plans import TrainingPlan, num_batches
 from kdcache.losses.objective import Objective
 from kdcache.students.arms import ArmSpec
 from kdcache.students.best_step import BestStep
@@ -95,7 +95,7 @@ class Run:
         self._seen: list[tuple[TermValues, Mapping[str, int], int]] = []
         self._sums: dict[str, float] = {}  # since the last look, over this many rows:
         self._summed = 0
-        self._plan: list[np.ndarray] = []
+        self._plan: Sequence[np.ndarray] = []
         decay = 0.0 if student.prompt is not None else spec.weight_decay
         head = [*student.head_parameters, *objective.parameters()]
         self.optimizer = adamw([
@@ -123,7 +123,7 @@ class Run:
         epoch, number = divmod(self.step, num_batches(len(self.rows), self.spec.batch_size))
         if number == 0 or not self._plan:
             lengths, size = self.rows.encoded.lengths, self.spec.batch_size
-            self._plan = training_plan(lengths, size, self.seed, epoch)
+            self._plan = TrainingPlan(lengths, size, self.seed, epoch)
         return self._plan[number]
 
     def terms(

@@ -1,6 +1,6 @@
 """A student (backbone, head and perhaps a prompt), and the forward pass of many students at once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -176,17 +176,33 @@ def predict(
     Returns:
         float32 logits of shape (rows, num_labels) and features of shape (rows, dim), in row order.
     """
-    device = student.backbone.device
-    padded = encoded if device.type == "cpu" else Padded.of(encoded, device)
-    plan = plan_for(device, encoded.lengths, batch_size, encoded.num_choices)
+    plan = plan_for(student.backbone.device, encoded.lengths, batch_size, encoded.num_choices)
     logits, features = [], []
-    for rows in plan:
-        batch = padded.batch(rows)
-        ((some_logits, some_features),) = forward([student], batch, [len(batch["input_ids"])])
-        logits.append(encoded.by_row(some_logits))
-        features.append(encoded.by_row(some_features))
+    for some_logits, some_features in _outputs(student, encoded, plan):
+        logits.append(some_logits)
+        features.append(some_features)
         if after_batch:
-            after_batch(len(rows))
+            after_batch(len(some_logits))
     return (
         in_row_order(logits, plan).cpu().numpy(), in_row_order(features, plan).float().cpu().numpy()
     )  # fmt: skip
+
+
+@torch.no_grad()
+def features_of(student: Student, encoded: Encoded) -> torch.Tensor:
+    """Return what the last Linear of a student reads of every row, float32 of shape (rows, dim)."""
+    plan = plan_for(student.backbone.device, encoded.lengths, EVAL_BATCH_SIZE, encoded.num_choices)
+    features = (some.float() for _, some in _outputs(student, encoded, plan))
+    return in_row_order(features, plan, encoded.folder)
+
+
+def _outputs(
+    student: Student, encoded: Encoded, plan: Sequence[np.ndarray]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield logits and features of the batches of a plan."""
+    device = student.backbone.device
+    padded = encoded if device.type == "cpu" else Padded.of(encoded, device)
+    for rows in plan:
+        batch = padded.batch(rows)
+        ((logits, features),) = forward([student], batch, [len(batch["input_ids"])])
+        yield encoded.by_row(logits), encoded.by_row(features)

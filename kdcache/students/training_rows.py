@@ -14,6 +14,7 @@ from kdcache.cache.join import batches_of
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, check_identity, read_identity_of, read_manifest
 from kdcache.cache.reader import load_cache
+from kdcache.cache.schema import ROW_GROUP_ROWS
 from kdcache.cache.teacher_pooling import check_teacher_pooling
 from kdcache.data.metrics import compute_metrics
 from kdcache.data.splits import (
@@ -28,8 +29,10 @@ from kdcache.data.splits import (
 from kdcache.data.task import Task
 from kdcache.encoder.batching import Encoded, concatenate, encode_parts
 from kdcache.encoder.load import load_tokenizer
+from kdcache.encoder.plans import in_parts, in_row_order
 from kdcache.errors import CacheCorrupt, CacheMissing, ParamsError
 from kdcache.losses.objective import Targets
+from kdcache.on_disk import put_table, release
 from kdcache.project import Project
 from kdcache.students.arms import ArmSpec
 from kdcache.students.prompted_backbone import Backbone, FrozenInputs
@@ -86,7 +89,9 @@ class StudentRows:
     def targets(self, rows: torch.Tensor) -> Targets:
         """Return what some of the rows are taught; their indices are on the device."""
         features = self.teacher_features[rows].float()
-        return Targets(rows, self.labels[rows], self.teacher_logits[rows], features)
+        found = Targets(rows, self.labels[rows], self.teacher_logits[rows], features)
+        release()
+        return found
 
     def taught_by(self, targets: str, seed: int) -> "StudentRows":
         """Return the same rows with the teacher's logits that an arm's ``targets`` name.
@@ -115,9 +120,13 @@ class StudentRows:
         for label in np.unique(labels):
             members = np.flatnonzero(labels == label)
             order[members] = rng.permutation(members)
-        return replace(
-            self, teacher_logits=self.teacher_logits[order], teacher_features=self.teacher_features[order]
-        )
+
+        def moved(values: torch.Tensor) -> torch.Tensor:
+            plan = in_parts(len(self))
+            return in_row_order((values[order[part]] for part in plan), plan, self.encoded.folder)
+
+        logits, features = moved(self.teacher_logits), moved(self.teacher_features)
+        return replace(self, teacher_logits=logits, teacher_features=features)
 
     def take(self, indices: np.ndarray) -> "StudentRows":
         """Return some of the rows, in the given order."""
@@ -159,7 +168,7 @@ def join_rows(parts: Sequence[StudentRows]) -> StudentRows:
     if len(parts) == 1:
         return first
     table = pa.concat_tables([part.table for part in parts])
-    cached = CacheRows.joined([part.cached for part in parts])
+    cached = CacheRows.joined([part.cached for part in parts], first.encoded.folder)
     encoded = concatenate([part.encoded for part in parts])
     return StudentRows.build(first.task, first.split, table, cached, encoded, first.inputs.backbone)
 
@@ -173,6 +182,8 @@ def load_rows(
     unlabelled: bool = True,
 ) -> tuple[dict[str, StudentRows], Manifest]:
     """Read all splits but test; refuse a cache of other data or another teacher; join by id.
+
+    On a CPU, what takes much memory goes to files in the project's scratch folder, see ``on_disk``.
 
     Args:
         project: where data, cache, teacher and backbone lie.
@@ -213,12 +224,15 @@ def load_rows(
                 f"none. {manifest.rebuild}"
             )
     tokenizer = load_tokenizer(Path(project.paths.backbone))
-    splits = {}
+    splits, scratch = {}, Path(project.paths.scratch)
+    scratch.mkdir(parents=True, exist_ok=True)
+    folder = scratch if backbone.device.type == "cpu" else None  # on a GPU all rows lie on it
+    held = pa.schema([field for field in split_schema(task) if field.name not in READ_IN_PARTS])
     for split, file in files.items():
         parts = (sequences(pa.Table.from_batches([rows]), task) for rows in file.iter_batches(READ_AT_ONCE))
-        encoded = encode_parts(tokenizer, parts, max_length, task.truncate, task.num_choices)
-        table = file.read([name for name in split_schema(task).names if name not in READ_IN_PARTS])
-        taught = cached[split].targets(keys[split])
+        encoded = encode_parts(tokenizer, parts, max_length, task.truncate, task.num_choices, folder)
+        table = put_table(file.iter_batches(ROW_GROUP_ROWS, columns=held.names), held, folder)
+        taught = cached[split].targets(keys[split], folder)
         splits[split] = StudentRows.build(task, split, table, taught, encoded, backbone)
     return splits, manifest
 

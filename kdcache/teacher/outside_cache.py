@@ -63,6 +63,7 @@ def import_cache(
                 if split != "train" and not (rows >= 0).any():
                     continue
                 outside.require_rows(split, batches_of(file), keys, rows)
+                del keys  # of its arrays only ``rows`` are needed to write the split
                 scores = _write_split(writer, task, split, file, rows, outside)
                 if split != TEST:
                     metrics[split] = scores
@@ -109,7 +110,7 @@ def _write_split(
     names = task.metrics_of(split)
     ranked = any(name in COLUMNS_READ for name in names)
     answers: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
+    labels: list[np.ndarray] = []  # as little as is needed for scores is held of each row
 
     def chunks() -> Iterator[CacheRows]:
         start = 0
@@ -117,10 +118,11 @@ def _write_split(
             of = rows[:, start : start + len(batch)]
             start += len(batch)
             found = outside.logits(of)
-            labels.append(batch["label"].to_numpy())
+            label = batch["label"].to_numpy()
+            labels.append(label.astype(np.int32))
             answers.append(found if ranked else found.argmax(axis=1).astype(np.int32))
             yield CacheRows(
-                batch["example_id"].to_pylist(), batch["content_hash"].to_pylist(), labels[-1],
+                batch["example_id"].to_pylist(), batch["content_hash"].to_pylist(), label,
                 np.full(len(batch), ALL_ROWS_TEACHER, np.int8), found, outside.features(of),
             )  # fmt: skip
 

@@ -18,6 +18,7 @@ from kdcache.cache.spill import Spill
 from kdcache.data.task import Task
 from kdcache.digests import file_digest, value_digest
 from kdcache.errors import DataError, nearest
+from kdcache.on_disk import Growing
 
 
 @dataclass(frozen=True)
@@ -202,14 +203,15 @@ def _read(
     path: Path, weight: float, task: Task, policy: MissingMass, id_column: str, logits: Spill, features: Spill
 ) -> OutsideTeacher:
     """Read a file once, a part at a time; its numbers go to disk in the order of the file."""
-    ids, texts, kind, hashed = [], [], "", False
+    ids, texts = Growing(np.int64, None), Growing(np.int64, None)
+    kind, hashed = "", False
     for part in stream_outputs(path, task.labels, id_column):
         logits.append(to_logits(part, policy, str(path)))
         features.append(part.features)
         ids.append(hash_ids(part.example_id))
         texts.append(hash_ids(part.content_hash or [""] * len(part.example_id)))
         kind, hashed = part.kind, part.content_hash is not None
-    keys = Keys(np.concatenate(ids), np.concatenate(texts), np.empty(0, np.int64))
+    keys = Keys(ids.whole(), texts.whole(), np.empty(0, np.int64))
     ordered = np.sort(keys.ids)
     suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     if suspects:

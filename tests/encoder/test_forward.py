@@ -10,7 +10,7 @@ from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer
 from kdcache.encoder.parts import last_linear
-from kdcache.encoder.plans import fixed_plan, num_batches, training_plan
+from kdcache.encoder.plans import TrainingPlan, fixed_plan, num_batches
 from kdcache.encoder.precision import hold_in_bfloat16
 from kdcache.errors import ModelError
 
@@ -26,7 +26,7 @@ def encoded(tiny_model: Path):
 @pytest.mark.parametrize("rows", [1, 16, 33, 300])
 def test_every_plan_holds_every_row_once(rows):
     lengths = np.random.default_rng(0).integers(3, 60, rows)
-    for plan in (fixed_plan(lengths, 8), training_plan(lengths, 8, seed=0, epoch=3)):
+    for plan in (fixed_plan(lengths, 8), TrainingPlan(lengths, 8, seed=0, epoch=3)):
         assert sorted(np.concatenate(plan)) == list(range(rows))
         assert len(plan) == num_batches(rows, 8)
 
@@ -35,7 +35,7 @@ def test_training_plan_depends_on_seed_and_epoch_only():
     lengths = np.random.default_rng(0).integers(3, 60, 100)
 
     def order(seed: int, epoch: int) -> list[int]:
-        return np.concatenate(training_plan(lengths, 8, seed, epoch)).tolist()
+        return np.concatenate(TrainingPlan(lengths, 8, seed, epoch)).tolist()
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)

@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from kdcache.encoder import linear_probe
-from kdcache.encoder.linear_probe import fit_probe, one_hot
+from kdcache.encoder.linear_probe import fit_probe, one_hot, soft
 
 
 def make_rows(
@@ -109,3 +109,25 @@ def test_hardly_any_rows_still_give_a_probe(rows):
     features, _ = make_rows(rows, 2)
     probe = fit_probe(features, one_hot(torch.arange(rows) % 2, 2))
     assert torch.isfinite(probe.logits(features)).all()
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+def test_many_rows_are_fitted_in_blocks_as_few_at_once(monkeypatch, choices):
+    """To rounding, and with no more numbers in float64 than a block has."""
+    rng, count, dim = np.random.default_rng(5), 240, 6
+    features = torch.from_numpy(rng.normal(size=(count, choices, dim)) * np.logspace(-1, 2, dim) + 3).float()
+    logits = torch.from_numpy(rng.normal(size=(count, 3))).float()
+    whole = fit_probe(features, soft(logits))
+    seen = []
+
+    def counted(part: torch.Tensor) -> torch.Tensor:
+        seen.append(len(part))
+        return soft(part)
+
+    monkeypatch.setattr(linear_probe, "HELD", 0)
+    monkeypatch.setattr(linear_probe, "BLOCK", 32 * choices * dim)
+    blocks = fit_probe(features, logits, as_shares=counted)
+    assert max(seen) == 32
+    assert blocks.strength == whole.strength
+    for found, wanted in ((blocks.weight, whole.weight), (blocks.bias, whole.bias)):
+        assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5

@@ -12,7 +12,7 @@ from engine import KL_GRAM, TEXTS, build_rows, build_run, double, fit, gap, shar
 from specs import tiny_spec
 
 from kdcache.encoder.linear_probe import LinearProbe, fit_probe, one_hot
-from kdcache.encoder.plans import training_plan
+from kdcache.encoder.plans import TrainingPlan
 from kdcache.losses import Term
 from kdcache.students import loop as train_module
 from kdcache.students import run as run_module
@@ -274,7 +274,7 @@ def test_batches_run_on_over_epochs_of_the_runs_own_rows(tiny_model: Path, rows,
     taken = []
     for run.step in range(6):
         taken.append(run.next_batch())
-    plans = [batch for epoch in (0, 1) for batch in training_plan(rows.encoded.lengths, 4, run.seed, epoch)]
+    plans = [batch for epoch in (0, 1) for batch in TrainingPlan(rows.encoded.lengths, 4, run.seed, epoch)]
     assert len(plans) == 8
     assert all(map(np.array_equal, taken, plans))
 

@@ -1,0 +1,131 @@
+"""Arrays and tables of many rows in files without a name, mapped into memory: what is being read is held.
+
+Such a file is gone with what is made of it, or with the process. What is smaller than ``SMALL`` is held in
+memory, and so is all for which no folder is named.
+"""
+
+import io
+import math
+import mmap
+import os
+import tempfile
+import weakref
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from kdcache.places import naming
+
+SMALL = 2**24  # bytes
+_MAPPED: "weakref.WeakSet[mmap.mmap]" = weakref.WeakSet()
+
+
+def empty(shape: Sequence[int], dtype: Any, folder: Path | None) -> np.ndarray:
+    """Return an array whose values are still to be put there.
+
+    Args:
+        shape, dtype: of the array.
+        folder: for its file; None holds it in memory.
+
+    Raises:
+        OSError: there is no room for it.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if folder is None or size < SMALL or not size:
+        return np.empty(shape, dtype)
+    with naming(folder), tempfile.TemporaryFile(dir=folder) as file:
+        # All of it at once: a disk that fills up under a mapped file ends the process without a word.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+        return np.frombuffer(_map(file.fileno(), size), dtype).reshape(shape)
+
+
+class Growing:
+    """An array of one dimension that grows at its end.
+
+    Args:
+        dtype: of the array.
+        folder: see ``empty``.
+    """
+
+    def __init__(self, dtype: Any, folder: Path | None) -> None:
+        self._dtype, self._folder, self._file = np.dtype(dtype), folder, _open(folder)
+
+    def append(self, values: np.ndarray) -> None:
+        """Add values."""
+        with naming(self._folder or Path()):
+            self._file.write(np.ascontiguousarray(values, self._dtype).tobytes())
+
+    def whole(self) -> np.ndarray:
+        """Return the array, which grows no more."""
+        with naming(self._folder or Path()):
+            return np.frombuffer(_contents(self._file, self._folder), self._dtype)
+
+
+def join_arrays(parts: Sequence[np.ndarray], folder: Path | None) -> np.ndarray:
+    """Put arrays one after the other.
+
+    Args:
+        parts: of one type, that agree in all lengths but the first.
+        folder: see ``empty``.
+    """
+    whole = empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype, folder)
+    start = 0
+    for part in parts:
+        whole[start : start + len(part)] = part
+        start += len(part)
+        release()
+    return whole
+
+
+def put_table(batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: Path | None) -> pa.Table:
+    """Put batches into a table.
+
+    Args:
+        batches: its rows.
+        schema: of the table.
+        folder: see ``empty``.
+    """
+    with naming(folder or Path()):
+        file = _open(folder)
+        with pa.ipc.new_file(pa.PythonFile(file, "w"), schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        return pa.ipc.open_file(pa.py_buffer(_contents(file, folder))).read_all()
+
+
+def release() -> None:
+    """Let go of the memory that holds what was read or written of arrays on disk; they stay as they are."""
+    for mapped in list(_MAPPED):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _open(folder: Path | None) -> Any:
+    if folder is None:
+        return io.BytesIO()
+    return tempfile.SpooledTemporaryFile(max(1, SMALL), dir=str(folder))
+
+
+def _contents(file: Any, folder: Path | None) -> Any:
+    """Return a buffer of all bytes of a file; a large one stays on disk, mapped."""
+    if folder is None:
+        return file.getbuffer()
+    with file:
+        size = file.tell()
+        if size < SMALL or not size:
+            file.seek(0)
+            return bytearray(file.read())
+        number = file.fileno()  # on disk from here on, if it was not
+        file.flush()
+        return _map(number, size)
+
+
+def _map(number: int, size: int) -> mmap.mmap:
+    mapped = mmap.mmap(number, size)
+    _MAPPED.add(mapped)
+    return mapped
