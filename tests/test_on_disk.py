@@ -67,7 +67,7 @@ def test_memory_holds_only_what_is_small(tmp_path, monkeypatch):
         monkeypatch.setattr(on_disk, "SMALL", small)
         gc.collect()
         tracemalloc.start()
-        before = pa.total_allocated_bytes()
+        before = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes()
         growing = Growing(np.int64, tmp_path)
         growing.append(rows)
         kept = [

@@ -128,7 +128,7 @@ class CacheRows:
         """
         kinds = {name: schema.field(name).type for name in schema.names[4:]}
         vectors = {name: empty((count, k.list_size), _dtype(k), folder) for name, k in kinds.items()}
-        scalars = np.empty(count, np.int64), np.empty(count, np.int8)
+        scalars = empty((count,), np.int64, folder), empty((count,), np.int8, folder)
         ids = [""] * count if strings else []
         return cls._of(ids, list(ids), *scalars, vectors)
 
@@ -147,7 +147,7 @@ class CacheRows:
     def joined(cls, parts: Sequence["CacheRows"], folder: Path | None = None) -> "CacheRows":
         """Join rows of one cache, one part after another; ``folder`` is as in ``empty``."""
         vectors = {n: join_arrays([part.vectors[n] for part in parts], folder) for n in parts[0].vectors}
-        label, fold = (np.concatenate([getattr(p, name) for p in parts]) for name in ("label", "fold"))
+        label, fold = (join_arrays([getattr(p, n) for p in parts], folder) for n in ("label", "fold"))
         ids, hashes = (list(chain(*column)) for column in zip(*(p._strings for p in parts), strict=True))
         return cls._of(ids, hashes, label, fold, vectors)
 

@@ -10,7 +10,7 @@ import torch
 
 from kdcache.encoder.token_rows import TokenRows
 from kdcache.errors import DataError, ModelError, ParamsError
-from kdcache.on_disk import Growing, release
+from kdcache.on_disk import Growing, empty, join_arrays, release
 
 ENCODED_AT_ONCE = 4096  # sequences
 LENGTH_STEP = 8  # on an accelerator, batches have lengths of these multiples: few shapes, and aligned ones
@@ -127,7 +127,7 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
     return replace(
         parts[0],
         sequences=TokenRows.joined((part.sequences for part in parts), parts[0].folder),
-        lengths=np.concatenate([part.lengths for part in parts]),
+        lengths=join_arrays([part.lengths for part in parts], parts[0].folder),
         truncated=np.concatenate([part.truncated for part in parts]),
     )
 
@@ -180,7 +180,7 @@ def encode_parts(
         As ``encode``.
     """
     flat: dict[str, Growing] = {}
-    found: list[np.ndarray] = []
+    tokens = Growing(np.int64, folder)
     long: list[np.ndarray] = []
     done, needed = 0, 0
     for texts, pairs in parts:
@@ -188,10 +188,10 @@ def encode_parts(
         inputs = [(text, pair) if pair else text for text, pair in zip(texts, pairs, strict=True)]
         full = tokenizer(inputs, truncation=False)
         rows = [{key: full[key][i] for key in full} for i in range(len(texts))]
-        if empty := [i for i, row in enumerate(rows) if not row["input_ids"]]:
+        if without := [i for i, row in enumerate(rows) if not row["input_ids"]]:
             raise DataError(
-                f"row {done + empty[0] + 1}: a text must have at least one token, got none of "
-                f"{texts[empty[0]]!r}. Remove the row, or use a tokenizer that adds special tokens."
+                f"row {done + without[0] + 1}: a text must have at least one token, got none of "
+                f"{texts[without[0]]!r}. Remove the row, or use a tokenizer that adds special tokens."
             )
         over = [i for i, row in enumerate(rows) if len(row["input_ids"]) > max_length]
         both = [i for i in over if pairs[i] and truncate != "longest"]
@@ -206,7 +206,7 @@ def encode_parts(
         flat = flat or {name: Growing(np.int32, folder) for name in part.flat}
         for name, values in part.flat.items():
             flat[name].append(values)
-        found.append(part.lengths)
+        tokens.append(part.lengths)
         long.append(done + np.array(over, np.int64))
         done += len(texts)
     if needed > max_length:
@@ -214,9 +214,13 @@ def encode_parts(
             f"max_length: it must be at least {needed} tokens, so that a question and its answer fit "
             f"whole beside their passage, got {max_length}. Raise max_length in every section that has it."
         )
-    tokens = np.concatenate([np.empty(0, np.int64), *found])
-    sequences = TokenRows({name: values.whole() for name, values in flat.items()}, tokens)
-    lengths = sequences.lengths.reshape(-1, num_choices).max(axis=1)
+    lengths = tokens.whole()
+    starts = empty(lengths.shape, np.int64, folder)
+    np.subtract(np.cumsum(lengths, out=starts), lengths, out=starts)
+    sequences = TokenRows({name: values.whole() for name, values in flat.items()}, lengths, starts)
+    release()
+    if num_choices > 1:
+        lengths = lengths.reshape(-1, num_choices).max(axis=1)
     truncated = np.zeros(len(lengths), dtype=bool)
     truncated[np.concatenate([np.empty(0, np.int64), *long]) // num_choices] = True
     return Encoded(tokenizer, sequences, lengths, truncated, num_choices, folder)

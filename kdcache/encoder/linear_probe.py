@@ -29,6 +29,7 @@ LEAST_SIZE = 1e-3  # of a dim's standard deviation, as a share of that of all di
 HELD, BLOCK = 2**23, 2**20
 
 Score = Callable[[np.ndarray], float]
+Block = torch.Tensor | slice
 AsShares = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -79,12 +80,11 @@ def fit_probe(
         as_shares: targets of a block of rows → probabilities, such as ``soft``.
     """
     rows = _Rows(features, targets, as_shares)
-    every = torch.arange(len(features), device=features.device)
     with threadpool_limits(1, user_api="blas"):  # of scipy: more threads only wait for each other
         if held_out is None or score is None:
             scores = _cross_validate(rows, seed)
-            return _path(rows, every, STRENGTHS[: int(np.argmax(scores)) + 1])[-1]
-        probes = _path(rows, every, STRENGTHS)
+            return _path(rows, None, STRENGTHS[: int(np.argmax(scores)) + 1])[-1]
+        probes = _path(rows, None, STRENGTHS)
     scores = [score(probe.logits(held_out).cpu().numpy()) for probe in probes]
     return probes[int(np.argmax(scores))]
 
@@ -101,14 +101,16 @@ class _Rows:
     def num_labels(self) -> int:
         return self.as_shares(self.targets[:1]).shape[1]
 
-    def blocks(self, which: torch.Tensor) -> list[torch.Tensor]:
-        """Cut numbers of rows into blocks: few stay together, many are sorted, as they may lie on disk."""
+    def blocks(self, which: torch.Tensor | None) -> list[Block]:
+        """Cut numbers of rows, or all rows, into blocks: many are sorted, as they may lie on disk."""
         width = max(self.features[0].numel(), self.num_labels)
-        if len(which) * width <= HELD:
-            return [which]
-        return list(which.sort().values.split(max(1, BLOCK // width)))
+        count = len(self.features) if which is None else len(which)
+        size = count if count * width <= HELD else max(1, BLOCK // width)
+        if which is None:
+            return [slice(start, start + size) for start in range(0, count, size)]
+        return [which] if size == count else list(which.sort().values.split(size))
 
-    def read(self, blocks: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def read(self, blocks: Sequence[Block]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield features and targets of each block."""
         for block in blocks:
             yield self.features[block].double(), self.as_shares(self.targets[block])
@@ -131,9 +133,9 @@ def _cross_validate(rows: _Rows, seed: int) -> list[float]:
     return list(found / count)
 
 
-def _path(rows: _Rows, which: torch.Tensor, strengths: Sequence[float]) -> list[LinearProbe]:
+def _path(rows: _Rows, which: torch.Tensor | None, strengths: Sequence[float]) -> list[LinearProbe]:
     """Fit one C after another to some rows, each from the weights of the one before."""
-    blocks, count = rows.blocks(which), len(which)
+    blocks, count = rows.blocks(which), len(rows.features) if which is None else len(which)
     centre, size = _moments(rows, blocks)
     choices, dim = rows.features.shape[1:]
     outputs = rows.num_labels // choices
@@ -172,7 +174,7 @@ def _path(rows: _Rows, which: torch.Tensor, strengths: Sequence[float]) -> list[
     return found
 
 
-def _moments(rows: _Rows, blocks: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _moments(rows: _Rows, blocks: Sequence[Block]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean of each dim, and its size: the standard deviation of what differs between choices."""
     seen, centre, size = 0, torch.zeros(()), torch.zeros(())
     for inputs, _ in rows.read(blocks):

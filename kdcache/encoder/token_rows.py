@@ -54,9 +54,14 @@ class TokenRows(Sequence[Tokens]):
         if len(some) < 2:
             return some[0] if some else cls({}, np.empty(0, np.int64))
         flat = {name: join_arrays([part.flat[name] for part in some], folder) for name in some[0].flat}
-        ends = np.cumsum([0, *(len(next(iter(part.flat.values()))) for part in some)])
-        starts = [part._starts + end for part, end in zip(some, ends, strict=False)]
-        return cls(flat, np.concatenate([part.lengths for part in some]), np.concatenate(starts))
+        lengths, starts = (
+            join_arrays([getattr(part, name) for part in some], folder) for name in ("lengths", "_starts")
+        )
+        row = shift = 0
+        for part in some:
+            starts[row : row + len(part)] += shift
+            row, shift = row + len(part), shift + len(next(iter(part.flat.values())))
+        return cls(flat, lengths, starts)
 
     def __len__(self) -> int:
         return len(self.lengths)

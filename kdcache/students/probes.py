@@ -61,7 +61,7 @@ class Probes:
         kept = load_checkpoint(path, device)
         if kept is not None:
             return LinearProbe(**kept)
-        features = starting_features(student, rows, which)
+        features = starting_features(student, rows, which if len(which) < len(rows) else None)
         if tune is None:
             probe = fit_probe(features, taught, as_shares=as_shares)
         else:
@@ -105,12 +105,13 @@ def starting_features(student: Student, rows: StudentRows, which: np.ndarray | N
         rows: to read.
         which: indices of some of them; None reads all.
     """
-    which = np.arange(len(rows)) if which is None else which
     choices = rows.encoded.num_choices
     if student.prompt is None:  # no forward pass
         states = rows.inputs.states
-        plan = in_parts(len(which))
-        parts = (states[torch.from_numpy(which[part]).to(states.device)].flatten(0, 1) for part in plan)
+        plan = in_parts(len(rows) if which is None else len(which))
+        some = (torch.from_numpy(part if which is None else which[part]) for part in plan)
+        parts = (states[part.to(states.device)].flatten(0, 1) for part in some)
         features = (student.head(part)[1].unflatten(0, (-1, choices)) for part in parts)
         return in_row_order(features, plan, rows.encoded.folder)
-    return features_of(student, rows.encoded.take(which)).unflatten(1, (choices, -1))
+    encoded = rows.encoded if which is None else rows.encoded.take(which)
+    return features_of(student, encoded).unflatten(1, (choices, -1))

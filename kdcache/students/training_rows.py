@@ -32,7 +32,7 @@ from kdcache.encoder.load import load_tokenizer
 from kdcache.encoder.plans import in_parts, in_row_order
 from kdcache.errors import CacheCorrupt, CacheMissing, ParamsError
 from kdcache.losses.objective import Targets
-from kdcache.on_disk import put_table, release
+from kdcache.on_disk import join_arrays, put_table, release
 from kdcache.project import Project
 from kdcache.students.arms import ArmSpec
 from kdcache.students.prompted_backbone import Backbone, FrozenInputs
@@ -74,8 +74,9 @@ class StudentRows:
         cls, task: Task, split: str, table: pa.Table, cached: CacheRows, encoded: Encoded, backbone: Backbone
     ) -> "StudentRows":
         """Put rows and targets of the same order onto the backbone's device."""
+        labels = join_arrays([np.array(chunk) for chunk in table["label"].chunks], encoded.folder)
         tensors = (
-            torch.from_numpy(np.array(table["label"].to_numpy())),
+            torch.from_numpy(labels),
             torch.from_numpy(cached.logits),
             torch.from_numpy(cached.features),
         )
