@@ -96,11 +96,11 @@ def _train(missing: Sequence[Fit], training: "Training", project: Project) -> No
     examples = {fit: training.params.epochs * len(training.rows_of(fit)) for fit in missing}
     title = f"{training.task.name}, {len(missing)} models"
     with tqdm(total=sum(examples.values()), desc=title, unit="example", disable=not missing) as bar:
-        opened = partial(open_elsewhere, project.raw, training.task.name)
+        opened = partial(open_training, project.raw, training.task.name)
         spread(missing, opened, engine, project.threads, lambda fit: bar.update(examples[fit]))
 
 
-def open_elsewhere(raw: dict[str, Any], task_name: str) -> Callable[[Fit], None]:
+def open_training(raw: dict[str, Any], task_name: str) -> Callable[[Fit], None]:
     """Open a worker in a process of its own: the first one has checked the model."""
     return Training(Project.of(raw).only([task_name]), task_name).train
 
