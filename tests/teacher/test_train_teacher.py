@@ -103,6 +103,7 @@ def test_interrupted_teacher_goes_on_and_equals_an_uninterrupted_one(built_proje
     assert one == other
 
 
+@pytest.mark.slow
 def test_models_that_two_workers_train_are_those_of_one_process(built_project):
     params = {"ensemble": 2, "folds": 0, "epochs": 1}
     folder = built_project("prepare", name="serial", train_teacher=params)
