@@ -37,6 +37,7 @@ from kdcache.encoder.batching import Encoded
 from kdcache.encoder.forward import extract
 from kdcache.encoder.linear_probe import NUM_FOLDS, fit_probe, one_hot
 from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, save_model, setup
+from kdcache.encoder.optimisation import adamw
 from kdcache.encoder.plans import fixed_plan, num_batches, plan_for
 from kdcache.encoder.pooling import Pooling, resolve_pooling, write_pooling
 from kdcache.project import Project, require_tune
@@ -91,7 +92,8 @@ def _teachers(project: Project, names: Sequence[str], base: float, rates: dict[s
     whole, trained = weight_bytes(model)
     model.to(device).train()
     moved = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    work = training_step(lambda batch: model(**batch).logits, moved, params.dtype, device)
+    optimizer = torch.optim.AdamW(moved, lr=0.0, fused=True)  # the Trainer's
+    work = training_step(lambda batch: model(**batch).logits, optimizer, params.dtype, device)
     rates["teacher, training"] = step = measure(work, model, pooled, params.batch_size)
     rates["teacher, forward"] = reading = measure(
         lambda rows: extract(model, rows, outputs, len(rows), device, caching.dtype),
@@ -138,7 +140,7 @@ def _students(project: Project, names: Sequence[str], base: float, rates: dict[s
     pooled, outputs = pool_rows(tasks)
     device = setup(project.threads)
     full, load = timed_build(lambda: load_encoder(source))
-    check_positions(full.config, params.max_length, 0, made.model, "student_backbone")
+    check_positions(full.config, made.max_length, 0, made.model, "student_backbone")
     have = full.config.num_hidden_layers
     keep = range(have) if made.num_layers == "all" else choose_layers(made.layers, made.num_layers, have)
     cuts = len(keep) < have
@@ -206,11 +208,12 @@ def _measure_kind(spec: ArmSpec, folder: Path, backbone: Backbone, pooled: Encod
     read = backbone.read_by(spec.pooling)
     student, build = timed_build(lambda: build_student(spec, outputs, 0, folder, read, pooled))
     moved = [*student.tuned, *student.head_parameters]
+    optimizer = adamw([{"peak": 0.0, "lr": 0.0, "params": moved}], read.device)
 
     def logits(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return forward([student], batch, [len(batch["input_ids"])])[0][0]
 
-    work = training_step(logits, moved, "float32", read.device)  # the backbone computes in its own dtype
+    work = training_step(logits, optimizer, "float32", read.device)  # the backbone computes in its own dtype
     step = measure(work, student, pooled, spec.batch_size)
     reading = measure(lambda rows: predict(student, rows), student, pooled, EVAL_BATCH_SIZE)
     return _Kind(step, reading, build, *weight_bytes(student), bool(student.tuned))

@@ -109,18 +109,18 @@ def _through(tokens: Sequence[int], values: Sequence[float]) -> Line:
 
 
 def training_step(
-    logits_of: Callable[[Mapping[str, torch.Tensor]], torch.Tensor], trained: Sequence[nn.Parameter],
+    logits_of: Callable[[Mapping[str, torch.Tensor]], torch.Tensor], optimizer: torch.optim.Optimizer,
     dtype: Dtype, device: torch.device,
 ) -> Callable[[Encoded], object]:  # fmt: skip
-    """Return a step of AdamW on a batch, at the rate 0, for ``measure``.
+    """Return a step of training on a batch, for ``measure``.
 
     Args:
         logits_of: a batch → logits of shape (sequences, outputs).
-        trained: what the step moves.
+        optimizer: of what the step moves.
         dtype: of the matrix products.
         device: where they are computed.
     """
-    optimizer = torch.optim.AdamW(trained, lr=0.0)
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def step(rows: Encoded) -> None:
         with computing_in(dtype, device):

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdcache.analysis import planned, rates
 from kdcache.analysis.plan import plan
 from kdcache.analysis.planned import Split, Stage, in_windows
+from kdcache.analysis.rates import Rate
 from kdcache.cache.manifest import read_manifest
 from kdcache.data.splits import read_tables
 from kdcache.encoder.batching import encode
@@ -27,9 +28,13 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time each batch once: no test reads a clock."""
-    monkeypatch.setattr("kdcache.analysis.plan.measure", partial(rates.measure, seconds=0))
+def known_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch costs 1000 operations and each of its tokens 100, whatever the machine."""
+
+    def known(_work: object, _model: object, _rows: object, size: int) -> Rate:
+        return Rate((1e3, 1e2), (1e-3, 1e-5), (1e3, 1e2), size, 1000)
+
+    monkeypatch.setattr("kdcache.analysis.plan.measure", known)
 
 
 def planned_stages(*overrides: str, tasks: tuple[str, ...] = ("cb",)) -> dict[str, Stage]:
@@ -100,7 +105,8 @@ def test_a_training_step_holds_what_autograd_keeps(tiny_model):
     layers = [torch.nn.Linear(16, 32), torch.nn.GELU(), torch.nn.Linear(32, 3)]
     model = torch.nn.Sequential(*layers)
     states = torch.randn(8, 16)
-    step = rates.training_step(lambda batch: model(states), list(model.parameters()), "float32", CPU)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    step = rates.training_step(lambda batch: model(states), optimizer, "float32", CPU)
     rate = rates.measure(step, model, encoded, 8, seconds=0)
     kept = 4 * 8 * (16 + 32 + 32 + 3) + 8 * 8  # inputs of each, log-softmax, labels
     assert rates.at(rate.held, 1, rate.tokens) == pytest.approx(kept, rel=0.02)
@@ -133,7 +139,8 @@ def test_what_a_stage_refuses_is_refused(built_project):
     assert "max_length" in fails("plan", "--set", "student_backbone.max_length=4000")
 
 
-def test_the_command_shows_what_is_planned_beside_what_it_took(cached_project):
+def test_the_command_shows_what_is_planned_beside_what_it_took(cached_project, monkeypatch):
+    monkeypatch.setattr("kdcache.analysis.plan.measure", partial(rates.measure, seconds=0))  # the real one
     folder = cached_project()
     there = sorted(folder.rglob("*"))
     code, out, error = run("plan", "--task", "cb", "--workers", "3")
