@@ -110,15 +110,16 @@ def _teachers(project: Project, names: Sequence[str], base: float, rates: dict[s
         teach.memory = held + 3 * trained + at(step.held, 1, params.batch_size * longest_row(splits))
         teach.bytes = models * (trained if params.method == "prefix" else whole)
         for fold in range(1 + params.folds):
-            rows = train.labelled * (1 - 1 / params.folds if fold else 1)
-            steps = train.batches(shuffled, params.batch_size, rows)
+            own = train.labelled * (1 - 1 / params.folds if fold else 1)
+            steps = train.batches(shuffled, params.batch_size, own)
             teach.read(step, steps, params.epochs * params.ensemble)
-            teach.read(reading, train.batches(in_order, caching.batch_size, rows), params.ensemble)
+            teach.read(reading, train.batches(in_order, caching.batch_size, own), params.ensemble)
         for split in {"tune", "validation"} & splits.keys():  # of the probe where each teacher starts
             teach.read(reading, reads[split], 1 + (models if split == "tune" else 0))
         if params.select == "tune":
             teach.read(reading, reads["tune"], models * params.epochs)
-        cache = Stage("cache_teacher", name, sum(part.rows for part in splits.values()), load, held)
+        rows = sum(part.rows for part in splits.values())
+        cache = Stage("cache_teacher", name, rows, 2 * load, held)  # weights are hashed, then loaded
         cache.units = models * sum(len(cut_parts(part.rows)) for part in splits.values())
         kept = 1 + bool(params.folds) + (params.ensemble if params.ensemble > 1 else 0)
         cache.bytes = cache.rows * (
@@ -248,7 +249,8 @@ def _add_students(
             stage.read(kind.reading, splits[split].batches(fixed_plan, EVAL_BATCH_SIZE), passes[split])
         stage.work += seeds * BUILDS * kind.build
         held = 4 * kind.trained + at(kind.step.held, 1, spec.batch_size * longest_row(splits))
-        stage.memory = max(stage.memory, base + kind.whole + held)
+        copies = 3  # of the backbone: two more while a student's folder is written and checked
+        stage.memory = max(stage.memory, base + copies * kind.whole + held)
         stage.bytes += seeds * kind.trained
 
 

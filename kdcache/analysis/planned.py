@@ -121,6 +121,7 @@ def read_prepared(project: Project, names: Sequence[str], tokenizer: Any, max_le
 
 
 def in_windows(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cut rows into batches as students draw them."""
     return training_plan(lengths, size, seed=0, epoch=0)
 
 
@@ -147,6 +148,7 @@ def pool_rows(tasks: Rows) -> tuple[Encoded, int]:
 
 
 def timed_build(build: Callable[[], Any]) -> tuple[Any, float]:
+    """Return what is built, and the seconds that it took."""
     begin = time.perf_counter()
     return build(), time.perf_counter() - begin
 

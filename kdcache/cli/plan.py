@@ -45,8 +45,10 @@ def plan(
     with open_project(set_, debug, task) as project:
         from kdcache.analysis.plan import plan as plan_stages
 
-        stages, rates = plan_stages(project, chosen_tasks(project, task))
-        _show(project, stages, workers or Engine.of(project.raw).workers)
+        names = chosen_tasks(project, task)
+        stages, rates = plan_stages(project, names)
+        taken = [_taken(project, one, set(names) == set(project.tasks)) for one in stages]
+        _show(project, stages, taken, workers or Engine.of(project.raw).workers)
         for name, rate in rates.items():
             console.print(
                 f"{name}: {rate.flops_per_second / 1e9:.0f} GFLOP/s, measured on {rate.rows} sequences of "
@@ -54,7 +56,14 @@ def plan(
             )  # fmt: skip
 
 
-def _show(project: "Project", stages: "list[Stage]", workers: int) -> None:
+def _taken(project: "Project", stage: "Stage", whole: bool) -> float:
+    """Return the seconds that a stage last took here; 0 if it did not run, or for more tasks than these."""
+    path = Path(project.paths.timings) / f"{stage.stage}-{stage.task}.json"
+    ran = path.is_file() and (whole or stage.task != "all")
+    return json.loads(path.read_bytes())["seconds"] if ran else 0.0
+
+
+def _show(project: "Project", stages: "list[Stage]", taken: list[float], workers: int) -> None:
     many = [f"on {workers}"] if workers > 1 else []
     table = Table("", "task", title="Planned", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("rows", "k tokens", "TFLOP", "MB", "GiB", "min", *many, "took", "ratio"):
@@ -62,10 +71,8 @@ def _show(project: "Project", stages: "list[Stage]", workers: int) -> None:
     paths = project.paths
     places = {"train_teacher": paths.teacher, "cache_teacher": paths.cache, "distill": paths.students}
     found, there = [], False
-    for one in stages:
+    for one, took in zip(stages, taken, strict=True):
         place = Path(places[one.stage]) / one.task if one.stage in places else Path(paths.backbone)
-        timing = Path(paths.timings) / f"{one.stage}-{one.task}.json"
-        took = json.loads(timing.read_bytes())["seconds"] if timing.is_file() else 0.0
         found.append([
             one.tokens / 1e3, one.flops / 1e12, one.bytes / 1e6, one.memory / 2**30, one.seconds / 60,
             *([one.on(workers) / 60] if many else []), took / 60, one.seconds / 60 if took else 0.0,
