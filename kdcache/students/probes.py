@@ -93,8 +93,6 @@ def starting_features(student: Student, rows: StudentRows, which: np.ndarray | N
     which = np.arange(len(rows)) if which is None else which
     choices = rows.encoded.num_choices
     if student.prompt is None:  # no forward pass
-        states = rows.inputs.states
-        states = states[torch.from_numpy(which).to(states.device)]
-        return student.head(states.flatten(0, 1))[1].unflatten(0, (-1, choices))
+        return student.head(rows.inputs.states_of(which))[1].unflatten(0, (-1, choices))
     _, features = predict(student, rows.encoded.take(which))
     return torch.from_numpy(features).to(student.backbone.device).unflatten(1, (choices, -1))
