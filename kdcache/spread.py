@@ -11,10 +11,12 @@ import signal
 import subprocess
 import sys
 import traceback
+import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from kdcache.errors import KdcacheError, ParamsError
@@ -147,6 +149,29 @@ def spread(
                 deaths.pop(at, None)
                 if at is not None:
                     after(at)
+
+
+def one_machine_kind(scratch: Path, kind: str, what: str) -> None:
+    """Let one kind of machine compute all of a thing: another gives other last bits.
+
+    Args:
+        scratch: the folder of the thing, on a disk that all workers see.
+        kind: of this machine. The first to come decides.
+        what: the thing, for the message.
+
+    Raises:
+        KdcacheError: another kind has begun.
+    """
+    decided, own = scratch / "machine", scratch / f"machine.{uuid.uuid4().hex}"
+    own.write_text(kind, encoding="utf-8")
+    with contextlib.suppress(FileExistsError):
+        os.link(own, decided)  # whole, and only where there is none
+    own.unlink()
+    if (found := decided.read_text(encoding="utf-8")) != kind:
+        raise KdcacheError(
+            f"{what}: one kind of machine must compute all of it, got {kind} here and {found} before. "
+            "Go on with that kind, or run kdcache clean to start anew."
+        )
 
 
 class _Serving:

@@ -8,6 +8,7 @@ curve is highest on tune; no score on validation decides anything.
 """
 
 import argparse
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class Found:
     metrics: dict[str, Any]
     rates: dict[str, str]  # arm → the rate it took
     at_the_end: list[str]  # arms that are best on tune at their last step
+    classes: dict[str, str]  # arm, at every rate → digest of the classes that its students predict
 
 
 def read(project: Path, task: str) -> Found:
@@ -69,7 +71,15 @@ def read(project: Path, task: str) -> Found:
     peers = _peers(project / "peers" / f"{task}.json", students)
     runs = read_runs(pd.concat([students, *peers]), metrics["metric"], rows)
     rates = {name: arm.partition("@")[2] for name, arm in chosen.items() if "@" in arm}
-    return Found(runs, metrics, rates, ends)
+    return Found(runs, metrics, rates, ends, class_digests(predictions))
+
+
+def class_digests(predictions: pd.DataFrame) -> dict[str, str]:
+    """Arm → digest of the class that each of its students, or teachers, predicts for each row."""
+    classes = predictions["logits"].map(np.argmax).astype("<i2")
+    ordered = predictions.assign(classes=classes).sort_values(["seed", "example_id"], kind="stable")
+    found = ordered.groupby("arm", sort=False)["classes"]
+    return {str(arm): hashlib.sha256(some.to_numpy().tobytes()).hexdigest()[:16] for arm, some in found}
 
 
 def _peers(path: Path, students: pd.DataFrame) -> list[pd.DataFrame]:
@@ -130,7 +140,7 @@ def summarise(found: Mapping[str, Found]) -> dict[str, Any]:
             "teacher": as_numbers(level(f.runs, teacher)),
             "arms": {arm: as_numbers(level(f.runs, arm)) for arm in names},
             "rates": f.rates, "still rising": f.at_the_end,
-            "teacher over ce": as_numbers(effect(f.runs, teacher, "ce")),
+            "classes": f.classes, "teacher over ce": as_numbers(effect(f.runs, teacher, "ce")),
         }  # fmt: skip
         if "kl" in f.runs.tallies:
             tasks[task] |= {

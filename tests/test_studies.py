@@ -21,6 +21,7 @@ from kdcache.params import read_params
 from kdcache.project import Project
 from kdcache.report.report import ReportParams
 from kdcache.spread import Engine
+from kdcache.stats.runs import CACHED, MEMBER
 from kdcache.students.arms import DistillParams
 from kdcache.teacher.cache_teacher import CacheTeacherParams
 from kdcache.teacher.fine_tune import TrainTeacherParams
@@ -80,6 +81,7 @@ def test_results_are_of_tasks_and_arms_of_the_projects():
         for task, facts in found["tasks"].items():
             (project,) = (p for p in params if task in p["tasks"])
             assert facts["arms"].keys() <= planned | {"SetFit", "logistic regression"}
+            assert facts["classes"].keys() - {CACHED, MEMBER} <= project["distill"]["arms"].keys()
             assert {f"{arm}@{rate}" for arm, rate in facts["rates"].items()} <= project["distill"][
                 "arms"
             ].keys()

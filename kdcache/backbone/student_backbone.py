@@ -32,7 +32,7 @@ from kdcache.places import ABOUT, check_place, place
 from kdcache.plain_json import read_json
 from kdcache.project import BACKBONE_RECORD, Project, write_json
 
-EXAMINED_ROWS = 512
+EXAMINED_ROWS = 128
 
 
 @dataclass(frozen=True)

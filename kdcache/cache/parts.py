@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from kdcache.errors import CacheError
+from kdcache.spread import one_machine_kind
 
 # Arrays of the same rows, by name.
 Arrays = dict[str, np.ndarray]
@@ -60,26 +61,10 @@ class Parts:
                     unfinished.unlink(missing_ok=True)
                 raise
 
-    def require_machine(self, machine: str) -> None:
-        """Let one kind of machine compute all parts of a build: another gives other last bits.
-
-        Args:
-            machine: the kind of this one. The first to come decides.
-
-        Raises:
-            CacheError: parts are being computed by another kind.
-        """
-        decided, own = self.scratch / "machine", self.scratch / f"machine.{uuid.uuid4().hex}"
+    def require_machine(self, kind: str) -> None:
+        """Let one kind of machine compute all parts, see ``spread.one_machine_kind``."""
         with one_line(self.location):
-            own.write_text(machine, encoding="utf-8")
-            with contextlib.suppress(FileExistsError):
-                os.link(own, decided)  # whole, and only where there is none
-            own.unlink()
-        if (found := decided.read_text(encoding="utf-8")) != machine:
-            raise CacheError(
-                f"{self.location}: one kind of machine must compute all parts, got {machine} here and "
-                f"{found} before. Go on with that kind, or run kdcache clean to start anew."
-            )
+            one_machine_kind(self.scratch, kind, str(self.location))
 
 
 def _file_name(name: str, content: bytes) -> str:

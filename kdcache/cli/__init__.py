@@ -18,6 +18,7 @@ from kdcache.cli.init import TEMPLATE, init
 from kdcache.cli.inspect import inspect
 from kdcache.cli.losses import losses
 from kdcache.cli.pipeline import cache, distill, prepare, report, run, teach
+from kdcache.cli.plan import plan
 from kdcache.cli.select import select
 from kdcache.cli.share import pull, push
 from kdcache.cli.shrink import shrink
@@ -83,8 +84,8 @@ SECTIONS = {
     distill: "distill", report: "report",
 }  # fmt: skip
 for command in (
-    init, prepare, teach, cache, shrink, select, distill, predict, report, evaluate, export_student, push,
-    pull, run, compare, inspect, verify, diff, import_, export, clean, losses,
+    init, prepare, plan, teach, cache, shrink, select, distill, predict, report, evaluate, export_student,
+    push, pull, run, compare, inspect, verify, diff, import_, export, clean, losses,
 ):  # fmt: skip
     for hint in get_type_hints(command, include_extras=True).values():
         for option in getattr(hint, "__metadata__", ()):

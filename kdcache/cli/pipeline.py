@@ -32,16 +32,19 @@ def prepare(task: Tasks = None, set_: Overrides = None, debug: Debug = False) ->
     _run_stage("prepare", task, set_, debug)
 
 
-def teach(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
+def teach(
+    task: Tasks = None, engine: Engines = None, workers: Workers = None, set_: Overrides = None,
+    debug: Debug = False,
+) -> None:  # fmt: skip
     """Fine-tune the teacher, and one per fold: data/TASK/ → models/teacher/TASK/.
 
     A task under import_teacher has an outside teacher, so none is trained for it.
 
     Examples:
 
-        kdcache teach --task reviews --set train_teacher.folds=5
+        kdcache teach --task reviews --set train_teacher.folds=5 --workers 2
     """
-    _run_stage("train_teacher", task, set_, debug)
+    _run_stage("train_teacher", task, with_engine(set_, engine, workers), debug)
 
 
 def cache(

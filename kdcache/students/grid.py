@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from kdcache.data.task import read_task
 from kdcache.digests import file_digest, value_digest
-from kdcache.encoder.load import WEIGHTS, load_tokenizer, setup
+from kdcache.encoder.load import WEIGHTS, load_tokenizer, machine_kind, setup
 from kdcache.encoder.plans import num_batches
 from kdcache.encoder.pooling import check_cls_token
 from kdcache.errors import ModelError, ParamsError
 from kdcache.losses import Objective, check_terms
 from kdcache.places import require_plain
 from kdcache.project import Project, require, require_task, require_tune
-from kdcache.spread import Engine, spread
+from kdcache.spread import Engine, one_machine_kind, spread
 from kdcache.students.arms import STUDENT, ArmSpec, DistillParams, Name, resolve_arm
 from kdcache.students.backbone_check import check_backbone
 from kdcache.students.folder import load_folder
@@ -279,6 +279,7 @@ def open_trainer(
 ) -> Callable[[str], None]:  # fmt: skip
     """Open a worker of a cluster, which trains the passes that it is handed; see ``Grid.train``."""
     grid = Grid(Project.of(raw).only([task_name]), task_name, purpose)
+    one_machine_kind(grid.scratch, machine_kind(grid.backbone.device), f"the students of {task_name}")
     return lambda unit: grid._train_fitting(units[unit], Path(made), lambda count: None)
 
 

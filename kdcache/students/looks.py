@@ -62,8 +62,11 @@ def _scores(runs: Sequence[Run]) -> Iterator[dict[str, float]]:
     plan = fixed_plan(encoded.lengths, at_once)
     logits: list[list[torch.Tensor]] = [[] for _ in runs]
     for rows in plan:
-        batch = padded.batch(np.tile(rows, len(runs)))
-        outputs = forward(students, batch, [len(rows) * encoded.num_choices] * len(runs))
+        if all(student.reads_frozen_states for student in students):
+            outputs = [student.head(tune.inputs.states_of(rows)) for student in students]
+        else:
+            batch = padded.batch(np.tile(rows, len(runs)))
+            outputs = forward(students, batch, [len(rows) * encoded.num_choices] * len(runs))
         for kept, (some, _) in zip(logits, outputs, strict=True):
             kept.append(encoded.by_row(some))
     for run, kept in zip(runs, logits, strict=True):

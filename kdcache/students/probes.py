@@ -107,11 +107,9 @@ def starting_features(student: Student, rows: StudentRows, which: np.ndarray | N
     """
     choices = rows.encoded.num_choices
     if student.prompt is None:  # no forward pass
-        states = rows.inputs.states
         plan = in_parts(len(rows) if which is None else len(which))
-        some = (torch.from_numpy(part if which is None else which[part]) for part in plan)
-        parts = (states[part.to(states.device)].flatten(0, 1) for part in some)
-        features = (student.head(part)[1].unflatten(0, (-1, choices)) for part in parts)
+        states = (rows.inputs.states_of(part if which is None else which[part]) for part in plan)
+        features = (student.head(part)[1].unflatten(0, (-1, choices)) for part in states)
         return in_row_order(features, plan, rows.encoded.folder)
     encoded = rows.encoded if which is None else rows.encoded.take(which)
     return features_of(student, encoded).unflatten(1, (choices, -1))

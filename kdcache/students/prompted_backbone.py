@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
@@ -239,3 +240,7 @@ class FrozenInputs:
         """Pooled states without a prompt, of shape (rows, choices, dim): what linear probes read."""
         backbone = self.backbone
         return pooled_states(backbone.pooled, self.encoded, STATES_BATCH_SIZE, backbone.device)
+
+    def states_of(self, rows: np.ndarray) -> torch.Tensor:
+        """Return the states of some rows, of shape (rows · choices, dim)."""
+        return self.states[torch.from_numpy(rows).to(self.states.device)].flatten(0, 1)

@@ -60,7 +60,10 @@ def write_student(
         return
 
     scored = ["validation", *diagnostic_splits(task, splits)]
-    logits = {split: predict(student, splits[split].encoded)[0] for split in scored}
+    logits = {}
+    for split in scored:
+        rows = splits[split]
+        logits[split] = predict(student, rows.encoded, frozen=rows.inputs.read_by(student.backbone))[0]
     # Without steps the pooler stays as it was loaded.
     fitted = student.head if run.steps else last_linear(student.head, task.num_outputs)
     scores = {split: splits[split].taught_by(spec.targets, run.seed).score(logits[split]) for split in scored}

@@ -16,7 +16,7 @@ from kdcache.encoder.plans import in_row_order, plan_for
 from kdcache.encoder.prompt_init import Start
 from kdcache.students.arms import ArmSpec
 from kdcache.students.methods import METHODS
-from kdcache.students.prompted_backbone import Backbone
+from kdcache.students.prompted_backbone import Backbone, FrozenInputs
 from kdcache.students.prompts import Prompt, build_prompt
 from kdcache.students.row_prompts import RowPrompts
 
@@ -89,6 +89,11 @@ class Student(nn.Module):
             return []
         heads = set(self.head.parameters())
         return [p for p in self.backbone.encoder.parameters() if p.requires_grad and p not in heads]
+
+    @property
+    def reads_frozen_states(self) -> bool:
+        """Whether its head reads what the shared backbone gives without a prompt."""
+        return self.prompt is None and self.model is None
 
     @property
     def head_parameters(self) -> list[nn.Parameter]:
@@ -164,6 +169,7 @@ def predict(
     encoded: Encoded,
     batch_size: int = EVAL_BATCH_SIZE,
     after_batch: Callable[[int], object] | None = None,
+    frozen: FrozenInputs | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run every row through a student.
 
@@ -172,13 +178,14 @@ def predict(
         encoded: the rows.
         batch_size: rows per forward pass.
         after_batch: called with the number of rows of each batch that is done.
+        frozen: the same rows, whose states are shared by all students that read them as they are.
 
     Returns:
         float32 logits of shape (rows, num_labels) and features of shape (rows, dim), in row order.
     """
     plan = plan_for(student.backbone.device, encoded.lengths, batch_size, encoded.num_choices)
     logits, features = [], []
-    for some_logits, some_features in _outputs(student, encoded, plan):
+    for some_logits, some_features in _outputs(student, encoded, plan, frozen):
         logits.append(some_logits)
         features.append(some_features)
         if after_batch:
@@ -197,12 +204,15 @@ def features_of(student: Student, encoded: Encoded) -> torch.Tensor:
 
 
 def _outputs(
-    student: Student, encoded: Encoded, plan: Sequence[np.ndarray]
+    student: Student, encoded: Encoded, plan: Sequence[np.ndarray], frozen: FrozenInputs | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield logits and features of the batches of a plan."""
     device = student.backbone.device
     padded = encoded if device.type == "cpu" else Padded.of(encoded, device)
     for rows in plan:
-        batch = padded.batch(rows)
-        ((logits, features),) = forward([student], batch, [len(batch["input_ids"])])
+        if frozen is not None and student.reads_frozen_states:
+            logits, features = student.head(frozen.states_of(rows))
+        else:
+            batch = padded.batch(rows)
+            ((logits, features),) = forward([student], batch, [len(batch["input_ids"])])
         yield encoded.by_row(logits), encoded.by_row(features)

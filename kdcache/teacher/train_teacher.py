@@ -1,28 +1,33 @@
 """Stage train_teacher: a teacher on all rows and one per fold, with their identity."""
 
-import itertools
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
+from itertools import product, starmap
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from kdcache.data.splits import assign_folds, existing_splits, read_split, table_digest
 from kdcache.data.task import Task, read_task
 from kdcache.digests import SEAL, seal
 from kdcache.encoder.adapters import save_trained
 from kdcache.encoder.forward import extract
-from kdcache.encoder.load import load_tokenizer, resolve, setup
+from kdcache.encoder.load import load_tokenizer, machine_kind, resolve, setup
 from kdcache.encoder.parts import Classifier
 from kdcache.encoder.pooling import check_cls_token, resolve_pooling
 from kdcache.errors import DataError
 from kdcache.places import IDENTITY, check_place, place
 from kdcache.project import Project, require_task, require_tune, write_json
+from kdcache.spread import Engine, one_machine_kind, spread
 from kdcache.teacher.base_probe import SCORE_BATCH_SIZE, TokenisedSplit, score_probe, start_from_probe
 from kdcache.teacher.dry_run import check_model
 from kdcache.teacher.fine_tune import TrainTeacherParams, build_model, fine_tune
@@ -37,107 +42,185 @@ from kdcache.teacher.folder import (
 )
 
 
+class Fit(NamedTuple):
+    """One model of a teacher: the unit that workers share.
+
+    Args:
+        fold, member: see ``folder.model_folder``.
+    """
+
+    fold: int | None
+    member: int
+
+    def __str__(self) -> str:
+        return f"{'all-rows' if self.fold is None else f'fold-{self.fold}'}-{self.member}"
+
+
 def train_teacher(project: Project, task_name: str) -> None:
     """Fine-tune a teacher on all training rows, and one more per fold for cross-fitted logits.
 
     Each starts from the linear probe of the pretrained model on its own training rows. The probe of the
     teacher on all rows is scored on ``tune`` and ``validation``, for comparison.
 
-    With ``ensemble``, each teacher is several models. An interrupted run resumes: finished models are
-    kept, and the unfinished one continues from its last checkpoint.
+    With ``ensemble``, each teacher is several models. The project's engine trains the models, in any order.
+    An interrupted run resumes: finished models are kept, and unfinished ones continue from their last
+    checkpoint.
 
     Raises:
         ParamsError: ``select: tune`` without a tune split, or a key contradicts the method.
         DataError: there are no prepared data, or too few labelled rows.
         ModelError: the model reference does not resolve, or the method does not work on that model.
         TrainingDiverged: the loss became NaN or infinite.
+        KdcacheError: another kind of machine has begun the teacher.
     """
     require_task(project, task_name)
     target = Path(project.paths.teacher) / task_name
     check_place(target, "teacher")
     with project.alone(target):
-        made = _train(project, task_name)
-        place(made, target)
-        shutil.rmtree(made.parent)
+        training = Training(project, task_name)
+        training.check()
+        fits = training.fits
+        _train([fit for fit in fits if not training.cost(fit).is_file()], training, project)
+        place(training.put_together(), target)
+        for fit in fits:  # before the models, so that none is thought finished of which a file is gone
+            training.cost(fit).unlink()
+        shutil.rmtree(training.scratch)
 
 
-def _train(project: Project, task_name: str) -> Path:
-    """Train all models; return the folder that is to be put in place, which lies in the scratch folder."""
-    params = project.section("train_teacher", TrainTeacherParams)
-    base = resolve(params.model)
-    pooling, tokenizer = resolve_pooling(params.pooling, base), load_tokenizer(base)
-    check_cls_token(pooling, tokenizer, "train_teacher.pooling")
-    params = replace(params, pooling=pooling)
-    data = Path(project.paths.data) / task_name
-    task = read_task(data, task_name)
-    there = existing_splits(data, task)
-    if params.select == "tune":
-        require_tune(there, "train_teacher.select", task_name)
-    tables = {split: read_split(data, split, task) for split in there}
-    device = setup(project.threads, params.dtype)
+def _train(missing: Sequence[Fit], training: "Training", project: Project) -> None:
+    """Train the models that are not there yet, by the project's engine."""
+    engine = Engine.of(project.raw)
+    if engine.here:
+        spread(missing, lambda: training.train)
+        return
+    examples = {fit: training.params.epochs * len(training.rows_of(fit)) for fit in missing}
+    title = f"{training.task.name}, {len(missing)} models"
+    with tqdm(total=sum(examples.values()), desc=title, unit="example", disable=not missing) as bar:
+        opened = partial(open_training, project.raw, training.task.name)
+        spread(missing, opened, engine, project.threads, lambda fit: bar.update(examples[fit]))
 
-    train = tables["train"]
-    labels = train["label"].to_pylist()
-    folds = _deal_folds(train, params)
-    splits: dict[str, TokenisedSplit] = {
-        split: TokenisedSplit.of(task, table, tokenizer, params.max_length) for split, table in tables.items()
-    }
-    encoded, tune = splits["train"].encoded, splits.get("tune")
-    check_model(
-        build_model(base, encoded, task.num_outputs, params),
-        {split: rows.encoded for split, rows in splits.items()}, task.num_outputs, params.model,
-        params.num_virtual_tokens or 0,
-    )  # fmt: skip
-    if encoded.truncated.any():
-        print(f"{task_name}: {encoded.truncated.mean():.1%} of {len(encoded)} rows are cut at max_length")
-    score = _scorer(tune, device) if tune and params.select == "tune" else None
-    scored = {name: split for name, split in splits.items() if name in ("tune", "validation")}
-    digests = [table_digest(tables[name]) for name in ("train", *scored)]
-    scratch = project.scratch(
-        __name__, task_name, asdict(params), project.threads, digests, project.paths.teacher
-    )
-    made = scratch / "made"
-    if any(scratch.glob("cost-*.json")) and not made.is_dir():  # put in place, then the process was killed
-        shutil.rmtree(scratch)
-    cost = {"steps": 0, "examples": 0}
-    for fold, member in itertools.product(teacher_folds(params.folds), range(params.ensemble)):
-        rows = [i for i, label in enumerate(labels) if label >= 0 and (fold is None or folds[i] != fold)]
-        folder = model_folder(made, fold, member)
-        name = f"{'all-rows' if fold is None else f'fold-{fold}'}-{member}"
-        done = scratch / f"cost-{name}.json"
-        if not done.is_file():
-            shutil.rmtree(folder, ignore_errors=True)  # models made later may lie in it, none made before
-            seed = params.seed + member
-            what = "all rows" if fold is None else f"all folds but {fold}"
-            what += f", seed {seed}" if params.ensemble > 1 else ""
-            print(f"{task_name}: teacher on {what}, {len(rows)} rows, {params.epochs} epochs")
-            checkpoints = scratch / f"checkpoints-{name}"
 
-            def start(model: Classifier, rows: list[int] = rows, first: bool = folder == made) -> None:
-                own = splits["train"].take(rows)
-                probe = start_from_probe(model, own, tune, device, params.seed)
-                if first:
-                    write_json(score_probe(probe, model, scored, device), scratch / PROBE)
+def open_training(raw: dict[str, Any], task_name: str) -> Callable[[Fit], None]:
+    """Open a worker in a process of its own: the first one has checked the model."""
+    return Training(Project.of(raw).only([task_name]), task_name).train
 
-            model, spent = fine_tune(
-                base, encoded, labels, rows, task.num_outputs, replace(params, seed=seed), checkpoints,
-                score, start,
-            )  # fmt: skip
-            save_trained(model, folder, params.model, task.output_names)
-            tokenizer.save_pretrained(str(folder))
-            write_json(spent, done)
-            shutil.rmtree(checkpoints)
-        spent = json.loads(done.read_bytes())
-        cost = {key: cost[key] + spent[key] for key in cost}
 
-    write_json(_identity(made, task, params) | describe_rows(train, folds), made / IDENTITY)
-    write_json(cost, made / COST)
-    shutil.copyfile(scratch / PROBE, made / PROBE)
-    write_folds(train, folds, made)
-    for path in sorted(made.glob("*.json")):
-        if path.name != SEAL:
-            seal(path)
-    return made
+class Training:
+    """The models of a task's teacher while they are trained, each in a folder of its own in scratch.
+
+    Args:
+        project: the project.
+        task_name: the task.
+
+    Raises:
+        As ``train_teacher``.
+    """
+
+    def __init__(self, project: Project, task_name: str) -> None:
+        params = project.section("train_teacher", TrainTeacherParams)
+        self.base = resolve(params.model)
+        pooling, self.tokenizer = resolve_pooling(params.pooling, self.base), load_tokenizer(self.base)
+        check_cls_token(pooling, self.tokenizer, "train_teacher.pooling")
+        self.params = replace(params, pooling=pooling)
+        data = Path(project.paths.data) / task_name
+        self.task = read_task(data, task_name)
+        there = existing_splits(data, self.task)
+        if params.select == "tune":
+            require_tune(there, "train_teacher.select", task_name)
+        tables = {split: read_split(data, split, self.task) for split in there}
+        self.device = setup(project.threads, params.dtype)
+        self.table = tables["train"]
+        self.labels = self.table["label"].to_pylist()
+        self.folds = _deal_folds(self.table, params)
+        self.splits = {
+            split: TokenisedSplit.of(self.task, table, self.tokenizer, params.max_length)
+            for split, table in tables.items()
+        }
+        self.encoded, self.tune = self.splits["train"].encoded, self.splits.get("tune")
+        self.scored = {name: rows for name, rows in self.splits.items() if name in ("tune", "validation")}
+        digests = [table_digest(tables[name]) for name in ("train", *self.scored)]
+        self.scratch = project.scratch(
+            __name__, task_name, asdict(self.params), project.threads, digests, project.paths.teacher
+        )
+        one_machine_kind(self.scratch, machine_kind(self.device), f"the teacher of {task_name}")
+        self.fits = list(starmap(Fit, product(teacher_folds(params.folds), range(params.ensemble))))
+
+    def check(self) -> None:
+        """Refuse what would fail after hours, and say how many rows are cut."""
+        params = self.params
+        check_model(
+            build_model(self.base, self.encoded, self.task.num_outputs, params),
+            {split: rows.encoded for split, rows in self.splits.items()}, self.task.num_outputs,
+            params.model, params.num_virtual_tokens or 0,
+        )  # fmt: skip
+        if (cut := self.encoded.truncated).any():
+            print(f"{self.task.name}: {cut.mean():.1%} of {len(cut)} rows are cut at max_length")
+
+    def cost(self, fit: Fit) -> Path:
+        """Return the file of a model's cost, which is written when the model is finished."""
+        return self.scratch / f"cost-{fit}.json"
+
+    def rows_of(self, fit: Fit) -> list[int]:
+        """List the rows that a model is trained on."""
+        return [
+            i for i, label in enumerate(self.labels)
+            if label >= 0 and (fit.fold is None or self.folds[i] != fit.fold)
+        ]  # fmt: skip
+
+    def train(self, fit: Fit) -> None:
+        """Train a model, or go on with it."""
+        rows, params = self.rows_of(fit), replace(self.params, seed=self.params.seed + fit.member)
+        what = "all rows" if fit.fold is None else f"all folds but {fit.fold}"
+        what += f", seed {params.seed}" if params.ensemble > 1 else ""
+        print(f"{self.task.name}: teacher on {what}, {len(rows)} rows, {params.epochs} epochs")
+        checkpoints, folder = self.scratch / f"checkpoints-{fit}", self._model(fit)
+        shutil.rmtree(folder, ignore_errors=True)
+
+        def start(model: Classifier) -> None:
+            own = self.splits["train"].take(rows)
+            probe = start_from_probe(model, own, self.tune, self.device, self.params.seed)
+            if fit == self.fits[0]:
+                write_json(score_probe(probe, model, self.scored, self.device), self.scratch / PROBE)
+
+        score = _scorer(self.tune, self.device) if self.tune and params.select == "tune" else None
+        model, spent = fine_tune(
+            self.base, self.encoded, self.labels, rows, self.task.num_outputs, params, checkpoints, score,
+            start,
+        )  # fmt: skip
+        save_trained(model, folder, params.model, self.task.output_names)
+        self.tokenizer.save_pretrained(str(folder))
+        write_json(spent, self.cost(fit))
+        shutil.rmtree(checkpoints, ignore_errors=True)  # a model finished earlier has none
+
+    def put_together(self) -> Path:
+        """Make the folder of the finished teacher, in scratch."""
+        made, cost = self.scratch / "made", {"steps": 0, "examples": 0}
+        shutil.rmtree(made, ignore_errors=True)
+        for fit in self.fits:
+            folder = model_folder(made, fit.fold, fit.member)
+            shutil.copytree(self._model(fit), folder, copy_function=_link, dirs_exist_ok=True)
+            spent = json.loads(self.cost(fit).read_bytes())
+            cost = {key: cost[key] + spent[key] for key in cost}
+        identity = _identity(made, self.task, self.params) | describe_rows(self.table, self.folds)
+        write_json(identity, made / IDENTITY)
+        write_json(cost, made / COST)
+        shutil.copyfile(self.scratch / PROBE, made / PROBE)
+        write_folds(self.table, self.folds, made)
+        for path in sorted(made.glob("*.json")):
+            if path.name != SEAL:
+                seal(path)
+        return made
+
+    def _model(self, fit: Fit) -> Path:
+        return self.scratch / f"model-{fit}"
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file a second name: weights may be large. Copy it where a disk knows no such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _scorer(tune: TokenisedSplit, device: torch.device) -> Callable[[nn.Module], float]:

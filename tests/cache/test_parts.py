@@ -7,7 +7,7 @@ import pytest
 
 from kdcache.cache import parts
 from kdcache.cache.parts import Parts
-from kdcache.errors import CacheError
+from kdcache.errors import KdcacheError
 
 ARRAYS = {"logits": np.arange(6.0).reshape(3, 2)}
 
@@ -43,6 +43,6 @@ def test_the_first_machine_decides(tmp_path: Path):
     one, other = Parts(tmp_path, "cache/wic"), Parts(tmp_path, "cache/wic")
     one.require_machine("a")
     other.require_machine("a")
-    with pytest.raises(CacheError, match="got b here and a before"):
+    with pytest.raises(KdcacheError, match="got b here and a before"):
         other.require_machine("b")
     assert [path.name for path in tmp_path.iterdir()] == ["machine"]

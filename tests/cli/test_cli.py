@@ -17,7 +17,7 @@ from kdcache.params import read_params
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "superglue"
 COMMANDS = [
     "prepare", "teach", "cache", "shrink", "distill", "predict", "run", "select", "report",
-    "compare", "inspect", "verify", "diff", "import", "export", "clean",
+    "compare", "inspect", "verify", "diff", "import", "export", "clean", "plan",
 ]  # fmt: skip
 
 

@@ -227,3 +227,24 @@ def test_a_student_whose_worker_dies_goes_on_elsewhere(cached_project, cluster):
     assert code == 0, error
     assert killed
     assert contents(folder / "runs") == alone
+
+
+def test_a_teacher_whose_worker_dies_goes_on_elsewhere(built_project, cluster):
+    folder = built_project(
+        "prepare", train_teacher={"ensemble": 2, "folds": 2, "epochs": 60, "batch_size": 4}
+    )
+    taught = ("teach", "--task", "cb")
+    assert run(*taught)[0] == 0
+    alone = contents(folder / "models")
+    shutil.rmtree(folder / "models")
+
+    def in_the_middle() -> bool:
+        return bool(list(folder.glob(".kdcache/train_teacher-*/checkpoints-*/checkpoint-*"))) and bool(
+            workers()
+        )
+
+    with meanwhile(in_the_middle, lambda: workers()[0].kill()) as killed:
+        code, _, error = run(*taught, *BY_RAY)
+    assert code == 0, error
+    assert killed
+    assert contents(folder / "models") == alone

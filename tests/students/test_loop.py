@@ -55,6 +55,20 @@ def test_only_what_the_method_names_is_trained(tiny_model: Path, rows, backbone,
         assert moved & {id(p) for p in run.student.tuned}
 
 
+def test_heads_without_a_prompt_share_one_pass_over_the_rows(tiny_model: Path, rows, backbone, monkeypatch):
+    students = [build_run(tiny_model, backbone, rows, method).student for method in ("head", "prefix")]
+    wanted = [predict(student, rows.encoded)[0] for student in students]
+    assert len(rows.inputs.states) == len(rows.encoded)
+    passes: list[Any] = []
+    pooled = Backbone.pooled
+    monkeypatch.setattr(Backbone, "pooled", lambda *some: passes.append(some) or pooled(*some))
+    found = []
+    for student in students:
+        found.append(predict(student, rows.encoded, frozen=rows.inputs)[0])
+        assert bool(passes) == (student.prompt is not None)
+    assert all(map(np.array_equal, found, wanted))
+
+
 LONG = [pytest.param(method, 75, marks=pytest.mark.slow) for method in ("prefix", "prompt", "p_tuning")]
 
 

@@ -1,5 +1,6 @@
 """Teachers of every method, and ensembles, from rows to the cache."""
 
+import contextlib
 import json
 import shutil
 from dataclasses import replace
@@ -24,6 +25,7 @@ from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer, save_model
 from kdcache.errors import CacheMissing
 from kdcache.teacher import fine_tune as train
+from kdcache.teacher import train_teacher
 
 CACHE, TEACHER = Path("cache/cb"), Path("models/teacher/cb")
 PREFIX = {"method": "prefix", "num_virtual_tokens": 4}
@@ -99,6 +101,39 @@ def test_interrupted_teacher_goes_on_and_equals_an_uninterrupted_one(built_proje
     run("teach", "--task", "cb")
     one, other = (content(folder.parent / name / TEACHER) for name in ("interrupted", "whole"))
     assert one == other
+
+
+@pytest.mark.slow
+def test_models_that_two_workers_train_are_those_of_one_process(built_project):
+    params = {"ensemble": 2, "folds": 0, "epochs": 1}
+    folder = built_project("prepare", name="serial", train_teacher=params)
+    shutil.copytree(folder, folder.parent / "shared")
+    assert "seed 1" in run("teach", "--task", "cb")
+    with contextlib.chdir(folder.parent / "shared"):
+        assert "seed 1" not in run("teach", "--task", "cb", "--workers", "2")  # the workers are silent
+    one, other = (content(folder.parent / name / TEACHER) for name in ("serial", "shared"))
+    assert one == other
+    assert not list(folder.glob(".kdcache/train_teacher-*"))
+
+
+def test_a_teacher_is_of_one_kind_of_machine(built_project, monkeypatch):
+    built_project("prepare", train_teacher={"ensemble": 2, "folds": 0, "epochs": 1})
+    fit = train_teacher.fine_tune
+
+    def stop_at_the_second(*arguments, **more):
+        if arguments[5].seed == 1:
+            raise KeyboardInterrupt
+        return fit(*arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_teacher, "fine_tune", stop_at_the_second)
+        fails("teach", "--task", "cb", code=130)
+    with monkeypatch.context() as patched:
+        patched.setattr(train_teacher, "machine_kind", lambda device: "another")
+        error = fails("teach", "--task", "cb")
+    assert "another" in error
+    assert "kdcache clean" in error
+    run("teach", "--task", "cb")
 
 
 @pytest.mark.slow
