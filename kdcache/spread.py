@@ -10,6 +10,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -164,8 +166,13 @@ def one_machine_kind(scratch: Path, kind: str, what: str) -> None:
     """
     decided, own = scratch / "machine", scratch / f"machine.{uuid.uuid4().hex}"
     own.write_text(kind, encoding="utf-8")
-    with contextlib.suppress(FileExistsError):
+    try:
         os.link(own, decided)  # whole, and only where there is none
+    except FileExistsError:
+        pass
+    except OSError:  # a disk that knows no second names
+        with contextlib.suppress(FileExistsError), decided.open("x", encoding="utf-8") as file:
+            file.write(kind)
     own.unlink()
     if (found := decided.read_text(encoding="utf-8")) != kind:
         raise KdcacheError(
@@ -237,10 +244,18 @@ class _Process:
 def serve() -> None:
     """Do what the pipe says whose number is the argument, until it ends: a process of ``spread``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the first process ends this one
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with Connection(int(sys.argv[1])) as pipe, contextlib.suppress(EOFError, OSError):
         serving = _Serving(pipe.recv())
         while True:
             pipe.send(serving.do(pipe.recv()))
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, whatever unit it is at."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _actors(opened: Opened, threads: int, gpus: float) -> tuple[Callable[[], _Worker], Callable[[Any], Any]]:

@@ -1,13 +1,18 @@
 """Units of work: each done once in whatever process, what kills workers is named, what fails says why."""
 
+import errno
 import os
+import signal
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from kdcache.errors import DataError, KdcacheError, ParamsError
-from kdcache.spread import ATTEMPTS, Engine, spread
+from kdcache.spread import ATTEMPTS, Engine, one_machine_kind, spread
 
 
 def open_writer(folder: Path, kills: dict[str, int], wrong: str = ""):
@@ -87,3 +92,44 @@ def test_the_engine_is_read_from_the_top_level():
     assert Engine.of({"tasks": [], "engine": "ray", "workers": 3}) == Engine("ray", 3)
     with pytest.raises(ParamsError, match=r"params\.engine"):
         Engine.of({"engine": "dask"})
+
+
+def open_sleeper(folder: Path):
+    def work(unit: str) -> None:
+        (folder / str(os.getpid())).touch()
+        time.sleep(60)
+
+    return work
+
+
+def test_a_worker_ends_soon_after_the_process_that_started_it_whatever_it_is_at(tmp_path: Path):
+    code = (
+        "import sys; from functools import partial; from pathlib import Path\n"
+        "from kdcache.spread import Engine, spread; from test_spread import open_sleeper\n"
+        "spread(['a', 'b'], partial(open_sleeper, Path(sys.argv[1])), Engine('local', workers=2))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
+    while len(found := list(tmp_path.iterdir())) < 2:
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    until = time.monotonic() + 20
+    while any(Path("/proc", path.name).exists() for path in found):
+        assert time.monotonic() < until, "a worker goes on alone"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_first_kind_of_machine_decides(tmp_path: Path, monkeypatch, links):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:  # as on a FAT disk
+        monkeypatch.setattr(os, "link", refuse)
+    one_machine_kind(tmp_path, "a", "the teacher")
+    one_machine_kind(tmp_path, "a", "the teacher")
+    with pytest.raises(KdcacheError, match="got b here and a before"):
+        one_machine_kind(tmp_path, "b", "the teacher")
+    assert [path.name for path in tmp_path.iterdir()] == ["machine"]

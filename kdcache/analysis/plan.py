@@ -1,5 +1,6 @@
 """What the stages will cost before they run: counted on the prepared rows, timed by a short measurement."""
 
+import math
 import resource
 import sys
 import tempfile
@@ -136,6 +137,7 @@ def _teachers(project: Project, names: Sequence[str], base: float, rates: dict[s
 def _students(project: Project, names: Sequence[str], base: float, rates: dict[str, Rate]) -> list[Stage]:
     made = project.section("student_backbone", StudentBackboneParams)
     params = project.section("distill", DistillParams)
+    params.require_students()
     source = resolve(made.model)
     tokenizer, pooling = load_tokenizer(source), resolve_pooling(made.pooling, source)
     tasks = read_prepared(project, names, tokenizer, params.max_length)
@@ -181,11 +183,16 @@ def _students(project: Project, names: Sequence[str], base: float, rates: dict[s
                 rates[f"student, {spec.method}, forward"] = kind.reading
     stages = [shrink]
     for name, (task, splits) in tasks.items():
+        if any(spec.select == "tune" for spec in specs):
+            require_tune(splits, "distill.select", name)
         splits = {split: part for split, part in splits.items() if split != TEST}
         stage = Stage("distill", name, sum(part.rows for part in splits.values()), load)
-        stage.parallel = processes if device.type == "cpu" else 1
+        per_pass = 1 if params.students_per_pass == "auto" else params.students_per_pass
+        passes = math.ceil(len(specs) * len(params.seeds) / per_pass)
         if Engine.of(project.raw).engine == "ray":
-            stage.units = len(specs) * len(params.seeds)
+            stage.units = passes
+        elif device.type == "cpu":
+            stage.parallel = min(processes, passes)
         _add_students(stage, task, splits, params, [(spec, kinds[_kind(spec)]) for spec in specs], base, fit)
         stages.append(stage)
     return stages
@@ -228,7 +235,7 @@ def _add_students(
     """Add the students of a task to its stage, with what each reads beside its steps."""
     both = ["train"] + ["unlabelled"] * ("unlabelled" in splits and params.unlabelled)
     all_rows, seeds = sum(splits[split].rows for split in both), len(params.seeds)
-    fitted = set()
+    fitted, frozen = set(), set()
     for spec, kind in arms:
         drawn = both if spec.unlabelled else ["train"]
         steps = spec.steps or (spec.epochs or 0) * num_batches(all_rows, params.batch_size)
@@ -243,9 +250,13 @@ def _add_students(
         if start not in fitted:
             fitted.add(start)
             probes = seeds if kind.trains else 1
-            for split in (*drawn, "tune"):
+            for split in (*drawn, "tune") if kind.trains else ():
                 passes[split] = passes.get(split, 0) + probes
             stage.work += probes * fit * task.num_labels * sum(splits[split].rows for split in drawn)
+        if not kind.trains:  # they share the states of the frozen backbone
+            shared = ["validation", *task.diagnostics, "tune", *both]
+            passes = {} if spec.pooling in frozen else dict.fromkeys(shared, 1)
+            frozen.add(spec.pooling)
         for split in passes.keys() & splits.keys():
             stage.read(kind.reading, splits[split].batches(fixed_plan, EVAL_BATCH_SIZE), passes[split])
         stage.work += seeds * BUILDS * kind.build

@@ -53,7 +53,7 @@ class Keys:
 
     @cached_property
     def _order(self) -> np.ndarray:
-        return np.argsort(self.ids).astype(np.int32)
+        return np.argsort(self.ids)
 
     def find(self, ids: np.ndarray) -> np.ndarray:
         """Return for each hash of an id its row here, or −1, as int32: no split has 2³¹ rows."""

@@ -58,9 +58,11 @@ def plan(
 
 def _taken(project: "Project", stage: "Stage", whole: bool) -> float:
     """Return the seconds that a stage last took here; 0 if it did not run, or for more tasks than these."""
-    path = Path(project.paths.timings) / f"{stage.stage}-{stage.task}.json"
-    ran = path.is_file() and (whole or stage.task != "all")
-    return json.loads(path.read_bytes())["seconds"] if ran else 0.0
+    names = [stage.stage] + ["explore"] * (stage.stage == "distill")  # in the pipeline, or to explore
+    paths = [Path(project.paths.timings) / f"{name}-{stage.task}.json" for name in names]
+    ran = [path for path in paths if path.is_file() and (whole or stage.task != "all")]
+    last = max(ran, key=lambda path: path.stat().st_mtime, default=None)
+    return json.loads(last.read_bytes())["seconds"] if last else 0.0
 
 
 def _show(project: "Project", stages: "list[Stage]", taken: list[float], workers: int) -> None:
@@ -73,12 +75,13 @@ def _show(project: "Project", stages: "list[Stage]", taken: list[float], workers
     found, there = [], False
     for one, took in zip(stages, taken, strict=True):
         place = Path(places[one.stage]) / one.task if one.stage in places else Path(paths.backbone)
+        there_now = place.exists() or (one.stage == "distill" and (Path(paths.runs) / one.task).exists())
         found.append([
             one.tokens / 1e3, one.flops / 1e12, one.bytes / 1e6, one.memory / 2**30, one.seconds / 60,
             *([one.on(workers) / 60] if many else []), took / 60, one.seconds / 60 if took else 0.0,
         ])  # fmt: skip
-        there |= place.exists()
-        name = COMMANDS[one.stage] + "*" * place.exists()
+        there |= there_now
+        name = COMMANDS[one.stage] + "*" * there_now
         table.add_row(name, one.task, str(one.rows), *_cells(found[-1]))
     table.add_section()
     total = [float(sum(column)) for column in zip(*found, strict=True)]

@@ -128,6 +128,15 @@ class DistillParams:
                 f"distill: exactly one of steps and epochs must be set, got {got}. Set the other to null."
             )
 
+    def require_students(self) -> None:
+        """Refuse a grid of none.
+
+        Raises:
+            ParamsError: there is no arm, or no seed.
+        """
+        if not self.arms or not self.seeds:
+            raise ParamsError("distill: arms and seeds must each hold at least one entry, got none.")
+
     def side_by_side(self, threads: int) -> tuple[int, int]:
         """Return how many processes share some threads, and how many threads each has."""
         workers = threads if self.workers == "auto" else self.workers

@@ -17,7 +17,7 @@ from kdcache.digests import file_digest, value_digest
 from kdcache.encoder.load import WEIGHTS, load_tokenizer, machine_kind, setup
 from kdcache.encoder.plans import num_batches
 from kdcache.encoder.pooling import check_cls_token
-from kdcache.errors import ModelError, ParamsError
+from kdcache.errors import ModelError
 from kdcache.losses import Objective, check_terms
 from kdcache.places import require_plain
 from kdcache.project import Project, require, require_task, require_tune
@@ -59,8 +59,7 @@ class Grid:
             require_plain(name, "distill.arms")
             resolve_arm(self.params, name)  # refuse what is wrong in it before asking for a backbone
         check_trackers(self.params.log_with, "distill.log_with")
-        if not self.params.arms or not self.params.seeds:
-            raise ParamsError("distill: arms and seeds must each hold at least one entry, got none.")
+        self.params.require_students()
         self.folder = require(
             Path(project.paths.backbone), "the student backbone", "kdcache shrink", ModelError
         )

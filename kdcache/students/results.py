@@ -63,7 +63,8 @@ def write_student(
     logits = {}
     for split in scored:
         rows = splits[split]
-        logits[split] = predict(student, rows.encoded, frozen=rows.inputs.read_by(student.backbone))[0]
+        frozen = rows.inputs.read_by(student.backbone) if student.reads_frozen_states else None
+        logits[split] = predict(student, rows.encoded, frozen=frozen)[0]
     # Without steps the pooler stays as it was loaded.
     fitted = student.head if run.steps else last_linear(student.head, task.num_outputs)
     scores = {split: splits[split].taught_by(spec.targets, run.seed).score(logits[split]) for split in scored}

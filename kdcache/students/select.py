@@ -47,7 +47,8 @@ def select(
 
 
 def _score(project: Project, task_name: str, arm: str, num_folds: int, value: str) -> list[float]:
-    """Train a student per fold with one value."""
+    """Train a student per fold with one value, in this process: only it knows the folds."""
+    project = replace(project, raw={**project.raw, "engine": "local"})
     grid = Grid(project, task_name, ["select", arm, num_folds])
     resolve_arm(grid.params, arm)
     grid.params = replace(grid.params, log_with=())  # a fold is no run of its own

@@ -207,12 +207,14 @@ def _outputs(
     student: Student, encoded: Encoded, plan: Sequence[np.ndarray], frozen: FrozenInputs | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield logits and features of the batches of a plan."""
+    if frozen is not None and student.reads_frozen_states:
+        for rows in plan:
+            logits, features = student.head(frozen.states_of(rows))
+            yield encoded.by_row(logits), encoded.by_row(features)
+        return
     device = student.backbone.device
     padded = encoded if device.type == "cpu" else Padded.of(encoded, device)
     for rows in plan:
-        if frozen is not None and student.reads_frozen_states:
-            logits, features = student.head(frozen.states_of(rows))
-        else:
-            batch = padded.batch(rows)
-            ((logits, features),) = forward([student], batch, [len(batch["input_ids"])])
+        batch = padded.batch(rows)
+        ((logits, features),) = forward([student], batch, [len(batch["input_ids"])])
         yield encoded.by_row(logits), encoded.by_row(features)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -91,7 +92,7 @@ def _train(missing: Sequence[Fit], training: "Training", project: Project) -> No
     """Train the models that are not there yet, by the project's engine."""
     engine = Engine.of(project.raw)
     if engine.here:
-        spread(missing, lambda: training.train)
+        spread(missing, training.open)
         return
     examples = {fit: training.params.epochs * len(training.rows_of(fit)) for fit in missing}
     title = f"{training.task.name}, {len(missing)} models"
@@ -102,7 +103,7 @@ def _train(missing: Sequence[Fit], training: "Training", project: Project) -> No
 
 def open_training(raw: dict[str, Any], task_name: str) -> Callable[[Fit], None]:
     """Open a worker in a process of its own: the first one has checked the model."""
-    return Training(Project.of(raw).only([task_name]), task_name).train
+    return Training(Project.of(raw).only([task_name]), task_name).open()
 
 
 class Training:
@@ -142,7 +143,6 @@ class Training:
         self.scratch = project.scratch(
             __name__, task_name, asdict(self.params), project.threads, digests, project.paths.teacher
         )
-        one_machine_kind(self.scratch, machine_kind(self.device), f"the teacher of {task_name}")
         self.fits = list(starmap(Fit, product(teacher_folds(params.folds), range(params.ensemble))))
 
     def check(self) -> None:
@@ -156,6 +156,11 @@ class Training:
         if (cut := self.encoded.truncated).any():
             print(f"{self.task.name}: {cut.mean():.1%} of {len(cut)} rows are cut at max_length")
 
+    def open(self) -> Callable[[Fit], None]:
+        """Return what trains a model, on machines of one kind."""
+        one_machine_kind(self.scratch, machine_kind(self.device), f"the teacher of {self.task.name}")
+        return self.train
+
     def cost(self, fit: Fit) -> Path:
         """Return the file of a model's cost, which is written when the model is finished."""
         return self.scratch / f"cost-{fit}.json"
@@ -168,13 +173,14 @@ class Training:
         ]  # fmt: skip
 
     def train(self, fit: Fit) -> None:
-        """Train a model, or go on with it."""
+        """Train a model, or go on with it; one that is finished stays as it is."""
+        if self.cost(fit).is_file():
+            return
         rows, params = self.rows_of(fit), replace(self.params, seed=self.params.seed + fit.member)
         what = "all rows" if fit.fold is None else f"all folds but {fit.fold}"
         what += f", seed {params.seed}" if params.ensemble > 1 else ""
         print(f"{self.task.name}: teacher on {what}, {len(rows)} rows, {params.epochs} epochs")
-        checkpoints, folder = self.scratch / f"checkpoints-{fit}", self._model(fit)
-        shutil.rmtree(folder, ignore_errors=True)
+        checkpoints = self.scratch / f"checkpoints-{fit}"
 
         def start(model: Classifier) -> None:
             own = self.splits["train"].take(rows)
@@ -187,10 +193,13 @@ class Training:
             self.base, self.encoded, self.labels, rows, self.task.num_outputs, params, checkpoints, score,
             start,
         )  # fmt: skip
-        save_trained(model, folder, params.model, self.task.output_names)
-        self.tokenizer.save_pretrained(str(folder))
+        unfinished, folder = self.scratch / f"unfinished-{uuid.uuid4().hex}", self._model(fit)
+        save_trained(model, unfinished, params.model, self.task.output_names)
+        self.tokenizer.save_pretrained(str(unfinished))
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed before the cost was there
+        unfinished.rename(folder)
         write_json(spent, self.cost(fit))
-        shutil.rmtree(checkpoints, ignore_errors=True)  # a model finished earlier has none
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
     def put_together(self) -> Path:
         """Make the folder of the finished teacher, in scratch."""

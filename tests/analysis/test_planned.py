@@ -140,6 +140,8 @@ def test_what_a_stage_refuses_is_refused(built_project):
     built_project("prepare", prepare={"max_rows": 32, "tune_fraction": 0})
     assert "tune" in fails("plan", "--set", "train_teacher.select=tune")
     assert "max_length" in fails("plan", "--set", "student_backbone.max_length=4000")
+    assert "arms" in fails("plan", "--set", "distill.arms={}")
+    assert "distill.select" in fails("plan", "--set", "distill.select=tune")
 
 
 def test_the_command_shows_what_is_planned_beside_what_it_took(cached_project, monkeypatch):

@@ -81,6 +81,23 @@ def test_auto_reads_the_backbones_folder(cached_project):
     assert (folder / "head.safetensors").is_file()
 
 
+def test_a_tuned_encoder_leaves_no_states_to_others(cached_project):
+    """The first arm reads otherwise, so the states that ``head`` reads are made after ``full`` was scored."""
+    folder = cached_project(distill={"seeds": [0], "students_per_pass": 1})
+    command = ["distill", "--task", "cb", "--set", "distill.epochs=null", "--set", "distill.steps=8", "--set"]
+    arms = {
+        "ce": "{pooling: cls}", "full": "{method: full, pooling: mean, lr: 1e-2}",
+        "head": "{method: head, pooling: mean}",
+    }  # fmt: skip
+    found = []
+    for names in (["ce", "head"], ["ce", "full", "head"]):
+        chosen = ", ".join(f"{name}: {arms[name]}" for name in names)
+        code, _, error = run(*command, f"distill.arms={{{chosen}}}", "--set", "distill.workers=1")
+        assert code == 0, error
+        found.append((folder / "runs" / "cb" / "head-0" / "validation.parquet").read_bytes())
+    assert found[0] == found[1]
+
+
 def test_a_prefix_becomes_a_deep_prompt_where_no_keys_and_values_enter(cached_project):
     project = cached_project(distill={"seeds": [0]})
     build_tiny_model(project / "models" / "backbone", num_layers=1, architecture="mpnet")

@@ -24,6 +24,7 @@ from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer, save_model
 from kdcache.errors import CacheMissing
+from kdcache.project import Project
 from kdcache.teacher import fine_tune as train
 from kdcache.teacher import train_teacher
 
@@ -118,9 +119,10 @@ def test_models_that_two_workers_train_are_those_of_one_process(built_project):
 
 def test_a_teacher_is_of_one_kind_of_machine(built_project, monkeypatch):
     built_project("prepare", train_teacher={"ensemble": 2, "folds": 0, "epochs": 1})
-    fit = train_teacher.fine_tune
+    fit, trained = train_teacher.fine_tune, []
 
     def stop_at_the_second(*arguments, **more):
+        trained.append(arguments[5].seed)
         if arguments[5].seed == 1:
             raise KeyboardInterrupt
         return fit(*arguments, **more)
@@ -128,6 +130,9 @@ def test_a_teacher_is_of_one_kind_of_machine(built_project, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(train_teacher, "fine_tune", stop_at_the_second)
         fails("teach", "--task", "cb", code=130)
+        assert trained == [0, 1]
+        train_teacher.Training(Project.load(), "cb").train(train_teacher.Fit(None, 0))
+        assert trained == [0, 1], "a model that a worker finished before it died is not trained again"
     with monkeypatch.context() as patched:
         patched.setattr(train_teacher, "machine_kind", lambda device: "another")
         error = fails("teach", "--task", "cb")
