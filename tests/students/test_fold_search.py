@@ -27,11 +27,13 @@ def test_values_are_compared_on_train_alone_and_nothing_is_written(cached, monke
     def see(grid, arms, seeds, made):
         ids = {split: part.table["example_id"].to_pylist() for split, part in grid.splits.items()}
         looked_at.append((grid.params.lr, arms, seeds, ids))
+        assert grid.project.raw["engine"] == "local"  # workers elsewhere would train on all rows
         return [{"validation": {"accuracy": grid.params.lr + len(looked_at) / 100}}]
 
     monkeypatch.setattr(Grid, "train", see)
     monkeypatch.setattr("shutil.rmtree", lambda _path: None)
-    assert run("select", "--task", "cb", "--grid", LR, "--folds", "3", "--arm", "ce")[0] == 0
+    command = ("select", "--task", "cb", "--grid", LR, "--folds", "3", "--arm", "ce")
+    assert run(*command, "--set", "engine=ray")[0] == 0
     assert [(lr, arms, seeds) for lr, arms, seeds, _ in looked_at] == [
         (lr, ["ce"], [3]) for lr in (1e-3, 1e-1) for _ in range(3)
     ]
