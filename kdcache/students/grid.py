@@ -228,6 +228,8 @@ class Grid:
         return Run(student, objective, rows, spec, seed, self.steps_of(spec), probe, tune)
 
     def _train_fitting(self, names: Sequence[Name], made: Path, after_step: Callable[[int], object]) -> None:
+        kind = machine_kind(self.backbone.device)
+        one_machine_kind(self.scratch, kind, f"the students of {self.task.name}")
         in_what_fits(
             names, self.task.name, after_step, lambda some, count: self._train_pass(some, made, count)
         )
@@ -278,7 +280,6 @@ def open_trainer(
 ) -> Callable[[str], None]:  # fmt: skip
     """Open a worker of a cluster, which trains the passes that it is handed; see ``Grid.train``."""
     grid = Grid(Project.of(raw).only([task_name]), task_name, purpose)
-    one_machine_kind(grid.scratch, machine_kind(grid.backbone.device), f"the students of {task_name}")
     return lambda unit: grid._train_fitting(units[unit], Path(made), lambda count: None)
 
 

@@ -169,3 +169,25 @@ def test_an_arm_that_is_not_done_is_warned_of(cached: Path, monkeypatch):
     assert warning.startswith("distill: cb ce is not done: ")
     assert "20.0 points above all before" in warning
     assert warning.endswith("Raise distill.arms.ce.steps (now 5).")
+
+
+def test_students_are_of_one_kind_of_machine(cached: Path, monkeypatch):
+    arms = ("distill", "--task", "cb", "--arm", "ce", "--arm", "kl", "--set", "distill.students_per_pass=1")
+    train, trained = Grid._train_pass, []
+
+    def stop_at_the_second(grid, names, *rest):
+        if trained:
+            raise KeyboardInterrupt
+        trained.append(names)
+        train(grid, names, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Grid, "_train_pass", stop_at_the_second)
+        assert run(*arms)[0] == 130
+    with monkeypatch.context() as patched:
+        patched.setattr("kdcache.students.grid.machine_kind", lambda device: "another")
+        code, _, error = run(*arms)
+    assert code == 1
+    assert "another" in error
+    assert "kdcache clean" in error
+    assert run(*arms)[0] == 0
