@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from kdcache.places import naming
 
@@ -97,6 +98,11 @@ def put_table(batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: Path
             for batch in batches:
                 writer.write_batch(batch)
         return pa.ipc.open_file(pa.py_buffer(_contents(file, folder))).read_all()
+
+
+def open_parquet(source: Any) -> pq.ParquetFile:
+    """Open a Parquet file. By itself, Arrow would hold all that it has read of the file, packed."""
+    return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
 
 
 def release() -> None:

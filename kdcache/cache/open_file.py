@@ -10,6 +10,7 @@ from kdcache.cache.manifest import Manifest
 from kdcache.cache.schema import describe_columns, find_unlawful
 from kdcache.data.parquet_claims import NOT_WHOLE, find_impossible, read_claims
 from kdcache.errors import CacheCorrupt
+from kdcache.on_disk import open_parquet
 
 
 def open_file(location: Location, manifest: Manifest, name: str) -> pq.ParquetFile:
@@ -34,7 +35,7 @@ def open_file(location: Location, manifest: Manifest, name: str) -> pq.ParquetFi
     refuse("its sha256", entry["sha256"], location.digest(name))
     try:
         source = location.open(name)
-        file = pq.ParquetFile(source, page_checksum_verification=True)
+        file = open_parquet(source)
         schema, claims = file.schema_arrow, read_claims(source)
     except NOT_WHOLE as error:
         reason = str(error).splitlines()[0]

@@ -115,7 +115,7 @@ class CachedSplit:
         Raises:
             CacheStale: see ``align``.
         """
-        found = join_keys(keys, self.keys)
+        found = join_keys(keys, self.keys, folder)
         if (found.row >= 0).sum() > (~found.only_b).sum():
             self._refuse("ids must be unique, got twice", repeated(_ids(keys)))
         self._refuse("ids must be in the cache, got unknown", list(pick(keys, found.only_a)))

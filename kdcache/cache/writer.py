@@ -22,6 +22,7 @@ from kdcache.cache.parts import Arrays, Parts, one_line, to_disk
 from kdcache.cache.schema import PARQUET, ROW_GROUP_ROWS, describe_columns
 from kdcache.digests import RowsDigest, file_digest, value_digest
 from kdcache.errors import CacheError, ShapeError
+from kdcache.on_disk import open_parquet
 from kdcache.places import require_plain
 
 PART_ROWS = 2048
@@ -124,7 +125,7 @@ class CacheWriter:
         self._write_groups(path, _row_groups(tables()))
         if not counts["rows"]:
             raise ShapeError(f"cache rows: {split} must hold at least one row, got none.")
-        if twice := repeated_in_file(pq.ParquetFile(path)):
+        if twice := repeated_in_file(open_parquet(path)):
             raise ShapeError(f"cache rows: ids of {split} must be unique, got twice {name_some(twice)}.")
         self._data[split] = digest.hexdigest()
         self._files[path.name] = {**counts, "bytes": path.stat().st_size, "sha256": file_digest(path)}

@@ -13,11 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, NamedTuple
 
-import pyarrow.parquet as pq
-
 from kdcache.data.line_pattern import cut_line
 from kdcache.data.parquet_claims import NOT_WHOLE, find_impossible, read_claims
 from kdcache.errors import DataError, ParamsError, nearest, shorten
+from kdcache.on_disk import open_parquet
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 DELIMITERS = {"csv": ",", "tsv": "\t"}
@@ -280,7 +279,7 @@ def _parquet_rows(
 ) -> Iterator[Row]:
     number = 0
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = open_parquet(file)
         if problem := find_impossible(read_claims(file)):
             raise DataError(f"{name}: it must be a whole Parquet file, got a claim of {problem}.")
         there = parquet.schema_arrow.names

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from kdcache.data.task import Example, Task, read_task
 from kdcache.digests import RowsDigest, check_seal, seal, value_digest
 from kdcache.errors import DataError
+from kdcache.on_disk import open_parquet
 
 TEST = "test"  # scored by ``kdcache evaluate`` and by nothing else
 GROUP_ROWS = 8192  # of a row group: what is read of a file to have a row of it
@@ -108,7 +109,7 @@ def open_split(folder: Path, split: str, task: Task) -> pq.ParquetFile:
     if not path.is_file():
         raise DataError(f"{path}: the split is not prepared. Run: kdcache prepare --task {task.name}")
     check_seal(path, f"Run: kdcache prepare --task {task.name}", DataError)
-    file = pq.ParquetFile(path, page_checksum_verification=True)
+    file = open_parquet(path)
     if file.schema_arrow != split_schema(task):
         raise DataError(
             f"{path}: the columns must be {', '.join(split_schema(task).names)}, got "

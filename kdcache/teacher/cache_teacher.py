@@ -25,6 +25,7 @@ from kdcache.data.task import Task, read_task
 from kdcache.digests import file_digest
 from kdcache.encoder.load import machine_kind, setup
 from kdcache.errors import ModelError
+from kdcache.on_disk import open_parquet
 from kdcache.params import Count
 from kdcache.project import Project, require, require_task
 from kdcache.spread import Engine, spread
@@ -177,10 +178,7 @@ def open_elsewhere(
     params = project.section("cache_teacher", CacheTeacherParams)
     data = Path(project.paths.data) / task_name
     task = read_task(data, task_name)
-    tables = {
-        split: pq.ParquetFile(data / f"{split}.parquet", page_checksum_verification=True)
-        for split in existing_splits(data, task)
-    }
+    tables = {split: open_parquet(data / f"{split}.parquet") for split in existing_splits(data, task)}
     folder = _require_teacher(project, task_name)
     device = setup(project.threads, params.dtype)
     stored.require_machine(machine_kind(device))

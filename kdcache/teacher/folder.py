@@ -16,6 +16,7 @@ from kdcache.encoder import adapter_config, adapters
 from kdcache.encoder.load import WEIGHTS, config_digest, resolve
 from kdcache.encoder.mean_pooled import HEAD
 from kdcache.errors import DataError, ModelError
+from kdcache.on_disk import open_parquet
 from kdcache.places import IDENTITY
 from kdcache.project import IDENTITY_DEFAULTS
 
@@ -105,7 +106,7 @@ def read_folds(
     folds = np.full(len(train), UNKNOWN, np.int8)
     dealt = RowsDigest()
     try:
-        with pq.ParquetFile(folder / FOLDS, page_checksum_verification=True) as file:
+        with open_parquet(folder / FOLDS) as file:
             for batch in file.iter_batches():
                 ids, numbers = batch["example_id"].to_pylist(), batch["fold"].to_pylist()
                 dealt.update(ids, batch["content_hash"].to_pylist(), numbers)
