@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from kdcache import on_disk
-from kdcache.on_disk import Growing, empty, join_arrays, put_table, release
+from kdcache.on_disk import Growing, empty, join_arrays, open_parquet, put_table, release
 
 ROWS = 20_000
 
@@ -81,6 +82,20 @@ def test_memory_holds_only_what_is_small(tmp_path, monkeypatch):
     on, off = held.values()
     assert off > 2 * rows.nbytes
     assert on < rows.nbytes / 4
+
+
+def test_no_row_of_a_parquet_file_is_held_but_those_being_read(tmp_path):
+    path, rows = tmp_path / "some.parquet", 8 * ROWS
+    digits = np.random.default_rng(0).bytes(32 * rows).hex()
+    texts = pa.array([digits[start : start + 64] for start in range(0, len(digits), 64)])
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=1000)
+    before, held, seen = pa.total_allocated_bytes(), [], 0
+    file = open_parquet(path)
+    for batch in file.iter_batches(1000):
+        seen += len(batch)
+        held.append(pa.total_allocated_bytes() - before)
+    assert seen == rows
+    assert max(held) < path.stat().st_size / 8
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system takes room only as it is written")

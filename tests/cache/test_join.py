@@ -16,8 +16,10 @@ def table(ids, texts, labels):
     return lambda: pa.table(columns | {"label": pa.array(labels, pa.int64())}).to_batches(max_chunksize=3)
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_the_join_is_that_of_two_dicts(seed):
+def test_the_join_is_that_of_two_dicts(seed, on_disk, tmp_path, monkeypatch):
+    monkeypatch.setattr("kdcache.on_disk.SMALL", 0)
     rng = np.random.default_rng(seed)
     a, b = (
         {f"i{k}": (f"t{rng.integers(2)}", int(rng.integers(2))) for k in rng.permutation(12)[:n]}
@@ -26,7 +28,7 @@ def test_the_join_is_that_of_two_dicts(seed):
     opened = [
         table(list(rows), [t for t, _ in rows.values()], [k for _, k in rows.values()]) for rows in (a, b)
     ]
-    found = join_keys(*opened)
+    found = join_keys(*opened, tmp_path if on_disk else None)
     assert [list(b)[k] if k >= 0 else None for k in found.row] == [i if i in b else None for i in a]
     assert list(pick(opened[0], found.only_a)) == [i for i in a if i not in b]
     assert list(pick(opened[1], found.only_b)) == [i for i in b if i not in a]
