@@ -4,6 +4,7 @@ Such a file is gone with what is made of it, or with the process. What is smalle
 memory, and so is all for which no folder is named.
 """
 
+import contextlib
 import io
 import math
 import mmap
@@ -92,11 +93,12 @@ def put_table(batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: Path
         schema: of the table.
         folder: see ``empty``.
     """
-    with naming(folder or Path()):
-        file = _open(folder)
+    with naming(folder or Path()), contextlib.ExitStack() as unfinished:
+        file = unfinished.enter_context(_open(folder))
         with pa.ipc.new_file(pa.PythonFile(file, "w"), schema) as writer:
             for batch in batches:
                 writer.write_batch(batch)
+        unfinished.pop_all()
         return pa.ipc.open_file(pa.py_buffer(_contents(file, folder))).read_all()
 
 

@@ -6,7 +6,7 @@ It is based on train and tune only. It says nothing about validation, on which n
 import math
 
 from kdcache.analysis.analyse import CacheAnalysis, LabelAnalysis
-from kdcache.cache.ids import name_some
+from kdcache.data.ids import name_some
 from kdcache.data.metrics import accuracy_interval
 
 # A tenth of log C: at two classes a mean confidence of 98.7%. Such targets are one-hot labels smoothed

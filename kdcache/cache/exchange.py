@@ -12,9 +12,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from kdcache.cache.cached_rows import CacheRows
-from kdcache.cache.ids import name_some
 from kdcache.cache.npz import write_npz
 from kdcache.cache.read_outputs import Outputs
+from kdcache.data.ids import name_some
 from kdcache.errors import DataError
 
 MIN_PROBABILITY = 1e-6  # the smallest probability of a label, so that its logit is finite

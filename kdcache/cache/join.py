@@ -3,7 +3,7 @@
 With a folder for the keys, it is some 25 bytes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdcache.cache.ids import NAMED
 from kdcache.cache.schema import ROW_GROUP_ROWS
+from kdcache.data.ids import NAMED, hash_ids
 from kdcache.on_disk import Growing, empty, release
 
 LOOKED_UP = 2**20  # ids at a time
@@ -25,11 +25,6 @@ Batches = Callable[[], Iterable[pa.RecordBatch]]
 def batches_of(file: pq.ParquetFile) -> Batches:
     """Return what opens a file's keys from its start."""
     return lambda: file.iter_batches(ROW_GROUP_ROWS, columns=list(COLUMNS))
-
-
-def hash_ids(ids: Sequence[str]) -> np.ndarray:
-    """Hash ids with the hash of this process, which no file can foresee."""
-    return np.fromiter(map(hash, ids), np.int64, len(ids))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from kdcache.cache.ids import repeated
+from kdcache.data.ids import repeated
 from kdcache.data.parquet_claims import MAX_RATIO, SLACK
 from kdcache.errors import DataError
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from kdcache.cache.ids import name_some, repeated_in_file
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.schema import describe_columns, find_unlawful
+from kdcache.data.ids import name_some, repeated_in_file
 from kdcache.data.parquet_claims import NOT_WHOLE, find_impossible, read_claims
 from kdcache.errors import CacheCorrupt
 from kdcache.on_disk import open_parquet

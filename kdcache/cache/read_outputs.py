@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from kdcache.cache.ids import name_some, repeated
 from kdcache.cache.npz import read_npz
 from kdcache.cache.schema import ROW_GROUP_ROWS
+from kdcache.data.ids import name_some, repeated
 from kdcache.data.parsers import Layout, Row
 from kdcache.data.readers import read_rows
 from kdcache.errors import DataError, shorten

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcache.cache.cached_rows import CacheRows, compute_uncertainty, vectors_of
-from kdcache.cache.ids import name_some, repeated
 from kdcache.cache.join import Batches, batches_of, join_keys, pick
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.open_file import open_file
 from kdcache.cache.schema import MEAN_OF_FOLDS, SCALARS
+from kdcache.data.ids import name_some, repeated
 from kdcache.data.parquet_claims import NOT_WHOLE
 from kdcache.errors import CacheCorrupt, CacheError, CacheMissing, CacheStale, nearest
 from kdcache.on_disk import release

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from kdcache.cache.cached_rows import CacheRows
-from kdcache.cache.ids import name_some
 from kdcache.cache.join import Batches, batches_of, join_keys, name_chosen
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, Manifest, read_manifest
 from kdcache.cache.open_file import open_file
 from kdcache.cache.reader import find_faults
 from kdcache.cache.schema import MEMBER_PREFIX
+from kdcache.data.ids import name_some
 from kdcache.data.parquet_claims import NOT_WHOLE
 from kdcache.digests import RowsDigest
 from kdcache.errors import CacheError

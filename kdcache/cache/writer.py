@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcache.cache.cached_rows import CacheRows
-from kdcache.cache.ids import name_some, repeated_in_file
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, Manifest, parse_manifest
 from kdcache.cache.parts import Arrays, Parts, one_line, to_disk
 from kdcache.cache.schema import PARQUET, ROW_GROUP_ROWS, describe_columns
+from kdcache.data.ids import name_some, repeated_in_file
 from kdcache.digests import RowsDigest, file_digest, value_digest
 from kdcache.errors import CacheError, ShapeError
 from kdcache.on_disk import open_parquet

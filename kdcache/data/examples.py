@@ -7,9 +7,14 @@ import glob
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
+
+from kdcache.data.example_rows import ExampleRows
+from kdcache.data.ids import repeated_in_parts
 from kdcache.data.parsers import FORMATS, Layout, Row, check_columns
 from kdcache.data.readers import hub_rows, read_rows
 from kdcache.data.render import render
@@ -21,13 +26,16 @@ from kdcache.digests import value_digest
 from kdcache.errors import DataError, nearest, shorten
 
 
-def read_examples(name: str, file: TaskFile, folder: Path) -> tuple[Task, dict[str, list[Example]]]:
-    """Read all rows that a task file names.
+def read_examples(
+    name: str, file: TaskFile, folder: Path, scratch: Path | None = None
+) -> tuple[Task, dict[str, ExampleRows]]:
+    """Read all rows that a task file names. Train is read twice where its labels are inferred.
 
     Args:
         name: the task's.
         file: its task file.
         folder: what the names of files are relative to.
+        scratch: a folder for many rows, see ``on_disk``; None holds them.
 
     Returns:
         The task, and split → examples in file order, ``validation`` among them.
@@ -36,30 +44,30 @@ def read_examples(name: str, file: TaskFile, folder: Path) -> tuple[Task, dict[s
         DataError: see ``readers.read_rows`` and ``readers.hub_rows``; a label that is none or, where they are
             inferred, that train lacks; a text that is null or blank; a span outside its text; an id twice.
     """
-    rows: dict[str, Iterable[Row]] = {}
-    for split in file.files:
-        found = _split_rows(name, file.for_split(split), split, folder)
-        if found is not None:
-            rows[split] = found
-    labels = file.spelt_labels
-    if not labels:
-        rows["train"] = list(rows["train"])
-        labels = _inferred_labels(file, rows["train"])
+    opened = {split: partial(_split_rows, name, file.for_split(split), split, folder) for split in file.files}
+    rows = {split: found for split, read in opened.items() if (found := read()) is not None}
+    labels = file.spelt_labels or _inferred_labels(file, opened["train"]() or ())
     task = file.task(name, labels.values())
-    examples = {
-        split: _examples(file.for_split(split), split, part, list(labels)) for split, part in rows.items()
-    }
+    examples = {}
+    for split, part in rows.items():
+        own = file.for_split(split)
+        examples[split] = ExampleRows.of(_examples(own, split, part, list(labels)), scratch)
+        if twice := repeated_in_parts(partial(examples[split].column, "example_id")):
+            raise _repeated(own, split, opened[split]() or (), twice[0])
     if file.holdout:
         cut, left = file.holdout, 1.0
         for split, share in (("validation", cut.fraction), ("test", cut.test)):
             if share:
-                train = examples["train"]
-                labels_of, groups = [e.label for e in train], [e.group for e in train]
-                taken = hold_out(labels_of, groups, share / left, cut.seed)
-                examples[split] = [e for e, own in zip(train, taken, strict=True) if own]
-                examples["train"] = [e for e, own in zip(train, taken, strict=True) if not own]
+                examples |= cut_off(examples["train"], split, share / left, cut.seed)
                 left -= share
     return task, examples
+
+
+def cut_off(train: ExampleRows, split: str, fraction: float, seed: int) -> dict[str, ExampleRows]:
+    """Cut a share of the training rows off as another split; see ``splits.hold_out``."""
+    labels, groups = ([value for part in train.column(name) for value in part] for name in ("label", "group"))
+    taken = hold_out(labels, groups, fraction, seed)
+    return {"train": train.where(np.invert(taken)), split: train.where(taken)}
 
 
 def _split_rows(name: str, file: TaskFile, split: str, folder: Path) -> Iterator[Row] | None:
@@ -170,21 +178,22 @@ def _inferred_labels(file: TaskFile, train: Iterable[Row]) -> dict[str, str]:
     return {label: label for label in sorted(found, key=lambda label: (int(label) if numeric else 0, label))}
 
 
-def _examples(file: TaskFile, split: str, rows: Iterable[Row], labels: Sequence[str]) -> list[Example]:
+def _examples(file: TaskFile, split: str, rows: Iterable[Row], labels: Sequence[str]) -> Iterator[Example]:
     indices = {label: index for index, label in enumerate(labels)}
-    seen: dict[str, str] = {}
-    examples = []
     for number, row in enumerate(rows, start=1):
-        row_id = _row_id(row, file.id, file.submission is not None) if file.id else str(number)
-        if row_id in seen:
-            raise DataError(
-                f"{row.where}: {file.id} must be unique, got {shorten(row_id)} again "
-                f"(first at {seen[row_id]}). Renumber the rows."
-            )
-        seen[row_id] = row.where
         label = -1 if split == "unlabelled" else _label(file, split, row, indices)
-        examples.append(_example(file, split, row, row_id, label))
-    return examples
+        yield _example(file, split, row, _row_id(file, row, number), label)
+
+
+def _repeated(file: TaskFile, split: str, rows: Iterable[Row], example_id: str) -> DataError:
+    """Say where an id stands, and where it stood first."""
+    numbered = enumerate(rows, start=1)
+    where = [row.where for number, row in numbered if f"{split}-{_row_id(file, row, number)}" == example_id]
+    row_id = example_id.removeprefix(f"{split}-")
+    return DataError(
+        f"{where[1]}: {file.id} must be unique, got {shorten(row_id)} again (first at {where[0]}). "
+        "Renumber the rows."
+    )
 
 
 def _example(file: TaskFile, split: str, row: Row, row_id: str, label: int) -> Example:
@@ -217,11 +226,14 @@ def _label(file: TaskFile, split: str, row: Row, indices: Mapping[str, int]) -> 
     )
 
 
-def _row_id(row: Row, column: str, numbers_only: bool) -> str:
-    """A row's id; several numbers, such as those of passage, question and answer, are joined."""
+def _row_id(file: TaskFile, row: Row, number: int) -> str:
+    """A row's id, its number where there is none; several numbers, as of passage and question, are joined."""
+    column = file.id
+    if not column:
+        return str(number)
     value = row.values[column]
     parts = list(map(str, value.values())) if isinstance(value, Mapping) else [_cell(row, column)]
-    if numbers_only and not all(part.isdecimal() for part in parts):
+    if file.submission is not None and not all(part.isdecimal() for part in parts):
         raise DataError(f"{row.where}: {column} must be a whole number, got {shorten(value)}.")
     return "-".join(parts)
 

@@ -4,18 +4,21 @@
 """
 
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from kdcache.data.examples import read_examples
-from kdcache.data.splits import build_table, hold_out, keep_rows, write_split
+from kdcache.data.example_rows import ExampleRows
+from kdcache.data.examples import cut_off, read_examples
+from kdcache.data.splits import GROUP_ROWS, build_table, choose_rows, write_split
 from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.superglue.hub import hub_layout
-from kdcache.data.task import Example, Task, write_task
+from kdcache.data.task import Task, write_task
 from kdcache.data.taskfile import own_tasks, read_task_file
 from kdcache.errors import DataError, ParamsError, nearest
 from kdcache.params import Count, Range, Seed
@@ -78,30 +81,35 @@ def prepare(project: Project, task_name: str) -> None:
     require_task(project, task_name)
     target = Path(project.paths.data) / task_name
     check_place(target, "data")
-    task, examples = read_source(project, params, task_name)
+    scratch = Path(project.paths.scratch)
+    scratch.mkdir(parents=True, exist_ok=True)
+    task, examples = read_source(project, params, task_name, scratch)
     if "unlabelled" not in examples and isinstance(params.max_rows, MaxRows) and params.max_rows.unlabelled:
-        examples["unlabelled"] = _without_labels(examples["train"], params)
-    tables = {
-        split: build_table(keep_rows(rows, params.max_rows_of(split), params.seed), task)
-        for split, rows in examples.items()
-    }
-    if "tune" not in tables:
-        tables |= _cut_tune(tables["train"], params)
+        examples["unlabelled"] = _left_over(examples["train"], params)
+    examples = {split: rows.where(_chosen(rows, split, params)) for split, rows in examples.items()}
+    if "tune" not in examples and params.tune_fraction:
+        examples |= cut_off(examples["train"], "tune", params.tune_fraction, params.seed)
     with project.alone(target):
         made = project.scratch(__name__, task_name, project.paths.data)
         shutil.rmtree(made)
         made.mkdir()
         write_task(task, made)
-        for split, table in tables.items():
-            write_split(table, made / f"{split}.parquet")
+        for split, rows in examples.items():
+            write_split(_tables(rows, task), made / f"{split}.parquet")
         place(made, target)
-    print(f"{task_name}: " + ", ".join(f"{split} {len(t)} rows" for split, t in tables.items()))
+    print(f"{task_name}: " + ", ".join(f"{split} {len(rows)} rows" for split, rows in examples.items()))
 
 
 def read_source(
-    project: Project, params: PrepareParams, task_name: str
-) -> tuple[Task, dict[str, list[Example]]]:
+    project: Project, params: PrepareParams, task_name: str, scratch: Path | None = None
+) -> tuple[Task, dict[str, ExampleRows]]:
     """Read a task and all its rows, as its task file says.
+
+    Args:
+        project: the project.
+        params: where the rows are.
+        task_name: the task.
+        scratch: a folder for many rows, see ``on_disk``; None holds them.
 
     Raises:
         As ``prepare``.
@@ -126,24 +134,30 @@ def read_source(
             f"prepare.path: it must be a folder in the official SuperGLUE layout, got {params.path} "
             "(no such folder). Set prepare.path to where the data lies."
         )
-    return read_examples(task_name, file, folder)
+    return read_examples(task_name, file, folder, scratch)
 
 
-def _without_labels(train: list[Example], params: PrepareParams) -> list[Example]:
-    """Take the rows that ``max_rows.train`` leaves over."""
-    labelled = {e.example_id for e in keep_rows(train, params.max_rows_of("train"), params.seed)}
-    rest = [replace(example, label=-1) for example in train if example.example_id not in labelled]
-    if not rest:
+def _chosen(rows: ExampleRows, split: str, params: PrepareParams) -> np.ndarray:
+    parts = zip(rows.column("unit"), rows.column("example_id"), strict=True)
+    units = (unit or own for several, ids in parts for unit, own in zip(several, ids, strict=True))
+    return choose_rows(units, len(rows), params.max_rows_of(split), params.seed)
+
+
+def _left_over(train: ExampleRows, params: PrepareParams) -> ExampleRows:
+    """Take the rows that ``max_rows.train`` leaves over, without their labels."""
+    left = np.invert(_chosen(train, "train", params))
+    if not left.any():
         raise ParamsError(
             f"prepare.max_rows.unlabelled: prepare.max_rows.train leaves none of {len(train)} rows over "
             "for it. Lower prepare.max_rows.train, or name a file of unlabelled rows."
         )
-    return rest
+    return train.where(left).without_labels()
 
 
-def _cut_tune(train: pa.Table, params: PrepareParams) -> dict[str, pa.Table]:
-    if params.tune_fraction == 0:
-        return {}
-    labels, groups = train["label"].to_pylist(), train["group"].to_pylist()
-    tune = pa.array(hold_out(labels, groups, params.tune_fraction, params.seed))
-    return {"train": train.filter(pc.invert(tune)), "tune": train.filter(tune)}
+def _tables(rows: ExampleRows, task: Task) -> Iterator[pa.Table]:
+    """Yield the rows as they are written, a row group at a time."""
+    rest = iter(rows)
+    first = list(islice(rest, GROUP_ROWS))
+    while first:
+        yield build_table(first, task)
+        first = list(islice(rest, GROUP_ROWS))

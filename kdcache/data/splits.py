@@ -5,6 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,18 @@ def metric_columns(table: pa.Table, task: Task) -> dict[str, list[Any]]:
     return {name: table[name].to_pylist() for name in task.columns}
 
 
-def write_split(table: pa.Table, path: Path) -> None:
-    """Write one split. The same rows give the same bytes."""
-    pq.write_table(table, path, GROUP_ROWS, compression="zstd", write_page_checksum=True)
+def write_split(parts: Iterable[pa.Table], path: Path) -> None:
+    """Write one split. The same rows give the same bytes.
+
+    Args:
+        parts: at least one, a row group each where they have at most ``GROUP_ROWS`` rows.
+        path: of the file.
+    """
+    rest = iter(parts)
+    first = next(rest)
+    with pq.ParquetWriter(path, first.schema, compression="zstd", write_page_checksum=True) as file:
+        for part in chain([first], rest):
+            file.write_table(part, GROUP_ROWS)
     seal(path)
 
 
@@ -189,25 +199,33 @@ def hold_out(labels: Sequence[int], groups: Sequence[str], fraction: float, seed
     return assign_folds(labels, groups, share.denominator, seed) < share.numerator
 
 
-def keep_rows(examples: Sequence[Example], max_rows: int | None, seed: int) -> list[Example]:
-    """Keep a pseudo-random subset of examples, in the given order.
+def choose_rows(units: Iterable[str], count: int, max_rows: int | None, seed: int) -> np.ndarray:
+    """Choose a pseudo-random subset of rows.
 
-    The choice depends only on ids and seed. Units stay whole: one that is too large for what is left is
+    The choice depends only on units and seed. Units stay whole: one that is too large for what is left is
     skipped.
+
+    Args:
+        units: of each row, its own id where it is a unit of its own.
+        count: of the rows.
+        max_rows: to choose; None chooses all.
+        seed: of the choice.
+
+    Returns:
+        bool array of shape (rows,).
     """
-    if max_rows is None or len(examples) <= max_rows:
-        return list(examples)
-    sizes = Counter(example.unit or example.example_id for example in examples)
-
-    def draw(unit: str) -> str:
-        return hashlib.sha256(f"{seed}/{unit}".encode()).hexdigest()
-
-    kept, left = set(), max_rows
-    for unit in sorted(sizes, key=draw):
-        if sizes[unit] <= left:
-            kept.add(unit)
-            left -= sizes[unit]
-    return [example for example in examples if (example.unit or example.example_id) in kept]
+    if max_rows is None or count <= max_rows:
+        return np.ones(count, bool)
+    drawn = (hashlib.sha256(f"{seed}/{unit}".encode()).digest()[:8] for unit in units)
+    draws = np.fromiter((int.from_bytes(draw) for draw in drawn), np.uint64, count)
+    kept, left = [], max_rows
+    for draw, size in zip(*np.unique(draws, return_counts=True), strict=True):
+        if size <= left:
+            kept.append(draw)
+            left -= size
+        if not left:
+            break
+    return np.isin(draws, np.array(kept, np.uint64))
 
 
 def read_tables(data: Path | str, task_name: str) -> tuple[Task, dict[str, pa.Table]]:

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from kdcache.cache.exchange import MIN_PROBABILITY, MissingMass, mean_logits, to_logits
-from kdcache.cache.ids import name_some, repeated
-from kdcache.cache.join import Batches, Keys, batches_of, hash_ids, name_chosen
+from kdcache.cache.join import Batches, Keys, batches_of, name_chosen
 from kdcache.cache.manifest import OUTSIDE
 from kdcache.cache.read_outputs import FILE_ENDINGS, stream_outputs
 from kdcache.cache.spill import Spill
+from kdcache.data.ids import hash_ids, more_than_once, name_some, repeated
 from kdcache.data.task import Task
 from kdcache.digests import file_digest, value_digest
 from kdcache.errors import DataError, nearest
@@ -212,9 +212,7 @@ def _read(
         texts.append(hash_ids(part.content_hash or [""] * len(part.example_id)))
         kind, hashed = part.kind, part.content_hash is not None
     keys = Keys(ids.whole(), texts.whole(), np.empty(0, np.int64))
-    ordered = np.sort(keys.ids)
-    suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-    if suspects:
+    if suspects := more_than_once(keys.ids.copy()):
         parts = stream_outputs(path, task.labels, id_column)
         if twice := repeated(i for part in parts for i in part.example_id if hash(i) in suspects):
             raise DataError(f"{path}: ids must be unique, got twice {name_some(twice)}.")

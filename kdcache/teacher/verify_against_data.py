@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from kdcache.cache.ids import name_some
 from kdcache.cache.join import Batches, batches_of
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import OUTSIDE, Manifest, check_identity, read_identity_of, read_manifest
 from kdcache.cache.reader import load_cache
 from kdcache.cache.verify import Check, verify_cache
+from kdcache.data.ids import name_some
 from kdcache.data.splits import digest_of, open_tables, rows_at
 from kdcache.data.task import Task
 from kdcache.errors import CacheError

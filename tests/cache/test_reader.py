@@ -250,7 +250,7 @@ def test_file_of_other_columns_or_rows_is_refused_though_its_digest_is_right(cac
 def test_repeated_ids_are_found_by_their_hashes_and_then_compared(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from kdcache.cache import ids
+    from kdcache.data import ids
 
     file = reader.open_file(
         reader.Location.parse(cache), read_manifest(cache), "train.parquet"

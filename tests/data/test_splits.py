@@ -12,9 +12,9 @@ from kdcache.data import splits
 from kdcache.data.splits import (
     assign_folds,
     build_table,
+    choose_rows,
     count_rows,
     existing_splits,
-    keep_rows,
     read_split,
     rows_at,
     table_digest,
@@ -53,13 +53,13 @@ def test_more_folds_than_groups_is_refused():
         assign_folds([0, 1, 0, 1], ["a", "a", "b", "b"], 3, seed=0)
 
 
-def test_kept_rows_depend_on_ids_and_keep_their_order():
-    rows = examples(50)
-    kept = keep_rows(rows, 10, seed=0)
-    assert len(kept) == 10
-    assert kept == [row for row in rows if row in kept]
-    assert {e.example_id for e in keep_rows(rows[::-1], 10, seed=0)} == {e.example_id for e in kept}
-    assert keep_rows(rows, None, seed=0) == rows
+def test_kept_rows_depend_on_ids_and_seed_only():
+    ids = np.array([row.example_id for row in examples(50)])
+    kept = choose_rows(ids, 50, 10, seed=0)
+    assert kept.sum() == 10
+    assert set(ids[::-1][choose_rows(ids[::-1], 50, 10, seed=0)]) == set(ids[kept])
+    assert (choose_rows(ids, 50, 10, seed=1) != kept).any()
+    assert choose_rows(ids, 50, None, seed=0).all()
 
 
 def test_kept_units_are_whole():
@@ -68,7 +68,8 @@ def test_kept_units_are_whole():
         for q in range(20)
         for a in range(1 + q % 5)
     ]
-    kept = keep_rows(rows, 25, seed=0)
+    chosen = choose_rows([row.unit for row in rows], len(rows), 25, seed=0)
+    kept = [row for row, own in zip(rows, chosen, strict=True) if own]
     assert 20 < len(kept) <= 25
     sizes = {unit: sum(row.unit == unit for row in rows) for unit in {row.unit for row in kept}}
     assert sizes == {unit: sum(row.unit == unit for row in kept) for unit in sizes}
@@ -92,7 +93,7 @@ def test_split_round_trip_is_byte_identical(tmp_path):
     table = build_table(examples(20), WIC)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        write_split(table, tmp_path / name / "train.parquet")
+        write_split([table], tmp_path / name / "train.parquet")
     bytes_ = [(tmp_path / name / "train.parquet").read_bytes() for name in ("one", "two")]
     assert bytes_[0] == bytes_[1]
     assert read_split(tmp_path / "one", "train", WIC).equals(table)
@@ -114,7 +115,7 @@ def test_rows_of_a_file_are_read_in_the_order_asked_for(tmp_path: Path, monkeypa
     examples = [Example(f"train-{i}", i % 2, f"g{i}", f"text {i}") for i in range(10)]
     task = Task("t", ("no", "yes"), "t/1", ("accuracy",))
     table = build_table(examples, task)
-    write_split(table, tmp_path / "train.parquet")
+    write_split([table], tmp_path / "train.parquet")
     file = pq.ParquetFile(tmp_path / "train.parquet")
     assert file.num_row_groups == 4
     assert count_rows(file) == count_rows(table) == 10

@@ -122,7 +122,7 @@ def test_units_are_questions_queries_and_gender_pairs():
 def test_prepared_split_gives_the_sequences_back(name, tmp_path):
     task, splits = read_examples(name, read_task_file(SUPERGLUE[name]), OFFICIAL)
     for split, rows in splits.items():
-        write_split(build_table(rows, task), tmp_path / f"{split}.parquet")
+        write_split([build_table(rows, task)], tmp_path / f"{split}.parquet")
         table = read_split(tmp_path, split, task)
         texts, seconds = sequences(table, task)
         n = task.num_choices

@@ -87,7 +87,7 @@ def write_rows(folder: Path, counts: dict[str, int]) -> None:
         table = pa.table(
             {"example_id": ids, "label": label, "content_hash": hashes, **columns}, split_schema(task)
         )
-        write_split(table, folder / "data" / "cb" / f"{split}.parquet")
+        write_split([table], folder / "data" / "cb" / f"{split}.parquet")
         logits, features = (rng.normal(size=(count, width)).astype(np.float32) for width in WIDTHS.values())
         rows = CacheRows(ids, hashes, label, np.full(count, -1, np.int8), logits, features)
         cached[split] = rows.take(rng.permutation(count))

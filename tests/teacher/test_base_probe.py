@@ -76,7 +76,7 @@ def test_each_teacher_starts_from_its_own_labelled_rows(built_project, monkeypat
     train = read_split(folder / "data/cb", "train", task)
     labels = [-1 if i < 4 else k for i, k in enumerate(train["label"].to_pylist())]
     train = train.set_column(train.schema.get_field_index("label"), train.schema.field("label"), [labels])
-    write_split(train, folder / "data/cb/train.parquet")
+    write_split([train], folder / "data/cb/train.parquet")
     seen = []
 
     def spy(model, own, *others):

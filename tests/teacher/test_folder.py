@@ -133,7 +133,7 @@ def test_the_stage_refuses_and_its_remedy_works(built_project, change: Callable)
     built_project("prepare --task cb", "teach --task cb")
     task, table = change(read_task(DATA, "cb"), pq.read_table(DATA / "train.parquet"))
     write_task(task, DATA)
-    write_split(table, DATA / "train.parquet")
+    write_split([table], DATA / "train.parquet")
     assert fails("cache", "--task", "cb").endswith("Run: kdcache teach --task cb")
     if change is other_labels:
         assert run("teach", "--task", "cb")[0] == 0
