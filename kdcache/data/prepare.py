@@ -157,7 +157,6 @@ def _left_over(train: ExampleRows, params: PrepareParams) -> ExampleRows:
 def _tables(rows: ExampleRows, task: Task) -> Iterator[pa.Table]:
     """Yield the rows as they are written, a row group at a time."""
     rest = iter(rows)
-    first = list(islice(rest, GROUP_ROWS))
-    while first:
-        yield build_table(first, task)
-        first = list(islice(rest, GROUP_ROWS))
+    yield build_table(list(islice(rest, GROUP_ROWS)), task)  # max_rows may leave none
+    while some := list(islice(rest, GROUP_ROWS)):
+        yield build_table(some, task)

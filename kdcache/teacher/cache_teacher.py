@@ -93,13 +93,13 @@ def cache_teacher(project: Project, task_name: str, shard: tuple[int, int] | Non
         _compute(project, teacher, teacher.parts(), writer.parts)
         for split, file in tables.items():
             scored: list[tuple[np.ndarray, np.ndarray]] = []
+            labels = file.read(["label"])["label"].to_numpy()
+            if split == TEST or not (labels >= 0).any():
+                writer.write(split, teacher.rows(writer, split))
+                continue
             writer.write(split, _record(teacher.rows(writer, split), scored))
             logits, all_rows_logits = (np.concatenate(part) for part in zip(*scored, strict=True))
-            if split == TEST:
-                continue
-            table = file.read(["label", *task.columns])
-            labels = table["label"].to_numpy()
-            names, columns = task.metrics_of(split), metric_columns(table, task)
+            names, columns = task.metrics_of(split), metric_columns(file.read([*task.columns]), task)
             metrics[split] = compute_metrics(names, labels, logits, columns)
             all_rows_metrics[split] = compute_metrics(names, labels, all_rows_logits, columns)
         forward = sum(teacher.passes(split) * count_rows(file) for split, file in tables.items())

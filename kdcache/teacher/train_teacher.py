@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import product, starmap
@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from kdcache.data.splits import assign_folds, existing_splits, read_split, table_digest
+from kdcache.data.splits import assign_folds, existing_splits, open_split, read_split, table_digest
 from kdcache.data.task import Task, read_task
 from kdcache.digests import SEAL, seal
 from kdcache.encoder.adapters import save_trained
+from kdcache.encoder.batching import ENCODED_AT_ONCE, Encoded
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_tokenizer, machine_kind, resolve, setup
 from kdcache.encoder.parts import Classifier
@@ -30,7 +32,7 @@ from kdcache.places import IDENTITY, check_place, place
 from kdcache.project import Project, require_task, require_tune, write_json
 from kdcache.spread import Engine, one_machine_kind, spread
 from kdcache.teacher.base_probe import SCORE_BATCH_SIZE, TokenisedSplit, score_probe, start_from_probe
-from kdcache.teacher.dry_run import check_model
+from kdcache.teacher.dry_run import check_model, extremes
 from kdcache.teacher.fine_tune import TrainTeacherParams, build_model, fine_tune
 from kdcache.teacher.folder import (
     COST,
@@ -41,6 +43,8 @@ from kdcache.teacher.folder import (
     teacher_folds,
     write_folds,
 )
+
+USED = ("train", "tune", "validation")  # the other splits are only cached
 
 
 class Fit(NamedTuple):
@@ -123,12 +127,12 @@ class Training:
         pooling, self.tokenizer = resolve_pooling(params.pooling, self.base), load_tokenizer(self.base)
         check_cls_token(pooling, self.tokenizer, "train_teacher.pooling")
         self.params = replace(params, pooling=pooling)
-        data = Path(project.paths.data) / task_name
+        self.data = data = Path(project.paths.data) / task_name
         self.task = read_task(data, task_name)
-        there = existing_splits(data, self.task)
+        self.there = there = existing_splits(data, self.task)
         if params.select == "tune":
             require_tune(there, "train_teacher.select", task_name)
-        tables = {split: read_split(data, split, self.task) for split in there}
+        tables = {split: read_split(data, split, self.task) for split in there if split in USED}
         self.device = setup(project.threads, params.dtype)
         self.table = tables["train"]
         self.labels = self.table["label"].to_pylist()
@@ -138,7 +142,7 @@ class Training:
             for split, table in tables.items()
         }
         self.encoded, self.tune = self.splits["train"].encoded, self.splits.get("tune")
-        self.scored = {name: rows for name, rows in self.splits.items() if name in ("tune", "validation")}
+        self.scored = {name: rows for name, rows in self.splits.items() if name != "train"}
         digests = [table_digest(tables[name]) for name in ("train", *self.scored)]
         self.scratch = project.scratch(
             __name__, task_name, asdict(self.params), project.threads, digests, project.paths.teacher
@@ -147,14 +151,22 @@ class Training:
 
     def check(self) -> None:
         """Refuse what would fail after hours, and say how many rows are cut."""
-        params = self.params
+        params, rows = self.params, {split: rows.encoded for split, rows in self.splits.items()}
+        for split in self.there:
+            if split not in rows and (file := open_split(self.data, split, self.task)).metadata.num_rows:
+                rows[split] = extremes(self._encoded_parts(file))
         check_model(
-            build_model(self.base, self.encoded, self.task.num_outputs, params),
-            {split: rows.encoded for split, rows in self.splits.items()}, self.task.num_outputs,
+            build_model(self.base, self.encoded, self.task.num_outputs, params), rows, self.task.num_outputs,
             params.model, params.num_virtual_tokens or 0,
         )  # fmt: skip
         if (cut := self.encoded.truncated).any():
             print(f"{self.task.name}: {cut.mean():.1%} of {len(cut)} rows are cut at max_length")
+
+    def _encoded_parts(self, file: pq.ParquetFile) -> Iterator[Encoded]:
+        """Tokenise a split that no model is trained or scored on, some rows at a time."""
+        for batch in file.iter_batches(ENCODED_AT_ONCE):
+            table = pa.Table.from_batches([batch])
+            yield TokenisedSplit.of(self.task, table, self.tokenizer, self.params.max_length).encoded
 
     def open(self) -> Callable[[Fit], None]:
         """Return what trains a model, on machines of one kind."""
