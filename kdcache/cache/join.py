@@ -17,6 +17,7 @@ from kdcache.data.ids import NAMED, hash_ids
 from kdcache.on_disk import Growing, empty, release
 
 LOOKED_UP = 2**20  # ids at a time
+RELEASED = 2**19  # rows after which mapped keys leave memory: what is looked up next is read again
 COLUMNS = ("example_id", "content_hash", "label")
 # Opens a table from its start: batches with at least ``COLUMNS``.
 Batches = Callable[[], Iterable[pa.RecordBatch]]
@@ -99,6 +100,7 @@ def join_keys(a: Batches, b: Batches, folder: Path | None = None) -> Joined:
     of_b = Keys.of(b, folder)
     only_b = np.ones(len(of_b.ids), bool)
     rows, texts, labels = Growing(np.int32, None), Growing(bool, None), Growing(bool, None)
+    seen = 0
     for batch in a():
         row = of_b.find(hash_ids(batch["example_id"].to_pylist()))
         shared = np.flatnonzero(row >= 0)
@@ -109,7 +111,9 @@ def join_keys(a: Batches, b: Batches, folder: Path | None = None) -> Joined:
         changed[1, shared] = batch["label"].to_numpy()[shared] != of_b.labels[of_shared]
         for column, values in ((rows, row), (texts, changed[0]), (labels, changed[1])):
             column.append(values)
-        release()
+        seen += len(batch)
+        if seen % RELEASED < len(batch):
+            release()
     whole = rows.whole()
     return Joined(whole, whole < 0, only_b, texts.whole(), labels.whole())
 
