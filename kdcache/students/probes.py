@@ -13,7 +13,7 @@ from kdcache.digests import value_digest
 from kdcache.encoder.linear_probe import AsShares, LinearProbe, fit_probe, one_hot, soft
 from kdcache.encoder.optimisation import load_checkpoint, save_checkpoint
 from kdcache.encoder.parts import last_linear
-from kdcache.encoder.plans import in_parts, in_row_order
+from kdcache.encoder.plans import AT_ONCE, in_parts, in_row_order
 from kdcache.on_disk import release
 from kdcache.students.arms import ArmSpec
 from kdcache.students.student import Student, features_of
@@ -48,20 +48,21 @@ class Probes:
         """
         as_shares: AsShares
         if spec.ce_weight == 0:
-            which, taught, as_shares = np.arange(len(rows)), rows.teacher_logits, soft
+            which, taught, as_shares = None, rows.teacher_logits, soft
         else:
             labelled = rows.labels >= 0
-            which, taught = np.flatnonzero(labelled.cpu().numpy()), rows.labels[labelled]
+            which = None if labelled.all() else np.flatnonzero(labelled.cpu().numpy())
+            taught = rows.labels if which is None else rows.labels[labelled]
             as_shares = partial(one_hot, num_labels=rows.task.num_labels)
         start = [taught, *_start(student, rows)]
         ids = [_ids_digest(rows.table, which)]
-        ids += [_ids_digest(tune.table, np.arange(len(tune)))] if tune is not None else []
+        ids += [_ids_digest(tune.table)] if tune is not None else []
         key = value_digest([spec.method, spec.pooling, *ids, *map(_bytes_digest, start)])
         path, device = self.folder / f"probe-{key[:16]}.pt", student.backbone.device
         kept = load_checkpoint(path, device)
         if kept is not None:
             return LinearProbe(**kept)
-        features = starting_features(student, rows, which if len(which) < len(rows) else None)
+        features = starting_features(student, rows, which)
         if tune is None:
             probe = fit_probe(features, taught, as_shares=as_shares)
         else:
@@ -88,9 +89,13 @@ def _bytes_digest(tensor: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def _ids_digest(table: pa.Table, which: np.ndarray) -> str:
-    ids = (table["example_id"].take(which[part]).to_pylist() for part in in_parts(len(which)))
-    return value_digest([value_digest(some) for some in ids])
+def _ids_digest(table: pa.Table, which: np.ndarray | None = None) -> str:
+    ids = table["example_id"]
+    if which is None:
+        parts = (ids.slice(start, AT_ONCE) for start in range(0, len(ids), AT_ONCE))
+    else:
+        parts = (ids.take(which[part]) for part in in_parts(len(which)))
+    return value_digest([value_digest(some.to_pylist()) for some in parts])
 
 
 @torch.no_grad()
