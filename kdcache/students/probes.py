@@ -95,7 +95,11 @@ def _ids_digest(table: pa.Table, which: np.ndarray | None = None) -> str:
         parts = (ids.slice(start, AT_ONCE) for start in range(0, len(ids), AT_ONCE))
     else:
         parts = (ids.take(which[part]) for part in in_parts(len(which)))
-    return value_digest([value_digest(some.to_pylist()) for some in parts])
+    digests = []
+    for some in parts:
+        digests.append(value_digest(some.to_pylist()))
+        release()
+    return value_digest(digests)
 
 
 @torch.no_grad()
