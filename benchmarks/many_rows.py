@@ -1,6 +1,6 @@
 """Many unlabelled rows from the first stage to the last: seconds, rows/s and peak memory of each command.
 
-    python benchmarks/many_rows.py [ROWS …]   (default: 100000 1000000)
+    python benchmarks/many_rows.py [ROWS …] [COMMAND …]   (default: 100000 1000000, all commands)
 
 400 rows have labels, the others have none. Teacher and student are tiny, since the rows are what is measured:
 `distill` trains one student for one epoch of all rows, in batches of 256. Prints Markdown. Every
@@ -61,13 +61,15 @@ def write_project(folder: Path, count: int) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
 
-def main(counts: list[int]) -> None:
+def main(counts: list[int], only: list[str]) -> None:
     """Print the table."""
     print("| command | rows | s | rows/s | peak MiB |\n|---|---:|---:|---:|---:|", flush=True)
     for count in counts:
         with tempfile.TemporaryDirectory(dir=os.environ.get("KDCACHE_BENCH")) as base:
             subprocess.run([sys.executable, __file__, "--write", base, str(count)], check=True)
             for name, arguments in COMMANDS.items():
+                if only and name not in only:
+                    continue
                 verb, *more = arguments.split()
                 task = [] if verb == "shrink" else ["--task", "rows"]
                 command = [sys.executable, "-m", "kdcache", verb, *task, *more]
@@ -90,4 +92,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--write"]:
         write_project(Path(sys.argv[2]), int(sys.argv[3]))
     else:
-        main([int(count) for count in sys.argv[1:]] or [10**5, 10**6])
+        numbers = [int(word) for word in sys.argv[1:] if word.isdecimal()]
+        main(numbers or [10**5, 10**6], [word for word in sys.argv[1:] if not word.isdecimal()])
