@@ -32,7 +32,7 @@ def fixed_plan(lengths: np.ndarray, batch_size: int, tokens: int = 0) -> list[np
     >>> [b.tolist() for b in fixed_plan(np.array([3, 9, 5, 4]), 1, tokens=15)]
     [[1], [2, 3, 0]]
     """
-    order = np.argsort(-lengths, kind="stable")
+    order = np.argsort(-lengths.astype(np.int32), kind="stable")
     plan, start = [], 0
     while start < len(order):
         rows = max(batch_size, tokens // int(lengths[order[start]]))
@@ -75,8 +75,8 @@ class TrainingPlan(Sequence[np.ndarray]):
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> None:
         rng = np.random.default_rng([seed, epoch])
         self._lengths, self._size = lengths, batch_size
-        self._rows = rng.permutation(len(lengths))
-        self._order = rng.permutation(len(lengths) // batch_size)  # of whole batches
+        self._rows = permuted(rng, len(lengths))
+        self._order = permuted(rng, len(lengths) // batch_size)  # of whole batches
 
     def __len__(self) -> int:
         return num_batches(len(self._rows), self._size)
@@ -95,7 +95,18 @@ class TrainingPlan(Sequence[np.ndarray]):
         size = self._size * SORTING_WINDOW
         part = self._rows[window * size : (window + 1) * size]
         part = part[np.argsort(-self._lengths[part], kind="stable")]
-        return part[batch * self._size : (batch + 1) * self._size]
+        return part[batch * self._size : (batch + 1) * self._size].astype(np.int64)
+
+
+def permuted(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Return what ``rng.permutation(count)`` returns, as int32: half the memory.
+
+    >>> permuted(np.random.default_rng(0), 5).tolist() == np.random.default_rng(0).permutation(5).tolist()
+    True
+    """
+    order = np.arange(count, dtype=np.int32)
+    rng.shuffle(order)
+    return order
 
 
 def num_batches(num_rows: int, batch_size: int) -> int:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from kdcache.encoder.batching import Encoded
 from kdcache.encoder.parts import Classifier, encoder_layers
+from kdcache.encoder.plans import permuted
 from kdcache.errors import ModelError
 
 Start = Literal["separators", "words"]
@@ -43,7 +44,7 @@ def pick_tokens(
         A batch of rows, and where in it the tokens are.
     """
     rng = np.random.default_rng(seed)
-    batch = real_text.batch(rng.permutation(len(real_text))[:START_ROWS], device)
+    batch = real_text.batch(permuted(rng, len(real_text))[:START_ROWS], device)
     ids, tokenizer = batch["input_ids"], real_text.tokenizer
     if start == "separators":
         wanted = ids == tokenizer.sep_token_id

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdcache.encoder.plans import permuted
 from kdcache.losses import gram, kl
 
 IDLE_SHARE = 0.01  # a term below this share of the gradient does nothing
@@ -22,7 +23,7 @@ class Watch:
     """
 
     def __init__(self, num_rows: int, batch_size: int) -> None:
-        self.batch = np.sort(np.random.default_rng(0).permutation(num_rows)[:batch_size])
+        self.batch = np.sort(permuted(np.random.default_rng(0), num_rows)[:batch_size]).astype(np.int64)
 
     def see(
         self,
