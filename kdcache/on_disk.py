@@ -93,18 +93,27 @@ def put_table(batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: Path
         schema: of the table.
         folder: see ``empty``.
     """
-    with naming(folder or Path()), contextlib.ExitStack() as unfinished:
+    with contextlib.ExitStack() as unfinished:
         file = unfinished.enter_context(_open(folder))
-        with pa.ipc.new_file(pa.PythonFile(file, "w"), schema) as writer:
-            for batch in batches:
+        writer = pa.ipc.new_file(pa.PythonFile(file, "w"), schema)
+        for batch in batches:  # whose own errors have places of their own
+            with naming(folder or Path()):
                 writer.write_batch(batch)
-        unfinished.pop_all()
-        return pa.ipc.open_file(pa.py_buffer(_contents(file, folder))).read_all()
+        with naming(folder or Path()):
+            writer.close()
+            unfinished.pop_all()
+            return pa.ipc.open_file(pa.py_buffer(_contents(file, folder))).read_all()
 
 
-def open_parquet(source: Any) -> pq.ParquetFile:
-    """Open a Parquet file. By itself, Arrow would hold all that it has read of the file, packed."""
-    return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
+def open_parquet(source: Any, hold: bool = False) -> pq.ParquetFile:
+    """Open a Parquet file.
+
+    Args:
+        source: a path or an open file.
+        hold: let Arrow hold, packed, all that it has read of the file, as it does by itself. From another
+            machine it then reads much at once.
+    """
+    return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=hold)
 
 
 def release() -> None:

@@ -54,22 +54,26 @@ class Keys:
         return cls(ids.whole(), texts.whole(), labels.whole(), folder)
 
     @cached_property
-    def _order(self) -> np.ndarray:
-        order = empty(self.ids.shape, np.int32, self.folder)
-        order[:] = np.argsort(self.ids)
-        return order
+    def _in_order(self) -> tuple[np.ndarray, np.ndarray]:
+        """The ids in ascending order, and the row of each."""
+        row, ids = (empty(self.ids.shape, dtype, self.folder) for dtype in (np.int32, np.int64))
+        row[:] = np.argsort(self.ids)
+        release()
+        for start in range(0, len(row), LOOKED_UP):
+            ids[start : start + LOOKED_UP] = self.ids[row[start : start + LOOKED_UP]]
+        release()
+        return ids, row
 
     def find(self, ids: np.ndarray) -> np.ndarray:
         """Return for each hash of an id its row here, or −1, as int32: no split has 2³¹ rows."""
         row = np.full(len(ids), -1, np.int32)
         if not len(self.ids):
             return row
-        order = self._order
+        ordered, rows = self._in_order
         for start in range(0, len(ids), LOOKED_UP):
             part = ids[start : start + LOOKED_UP]
-            place = np.searchsorted(self.ids, part, sorter=order)
-            found = order[np.minimum(place, len(order) - 1)]
-            row[start : start + LOOKED_UP] = np.where(self.ids[found] == part, found, -1)
+            place = np.minimum(np.searchsorted(ordered, part), len(ordered) - 1)
+            row[start : start + LOOKED_UP] = np.where(ordered[place] == part, rows[place], -1)
         return row
 
 

@@ -35,7 +35,7 @@ def open_file(location: Location, manifest: Manifest, name: str) -> pq.ParquetFi
     refuse("its sha256", entry["sha256"], location.digest(name))
     try:
         source = location.open(name)
-        file = open_parquet(source)
+        file = open_parquet(source, hold=location.folder is None)
         schema, claims = file.schema_arrow, read_claims(source)
     except NOT_WHOLE as error:
         reason = str(error).splitlines()[0]

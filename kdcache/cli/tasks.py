@@ -58,9 +58,7 @@ def check(
         from kdcache.data.check import find_problems, label_counts, length_histogram, shown_examples
         from kdcache.data.prepare import PrepareParams, read_source
 
-        scratch = Path(project.paths.scratch)
-        scratch.mkdir(parents=True, exist_ok=True)
-        found, rows_of = read_source(project, project.section("prepare", PrepareParams), name, scratch)
+        found, rows_of = read_source(project, project.section("prepare", PrepareParams), name)
         splits = {split: list(rows) for split, rows in rows_of.items()}
         typer.echo(f"{name}: " + ", ".join(f"{split} {len(rows)} rows" for split, rows in splits.items()))
         encoded, max_length = _encode(project, found, splits["train"])

@@ -1,8 +1,7 @@
-"""Many examples, held on disk as a table; each is an ``Example`` while it is read."""
+"""Many examples, held on disk as a table, some of them in memory; each is an ``Example`` while it is read."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 from kdcache.data.task import Example
 from kdcache.on_disk import put_table, release
 
-TABLE_ROWS = 4096  # rows
+TABLE_ROWS, TABLE_CHARACTERS = 4096, 2**24  # held at a time, whichever comes first
 _TEXTS = pa.list_(pa.string())
 _OTHERS = {"label": pa.int64(), "choices": _TEXTS, "answers": _TEXTS}
 SCHEMA = pa.schema([(field.name, _OTHERS.get(field.name, pa.string())) for field in fields(Example)])
@@ -98,7 +97,18 @@ class ExampleRows(Sequence[Example]):
 
 
 def _batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
-    rest = iter(examples)
-    while some := list(islice(rest, TABLE_ROWS)):
-        columns = {name: [getattr(example, name) for example in some] for name in SCHEMA.names}
-        yield pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
+    some: list[Example] = []
+    characters = 0
+    for example in examples:
+        some.append(example)
+        characters += len(example.text) + len(example.text_pair) + sum(map(len, example.choices))
+        if len(some) == TABLE_ROWS or characters > TABLE_CHARACTERS:
+            yield _batch(some)
+            some, characters = [], 0
+    if some:
+        yield _batch(some)
+
+
+def _batch(some: Sequence[Example]) -> pa.RecordBatch:
+    columns = {name: [getattr(example, name) for example in some] for name in SCHEMA.names}
+    return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)

@@ -5,7 +5,7 @@ Every defect of a row is an error of one line that names file, line and value.
 
 import glob
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
@@ -53,7 +53,7 @@ def read_examples(
         own = file.for_split(split)
         examples[split] = ExampleRows.of(_examples(own, split, part, list(labels)), scratch)
         if twice := repeated_in_parts(partial(examples[split].column, "example_id")):
-            raise _repeated(own, split, opened[split]() or (), twice[0])
+            raise _repeated(own, split, opened[split]() or (), set(twice))
     if file.holdout:
         cut, left = file.holdout, 1.0
         for split, share in (("validation", cut.fraction), ("test", cut.test)):
@@ -185,15 +185,19 @@ def _examples(file: TaskFile, split: str, rows: Iterable[Row], labels: Sequence[
         yield _example(file, split, row, _row_id(file, row, number), label)
 
 
-def _repeated(file: TaskFile, split: str, rows: Iterable[Row], example_id: str) -> DataError:
-    """Say where an id stands, and where it stood first."""
-    numbered = enumerate(rows, start=1)
-    where = [row.where for number, row in numbered if f"{split}-{_row_id(file, row, number)}" == example_id]
-    row_id = example_id.removeprefix(f"{split}-")
-    return DataError(
-        f"{where[1]}: {file.id} must be unique, got {shorten(row_id)} again (first at {where[0]}). "
-        "Renumber the rows."
-    )
+def _repeated(file: TaskFile, split: str, rows: Iterable[Row], twice: Set[str]) -> DataError:
+    """Say where an id stands again, and where it stood first; ``twice`` holds those that do."""
+    first: dict[str, str] = {}
+    for number, row in enumerate(rows, start=1):
+        row_id = _row_id(file, row, number)
+        if row_id in first:
+            return DataError(
+                f"{row.where}: {file.id} must be unique, got {shorten(row_id)} again "
+                f"(first at {first[row_id]}). Renumber the rows."
+            )
+        if f"{split}-{row_id}" in twice:
+            first[row_id] = row.where
+    return DataError(f"{file.files[split]}: it must not change while it is read, but did. Try again.")
 
 
 def _example(file: TaskFile, split: str, row: Row, row_id: str, label: int) -> Example:

@@ -23,11 +23,11 @@ from kdcache.data.splits import (
     existing_splits,
     metric_columns,
     open_split,
-    sequences,
     split_schema,
 )
 from kdcache.data.task import Task
-from kdcache.encoder.batching import Encoded, concatenate, encode_parts
+from kdcache.encoder.batching import Encoded, concatenate
+from kdcache.encoder.encode_file import encode_file
 from kdcache.encoder.load import load_tokenizer
 from kdcache.encoder.plans import in_parts, in_row_order
 from kdcache.errors import CacheCorrupt, CacheMissing, ParamsError
@@ -37,7 +37,6 @@ from kdcache.project import Project
 from kdcache.students.arms import ArmSpec
 from kdcache.students.prompted_backbone import Backbone, FrozenInputs
 
-READ_AT_ONCE = 1024  # rows
 READ_IN_PARTS = ("text", "text_pair", "choices", "content_hash")
 
 
@@ -230,8 +229,7 @@ def load_rows(
     folder = scratch if backbone.device.type == "cpu" else None  # on a GPU all rows lie on it
     held = pa.schema([field for field in split_schema(task) if field.name not in READ_IN_PARTS])
     for split, file in files.items():
-        parts = (sequences(pa.Table.from_batches([rows]), task) for rows in file.iter_batches(READ_AT_ONCE))
-        encoded = encode_parts(tokenizer, parts, max_length, task.truncate, task.num_choices, folder)
+        encoded = encode_file(tokenizer, file, task, max_length, folder)
         table = put_table(file.iter_batches(ROW_GROUP_ROWS, columns=held.names), held, folder)
         taught = cached[split].targets(keys[split], folder)
         splits[split] = StudentRows.build(task, split, table, taught, encoded, backbone)

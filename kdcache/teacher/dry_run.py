@@ -1,35 +1,16 @@
 """What would fail after hours, found before the first step: a pass over the longest rows of every split."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from kdcache.encoder.adapters import Trained
 from kdcache.encoder.architectures import check_positions
-from kdcache.encoder.batching import Encoded, check_ids, concatenate
+from kdcache.encoder.batching import Encoded, check_ids
 from kdcache.encoder.forward import extract
 from kdcache.encoder.model_config import reason_of
-from kdcache.encoder.token_rows import TokenRows
 from kdcache.errors import KdcacheError, ModelError
-
-
-def extremes(parts: Iterable[Encoded]) -> Encoded:
-    """Keep the longest and the shortest of many rows, and one with the highest token id: what decides.
-
-    Args:
-        parts: the rows, some at a time; at least one part.
-    """
-    kept: list[Encoded] = []
-    for part in parts:
-        both = concatenate([*kept, part])
-        at = int(both.sequences.flat["input_ids"].argmax())
-        highest = int(np.searchsorted(both.sequences.lengths.cumsum(), at, side="right"))
-        rows = sorted({int(both.lengths.argmax()), int(both.lengths.argmin()), highest // both.num_choices})
-        chosen = both.take(rows)
-        kept = [replace(chosen, sequences=TokenRows.of(list(chosen.sequences)))]  # without all the others
-    return kept[0]
 
 
 def check_model(
@@ -41,7 +22,7 @@ def check_model(
 
     Args:
         model: as it will be trained.
-        rows: split → tokenised rows, or the ``extremes`` of them, of all splits that are prepared.
+        rows: split → tokenised rows, of all splits that are prepared.
         num_outputs: of the head, per sequence.
         name: of the model, for messages.
         num_virtual_tokens: of its prompt.

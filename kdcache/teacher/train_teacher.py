@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import product, starmap
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -22,7 +21,7 @@ from kdcache.data.splits import assign_folds, existing_splits, open_split, read_
 from kdcache.data.task import Task, read_task
 from kdcache.digests import SEAL, seal
 from kdcache.encoder.adapters import save_trained
-from kdcache.encoder.batching import ENCODED_AT_ONCE, Encoded
+from kdcache.encoder.encode_file import encode_file
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_tokenizer, machine_kind, resolve, setup
 from kdcache.encoder.parts import Classifier
@@ -32,7 +31,7 @@ from kdcache.places import IDENTITY, check_place, place
 from kdcache.project import Project, require_task, require_tune, write_json
 from kdcache.spread import Engine, one_machine_kind, spread
 from kdcache.teacher.base_probe import SCORE_BATCH_SIZE, TokenisedSplit, score_probe, start_from_probe
-from kdcache.teacher.dry_run import check_model, extremes
+from kdcache.teacher.dry_run import check_model
 from kdcache.teacher.fine_tune import TrainTeacherParams, build_model, fine_tune
 from kdcache.teacher.folder import (
     COST,
@@ -44,7 +43,7 @@ from kdcache.teacher.folder import (
     write_folds,
 )
 
-USED = ("train", "tune", "validation")  # the other splits are only cached
+USED = ("train", "tune", "validation")  # to train and to choose; of the others, only their tokens are checked
 
 
 class Fit(NamedTuple):
@@ -153,20 +152,15 @@ class Training:
         """Refuse what would fail after hours, and say how many rows are cut."""
         params, rows = self.params, {split: rows.encoded for split, rows in self.splits.items()}
         for split in self.there:
-            if split not in rows and (file := open_split(self.data, split, self.task)).metadata.num_rows:
-                rows[split] = extremes(self._encoded_parts(file))
+            if split not in rows:
+                file = open_split(self.data, split, self.task)
+                rows[split] = encode_file(self.tokenizer, file, self.task, params.max_length, self.scratch)
         check_model(
             build_model(self.base, self.encoded, self.task.num_outputs, params), rows, self.task.num_outputs,
             params.model, params.num_virtual_tokens or 0,
         )  # fmt: skip
         if (cut := self.encoded.truncated).any():
             print(f"{self.task.name}: {cut.mean():.1%} of {len(cut)} rows are cut at max_length")
-
-    def _encoded_parts(self, file: pq.ParquetFile) -> Iterator[Encoded]:
-        """Tokenise a split that no model is trained or scored on, some rows at a time."""
-        for batch in file.iter_batches(ENCODED_AT_ONCE):
-            table = pa.Table.from_batches([batch])
-            yield TokenisedSplit.of(self.task, table, self.tokenizer, self.params.max_length).encoded
 
     def open(self) -> Callable[[Fit], None]:
         """Return what trains a model, on machines of one kind."""

@@ -20,6 +20,8 @@ def table(ids, texts, labels):
 @pytest.mark.parametrize("seed", range(20))
 def test_the_join_is_that_of_two_dicts(seed, on_disk, tmp_path, monkeypatch):
     monkeypatch.setattr("kdcache.on_disk.SMALL", 0)
+    for name in ("LOOKED_UP", "RELEASED"):
+        monkeypatch.setattr(f"kdcache.cache.join.{name}", 2)
     rng = np.random.default_rng(seed)
     a, b = (
         {f"i{k}": (f"t{rng.integers(2)}", int(rng.integers(2))) for k in rng.permutation(12)[:n]}

@@ -1,7 +1,11 @@
 """Examples on disk are the examples that were put there, whichever of them are chosen."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from conftest import run
 
 from kdcache.data.example_rows import TABLE_ROWS, ExampleRows
 from kdcache.data.task import Example
@@ -44,3 +48,25 @@ def test_a_text_that_stands_again_is_held_once(rows):
     texts = [e.text for e in rows]
     assert texts[0] is texts[1]
     assert texts[3] != texts[4]
+
+
+def test_long_texts_come_fewer_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdcache.data.example_rows.TABLE_CHARACTERS", 100)
+    some = [Example(f"train-{i}", 0, "", "x" * length) for i, length in enumerate((90, 90, 5, 300, 0))]
+    found = ExampleRows.of(some, tmp_path)
+    assert found == some
+    assert [len(ids) for ids in found.column("example_id")] == [2, 2, 1]
+
+
+def test_a_split_of_many_row_groups_holds_every_row(project, monkeypatch):
+    project()
+
+    def prepared() -> list:
+        assert run("prepare", "--task", "cb")[0] == 0
+        files = sorted(Path("data/cb").glob("*.parquet"))
+        return [pq.read_table(file) for file in files]
+
+    whole = prepared()
+    monkeypatch.setattr("kdcache.data.prepare.GROUP_ROWS", 3)
+    assert prepared() == whole
+    assert pq.ParquetFile("data/cb/train.parquet").num_row_groups == -(-len(whole[0]) // 3)

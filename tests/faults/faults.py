@@ -57,6 +57,9 @@ VERBS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "init": ("init new", "", ("new",)),
 }  # fmt: skip
 
+# Outputs of which each file or folder is moved by itself: each of them is whole.
+ONE_BY_ONE = ("models/students/cb", "metrics", "predictions", "curves", "runs/cb", "evaluations")
+
 Tree = dict[str, bytes]
 LEFT = re.compile(r"\..*\.(part(\..*)?|replaced)")
 
@@ -112,21 +115,18 @@ class Fault:
         """Count a trial, after which the command is run again."""
         self.tried += 1
         print(f"{self.name}: {what}", file=sys.stderr, flush=True)  # how far it came, for one who waits
-        wrong = [
-            f"rc {code}: {text.strip()[-300:]}"
-            for code, text in ends
-            if code not in (0, 1, -signal.SIGKILL) or "Traceback" in text or (code == 1 and not text.strip())
-        ]
+        wrong = [fault for code, text in ends for fault in self._unsaid(code, text)]
         for output, found, old, new in zip(
             self.outputs, self.content(folder), self.before, self.wanted, strict=True
         ):
             whole = [old, new, *(other[self.outputs.index(output)] for other in self.others)]
-            # Students, metrics and runs are moved one by one: each of them is whole.
-            if found not in [*whole, {}] and not all(
+            each = output in ONE_BY_ONE and all(
                 found[name] in [one.get(name) for one in whole] for name in found
-            ):
+            )
+            if found not in [*whole, {}] and not each:
                 wrong.append(f"{output} is half made")
         code, text = end(child(folder, self.command))
+        wrong += self._unsaid(code, text)
         if code and self.name == "init" and self.content(folder) == self.wanted:
             pass  # it was done when the process was killed, and is not done again
         elif code and code not in [way for way, _ in self.ways]:
@@ -135,6 +135,13 @@ class Fault:
             wrong.append("again: other bytes")
         if wrong:
             self.failed.append(f"{what}: {'; '.join(wrong)}")
+
+    @staticmethod
+    def _unsaid(code: int, text: str) -> list[str]:
+        """An end that is neither a success nor one line."""
+        if code not in (0, 1, -signal.SIGKILL) or "Traceback" in text or (code == 1 and not text.strip()):
+            return [f"rc {code}: {text.strip()[-300:]}"]
+        return []
 
     def kill(self, every: int) -> None:
         """Kill at every file-system event that Python sees, and at random moments between them."""

@@ -2,15 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import transformers
 from conftest import build_tiny_model, build_tokenizer, fails, run
 from transformers import CanineConfig, CanineModel, CanineTokenizer, GPT2Config, GPT2Model
 from transformers import PreTrainedTokenizerFast as Fast
-
-from kdcache.encoder.batching import Encoded, encode
-from kdcache.teacher.dry_run import extremes
 
 LONG = "the bank near the river " * 40
 TASK = """
@@ -50,24 +46,6 @@ def test_positions_run_out_before_the_first_step(prepared, architecture, long_in
     error = fails("teach", *OWN, "--set", "train_teacher.model=base", "--set", "train_teacher.max_length=128")
     assert "max_length" in error
     assert "128" in error
-
-
-@pytest.mark.parametrize("choices", [1, 2])
-@pytest.mark.parametrize("size", [1, 3, 100])
-def test_the_rows_that_decide_are_found_part_by_part(size, choices):
-    rng = np.random.default_rng(size)
-    words = sorted(build_tokenizer("bert").get_vocab())
-    texts = [" ".join(rng.choice(words, 1 + rng.integers(9))) for _ in range(30 * choices)]
-
-    def encoded(some: list[str]) -> Encoded:
-        return encode(build_tokenizer("bert"), some, None, 64, num_choices=choices)
-
-    whole, step = encoded(texts), size * choices
-    found = extremes(encoded(texts[start : start + step]) for start in range(0, len(texts), step))
-    assert len(found) <= 3
-    assert {found.lengths.max(), found.lengths.min()} == {whole.lengths.max(), whole.lengths.min()}
-    assert found.sequences.flat["input_ids"].max() == whole.sequences.flat["input_ids"].max()
-    assert all(row in list(whole.sequences) for row in found.sequences)
 
 
 def test_rows_that_fit_are_no_reason_to_refuse(prepared, monkeypatch):
