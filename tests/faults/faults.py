@@ -58,7 +58,7 @@ VERBS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 # Outputs of which each file or folder is moved by itself: each of them is whole.
-ONE_BY_ONE = ("models/students/cb", "metrics", "predictions", "curves", "runs/cb", "evaluations")
+ONE_BY_ONE = ("models/students/cb", "metrics", "predictions", "curves", "runs/cb", "evaluations", "new")
 
 Tree = dict[str, bytes]
 LEFT = re.compile(r"\..*\.(part(\..*)?|replaced)")
