@@ -216,6 +216,7 @@ def choose_rows(units: Iterable[str], count: int, max_rows: int | None, seed: in
     """
     if max_rows is None or count <= max_rows:
         return np.ones(count, bool)
+    # Two units of one number would be kept or left together: no harm, and hardly ever with 64 bits.
     drawn = (hashlib.sha256(f"{seed}/{unit}".encode()).digest()[:8] for unit in units)
     draws = np.fromiter((int.from_bytes(draw) for draw in drawn), np.uint64, count)
     kept, left = [], max_rows
