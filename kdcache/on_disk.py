@@ -79,9 +79,12 @@ def join_arrays(parts: Sequence[np.ndarray], folder: Path | None) -> np.ndarray:
     whole = empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype, folder)
     start = 0
     for part in parts:
-        whole[start : start + len(part)] = part
+        step = max(1, SMALL * len(part) // max(1, part.nbytes))
+        for row in range(0, len(part), step):
+            some = part[row : row + step]
+            whole[start + row : start + row + len(some)] = some
+            release()
         start += len(part)
-        release()
     return whole
 
 
