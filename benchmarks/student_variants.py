@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from kdcache.encoder.precision import Dtype
 from kdcache.losses import Objective, Term
 from kdcache.students.arms import ArmSpec
 from kdcache.students.loop import train_students
+from kdcache.students.methods import Method
 from kdcache.students.probes import Probes
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.run import Run
@@ -171,10 +172,12 @@ class Ours:
         self.probes = Probes(Path(tempfile.mkdtemp()))
         self.rows = StudentRows.build(task, "train", table, cached, self.encoded, self.backbone)
 
-    def start(self, seed: int = 0, terms: dict[str, Any] = KL, epochs: int = 1) -> Run:
+    def start(
+        self, seed: int = 0, terms: dict[str, Any] = KL, epochs: int = 1, method: Method = "prefix"
+    ) -> Run:
         """A run over some epochs of the rows; its probe is fitted before the clock starts."""
         spec = ArmSpec(
-            name="benchmark", method="prefix", num_virtual_tokens=VIRTUAL_TOKENS, init="separators", lr=1e-2,
+            name="benchmark", method=method, num_virtual_tokens=VIRTUAL_TOKENS, init="separators", lr=1e-2,
             steps=None, epochs=epochs, head_lr=5e-4, batch_size=self.case.batch_size,
             max_length=MAX_LENGTH, weight_decay=0.01, warmup_fraction=0.1, select="last", ce_weight=1.0,
             label_smoothing=0.0, terms=terms, targets="cached", unlabelled=False,
@@ -209,12 +212,12 @@ class Ours:
         return found
 
 
-def use_kdcache(case: Case, passes: list[list[int]]) -> Round:
+def use_kdcache(case: Case, passes: list[list[int]], method: Method = "prefix") -> Round:
     """Students by seed, those of a pass together."""
     ours = Ours(case)
 
     def one_epoch() -> tuple[float, list[tuple[int, int]]]:
-        runs = [[ours.start(seed, epochs=case.epochs) for seed in seeds] for seeds in passes]
+        runs = [[ours.start(seed, epochs=case.epochs, method=method) for seed in seeds] for seeds in passes]
         start = case.clock()
         for some in runs:
             train_students(some)
@@ -228,6 +231,8 @@ VARIANTS: dict[str, tuple[int, Callable[[Case], Round]]] = {
     "live": (1, lambda case: use_trainer(case, live=True)),
     "column": (1, lambda case: use_trainer(case, live=False)),
     "kdcache": (1, lambda case: use_kdcache(case, [[0]])),
+    "kdcache in float32": (1, lambda case: use_kdcache(replace(case, dtype="float32"), [[0]])),
+    "kdcache, late": (1, lambda case: use_kdcache(case, [[0]], "late_prefix")),
     "one by one": (GRID, lambda case: use_kdcache(case, [[seed] for seed in SEEDS])),
     "one pass": (GRID, lambda case: use_kdcache(case, [SEEDS])),
     "pass of 48": (LARGE_GRID, lambda case: use_kdcache(case, [list(range(LARGE_GRID))])),

@@ -11,6 +11,8 @@ student its first 3 (or ``--layers``), a prefix of 16 tokens, cross-entropy + KL
   padded to multiples of 8, a fused optimizer, and with ``--dtype bfloat16`` the Trainer's ``bf16``
 - compiled live, compiled column: the careful ones under ``torch.compile``
 - kdcache: one student, by ``train_students``; its probe is fitted before the clock starts
+- kdcache in float32: the same whatever ``--dtype`` says
+- kdcache, late: one student whose upper half of layers has prompts; the states below are computed once
 - one by one: a grid of 12 students, as ``students_per_pass: auto`` trains them on a CPU
 - one pass, pass of 48: as many students, stacked over one backbone
 
@@ -51,7 +53,8 @@ def operations(case: Case, name: str, config: Any, rows: int, tokens: int) -> fl
     dim, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     layer = 4 * dim**2 + 2 * dim * inner  # multiply-adds per token
     keys = tokens + VIRTUAL_TOKENS
-    per_token = case.layers * (2 * layer + 6 * dim * keys) - 3 * dim**2
+    layers = -(-case.layers // 2) if name == "kdcache, late" else case.layers
+    per_token = layers * (2 * layer + 6 * dim * keys) - 3 * dim**2
     per_row = 0
     if name.endswith("live"):
         per_token += config.num_hidden_layers * (layer + 2 * dim * tokens)
@@ -168,7 +171,9 @@ def report(case: Case, seen: dict[str, list[Any]], peaks: dict[str, float], leng
         f"{case.layers} layers, {case.pooling}, {case.dtype}, products at "
         f"{rate / 1e9:.0f} GFLOP/s at best\n"
     )
-    bases = ("live", "column", "careful live", "compiled live", "kdcache", "one pass")
+    bases = (
+        "live", "column", "careful live", "compiled live", "kdcache", "kdcache in float32", "one pass",
+    )  # fmt: skip
     others = [name for name in bases if name in seen]
     heads = [*(f"× {name}" for name in others), "tokens per real one", "of the bound", "MiB"]
     print(f"| | student·examples/s | {' | '.join(heads)} |\n|---|---:{'|---:' * len(heads)}|")

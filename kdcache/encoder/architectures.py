@@ -6,8 +6,8 @@ from typing import Any, Literal
 from kdcache.errors import ModelError
 
 # Prompts of place "deep" are keys and values, of place "states" hidden states, both of every layer;
-# those of place "input" are embeddings.
-Place = Literal["deep", "states", "input"]
+# those of place "late" are keys and values of the last layers, those of place "input" embeddings.
+Place = Literal["deep", "late", "states", "input"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Architecture:
 
     Args:
         bert_layers: whether its layers are BERT's. They accept keys and values from outside,
-            which deep prompts are; they mask padding wherever it stands; and the last one can be
+            which deep and late prompts are; they mask padding wherever it stands; and the last one can be
             computed for [CLS] only (``last_layer``).
         positions: where the position ids of a text start, or ``relative`` where no table of
             positions can run out.
@@ -28,7 +28,7 @@ class Architecture:
     @property
     def places(self) -> tuple[Place, ...]:
         """Where prompts can enter."""
-        return ("deep", "states", "input") if self.bert_layers else ("states", "input")
+        return ("deep", "late", "states", "input") if self.bert_layers else ("states", "input")
 
 
 # By ``model_type`` of the config.

@@ -223,7 +223,7 @@ def _passes(students: Sequence[Student], of: np.ndarray) -> Iterator[np.ndarray]
     Yields:
         Positions of sequences.
     """
-    places = [(s.backbone.pooling, s.prompt and s.prompt.place) for s in students]
+    places = [(s.backbone.pooling, s.prompt and (s.prompt.place, s.late_layers)) for s in students]
     some = {pooling: place for pooling, place in places if place}
     kinds = [(pooling, place or some.get(pooling)) for pooling, place in places]
     for kind in dict.fromkeys(kinds):

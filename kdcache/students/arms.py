@@ -25,6 +25,7 @@ class Arm:
     Args:
         method, lr, batch_size, num_virtual_tokens, init, pooling: left out, they are those of the section.
             The references ``lora`` and ``full`` need an ``lr`` of their own.
+        late_layers: of ``late_prefix``: how many of the last layers have prompts; left out, half of all.
         steps, epochs: at most one, for a schedule of its own. Left out, the arm takes as many
             steps as the section says, whatever its batch size and rows.
         ce_weight: weight of cross-entropy with the labels; a number or a ramp. With 0 the linear
@@ -48,6 +49,7 @@ class Arm:
     epochs: Count | None = None
     batch_size: Count | None = None
     num_virtual_tokens: Count | None = None
+    late_layers: Count | None = None
     init: str | None = None
     pooling: PoolingChoice | None = None
     ce_weight: NonNegativeFloat | Ramp = 1.0
@@ -65,7 +67,8 @@ class DistillParams:
 
     Args:
         method: of arms that name none: ``head`` (the control: a linear probe), ``prefix``,
-            ``deep_prompt``, ``prompt``, ``p_tuning``, or the references ``lora`` and ``full``.
+            ``late_prefix``, ``deep_prompt``, ``prompt``, ``p_tuning``, or the references ``lora`` and
+            ``full``.
         num_virtual_tokens: length of the prompt, in tokens.
         init: where prompts start: the backbone's own states of ``separators`` or of ``words`` of
             real text, or ``student:FOLDER``, another student's prompt.
@@ -176,6 +179,7 @@ class ArmSpec:
     terms: dict[str, Term]
     targets: TaughtBy
     unlabelled: bool
+    late_layers: int | None = None
 
     def describe(self) -> str:
         """Write the objective in one line, such as ``1 · ce + 0.5 · kl (T = 2)``."""
@@ -235,6 +239,11 @@ def resolve_arm(params: DistillParams, name: str, backbone: Path | None = None) 
             f"distill.arms.{name}: method head must have no loss but ce_weight, got others. It is a linear "
             "probe of the labels. Remove them, or set ce_weight to 0 for a probe of the teacher."
         )
+    if arm.late_layers and method != "late_prefix":
+        raise ParamsError(
+            f"distill.arms.{name}.late_layers: the method must be late_prefix, got {method}. "
+            "Remove one of the two."
+        )
     choice = arm.pooling or params.pooling
     if choice == "auto":
         choice = read_pooling(backbone) if backbone else "cls"
@@ -260,4 +269,5 @@ def resolve_arm(params: DistillParams, name: str, backbone: Path | None = None) 
         unlabelled=(
             params.unlabelled and arm.unlabelled and bool(terms) and arm.targets != "shuffled_within_class"
         ),
+        late_layers=arm.late_layers,
     )

@@ -79,6 +79,11 @@ def _note(about: About, loader: str) -> str:
             "Virtual tokens get trained states before every layer, which no other library loads. "
             "So load this folder by kdcache, from the project's root (PATH is this folder):"
         )
+    if about.method == "late_prefix":
+        return (
+            "Only the last layers get trained keys and values, which no other library loads. "
+            "So load this folder by kdcache, from the project's root (PATH is this folder):"
+        )
     if loader == "kdcache":
         return (
             "Plain peft puts these virtual tokens before [CLS] and lets the head read one of them. kdcache "

@@ -47,7 +47,8 @@ from kdcache.students.student import Head, Student, predict
 
 EMBEDDINGS = "prompt_embeddings"  # a prompt's name in a file
 PEFT = re.compile(r"^base_model\.(model\.)?")  # what PEFT puts before the name of a module
-PROMPT = "prompt.safetensors"  # of a prompt that PEFT does not know
+PROMPT = "prompt.safetensors"  # of a prompt that PEFT does not know:
+OWN_FILE = ("late", "states")
 RELOAD_ROWS = 8
 # By the precision that the student was scored in: how far its logits may be off those of the reload, in
 # float32, as a share of their size. On six layers of MiniLM, over all methods with prompts, the furthest
@@ -136,7 +137,7 @@ def load_folder(
     else:
         plain = load_classifier(base, outputs, seed=0)
         chain = take_apart(plain)[1]
-        path = folder / (HEAD if facts.place == "states" else WEIGHTS)
+        path = folder / (HEAD if facts.place in OWN_FILE else WEIGHTS)
         modules = dict(zip(head_names(plain), with_weights(chain), strict=True))
         wanted = {
             f"{n}.{key}": value for n, part in modules.items() for key, value in part.state_dict().items()
@@ -149,13 +150,19 @@ def load_folder(
             part.load_state_dict(own)
     prompt = None
     if facts.place:
-        path = folder / (PROMPT if facts.place == "states" else WEIGHTS)
+        path = folder / (PROMPT if facts.place in OWN_FILE else WEIGHTS)
         values = {k: v for k, v in read_weights(path).items() if k == EMBEDDINGS}
-        width = shared.prompt_width(facts.place)
+        width = shared.prompt_width(facts.place, _late_layers(values, shared))
         claimed = torch.empty(about.num_virtual_tokens, width, device="meta")  # takes no memory
         check_weights(path, values, {EMBEDDINGS: claimed})
         prompt = Prompt(facts.place, values[EMBEDDINGS])
     return Student(about.method, shared, prompt, Head(chain, outputs)).to(shared.device), about
+
+
+def _late_layers(values: Mapping[str, torch.Tensor], backbone: Backbone) -> int:
+    """Return how many layers a late prompt enters, by its width: one of the numbers that the backbone has."""
+    width = values[EMBEDDINGS].shape[-1] if EMBEDDINGS in values else 0
+    return min(max(1, backbone.layers_entered(width)), backbone.config.num_hidden_layers)
 
 
 def _load_reference(folder: Path, base: Path, about: About) -> Student:
@@ -172,7 +179,7 @@ def _write_weights(student: Student, folder: Path, backbone: Path, base: str, ta
     student.to("cpu")
     if student.model is not None:
         save_trained(student.model, folder, base, task.output_names)  # type: ignore[arg-type]
-    elif student.prompt is not None and student.prompt.place == "states":
+    elif student.prompt is not None and student.prompt.place in OWN_FILE:
         save_file({EMBEDDINGS: student.prompt().detach().cpu().contiguous()}, folder / PROMPT)
         if not mean:
             names = head_names(load_classifier(backbone, num_outputs, seed=0))

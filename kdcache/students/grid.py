@@ -137,7 +137,7 @@ class Grid:
         for spec in map(self.specs.__getitem__, arms):
             check_targets(spec, seeds, self.splits["train"].cached)
             place = METHODS[spec.method].place
-            self.backbone.check(place, spec.num_virtual_tokens, spec.max_length)
+            self.backbone.check(place, spec.num_virtual_tokens, spec.max_length, spec.late_layers)
         names = [(arm, seed) for arm in arms for seed in seeds]
         missing = [name for name in names if not _done(made, name)]
         passes = list(self.passes(missing))
@@ -188,7 +188,8 @@ class Grid:
             facts = METHODS[spec.method]
             kind: Any = name if facts.own_weights else (facts.place, spec.pooling)
             if facts.place:
-                kind = facts.place, spec.pooling, spec.num_virtual_tokens, spec.batch_size
+                size_of = spec.num_virtual_tokens, spec.late_layers
+                kind = facts.place, spec.pooling, size_of, spec.batch_size
             kinds.setdefault(kind, []).append(name)
         for same in kinds.values():
             size = self.params.students_per_pass

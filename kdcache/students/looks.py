@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from kdcache.encoder.plans import fixed_plan, in_row_order
+from kdcache.students.frozen_inputs import FrozenInputs
 from kdcache.students.run import Run
 from kdcache.students.student import EVAL_BATCH_SIZE, forward
 from kdcache.students.watch import gradient_norms
@@ -35,7 +36,7 @@ def _watch(runs: Sequence[Run]) -> list[dict[str, float]]:
     batches = [run.watch.batch for run in runs]
     students = [run.student for run in runs]
     counts = [len(batch) * first.encoded.num_choices for batch in batches]
-    outputs = forward(students, first.inputs.padded.batch(np.concatenate(batches)), counts)
+    outputs = forward(students, _batch(runs, first.inputs, np.concatenate(batches)), counts)
     logits, targets, terms = [], [], []
     for run, batch, (some, features) in zip(runs, batches, outputs, strict=True):
         rows = torch.from_numpy(batch).to(some.device)
@@ -56,7 +57,7 @@ def _scores(runs: Sequence[Run]) -> Iterator[dict[str, float]]:
     if tune is None:
         yield from ({} for _ in runs)
         return
-    encoded, padded = tune.encoded, tune.inputs.padded
+    encoded = tune.encoded
     students = [run.student for run in runs]
     at_once = min(EVAL_BATCH_SIZE, max(1, SEQUENCES_AT_ONCE // (len(runs) * encoded.num_choices)))
     plan = fixed_plan(encoded.lengths, at_once)
@@ -65,9 +66,15 @@ def _scores(runs: Sequence[Run]) -> Iterator[dict[str, float]]:
         if all(student.reads_frozen_states for student in students):
             outputs = [student.head(tune.inputs.states_of(rows)) for student in students]
         else:
-            batch = padded.batch(np.tile(rows, len(runs)))
+            batch = _batch(runs, tune.inputs, np.tile(rows, len(runs)))
             outputs = forward(students, batch, [len(rows) * encoded.num_choices] * len(runs))
         for kept, (some, _) in zip(logits, outputs, strict=True):
             kept.append(encoded.by_row(some))
     for run, kept in zip(runs, logits, strict=True):
         yield run.score(in_row_order(kept, plan).cpu().numpy())
+
+
+def _batch(runs: Sequence[Run], inputs: FrozenInputs, rows: np.ndarray) -> dict[str, torch.Tensor]:
+    """Return some rows as the students of a pass read them."""
+    on_device = torch.from_numpy(rows).to(inputs.backbone.device)
+    return inputs.with_trunk(inputs.padded.batch(rows), on_device, runs[0].student.late_layers)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from kdcache.encoder.architectures import ARCHITECTURES, Place
 from kdcache.encoder.pooling import Pooling
 
-Method = Literal["head", "prefix", "deep_prompt", "prompt", "p_tuning", "lora", "full"]
+Method = Literal["head", "prefix", "late_prefix", "deep_prompt", "prompt", "p_tuning", "lora", "full"]
 Library = Literal["peft", "transformers", "kdcache"]
 
 
@@ -33,10 +33,11 @@ class MethodFacts:
 
 
 # PEFT's own forward puts input prompts before [CLS], so that a head on the first state would read a
-# virtual token; and it has no prompts that are states.
+# virtual token; and it has no prompts that are states, or of some layers only.
 METHODS: dict[str, MethodFacts] = {
     "head": MethodFacts("peft", "transformers"),
     "prefix": MethodFacts("peft", "peft", place="deep"),
+    "late_prefix": MethodFacts("kdcache", "kdcache", place="late"),
     "deep_prompt": MethodFacts("kdcache", "kdcache", place="states"),
     "prompt": MethodFacts("kdcache", "peft", place="input"),
     "p_tuning": MethodFacts("kdcache", "peft", place="input"),
@@ -52,6 +53,5 @@ def method_on(method: Method, config: Any) -> Method:
         method: as asked for.
         config: the encoder's.
     """
-    place = METHODS[method].place
-    takes = place is None or place in ARCHITECTURES[config.model_type].places
-    return method if takes else "deep_prompt"
+    takes = "deep" in ARCHITECTURES[config.model_type].places
+    return "deep_prompt" if method == "prefix" and not takes else method

@@ -1,10 +1,11 @@
 """The encoder that students share, and how each row's prompt enters it.
 
-Prompts enter in one of three places. *Deep* ones (prefix tuning) are keys and values that every
-layer's attention sees before the text's own. *States* (deep prompts) are hidden states that virtual
+Prompts enter in one of four places. *Deep* ones (prefix tuning) are keys and values that every
+layer's attention sees before the text's own. *Late* ones are the same in the last layers only; what is
+below those, the trunk, reads the text alone. *States* (deep prompts) are hidden states that virtual
 tokens have before every layer. *Input* ones (prompt tuning, p-tuning) are embeddings.
 
-Virtual tokens of the latter two stand behind [CLS] where heads read [CLS], so that its position is
+Virtual tokens of states and inputs stand behind [CLS] where heads read [CLS], so that its position is
 its own. Where heads read the mean, they stand before the text, where PEFT puts them, and are no
 part of the mean.
 
@@ -12,28 +13,26 @@ Each row of a batch may carry another student's prompt, of another length. This 
 train in one pass, and how many tasks are served in one batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from kdcache.encoder.architectures import ARCHITECTURES, Place, check_positions, first_position
-from kdcache.encoder.batching import Encoded, Padded
-from kdcache.encoder.forward import pooled_states
 from kdcache.encoder.last_layer import attend_from_cls, finish_without_first, last_attention
 from kdcache.encoder.load import load_encoder
 from kdcache.encoder.parts import encoder_layers
 from kdcache.encoder.pooling import Pooling, pool
 from kdcache.encoder.precision import Dtype, hold_in_bfloat16
 from kdcache.errors import ModelError
-from kdcache.students.row_prompts import Insertion, RowPrompts, before_each_layer
+from kdcache.students.row_prompts import Insertion, RowPrompts, before_each_layer, passing
 
-STATES_BATCH_SIZE = 128
+TRUNK = "trunk"  # in a batch: the states below late prompts
 
 
 class Backbone:
@@ -118,39 +117,54 @@ class Backbone:
         """Turn dropout on or off, if there is any."""
         self.encoder.train(training and self.dropout > 0)
 
-    def check(self, place: Place | None, num_virtual_tokens: int, max_length: int) -> None:
+    def check(
+        self, place: Place | None, num_virtual_tokens: int, max_length: int, late_layers: int | None = None
+    ) -> None:
         """Refuse prompts that this encoder cannot carry.
 
         Raises:
-            ModelError: the architecture takes no keys and values, or its positions run out.
+            ModelError: the architecture takes no keys and values, has fewer layers, or its positions run out.
         """
         kind = self.config.model_type
         if place and place not in ARCHITECTURES[kind].places:
             able = ", ".join(name for name, facts in ARCHITECTURES.items() if place in facts.places)
+            method = "late_prefix" if place == "late" else "prefix"
             raise ModelError(
-                f"distill.method: the backbone of prefix must be one of {able}, got {kind}, "
+                f"distill.method: the backbone of {method} must be one of {able}, got {kind}, "
                 "which takes no keys and values. Use deep_prompt."
+            )
+        if place == "late" and (late_layers or 0) > self.config.num_hidden_layers:
+            raise ModelError(
+                f"distill.late_layers: it must be at most the {self.config.num_hidden_layers} layers of the "
+                f"backbone, got {late_layers}. Lower it."
             )
         check_positions(self.config, max_length, num_virtual_tokens if place else 0, "the backbone")
 
-    def prompt_width(self, place: Place) -> int:
+    def prompt_width(self, place: Place, late_layers: int = 0) -> int:
         """Numbers per virtual token of a prompt at a place: see ``RowPrompts``."""
         if place == "input":
             return int(self.encoder.get_input_embeddings().weight.shape[1])
-        return self.config.num_hidden_layers * self.config.hidden_size * (2 if place == "deep" else 1)
+        layers = late_layers if place == "late" else self.config.num_hidden_layers
+        return layers * self.config.hidden_size * (1 if place == "states" else 2)
+
+    def layers_entered(self, width: int) -> int:
+        """Return how many layers, the last ones, keys and values of some width enter."""
+        return width // self.prompt_width("late", 1)
 
     def inputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Return a batch as the encoder reads it: no segments where heads read the mean."""
         return {
-            key: value for key, value in batch.items() if self.pooling == "cls" or key != "token_type_ids"
-        }
+            key: value for key, value in batch.items()
+            if key != TRUNK and (self.pooling == "cls" or key != "token_type_ids")
+        }  # fmt: skip
 
     def pooled(self, batch: Mapping[str, torch.Tensor], prompts: RowPrompts | None = None) -> torch.Tensor:
         """Return the pooled states of the last layer, float32 of shape (batch, dim).
 
         Args:
             batch: ``input_ids``, ``attention_mask``, perhaps ``token_type_ids``, of shape
-                (batch, tokens); with ``cls``, [CLS] first.
+                (batch, tokens); with ``cls``, [CLS] first. For late prompts perhaps ``trunk``, the states
+                below them, of shape (batch, tokens, dim).
             prompts: one per row.
         """
         inputs, own = self.inputs(batch), batch["attention_mask"]
@@ -158,6 +172,11 @@ class Backbone:
             return self._read(inputs, own)
         if prompts.place == "deep":
             return self._read(inputs | self._prefix(own, prompts), own)
+        if prompts.place == "late":
+            layers = self.layers_entered(prompts.values.shape[2])
+            states = batch[TRUNK] if TRUNK in batch else self.trunk(batch, layers)
+            with self._above(states, layers):
+                return self._read(inputs | self._prefix(own, prompts), own)
         among = Insertion(prompts, own, 1 if self.pooling == "cls" else 0)
         inputs["attention_mask"] = among.put(own, prompts.mask)
         own = among.put(own, torch.zeros_like(prompts.mask))
@@ -174,16 +193,32 @@ class Backbone:
         with before_each_layer(self._layers, [among.replace(value) for value in values]):
             return self._read(inputs, own, prompts.shortest)
 
+    @torch.no_grad()
+    def trunk(self, batch: Mapping[str, torch.Tensor], layers: int) -> torch.Tensor:
+        """Return the states of a batch before the last ``layers`` layers, of shape (batch, tokens, dim)."""
+        with passing(self._layers[-layers:]):
+            return self._states(self.inputs(batch))
+
+    @contextmanager
+    def _above(self, states: torch.Tensor, layers: int) -> Iterator[None]:
+        """Let the last ``layers`` layers read these states; those below compute nothing."""
+        first = nn.ModuleList([self._layers[-layers]])
+        with passing(self._layers[:-layers]), before_each_layer(first, [lambda _: states]):
+            yield
+
+    def _states(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        cast = self.dtype == "bfloat16" and self.encoder.dtype == torch.float32  # a reference's own weights
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=cast):
+            return self.encoder(**inputs).last_hidden_state
+
     def _read(self, inputs: Mapping[str, Any], own: torch.Tensor, virtual: int = 0) -> torch.Tensor:
         """Pool what the encoder gives for inputs whose first ``virtual`` tokens, under mean, nobody reads."""
-        cast = self.dtype == "bfloat16" and self.encoder.dtype == torch.float32  # a reference's own weights
-        half = torch.autocast(self.device.type, torch.bfloat16, enabled=cast)
         if self.pooling == "cls":
             shortcut = attend_from_cls(self._last_attention)
         else:
             shortcut = finish_without_first(self._last_attention, virtual)
-        with half, shortcut:
-            states = self.encoder(**inputs).last_hidden_state
+        with shortcut:
+            states = self._states(inputs)
         return pool(states, own[:, -states.shape[1] :], self.pooling)
 
     @cached_property
@@ -193,54 +228,17 @@ class Backbone:
     def _prefix(self, own: torch.Tensor, prompts: RowPrompts) -> dict[str, Any]:
         rows, tokens = prompts.mask.shape
         heads = self.config.num_attention_heads
-        per_layer = prompts.values.to(self.encoder.dtype).view(
-            rows, tokens, self.config.num_hidden_layers, 2, heads, -1
-        )
-        layers = per_layer.permute(2, 3, 0, 4, 1, 5)  # layer, key or value, row, head, token, dim
+        entered = self.layers_entered(prompts.values.shape[2])
+        per_layer = prompts.values.to(self.encoder.dtype).view(rows, tokens, entered, 2, heads, -1)
+        layers = list(per_layer.permute(2, 3, 0, 4, 1, 5))  # layer, key or value, row, head, token, dim
+        below = self.config.num_hidden_layers - entered
+        layers = [layers[0]] * below + layers  # nobody reads those of layers below
         return {
             "attention_mask": torch.cat([prompts.mask, own], dim=1),
-            "past_key_values": DynamicCache([(layer[0], layer[1]) for layer in layers]),
+            "past_key_values": DynamicCache([tuple(layer.unbind()) for layer in layers]),
             "position_ids": self._positions(own, prompts.mask.sum(1)),
         }
 
     def _positions(self, mask: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """Position ids of the text behind ``shift`` keys; PEFT shifts them too."""
         return (mask.cumsum(1) - 1).clamp(min=0) + shift[:, None] + first_position(self.config)
-
-
-class FrozenInputs:
-    """Rows as the frozen backbone reads them, computed once for all students on its device.
-
-    Args:
-        backbone: the shared one.
-        encoded: the rows.
-    """
-
-    def __init__(self, backbone: Backbone, encoded: Encoded) -> None:
-        self.backbone, self.encoded = backbone, encoded
-        self._others: dict[Pooling, FrozenInputs] = {}
-
-    def read_by(self, backbone: Backbone) -> "FrozenInputs":
-        """Return the same rows as a backbone over the same encoder reads them, sharing what is computed."""
-        if backbone.pooling == self.backbone.pooling:
-            return self
-        if backbone.pooling not in self._others:
-            other = self._others[backbone.pooling] = FrozenInputs(backbone, self.encoded)
-            other.padded = self.padded
-        return self._others[backbone.pooling]
-
-    @cached_property
-    def padded(self) -> Encoded | Padded:
-        """What gives batches: on an accelerator tensors of all rows, which need no copy from the host."""
-        device = self.backbone.device
-        return self.encoded if device.type == "cpu" else Padded.of(self.encoded, device)
-
-    @cached_property
-    def states(self) -> torch.Tensor:
-        """Pooled states without a prompt, of shape (rows, choices, dim): what linear probes read."""
-        backbone = self.backbone
-        return pooled_states(backbone.pooled, self.encoded, STATES_BATCH_SIZE, backbone.device)
-
-    def states_of(self, rows: np.ndarray) -> torch.Tensor:
-        """Return the states of some rows, of shape (rows · choices, dim)."""
-        return self.states[torch.from_numpy(rows).to(self.states.device)].flatten(0, 1)

@@ -80,21 +80,24 @@ def build_prompt(
     real_text: Encoded,
     seed: int,
     start: Start = "separators",
+    late_layers: int = 0,
 ) -> Prompt:
     """Build an untrained prompt.
 
     Args:
-        method: ``prefix``, ``deep_prompt``, ``prompt`` or ``p_tuning``.
+        method: one with a prompt.
         place: where it enters.
         backbone: the frozen encoder.
         num_virtual_tokens: its length, in tokens.
         real_text: rows whose tokens it starts from.
         seed: of which tokens, and of p-tuning's MLP.
         start: which tokens of real text it starts from.
+        late_layers: how many of the last layers a late prompt enters.
     """
     batch, picked = pick_tokens(real_text, num_virtual_tokens, seed, start, backbone.device)
-    if place == "deep":
+    if place in ("deep", "late"):
         values = keys_and_values(backbone.encoder, backbone.inputs(batch), picked)
+        values = values[:, -backbone.prompt_width(place, late_layers) :]
     elif place == "states":
         values = layer_states(backbone.encoder, backbone.inputs(batch), picked)
     else:

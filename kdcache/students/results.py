@@ -63,7 +63,7 @@ def write_student(
     logits = {}
     for split in scored:
         rows = splits[split]
-        frozen = rows.inputs.read_by(student.backbone) if student.reads_frozen_states else None
+        frozen = rows.inputs.read_by(student.backbone) if student.model is None else None
         logits[split] = predict(student, rows.encoded, frozen=frozen)[0]
     # Without steps the pooler stays as it was loaded.
     fitted = student.head if run.steps else last_linear(student.head, task.num_outputs)

@@ -18,7 +18,8 @@ class RowPrompts:
     Args:
         place: where they enter.
         values: of shape (batch, virtual_tokens, width); width is layers · 2 · dim for deep ones
-            (per layer key, then value, as PEFT has it), layers · dim for states, the embeddings'
+            (per layer key, then value, as PEFT has it), the same for late ones with as many layers as have
+            prompts, layers · dim for states, the embeddings'
             dim for input ones.
         mask: int64 of shape (batch, virtual_tokens), 0 where a shorter prompt is padded.
         shortest: tokens of the shortest prompt, 0 where a row has none.
@@ -112,3 +113,15 @@ def before_each_layer(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def passing(layers: nn.ModuleList) -> Iterator[None]:
+    """Let some layers pass on the states that they get."""
+    for layer in layers:
+        layer.forward = lambda states, *_, **__: states
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)

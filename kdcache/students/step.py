@@ -33,7 +33,8 @@ class Step:
     def __init__(self, stacks: Sequence[Stack]) -> None:
         first = stacks[0].runs[0]
         self.stacks = stacks
-        self.backbone, self.padded = first.student.backbone, first.rows.inputs.padded
+        self.backbone, self.inputs = first.student.backbone, first.rows.inputs
+        self.padded, self.late_layers = self.inputs.padded, first.student.late_layers
         self.replays = self.backbone.device.type == "cuda" and all(stack.replayable for stack in stacks)
         self._times: Counter[Hashable] = Counter()
         self._recorded: dict[Hashable, tuple[Any, torch.Tensor, torch.Tensor]] = {}
@@ -89,6 +90,7 @@ class Step:
         """
         choices = self.stacks[0].runs[0].rows.encoded.num_choices
         counts = [size * choices for size in sizes]
+        batch = self.inputs.with_trunk(batch, rows, self.late_layers)
         self.backbone.train(True)
         try:
             states = self.backbone.pooled(batch, self._prompts(counts))

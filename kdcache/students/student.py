@@ -15,8 +15,9 @@ from kdcache.encoder.parts import last_linear, take_apart
 from kdcache.encoder.plans import in_row_order, plan_for
 from kdcache.encoder.prompt_init import Start
 from kdcache.students.arms import ArmSpec
+from kdcache.students.frozen_inputs import FrozenInputs
 from kdcache.students.methods import METHODS
-from kdcache.students.prompted_backbone import Backbone, FrozenInputs
+from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.prompts import Prompt, build_prompt
 from kdcache.students.row_prompts import RowPrompts
 
@@ -91,6 +92,13 @@ class Student(nn.Module):
         return [p for p in self.backbone.encoder.parameters() if p.requires_grad and p not in heads]
 
     @property
+    def late_layers(self) -> int:
+        """How many of the last layers its prompt enters, where those below read the text alone; else 0."""
+        if self.prompt is None or self.prompt.place != "late":
+            return 0
+        return self.backbone.layers_entered(self.prompt.weight.shape[1])
+
+    @property
     def reads_frozen_states(self) -> bool:
         """Whether its head reads what the shared backbone gives without a prompt."""
         return self.prompt is None and self.model is None
@@ -122,7 +130,7 @@ def build_student(
         ModelError: the method does not work on this architecture, or positions run out.
     """
     facts = METHODS[spec.method]
-    backbone.check(facts.place, spec.num_virtual_tokens, spec.max_length)
+    backbone.check(facts.place, spec.num_virtual_tokens, spec.max_length, spec.late_layers)
     if facts.own_weights:
         model = load_classifier(folder, num_outputs, seed, backbone.pooling)
         whole = add_lora(model, LORA_RANK, 2 * LORA_RANK) if spec.method == "lora" else model
@@ -132,8 +140,9 @@ def build_student(
     prompt = None
     if facts.place:
         start: Start = "words" if spec.init == "words" else "separators"
+        late = spec.late_layers or -(-backbone.config.num_hidden_layers // 2)
         prompt = build_prompt(
-            spec.method, facts.place, backbone, spec.num_virtual_tokens, real_text, seed, start
+            spec.method, facts.place, backbone, spec.num_virtual_tokens, real_text, seed, start, late
         )
     chain: list[nn.Module]
     if backbone.pooling == "mean":
@@ -178,7 +187,7 @@ def predict(
         encoded: the rows.
         batch_size: rows per forward pass.
         after_batch: called with the number of rows of each batch that is done.
-        frozen: the same rows, whose states are shared by all students that read them as they are.
+        frozen: the same rows, of whose states students share those that their prompts do not change.
 
     Returns:
         float32 logits of shape (rows, num_labels) and features of shape (rows, dim), in row order.
@@ -216,5 +225,7 @@ def _outputs(
     padded = encoded if device.type == "cpu" else Padded.of(encoded, device)
     for rows in plan:
         batch = padded.batch(rows)
+        if frozen is not None:
+            batch = frozen.with_trunk(batch, torch.from_numpy(rows).to(device), student.late_layers)
         ((logits, features),) = forward([student], batch, [len(batch["input_ids"])])
         yield encoded.by_row(logits), encoded.by_row(features)

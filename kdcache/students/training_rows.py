@@ -35,7 +35,8 @@ from kdcache.losses.objective import Targets
 from kdcache.on_disk import join_arrays, put_table, release
 from kdcache.project import Project
 from kdcache.students.arms import ArmSpec
-from kdcache.students.prompted_backbone import Backbone, FrozenInputs
+from kdcache.students.frozen_inputs import FrozenInputs
+from kdcache.students.prompted_backbone import Backbone
 
 READ_IN_PARTS = ("text", "text_pair", "choices", "content_hash")
 

@@ -29,6 +29,7 @@ FOLDERS = {
     "wic-head": (WIC, "head", 4),
     "copa-head": (COPA, "head", 4),
     "cb-deep": (CB, "deep_prompt", 3),
+    "cb-late": (CB, "late_prefix", 3),
     "wic-mean": (WIC, "prefix", 6),
     "cb-mean": (CB, "prompt", 5),
     "cb-mean-deep": (CB, "deep_prompt", 2),

@@ -18,9 +18,10 @@ from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.load import load_tokenizer
 from kdcache.encoder.plans import num_batches
 from kdcache.losses import Objective, Term
+from kdcache.students.frozen_inputs import FrozenInputs
 from kdcache.students.loop import train_students
 from kdcache.students.probes import Probes
-from kdcache.students.prompted_backbone import Backbone, FrozenInputs
+from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.run import Run
 from kdcache.students.student import build_student
 from kdcache.students.training_rows import StudentRows

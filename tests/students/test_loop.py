@@ -16,10 +16,11 @@ from kdcache.encoder.plans import TrainingPlan
 from kdcache.losses import Term
 from kdcache.students import loop as train_module
 from kdcache.students import run as run_module
+from kdcache.students.frozen_inputs import FrozenInputs
 from kdcache.students.loop import restore_runs
 from kdcache.students.methods import METHODS
 from kdcache.students.probes import Probes, starting_features
-from kdcache.students.prompted_backbone import Backbone, FrozenInputs
+from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.run import Run
 from kdcache.students.student import build_student, forward, predict
 from kdcache.students.training_rows import StudentRows
@@ -69,10 +70,38 @@ def test_heads_without_a_prompt_share_one_pass_over_the_rows(tiny_model: Path, r
     assert all(map(np.array_equal, found, wanted))
 
 
+def test_what_lies_below_late_prompts_is_computed_once(tiny_model: Path, rows, monkeypatch):
+    """Two students and a look at tune read states that are kept, to the bits of those that are not."""
+    kept, anew = (
+        build_run(
+            tiny_model, backbone, rows, "late_prefix", epochs=2, select="tune",
+            tune=replace(rows, inputs=FrozenInputs(backbone, rows.encoded)),
+        )
+        for backbone in (Backbone.load(tiny_model), Backbone.load(tiny_model))
+    )  # fmt: skip
+    passes: list[Any] = []
+    trunk = Backbone.trunk
+    monkeypatch.setattr(Backbone, "trunk", lambda *some: passes.append(some) or trunk(*some))
+    with monkeypatch.context() as patched:
+        patched.setattr("kdcache.students.frozen_inputs.trunk_fits", lambda *_: False)
+        fit(anew)
+    assert len(passes) > 8  # each step, and each look
+    passes.clear()
+    fit(kept)
+    assert len(passes) == 2  # of rows, of tune: here both are in one batch
+    assert gap(values(kept), values(anew)) < 1e-6
+    assert [e["tune_accuracy"] for e in kept.history] == [e["tune_accuracy"] for e in anew.history]
+    wanted = predict(kept.student, rows.encoded)[0]
+    passes.clear()
+    found = predict(kept.student, rows.encoded, 4, frozen=kept.rows.inputs)[0]
+    assert not passes
+    assert np.abs(found - wanted).max() < 1e-5
+
+
 LONG = [pytest.param(method, 75, marks=pytest.mark.slow) for method in ("prefix", "prompt", "p_tuning")]
 
 
-@pytest.mark.parametrize(("method", "epochs"), [("prefix", 3), *LONG])
+@pytest.mark.parametrize(("method", "epochs"), [("prefix", 3), ("late_prefix", 3), *LONG])
 def test_a_pass_of_three_equals_three_alone_in_double_precision(tiny_model: Path, rows, method, epochs):
     """Students that differ in seed, rate, length of training and objective."""
     plans = [

@@ -33,8 +33,9 @@ FEW_STEPS = {"epochs": 1}
 ENCODERS = tuple(ARCHITECTURES)
 TAKES_PREFIXES = ENCODERS[:5]
 PLACES = [(name, place) for name in ENCODERS for place in ("states", "input")]
-PLACES += [(name, "deep") for name in TAKES_PREFIXES]
-AS_DEEP = "as `deep_prompt"
+PLACES += [(name, place) for name in TAKES_PREFIXES for place in ("deep", "late")]
+METHOD_AT = {"deep": "prefix", "late": "late_prefix", "states": "deep_prompt", "input": "prompt"}
+AS_DEEP, REFUSED = "as `deep_prompt", "–"
 
 
 def table() -> dict[tuple[str, str], str]:
@@ -48,7 +49,7 @@ def table() -> dict[tuple[str, str], str]:
 TABLE = table()
 CELLS = {
     (name, method, pooling): loader
-    for (name, method), cell in TABLE.items() if cell != AS_DEEP
+    for (name, method), cell in TABLE.items() if cell not in (AS_DEEP, REFUSED)
     for pooling, loader in zip(("cls", "mean"), cell.split(" / "), strict=True)
 }  # fmt: skip
 # One cell per architecture, and each method at least once; the others are slow.
@@ -56,7 +57,8 @@ BY_DEFAULT = {
     ("bert", "prefix", "mean"), ("minilm", "prompt", "mean"), ("roberta", "lora", "cls"),
     ("xlm-roberta", "head", "mean"), ("electra", "p_tuning", "cls"), ("deberta", "full", "mean"),
     ("deberta-v2", "prompt", "cls"), ("modernbert", "lora", "mean"), ("mpnet", "deep_prompt", "mean"),
-    ("distilbert", "deep_prompt", "cls"), ("albert", "deep_prompt", "mean"),
+    ("distilbert", "deep_prompt", "cls"), ("albert", "deep_prompt", "mean"), ("bert", "late_prefix", "cls"),
+    ("electra", "late_prefix", "mean"),
 }  # fmt: skip
 
 
@@ -89,9 +91,9 @@ def changed(module: torch.nn.Module, before: dict[str, torch.Tensor]) -> set[str
 
 def test_the_table_is_whole():
     assert set(TABLE) == {(name, method) for name in ENCODERS for method in METHODS}
-    assert {cell for cell, text in TABLE.items() if text == AS_DEEP} == {
-        (name, "prefix") for name in ENCODERS if name not in TAKES_PREFIXES
-    }
+    for text, method in ((AS_DEEP, "prefix"), (REFUSED, "late_prefix")):
+        others = {(name, method) for name in ENCODERS if name not in TAKES_PREFIXES}
+        assert {cell for cell, found in TABLE.items() if found == text} == others
 
 
 @pytest.mark.parametrize(
@@ -135,12 +137,13 @@ def test_it_trains_only_what_it_should_and_reloads_to_the_same_logits(
     assert METHODS[method].loader(pooling) == CELLS[architecture, method, pooling]  # who loaded it above
 
 
-def test_keys_and_values_are_refused_where_the_encoder_takes_none(tiny):
+@pytest.mark.parametrize("method", ["prefix", "late_prefix"])
+def test_keys_and_values_are_refused_where_the_encoder_takes_none(tiny, method):
     part = tiny("modernbert")
     with pytest.raises(ModelError) as error:
-        untrained(part, Backbone.load(part.folder), "prefix")
+        untrained(part, Backbone.load(part.folder), method)
     assert str(error.value) == (
-        "distill.method: the backbone of prefix must be one of bert, roberta, xlm-roberta, camembert, "
+        f"distill.method: the backbone of {method} must be one of bert, roberta, xlm-roberta, camembert, "
         "electra, got modernbert, which takes no keys and values. Use deep_prompt."
     )
 
@@ -173,8 +176,9 @@ def test_positions_run_out_where_the_table_says(tiny, architecture, method, most
 
 
 def prompts_of(place: str, backbone: Backbone, encoded: Any, lengths: tuple[int, ...]) -> list[torch.Tensor]:
-    method = {"deep": "prefix", "states": "deep_prompt", "input": "prompt"}[place]
-    return [build_prompt(method, place, backbone, n, encoded, seed=n)().detach() for n in lengths]
+    method = METHOD_AT[place]
+    made = (build_prompt(method, place, backbone, n, encoded, seed=n, late_layers=1) for n in lengths)
+    return [prompt().detach() for prompt in made]
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,34 @@ def test_deep_prompts_are_the_states_of_virtual_tokens_before_every_layer(tiny_m
     assert (found - wanted).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_late_prompts_are_keys_and_values_of_the_last_layers_alone(tiny_model: Path, rows, pooling):
+    """Against the layers called by hand, on a row without padding."""
+    backbone = Backbone.load(tiny_model, pooling)
+    bert, batch = backbone.encoder, rows.encoded.batch([0])
+    lower, upper = bert.encoder.layer
+    states = bert.embeddings(batch["input_ids"], batch["token_type_ids"] * (pooling == "cls"))
+    states = lower(states)
+    prompt = torch.randn(3, 2 * 16)
+    attention = upper.attention.self
+
+    def by_head(values: torch.Tensor) -> torch.Tensor:
+        return values.unflatten(-1, (-1, attention.attention_head_size)).transpose(-2, -3)
+
+    keys, values = (
+        torch.cat([by_head(own)[None], by_head(part(states))], dim=2)
+        for own, part in zip(prompt.chunk(2, dim=1), (attention.key, attention.value), strict=True)
+    )
+    seen = torch.nn.functional.scaled_dot_product_attention(by_head(attention.query(states)), keys, values)
+    states = upper.attention.output(seen.transpose(1, 2).flatten(2), states)
+    states = upper.output(upper.intermediate(states), states)
+    wanted = states[:, 0] if pooling == "cls" else states.mean(1)
+    found = backbone.pooled(batch, RowPrompts.of("late", [prompt], [1]))
+    assert (found - wanted).abs().max() < 1e-5
+    whole = backbone.encoder(**backbone.inputs(batch)).last_hidden_state  # the layers compute again
+    assert (whole[:, 0] - found).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("architecture", ["bert", "albert"])
 def test_deep_prompts_start_as_states_of_separators_at_each_layer(tmp_path, architecture):
     folder = build_tiny_model(tmp_path, architecture=architecture)
@@ -167,14 +195,14 @@ def test_deep_prompts_start_as_states_of_separators_at_each_layer(tmp_path, arch
             assert (hidden[layer][separators] - start[token, layer]).abs().amax(dim=1).min() < 1e-5
 
 
-@pytest.mark.parametrize("place", ["deep", "states", "input"])
+@pytest.mark.parametrize("place", ["deep", "late", "states", "input"])
 def test_the_mean_is_of_the_texts_own_tokens(tiny_model: Path, rows, place):
     """No virtual token, no padding, no segments."""
     backbone = Backbone.load(tiny_model, "mean")
     seen: list[torch.Tensor] = []
     backbone.encoder.register_forward_hook(lambda _m, _i, output: seen.append(output.last_hidden_state))
-    method = {"deep": "prefix", "states": "deep_prompt", "input": "prompt"}[place]
-    prompt = build_prompt(method, place, backbone, 4, rows.encoded, seed=0)()
+    method = {"deep": "prefix", "late": "late_prefix", "states": "deep_prompt", "input": "prompt"}[place]
+    prompt = build_prompt(method, place, backbone, 4, rows.encoded, seed=0, late_layers=1)()
     batch = rows.encoded.batch(range(len(TEXTS)))
     pooled = backbone.pooled(batch, RowPrompts.of(place, [prompt], [len(TEXTS)]))
     lengths = batch["attention_mask"].sum(1)
