@@ -11,7 +11,7 @@ import mmap
 import os
 import tempfile
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from kdcache.places import naming
 
 SMALL = 2**24  # bytes
+ROWS_AT_ONCE = 16  # read of arrays on disk: for each row, Linux may map 2 MiB of a file
 _MAPPED: "weakref.WeakSet[mmap.mmap]" = weakref.WeakSet()
 
 
@@ -117,6 +118,21 @@ def open_parquet(source: Any, hold: bool = False) -> pq.ParquetFile:
             machine it then reads much at once.
     """
     return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=hold)
+
+
+def pieces(rows: Any) -> Iterator[Any]:
+    """Cut numbers of rows, so that what is read of arrays on disk by one piece is let go before the next.
+
+    Args:
+        rows: an array or a tensor, whose first axis is cut.
+
+    >>> np.concatenate([np.arange(100)[some] for some in pieces(np.array([7, 3]))]).tolist()
+    [7, 3]
+    """
+    step = ROWS_AT_ONCE if _MAPPED else max(1, len(rows))
+    for start in range(0, max(1, len(rows)), step):
+        yield rows[start : start + step]
+        release()
 
 
 def release() -> None:

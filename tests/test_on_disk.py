@@ -42,6 +42,23 @@ def test_arrays_hold_what_was_put_there(tmp_path, small):
     assert not list(tmp_path.iterdir())
 
 
+def test_rows_are_read_some_at_a_time_where_arrays_are_on_disk(tmp_path, small, monkeypatch):
+    values = empty((500, 3), np.float32, tmp_path)
+    values[:] = np.arange(1500).reshape(500, 3)
+    rows = np.random.default_rng(0).permutation(500)[:100]
+    events: list[object] = []
+    monkeypatch.setattr(on_disk, "release", lambda: events.append("released"))
+    found = []
+    for some in on_disk.pieces(rows):
+        events.append(len(some))
+        found.append(values[some])
+    assert (np.concatenate(found) == values[rows]).all()
+    if small == 0:
+        assert max(events[::2]) <= on_disk.ROWS_AT_ONCE
+        assert events[1::2] == ["released"] * 7  # before the next
+    assert [len(some) for some in on_disk.pieces(rows[:0])] == [0]
+
+
 def test_nothing_is_an_array_too(tmp_path, small):
     assert empty((0, 3), np.float32, tmp_path).shape == (0, 3)
     assert empty((5, 0), np.float16, tmp_path).shape == (5, 0)

@@ -7,7 +7,7 @@ from typing import overload
 import numpy as np
 import torch
 
-from kdcache.on_disk import empty, release
+from kdcache.on_disk import empty, pieces, release
 
 # On a GPU, a batch without gradients takes so many tokens for each row of its size: short rows come in more,
 # since few tokens leave a GPU waiting for the host.
@@ -94,7 +94,8 @@ class TrainingPlan(Sequence[np.ndarray]):
         window, batch = divmod(self._order[at] if at < len(self._order) else at, SORTING_WINDOW)
         size = self._size * SORTING_WINDOW
         part = self._rows[window * size : (window + 1) * size]
-        part = part[np.argsort(-self._lengths[part], kind="stable")]
+        lengths = np.concatenate([self._lengths[some] for some in pieces(part)])
+        part = part[np.argsort(-lengths, kind="stable")]
         return part[batch * self._size : (batch + 1) * self._size].astype(np.int64)
 
 

@@ -8,7 +8,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from kdcache.on_disk import join_arrays, release
+from kdcache.on_disk import join_arrays, pieces
 
 # What a tokenizer pads; attention masks, the third of its kind, are padded with 0.
 PADDED_WITH = {"input_ids": "pad_token_id", "token_type_ids": "pad_token_type_id"}
@@ -104,15 +104,14 @@ class TokenRows(Sequence[Tokens]):
         Returns:
             Name → int64 tensor of shape (sequences, tokens), as ``tokenizer.pad`` returns it.
         """
-        lengths, places = self.lengths[which], self._places(which)
+        lengths = np.concatenate([self.lengths[some] for some in pieces(which)])
         inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
         found = {}
         for name, values in self.flat.items():
             pad = getattr(tokenizer, PADDED_WITH[name]) if name in PADDED_WITH else 0
             whole = np.full(inside.shape, pad, np.int64)
-            whole[inside] = values[places]
+            whole[inside] = np.concatenate([values[self._places(some)] for some in pieces(which)])
             found[name] = torch.from_numpy(whole)
-        release()
         return found
 
     def _places(self, which: np.ndarray) -> np.ndarray:

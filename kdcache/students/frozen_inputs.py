@@ -11,7 +11,7 @@ from kdcache.encoder.batching import Encoded, Padded, iterate
 from kdcache.encoder.forward import pooled_states
 from kdcache.encoder.plans import AT_ONCE, plan_for
 from kdcache.encoder.pooling import Pooling
-from kdcache.on_disk import empty, release
+from kdcache.on_disk import empty, pieces, release
 from kdcache.students.prompted_backbone import TRUNK, Backbone
 
 STATES_BATCH_SIZE = 128
@@ -54,7 +54,8 @@ class FrozenInputs:
 
     def states_of(self, rows: np.ndarray) -> torch.Tensor:
         """Return the states of some rows, of shape (rows · choices, dim)."""
-        return self.states[torch.from_numpy(rows).to(self.states.device)].flatten(0, 1)
+        on_device = torch.from_numpy(rows).to(self.states.device)
+        return torch.cat([self.states[some] for some in pieces(on_device)]).flatten(0, 1)
 
     def with_trunk(
         self, batch: Mapping[str, torch.Tensor], rows: torch.Tensor, late_layers: int
@@ -109,9 +110,8 @@ class Trunk:
             rows: their numbers, on the device.
             tokens: of the longest, or more. Padding gets any states; no token attends to it.
         """
-        states = self._states[self._places(rows, tokens)[1].clamp(max=len(self._states) - 1)]
-        release()
-        return states
+        places = self._places(rows, tokens)[1].clamp(max=len(self._states) - 1)
+        return torch.cat([self._states[some] for some in pieces(places)])
 
     def _places(self, rows: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the numbers of the rows' sequences, and where the states of their tokens are."""

@@ -32,7 +32,7 @@ from kdcache.encoder.load import load_tokenizer
 from kdcache.encoder.plans import in_parts, in_row_order
 from kdcache.errors import CacheCorrupt, CacheMissing, ParamsError
 from kdcache.losses.objective import Targets
-from kdcache.on_disk import join_arrays, put_table, release
+from kdcache.on_disk import join_arrays, pieces, put_table
 from kdcache.project import Project
 from kdcache.students.arms import ArmSpec
 from kdcache.students.frozen_inputs import FrozenInputs
@@ -89,10 +89,9 @@ class StudentRows:
 
     def targets(self, rows: torch.Tensor) -> Targets:
         """Return what some of the rows are taught; their indices are on the device."""
-        features = self.teacher_features[rows].float()
-        found = Targets(rows, self.labels[rows], self.teacher_logits[rows], features)
-        release()
-        return found
+        kinds = self.labels, self.teacher_logits, self.teacher_features
+        labels, logits, features = (torch.cat([kind[some] for some in pieces(rows)]) for kind in kinds)
+        return Targets(rows, labels, logits, features.float())
 
     def taught_by(self, targets: str, seed: int) -> "StudentRows":
         """Return the same rows with the teacher's logits that an arm's ``targets`` name.
