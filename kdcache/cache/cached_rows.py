@@ -104,11 +104,12 @@ class CacheRows:
         vectors = {name: values[indices] for name, values in self.vectors.items()}
         return CacheRows._of(ids, hashes, self.label[indices], self.fold[indices], vectors)
 
-    def first(self, count: int) -> "CacheRows":
-        """Return the first rows, which share the memory of all."""
-        vectors = {name: values[:count] for name, values in self.vectors.items()}
-        ids, hashes = (column[:count] for column in self._strings)
-        return CacheRows._of(ids, hashes, self.label[:count], self.fold[:count], vectors)
+    def between(self, start: int, stop: int) -> "CacheRows":
+        """Return rows that follow each other; they share the memory of all."""
+        some = slice(start, stop)
+        vectors = {name: values[some] for name, values in self.vectors.items()}
+        ids, hashes = (column[some] for column in self._strings)
+        return CacheRows._of(ids, hashes, self.label[some], self.fold[some], vectors)
 
     @property
     def _strings(self) -> tuple[list[str], list[str]]:

@@ -23,7 +23,7 @@ def dataset_card(manifest: Manifest) -> str:
     """
     identity = manifest.identity
     task, outside = identity["task"], identity.get("kind") == OUTSIDE
-    splits = sorted(name.removesuffix(".parquet") for name in manifest.files)
+    splits = manifest.splits
     front = [
         "---",
         "task_categories: [text-classification]",
@@ -32,7 +32,9 @@ def dataset_card(manifest: Manifest) -> str:
     ]
     front += ["- config_name: default", "  data_files:"]
     for split in splits:
-        front += [f"  - split: {json.dumps(split)}", f"    path: {json.dumps(split + '.parquet')}"]
+        names = manifest.files_of(split)
+        path = json.dumps(names[0] if len(names) == 1 else names)
+        front += [f"  - split: {json.dumps(split)}", f"    path: {path}"]
     facts = {
         "labels": ", ".join(map(_plain, identity["labels"])),
         "teacher": "an outside model, imported" if outside else _plain(identity.get("model", "unknown")),
@@ -46,7 +48,7 @@ def dataset_card(manifest: Manifest) -> str:
     for split in splits:
         scores = manifest.metrics.get(split, {})
         shares = (f"{100 * scores[name]:.1f}" if name in scores else "–" for name in metrics)
-        table.append(_row(split, str(manifest.files[f"{split}.parquet"]["rows"]), *shares))
+        table.append(_row(split, str(manifest.sum_of(split, "rows")), *shares))
     columns = ["| column | type | meaning |", "|---|---|---|"]
     for name, kind in manifest.columns:
         meaning = PLAIN_COLUMNS.get(name, "of one member of the ensemble")

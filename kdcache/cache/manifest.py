@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any, Literal, NotRequired
 
 import pyarrow as pa
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from kdcache.cache.location import Location
-from kdcache.cache.schema import FORMAT_VERSION, TOLERANCE, parse_columns
+from kdcache.cache.schema import FORMAT_VERSIONS, TOLERANCE, format_version, parse_columns
+from kdcache.cache.split_files import FileEntry, check_files, name_files, split_of
 from kdcache.digests import check_seal, value_digest
 from kdcache.errors import CacheCorrupt, CacheMissing, CacheStale, ModelError, ParamsError, nearest, shorten
 from kdcache.places import IDENTITY, PLAIN_NAME
@@ -51,25 +52,6 @@ class Identity(TypedDict):
     folds_sha256: NotRequired[list[str]]
     kind: NotRequired[str]
     source_sha256: NotRequired[str]
-
-
-@with_config(ConfigDict(extra="forbid"))
-class FileEntry(TypedDict):
-    """One file of a cache.
-
-    Args:
-        rows: how many it has.
-        bytes: its length.
-        sha256: its digest.
-        labelled: rows with a label.
-        correct: labelled rows whose largest logit is that of the label.
-    """
-
-    rows: int
-    bytes: int
-    sha256: str
-    labelled: int
-    correct: int
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -117,7 +99,7 @@ class Manifest:
     metrics: dict[str, dict[str, Number]] = field(default_factory=dict)
     all_rows_teacher: dict[str, dict[str, Number]] = field(default_factory=dict)
     cost: dict[str, Number] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1  # see ``schema.format_version``
     probe: ProbeScores | None = None
 
     @property
@@ -129,6 +111,14 @@ class Manifest:
     def splits(self) -> list[str]:
         """Names of the splits, sorted."""
         return sorted(self.data)
+
+    def files_of(self, split: str) -> list[str]:
+        """Names of a split's files, in the order of their rows."""
+        return name_files(split, sum(split_of(name) == split for name in self.files))
+
+    def sum_of(self, split: str, name: Literal["rows", "bytes", "labelled", "correct"]) -> int:
+        """Sum of one field of a split's files, see ``FileEntry``."""
+        return sum(self.files[file][name] for file in self.files_of(split))
 
     @property
     def schema(self) -> pa.Schema:
@@ -191,8 +181,9 @@ def read_manifest(location: Location | Path | str) -> Manifest:
         version = body["format_version"]
     except (ValueError, KeyError, AttributeError, TypeError):
         raise CacheCorrupt(f"{path}: it must be a whole manifest, got other bytes. {remedy}") from None
-    if version != FORMAT_VERSION:
-        raise CacheStale(f"{path}: format_version must be {FORMAT_VERSION}, got {shorten(version)}. {remedy}")
+    if version not in FORMAT_VERSIONS:
+        known = " or ".join(map(str, FORMAT_VERSIONS))
+        raise CacheStale(f"{path}: format_version must be {known}, got {shorten(version)}. {remedy}")
     if (own := value_digest(body)) != digest:
         raise CacheCorrupt(f"{path}: its digest must be {shorten(digest)}, got {own}. {remedy}")
     try:
@@ -223,6 +214,9 @@ def parse_manifest(body: dict[str, Any]) -> Manifest:
     for name in [*manifest.data, *manifest.files]:
         if not PLAIN_NAME.fullmatch(name) or (name in manifest.files) != name.endswith(".parquet"):
             raise ValueError(f"a split or file called {shorten(name)}")
+    check_files(manifest.files, manifest.data)
+    if (version := format_version(manifest.files)) != manifest.format_version:
+        raise ValueError(f"format_version {manifest.format_version} of a cache of version {version}")
     if manifest.dtype not in TOLERANCE:
         raise ValueError(f"dtype {shorten(manifest.dtype)}, not one of {', '.join(TOLERANCE)}")
     largest = TOLERANCE[manifest.dtype]

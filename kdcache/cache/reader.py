@@ -1,6 +1,5 @@
 """Reading a cache: verified files, rows by id, tensors and data frames."""
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -8,16 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kdcache.cache.cached_rows import CacheRows, compute_uncertainty, vectors_of
-from kdcache.cache.join import Batches, batches_of, join_keys, pick
+from kdcache.cache.join import Batches, join_keys, pick
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
-from kdcache.cache.open_file import open_file
+from kdcache.cache.open_file import OpenSplit, open_files
 from kdcache.cache.schema import MEAN_OF_FOLDS, SCALARS
 from kdcache.data.ids import name_some, repeated
-from kdcache.data.parquet_claims import NOT_WHOLE
 from kdcache.errors import CacheCorrupt, CacheError, CacheMissing, CacheStale, nearest
 from kdcache.on_disk import release
 
@@ -36,15 +33,15 @@ class CachedSplit:
     Args:
         manifest: of the cache.
         split: name of the split.
-        file: the open Parquet file.
+        opened: its files.
     """
 
-    def __init__(self, manifest: Manifest, split: str, file: pq.ParquetFile) -> None:
+    def __init__(self, manifest: Manifest, split: str, opened: OpenSplit) -> None:
         self.manifest, self.split = manifest, split
-        self._file = file
+        self._opened = opened
 
     def __len__(self) -> int:
-        return self._file.metadata.num_rows
+        return self.manifest.sum_of(self.split, "rows")
 
     def __repr__(self) -> str:
         columns = ", ".join(" ".join(reversed(column)) for column in self.manifest.columns[4:])
@@ -52,7 +49,7 @@ class CachedSplit:
 
     @cached_property
     def rows(self) -> CacheRows:
-        """All rows, in the order of the file."""
+        """All rows, in the order of the files."""
         return CacheRows.joined(list(self.stream()))
 
     @cached_property
@@ -97,7 +94,7 @@ class CachedSplit:
     def _gather(self, ids: Sequence[str]) -> CacheRows:
         """Return the rows of unique ids, with these and one row group in memory."""
         where = {example_id: place for place, example_id in enumerate(ids)}
-        found = CacheRows.empty(self._file.schema_arrow, len(ids))
+        found = CacheRows.empty(self.manifest.schema, len(ids))
         for part in self.stream():
             rows = [row for row, example_id in enumerate(part.example_id) if example_id in where]
             if rows:
@@ -122,7 +119,7 @@ class CachedSplit:
         self._refuse(CHANGED, list(pick(keys, found.texts)))
         place = np.full(len(self), -1, np.int32)
         place[found.row] = np.arange(len(found.row))
-        rows, start = CacheRows.empty(self._file.schema_arrow, len(found.row), False, folder), 0
+        rows, start = CacheRows.empty(self.manifest.schema, len(found.row), False, folder), 0
         for part in self.stream():
             here = place[start : start + len(part)]
             start += len(part)
@@ -131,20 +128,18 @@ class CachedSplit:
         return rows
 
     def stream(self, vectors: Sequence[str] | None = None) -> Iterator[CacheRows]:
-        """Yield the rows one row group at a time, in the order of the file.
+        """Yield the rows one row group at a time, in the order of the files.
 
         Args:
             vectors: the columns of vectors to read, ``logits`` among them; None reads all.
         """
-        names = [n for n in self._file.schema_arrow.names if vectors is None or n in (*SCALARS, *vectors)]
-        with self._whole():
-            for group in range(self._file.num_row_groups):
-                yield self._sound(CacheRows.from_table(self._file.read_row_group(group, columns=names)))
+        names = [n for n in self.manifest.schema.names if vectors is None or n in (*SCALARS, *vectors)]
+        for _, table in self._opened.groups(names):
+            yield self._sound(CacheRows.from_table(table))
 
     def keys(self) -> Iterator[pa.RecordBatch]:
-        """Yield id, content hash and label of the rows, in the order of the file."""
-        with self._whole():
-            yield from batches_of(self._file)()
+        """Yield id, content hash and label of the rows, in the order of the files."""
+        yield from self._opened.keys()
 
     @property
     def num_logits(self) -> int:
@@ -152,29 +147,14 @@ class CachedSplit:
         return self.manifest.schema.field("logits").type.list_size
 
     def logits(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Return the logits of some rows, of shape (rows, num_labels), in the order of the file."""
+        """Return the logits of some rows, of shape (rows, num_labels), in the order of the files."""
         stop = len(self) if stop is None else stop
         found = np.empty((stop - start, self.num_logits), np.float32)
-        low = 0
-        with self._whole():
-            for group in range(self._file.num_row_groups):
-                high = low + self._file.metadata.row_group(group).num_rows
-                if high > start and low < stop:
-                    part = vectors_of(self._file.read_row_group(group, columns=["logits"])["logits"])
-                    first, last = max(low, start), min(high, stop)
-                    found[first - start : last - start] = part[first - low : last - low]
-                low = high
+        for low, table in self._opened.groups(["logits"], range(start, stop)):
+            part = vectors_of(table["logits"])
+            first, last = max(low, start), min(low + len(part), stop)
+            found[first - start : last - start] = part[first - low : last - low]
         return found
-
-    @contextlib.contextmanager
-    def _whole(self) -> Iterator[None]:
-        try:
-            yield
-        except NOT_WHOLE as error:
-            raise CacheCorrupt(
-                f"cache of {self.manifest.identity.get('task')}, {self.split}: its pages must be whole, "
-                f"got: {str(error).splitlines()[0]}. {self.manifest.rebuild}"
-            ) from None
 
     def tensors(
         self, device: "torch.device | str" = "cpu", ids: Sequence[str] | None = None
@@ -183,7 +163,7 @@ class CachedSplit:
 
         Args:
             device: of the tensors.
-            ids: the rows to return, in that order; None returns all, in the order of the file.
+            ids: the rows to return, in that order; None returns all, in the order of the files.
 
         Returns:
             ``label`` of shape (rows,), ``logits`` of shape (rows, num_labels) in float32,
@@ -297,4 +277,4 @@ def load_cache(path: Location | Path | str, split: str) -> CachedSplit:
         raise CacheMissing(
             f"{location}: the split must be in the cache, got {split!r}. {nearest(split, manifest.data)}"
         )
-    return CachedSplit(manifest, split, open_file(location, manifest, f"{split}.parquet"))
+    return CachedSplit(manifest, split, open_files(location, manifest, split))

@@ -1,14 +1,14 @@
 """The schema of a cached row: the columns of each file, and the options of its Parquet files."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from kdcache.data.parquet_claims import SLACK, FooterClaims
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
 
 # Values of the column ``fold`` besides 0 … k − 1. Fold k: the row's logits come from the teacher that
 # was trained without fold k, to which the row belongs.
@@ -19,6 +19,11 @@ MEAN_OF_FOLDS = -2  # the mean over the teachers of all folds
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 
 ROW_GROUP_ROWS = 8192
+# Rows of a file before the next one begins, a multiple of the above. With 1024 features a file then has some
+# 4.5 GB, within the 5 GB that stores take or copy in one request; with logits alone, some 100 MB.
+FILE_ROWS = 2**21
+# A file of several of one split, without its ending: the split, its number from 0, and how many there are.
+FILE_OF_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 ID_BYTES = 1000  # of an id or a hash, on average over a row group, at most
 PLAIN = {"PLAIN", "RLE", "BIT_PACKED"}  # encodings of values, and of what is null
 MEMBER_PREFIX = "logits_member_"  # followed by the member's number, from 0
@@ -46,6 +51,20 @@ def cache_schema(num_labels: int, dims: Mapping[str, int]) -> pa.Schema:
     widths = {"logits": num_labels, **{name: dims[name] for name in sorted(dims)}}
     kinds = {name: f"{_KINDS[name.split('_')[0]]}[{width}]" for name, width in widths.items()}
     return parse_columns([[name, kind] for name, kind in (SCALARS | kinds).items()])
+
+
+def format_version(files: Iterable[str]) -> int:
+    """Return the first version of the format that has what a cache uses; the cache has no other.
+
+    So a cache that needs nothing new stays readable to what was written before.
+
+    Args:
+        files: their names. Version 2 has several of a split.
+
+    >>> format_version(["train.parquet"]), format_version(["train-00000-of-00002.parquet"])
+    (1, 2)
+    """
+    return 2 if any(FILE_OF_SPLIT.fullmatch(name.removesuffix(".parquet")) for name in files) else 1
 
 
 def find_unlawful(claims: FooterClaims, schema: pa.Schema) -> str | None:

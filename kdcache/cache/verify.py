@@ -1,21 +1,21 @@
 """Verification of a cache: every check that needs no model, with one row group in memory at a time."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from kdcache.cache.cached_rows import CacheRows
-from kdcache.cache.join import Batches, batches_of, join_keys, name_chosen
+from kdcache.cache.join import Batches, join_keys, name_chosen
 from kdcache.cache.location import Location
-from kdcache.cache.manifest import MANIFEST, Manifest, read_manifest
-from kdcache.cache.open_file import open_file
+from kdcache.cache.manifest import MANIFEST, read_manifest
+from kdcache.cache.open_file import OpenSplit, open_files
 from kdcache.cache.reader import find_faults
 from kdcache.cache.schema import MEMBER_PREFIX
+from kdcache.cache.split_files import name_span
 from kdcache.data.ids import name_some
-from kdcache.data.parquet_claims import NOT_WHOLE
 from kdcache.digests import RowsDigest
 from kdcache.errors import CacheError
 from kdcache.places import CARD
@@ -65,41 +65,40 @@ def verify_cache(path: Location | Path | str, data: Mapping[str, Batches] | None
         if name not in {MANIFEST, CARD, *manifest.files} and not name.startswith("."):
             problem = f"{location}/{name}: the manifest does not list this file. Remove it."
             checks.append(Check(name, problem))
-    for split in sorted({*manifest.data, *(name.removesuffix(".parquet") for name in manifest.files)}):
-        name = f"{split}.parquet"
+    for split in manifest.splits:
+        name = name_span(manifest.files_of(split))
         try:
-            file = open_file(location, manifest, name)
+            opened = open_files(location, manifest, split)
             checks.append(Check(f"{name}: bytes, schema, ids"))
-            checks += _check_rows(file, manifest, split)
+            checks += _check_rows(opened, split)
         except CacheError as error:
             checks.append(Check(name, str(error)))
             continue
-        except NOT_WHOLE as error:  # a page does not have its checksum
-            checks.append(Check(name, f"{location}/{name}: its pages must be whole, got: {error}."))
-            continue
         if data is not None and split in data:
-            checks.append(Check(f"{name}: against the data", _compare_with_data(file, data[split], split)))
+            checks.append(Check(f"{name}: against the data", _compare_with_data(opened, data[split], name)))
     return checks
 
 
-def _check_rows(file: pq.ParquetFile, manifest: Manifest, split: str) -> Iterator[Check]:
+def _check_rows(opened: OpenSplit, split: str) -> Iterator[Check]:
     """Check the numbers in one pass."""
-    name = f"{split}.parquet"
-    entry = manifest.files[name]
-    digest, correct, labelled = RowsDigest(), 0, 0
+    manifest = opened.manifest
+    names = manifest.files_of(split)
+    name, file_rows = name_span(names), manifest.files[names[0]]["rows"]
+    digest, correct, labelled = RowsDigest(), Counter[str](), Counter[str]()
     faults: dict[str, list[str]] = {}
     not_mean: list[str] = []
     has_members = f"{MEMBER_PREFIX}0" in manifest.schema.names
-    for group in range(file.num_row_groups):
-        rows = CacheRows.from_table(file.read_row_group(group))
+    for start, table in opened.groups():
+        file = names[start // file_rows]
+        rows = CacheRows.from_table(table)
         digest.update(rows.example_id, rows.content_hash, rows.label)
         for fault, rows_with_it in find_faults(rows, manifest).items():
             faults.setdefault(fault, []).extend(rows.example_id[i] for i in np.flatnonzero(rows_with_it))
         if has_members:
             distance = np.abs(np.mean(rows.members, axis=0) - rows.logits)
             not_mean += [rows.example_id[i] for i in np.flatnonzero((distance > ROUNDING).any(axis=1))]
-        correct += rows.num_correct
-        labelled += int((rows.label >= 0).sum())
+        correct[file] += rows.num_correct
+        labelled[file] += int((rows.label >= 0).sum())
 
     def check(what: str, wrong: bool, problem: str) -> Check:
         return Check(f"{name}: {what}", f"{name}: {problem}. {manifest.rebuild}" if wrong else "")
@@ -115,25 +114,30 @@ def _check_rows(file: pq.ParquetFile, manifest: Manifest, split: str) -> Iterato
     yield check(
         "digest of the rows", found != wanted, f"the digest of its rows must be {wanted}, got {found}"
     )
-    listed, accuracy = (entry["correct"], entry["labelled"]), manifest.metrics.get(split, {}).get("accuracy")
-    if listed != (correct, labelled):
-        problem = f"{listed[0]} of {listed[1]} predictions must be correct, got {correct} of {labelled}"
-    else:
-        problem = f"the manifest's accuracy must be that of the logits, got {accuracy}"
-    wrong = accuracy is not None and abs(accuracy - correct / max(1, labelled)) > 1e-12
-    yield check("accuracy", wrong or listed != (correct, labelled), problem)
+    accuracy = manifest.metrics.get(split, {}).get("accuracy")
+    share = correct.total() / max(1, labelled.total())
+    problem = ""
+    if accuracy is not None and abs(accuracy - share) > 1e-12:
+        problem = f"{name}: the manifest's accuracy must be that of the logits, got {accuracy}"
+    for file in names:
+        listed = manifest.files[file]
+        if (listed["correct"], listed["labelled"]) != (correct[file], labelled[file]):
+            problem = (
+                f"{file}: {listed['correct']} of {listed['labelled']} predictions must be correct, "
+                f"got {correct[file]} of {labelled[file]}"
+            )
+    yield Check(f"{name}: accuracy", f"{problem}. {manifest.rebuild}" if problem else "")
 
 
-def _compare_with_data(file: pq.ParquetFile, data: Batches, split: str) -> str:
+def _compare_with_data(opened: OpenSplit, data: Batches, name: str) -> str:
     """Say how the cached rows differ from the prepared ones; empty if they don't."""
-    cached = batches_of(file)
-    found = join_keys(data, cached)
+    found = join_keys(data, opened.keys)
     for what, table, rows in (
         ("every example must be in the cache, got none for", data, found.only_a),
-        ("every row must be in the data, got unknown", cached, found.only_b),
+        ("every row must be in the data, got unknown", opened.keys, found.only_b),
         ("the text must be that of the data, got another for", data, found.texts),
         ("the label must be that of the data, got another for", data, found.labels),
     ):
         if rows.any():
-            return f"{split}.parquet: {what} {name_chosen(table, rows)}."
+            return f"{name}: {what} {name_chosen(table, rows)}."
     return ""

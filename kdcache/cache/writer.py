@@ -7,6 +7,7 @@ scratch folder, each under the sha256 of its own bytes, so that a broken part is
 import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, Manifest, parse_manifest
 from kdcache.cache.parts import Arrays, Parts, one_line, to_disk
-from kdcache.cache.schema import PARQUET, ROW_GROUP_ROWS, describe_columns
-from kdcache.data.ids import name_some, repeated_in_file
+from kdcache.cache.schema import FILE_ROWS, PARQUET, ROW_GROUP_ROWS, describe_columns, format_version
+from kdcache.cache.split_files import name_files, split_of
+from kdcache.data.ids import name_some, repeated_in_parts
 from kdcache.digests import RowsDigest, file_digest, value_digest
-from kdcache.errors import CacheError, ShapeError
+from kdcache.errors import CacheError, ParamsError, ShapeError
 from kdcache.on_disk import open_parquet
 from kdcache.places import require_plain
 
@@ -97,7 +99,7 @@ class CacheWriter:
             yield rows, part
 
     def write(self, split: str, chunks: Iterable[CacheRows]) -> None:
-        """Write one split's file into the scratch folder, in row groups of a fixed size.
+        """Write one split into the scratch folder, in files and row groups of a fixed size.
 
         Args:
             split: its name.
@@ -106,29 +108,42 @@ class CacheWriter:
         Raises:
             ShapeError: see ``CacheRows.to_table``; or columns differ between chunks or splits, an id occurs
                 twice, or there are no rows.
-            ParamsError: the name could be a path.
+            ParamsError: the name could be a path, or that of one file of several.
             CacheError: the disk is full or read-only.
         """
         require_plain(split, "cache rows")
-        digest, counts = RowsDigest(), {"rows": 0, "labelled": 0, "correct": 0}
+        if split_of(split) != split:
+            raise ParamsError(
+                f"cache rows: a split must not have the name of a file of several, got {split}. Rename it."
+            )
+        digest = RowsDigest()
 
-        def tables() -> Iterator[pa.Table]:
+        def pieces() -> Iterator[tuple[int, CacheRows, pa.Table]]:
+            """Rows, and the number of the file that they belong to."""
+            seen = 0
             for chunk in chunks:
                 table = self._checked(split, chunk.to_table())
                 digest.update(chunk.example_id, chunk.content_hash, chunk.label)
-                counts["rows"] += len(chunk)
-                counts["labelled"] += int((chunk.label >= 0).sum())
-                counts["correct"] += chunk.num_correct
-                yield table
+                start = 0
+                while start < len(chunk):
+                    number, row = divmod(seen, FILE_ROWS)
+                    stop = min(start + FILE_ROWS - row, len(chunk))
+                    yield number, chunk.between(start, stop), table.slice(start, stop - start)
+                    start, seen = stop, seen + stop - start
 
-        path = self.made / f"{split}.parquet"
-        self._write_groups(path, _row_groups(tables()))
-        if not counts["rows"]:
+        made: list[tuple[Path, dict[str, Any]]] = []
+        for number, of_file in groupby(pieces(), lambda piece: piece[0]):
+            path = self.made / f"{split}.{number}.unfinished"  # the names of several tell their number
+            made.append((path, self._write_file(path, ((rows, table) for _, rows, table in of_file))))
+        if not made:
             raise ShapeError(f"cache rows: {split} must hold at least one row, got none.")
-        if twice := repeated_in_file(open_parquet(path)):
+        if twice := repeated_in_parts(lambda: _ids_of(path for path, _ in made)):
             raise ShapeError(f"cache rows: ids of {split} must be unique, got twice {name_some(twice)}.")
         self._data[split] = digest.hexdigest()
-        self._files[path.name] = {**counts, "bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for (path, entry), name in zip(made, name_files(split, len(made)), strict=True):
+            with one_line(self.location):
+                path.rename(self.made / name)
+            self._files[name] = entry
 
     def finish(self, identity: dict[str, Any], **facts: Any) -> Manifest:
         """Write the manifest, move everything into place, and remove the scratch folder.
@@ -147,6 +162,7 @@ class CacheWriter:
         if self._schema is None:
             raise ShapeError("cache manifest: at least one split must be written first, got none.")
         body = {"identity": identity, "data": self._data, "files": self._files, **facts}
+        body["format_version"] = format_version(self._files)
         try:
             manifest = parse_manifest(body | {"columns": describe_columns(self._schema)})
         except ValueError as error:
@@ -159,10 +175,20 @@ class CacheWriter:
         shutil.rmtree(self.scratch, ignore_errors=True)
         return manifest
 
-    def _write_groups(self, path: Path, groups: Iterable[pa.Table]) -> None:
+    def _write_file(self, path: Path, pieces: Iterable[tuple[CacheRows, pa.Table]]) -> dict[str, Any]:
+        """Write a file of at least one row, and return its entry in the manifest."""
+        counts = {"rows": 0, "labelled": 0, "correct": 0}
+
+        def tables() -> Iterator[pa.Table]:
+            for rows, table in pieces:
+                counts["rows"] += len(rows)
+                counts["labelled"] += int((rows.label >= 0).sum())
+                counts["correct"] += rows.num_correct
+                yield table
+
         file = None
         try:
-            for group in groups:
+            for group in _row_groups(tables()):
                 with one_line(self.location):
                     file = file or pq.ParquetWriter(path, group.schema, **PARQUET)
                     file.write_table(group, row_group_size=ROW_GROUP_ROWS)
@@ -173,6 +199,7 @@ class CacheWriter:
             with contextlib.suppress(OSError):
                 if file:
                     file.close()
+        return {**counts, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
     def _checked(self, split: str, table: pa.Table) -> pa.Table:
         self._schema = self._schema or table.schema
@@ -210,6 +237,14 @@ def write_cache(
         for split, rows in splits.items():
             writer.write(split, [rows])
         return writer.finish(**facts)
+
+
+def _ids_of(paths: Iterable[Path]) -> Iterator[list[str]]:
+    """The ids in some files, one row group at a time."""
+    for path in paths:
+        file = open_parquet(path)
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=["example_id"])["example_id"].to_pylist()
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -192,9 +192,9 @@ def show_cache(location: "Location", manifest: "Manifest") -> None:
         table.add_column(f"{metric}, cached", justify="right")
         if cross_fitted:
             table.add_column(f"{metric}, teacher on all rows", justify="right")
-    for name, entry in manifest.files.items():
-        split = name.removesuffix(".parquet")
-        cells = [split, str(entry["rows"]), f"{entry['bytes'] / max(1, entry['rows']):.0f}"]
+    for split in manifest.data:
+        rows = manifest.sum_of(split, "rows")
+        cells = [split, str(rows), f"{manifest.sum_of(split, 'bytes') / max(1, rows):.0f}"]
         for metric in metrics:
             for scores in (manifest.metrics, manifest.all_rows_teacher)[: 1 + cross_fitted]:
                 value = None if split == TEST else scores.get(split, {}).get(metric)

@@ -1,10 +1,9 @@
 """Example ids: finding repeated ones, and naming a few in a message."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from kdcache.on_disk import Growing
 
@@ -56,13 +55,3 @@ def repeated_in_parts(open_parts: Callable[[], Iterable[Sequence[str]]]) -> list
     if not suspects:
         return []
     return repeated(i for ids in open_parts() for i in ids if hash(i) in suspects)
-
-
-def repeated_in_file(file: pq.ParquetFile) -> list[str]:
-    """Return the ids that a file holds more than once; see ``repeated_in_parts``."""
-
-    def parts() -> Iterator[list[str]]:
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=["example_id"])["example_id"].to_pylist()
-
-    return repeated_in_parts(parts)

@@ -140,7 +140,7 @@ class StudentRows:
         if count == len(self):
             return self
         return replace(
-            self, table=self.table.slice(0, count), cached=self.cached.first(count),
+            self, table=self.table.slice(0, count), cached=self.cached.between(0, count),
             encoded=self.encoded.first(count), labels=self.labels[:count],
             teacher_logits=self.teacher_logits[:count], teacher_features=self.teacher_features[:count],
         )  # fmt: skip

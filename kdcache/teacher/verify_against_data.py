@@ -10,6 +10,7 @@ from kdcache.cache.join import Batches, batches_of
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import OUTSIDE, Manifest, check_identity, read_identity_of, read_manifest
 from kdcache.cache.reader import load_cache
+from kdcache.cache.split_files import name_span
 from kdcache.cache.verify import Check, verify_cache
 from kdcache.data.ids import name_some
 from kdcache.data.splits import digest_of, open_tables, rows_at
@@ -85,8 +86,9 @@ def _recompute(
             pairs.append((teacher.logits(split, None, rows).mean(axis=0), cached.logits_plain))
         moved = np.max([np.abs(computed - stored).max(axis=1) for computed, stored in pairs], axis=0)
         far = [i for i, distance in zip(ids, moved, strict=True) if not distance <= manifest.tolerance]
+        name = name_span(manifest.files_of(split))
         problem = (
-            f"{split}.parquet: the teacher must give its logits again within {manifest.tolerance:g}, "
+            f"{name}: the teacher must give its logits again within {manifest.tolerance:g}, "
             f"got up to {moved.max():.3g} away for {name_some(far)}. {manifest.rebuild}"
         )
-        yield Check(f"{split}.parquet: {len(ids)} rows by the teacher", problem if far else "")
+        yield Check(f"{name}: {len(ids)} rows by the teacher", problem if far else "")

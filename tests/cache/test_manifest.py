@@ -22,7 +22,7 @@ def cache(tmp_path: Path) -> Path:
 def test_other_format_version_is_refused(cache: Path):
     body = json.loads((cache / "manifest.json").read_text())
     (cache / "manifest.json").write_text(json.dumps(body | {"format_version": 99}))
-    with pytest.raises(CacheStale, match="format_version must be 1, got 99"):
+    with pytest.raises(CacheStale, match="format_version must be 1 or 2, got 99"):
         read_manifest(cache)
 
 

@@ -13,7 +13,6 @@ from builders import IDENTITY, rows, write
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from kdcache.cache import reader
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.join import Batches
 from kdcache.cache.manifest import read_manifest
@@ -252,11 +251,9 @@ def test_repeated_ids_are_found_by_their_hashes_and_then_compared(
 ):
     from kdcache.data import ids
 
-    file = reader.open_file(
-        reader.Location.parse(cache), read_manifest(cache), "train.parquet"
-    )  # fmt: skip
+    split = load_cache(cache, "train")
     monkeypatch.setattr(ids, "hash", lambda i: 0, raising=False)  # every hash collides
-    assert ids.repeated_in_file(file) == []
+    assert ids.repeated_in_parts(lambda: (part.example_id for part in split.stream())) == []
 
 
 def test_rows_that_are_gathered_are_those_of_the_whole(tmp_path: Path, monkeypatch):
