@@ -191,14 +191,14 @@ def memory(count: int) -> None:
         start = time.perf_counter()
         with CacheWriter(folder, Path(base) / "s" / "key") as writer:
             writer.write("train", chunks())
-            manifest = writer.finish({"task": "wic", "num_labels": 3})
+            manifest = writer.finish({"task": "wic", "labels": ["a", "b", "c"]})
         written = time.perf_counter()
         assert not [check for check in verify_cache(folder) if check.problem]
         verified = time.perf_counter()
         assert sum(len(part) for part in load_cache(folder, "train").stream()) == count
         streamed = time.perf_counter()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        size = manifest.files["train.parquet"]["bytes"] / count
+        size = manifest.sum_of("train", "bytes") / count
         speeds = [count / s for s in (written - start, verified - written, streamed - verified)]
         print(f"| {count:,} | {size:.0f} | " + " | ".join(f"{s:,.0f}" for s in speeds) + f" | {peak:.0f} |")
 

@@ -20,7 +20,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 
 ROW_GROUP_ROWS = 8192
 # Rows of a file before the next one begins, a multiple of the above. With 1024 features a file then has some
-# 4.5 GB, within the 5 GB that stores take or copy in one request; with logits alone, some 100 MB.
+# 4.4 GB, within the 5 GB that S3 takes in one request; with few logits alone, some 60 MB.
 FILE_ROWS = 2**21
 # A file of several of one split, without its ending: the split, its number from 0, and how many there are.
 FILE_OF_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache import schema, writer
+from kdcache.cache import schema, split_files, writer
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.reader import load_cache
 from kdcache.cache.writer import CacheWriter
@@ -76,13 +76,14 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def main(base: Path, kills: int) -> None:
     assert "torch" not in sys.modules
-    writer.PART_ROWS, writer.ROW_GROUP_ROWS = PART_ROWS, 120
-    schema.ROW_GROUP_ROWS = 120
+    writer.PART_ROWS, writer.FILE_ROWS = PART_ROWS, 240  # so a split has three files
+    schema.ROW_GROUP_ROWS = split_files.ROW_GROUP_ROWS = writer.ROW_GROUP_ROWS = 120
     build(base / "first")  # what is imported on first use is then there in every child
     start = time.perf_counter()
     assert succeeded(fork(lambda: build(base / "whole")))
     seconds = time.perf_counter() - start
     wanted = content(base / "whole")
+    assert len(wanted) == 7
     rng = random.Random(0)
     number = 0
     while number < kills:
