@@ -2,6 +2,7 @@
 
 Usage: python benchmarks/cache.py [CACHE]   (CACHE: a folder made by kdcache cache, such as cache/wic)
        python benchmarks/cache.py --verbs [ROWS CLASSES [COMMAND …]]   (peak memory of each command)
+       python benchmarks/cache.py --labels   (bytes per row of many labels, all logits and the largest)
 
 Prints Markdown. Every speed is the best of several rounds, one thread, measured in this run.
 """
@@ -203,6 +204,31 @@ def memory(count: int) -> None:
         print(f"| {count:,} | {size:.0f} | " + " | ".join(f"{s:,.0f}" for s in speeds) + f" | {peak:.0f} |")
 
 
+def many_labels() -> Iterator[str]:
+    """Bytes per row and reading time of all logits, and of the largest; logits as random as can be."""
+    yield "| labels | rows | kept logits | bytes/row | × smaller | open and stream, µs/row |"
+    yield "|---:|---:|---:|---:|---:|---:|"
+    for count, labels in ((8192, 150), (4096, 10**4), (512, 10**5)):
+        rng = np.random.default_rng(0)
+        hashes = [f"{i:016x}{j:016x}" for i, j in rng.integers(0, 2**63, (count, 2)).tolist()]
+        rows = CacheRows(
+            [f"train-{i}" for i in range(count)], hashes, rng.integers(0, labels, count),
+            np.full(count, -1, np.int8), rng.standard_normal((count, labels), np.float32),
+            np.empty((count, 0), np.float16),
+        )  # fmt: skip
+        identity = {"task": "wic", "labels": [f"label {k}" for k in range(labels)]}
+        whole = 0.0
+        for top_k in (None, 32, 8):
+            with tempfile.TemporaryDirectory() as base:
+                folder, scratch = Path(base) / "wic", Path(base) / "s" / "key"
+                manifest = write_cache(folder, scratch, {"train": rows}, top_k, identity=identity)
+                seconds = best(lambda folder=folder: list(load_cache(folder, "train").stream()), 3)
+            size = manifest.files["train.parquet"]["bytes"] / count
+            whole = whole or size
+            kept = f"{top_k or 'all'} | {size:,.0f} | {whole / size:,.0f}"
+            yield f"| {labels:,} | {count:,} | {kept} | {1e6 * seconds / count:,.0f} |"
+
+
 VERBS = {
     "verify PATH": "verify cache/cb", "verify --task": "verify --task cb --teacher-rows 0",
     "distill": (
@@ -309,6 +335,9 @@ if __name__ == "__main__":
     pa.set_io_thread_count(1)
     if sys.argv[1:2] == ["--memory"]:
         memory(int(sys.argv[2]))
+    elif sys.argv[1:2] == ["--labels"]:
+        for line in many_labels():
+            print(line, flush=True)
     elif sys.argv[1:2] == ["--prepare"]:
         prepare_verbs(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
     elif sys.argv[1:2] == ["--verbs"]:

@@ -22,7 +22,7 @@ _PUBLIC = {
     "load_cache": "cache.reader",
     **dict.fromkeys(
         (
-            "LOSSES", "cka", "cross_entropy", "dist_inter", "dist_intra", "dkd", "feature_cosine",
+            "LOSSES", "cka", "collapse", "cross_entropy", "dist_inter", "dist_intra", "dkd", "feature_cosine",
             "feature_mse", "gram", "gram_centred", "kl", "pkt", "rkd_angle", "rkd_distance", "sp",
         ),
         "losses",

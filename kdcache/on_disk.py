@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from kdcache.places import naming
 
 SMALL = 2**24  # bytes
-ROWS_AT_ONCE = 16  # read of arrays on disk: for each row, Linux may map 2 MiB of a file
+PIECE_ROWS = 16  # read of arrays on disk: for each row, Linux may map 2 MiB of a file
 _MAPPED: "weakref.WeakSet[mmap.mmap]" = weakref.WeakSet()
 
 
@@ -129,7 +129,7 @@ def pieces(rows: Any) -> Iterator[Any]:
     >>> np.concatenate([np.arange(100)[some] for some in pieces(np.array([7, 3]))]).tolist()
     [7, 3]
     """
-    step = ROWS_AT_ONCE if _MAPPED else max(1, len(rows))
+    step = PIECE_ROWS if _MAPPED else max(1, len(rows))
     for start in range(0, max(1, len(rows)), step):
         yield rows[start : start + step]
         release()

@@ -54,7 +54,7 @@ def test_rows_are_read_some_at_a_time_where_arrays_are_on_disk(tmp_path, small, 
         found.append(values[some])
     assert (np.concatenate(found) == values[rows]).all()
     if small == 0:
-        assert max(events[::2]) <= on_disk.ROWS_AT_ONCE
+        assert max(events[::2]) <= on_disk.PIECE_ROWS
         assert events[1::2] == ["released"] * 7  # before the next
     assert [len(some) for some in on_disk.pieces(rows[:0])] == [0]
 

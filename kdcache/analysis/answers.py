@@ -52,7 +52,7 @@ def read_answers(split: CachedSplit, with_labels: bool = True) -> Answers:
     logits = np.empty((len(split), split.num_logits), np.float32)
     start = 0
     columns: dict[str, list[np.ndarray]] = {}
-    names = [name for name in split.manifest.schema.names if name.startswith("logits")]
+    names = [name for name in split.schema.names if name.startswith("logits")]
     for rows in split.stream(names):
         logits[start : start + len(rows)] = rows.logits
         start += len(rows)

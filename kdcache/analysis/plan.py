@@ -124,9 +124,9 @@ def _teachers(project: Project, names: Sequence[str], base: float, rates: dict[s
         cache = Stage("cache_teacher", name, rows, 2 * load, held)  # weights are hashed, then loaded
         cache.units = models * sum(len(cut_parts(part.rows)) for part in splits.values())
         kept = 1 + bool(params.folds) + (params.ensemble if params.ensemble > 1 else 0)
-        cache.bytes = cache.rows * (
-            2 * model.config.hidden_size * task.num_choices + 4 * task.num_labels * kept
-        )
+        top_k = caching.kept_of(task.num_labels)  # a label and its logit, and what the others have
+        logits = 4 * (2 * top_k + 1 if top_k else task.num_labels)
+        cache.bytes = cache.rows * (2 * model.config.hidden_size * task.num_choices + logits * kept)
         for split in splits:
             teachers = 1 + (min(params.folds, 1) if split == "train" else params.folds)
             cache.read(reading, reads[split], teachers * params.ensemble)

@@ -1,17 +1,28 @@
 """Rows of a cache in memory: NumPy columns, to and from Arrow."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from kdcache.cache.schema import ALL_ROWS_TEACHER, MEMBER_PREFIX, cache_schema
+from kdcache.cache.columns import dtype_of, read_logits, require_finite, to_arrow, vectors_of
+from kdcache.cache.schema import (
+    ALL_ROWS_TEACHER,
+    MEMBER_PREFIX,
+    SCALARS,
+    cache_schema,
+    row_schema,
+    top_columns,
+    top_k_of,
+)  # fmt: skip
+from kdcache.cache.top_logits import keep_largest
 from kdcache.errors import CacheMissing, ShapeError
 from kdcache.on_disk import empty, join_arrays
+
+EXPANDED = 2**25  # numbers held at a time, of all logits where a file has the largest
 
 
 @dataclass(frozen=True)
@@ -122,13 +133,13 @@ class CacheRows:
         """Return rows of a schema whose values are still to be put there.
 
         Args:
-            schema: of the cache.
+            schema: of rows, see ``schema.row_schema``.
             count: of rows.
             strings: with or without ids and hashes.
             folder: for vectors that take much memory, see ``on_disk``.
         """
         kinds = {name: schema.field(name).type for name in schema.names[4:]}
-        vectors = {name: empty((count, k.list_size), _dtype(k), folder) for name, k in kinds.items()}
+        vectors = {name: empty((count, k.list_size), dtype_of(k), folder) for name, k in kinds.items()}
         scalars = empty((count,), np.int64, folder), empty((count,), np.int8, folder)
         ids = [""] * count if strings else []
         return cls._of(ids, list(ids), *scalars, vectors)
@@ -152,11 +163,14 @@ class CacheRows:
         ids, hashes = (list(chain(*column)) for column in zip(*(p._strings for p in parts), strict=True))
         return cls._of(ids, hashes, label, fold, vectors)
 
-    def to_table(self) -> pa.Table:
+    def to_table(self, top_k: int | None = None) -> pa.Table:
         """Return an Arrow table of the cache's schema.
 
+        Args:
+            top_k: how many logits of a row to keep; None keeps all.
+
         Raises:
-            ShapeError: the columns differ in length, or a value is not finite.
+            ShapeError: the columns differ in length, or a value is not finite; or ``top_k`` keeps all.
         """
         rows = len(self)
         vectors = self.vectors
@@ -166,22 +180,41 @@ class CacheRows:
                 f"cache rows: all columns must have {rows} rows, got {', '.join(map(str, lengths))}."
             )
         widths = {name: values.shape[1] for name, values in vectors.items() if values.shape[1]}
-        schema = cache_schema(widths.pop("logits"), widths)
-        arrays = [
-            pa.array(self.example_id, pa.string()),
-            pa.array(self.label, pa.int64()),
-            pa.array(self.content_hash, pa.string()),
-            pa.array(self.fold, pa.int8()),
-            *(_to_arrow(name, vectors[name], schema.field(name).type) for name in schema.names[4:]),
-        ]
+        num_labels = widths.pop("logits")
+        columns = {name: getattr(self, name) for name in SCALARS}
+        for name in cache_schema(num_labels, widths).names[4:]:
+            require_finite(name, vectors[name])
+            if top_k and name.startswith("logits"):
+                columns |= zip(top_columns(name), keep_largest(vectors[name], top_k), strict=True)
+            else:
+                columns[name] = vectors[name]
+        schema = cache_schema(num_labels, widths, top_k)
+        arrays = [to_arrow(name, columns[name], schema.field(name).type) for name in schema.names]
         return pa.Table.from_arrays(arrays, schema=schema)
 
     @classmethod
-    def from_table(cls, table: pa.Table) -> "CacheRows":
-        """Return the rows of a table of the cache's schema; optional columns may be left out."""
-        vectors = {name: vectors_of(table[name]) for name in table.column_names[4:]}
+    def from_table(cls, table: pa.Table, num_labels: int, where: str = "cache rows") -> "CacheRows":
+        """Return the rows of a table of the cache's schema; optional columns may be left out.
+
+        Args:
+            table: of a cache.
+            num_labels, where: see ``read_logits``.
+
+        Raises:
+            CacheCorrupt: see ``read_logits``.
+        """
+        names = row_schema(table.schema, num_labels).names[4:]
+        all_logits = {n: read_logits(table, n, num_labels, where) for n in names if n.startswith("logits")}
+        vectors = {n: all_logits[n] if n in all_logits else vectors_of(table[n]) for n in names}
         ids, hashes = table["example_id"].to_pylist(), table["content_hash"].to_pylist()
         return cls._of(ids, hashes, table["label"].to_numpy(), table["fold"].to_numpy(), vectors)
+
+    @classmethod
+    def parts_of(cls, table: pa.Table, num_labels: int, where: str) -> Iterator["CacheRows"]:
+        """Yield the rows of a row group: all at once, or some where they hold more than the file does."""
+        at_once = max(1, EXPANDED // num_labels) if top_k_of(table.schema) else max(1, len(table))
+        for start in range(0, len(table), at_once):
+            yield cls.from_table(table.slice(start, at_once), num_labels, where)
 
     @classmethod
     def _of(
@@ -225,27 +258,3 @@ def compute_uncertainty(logits: np.ndarray) -> Uncertainty:
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     ranked = np.partition(logits, -2, axis=1)
     return Uncertainty(log_p, -(np.exp(log_p) * log_p).sum(axis=1), ranked[:, -1] - ranked[:, -2])
-
-
-def _dtype(kind: pa.DataType) -> Any:
-    return kind.value_type.to_pandas_dtype()
-
-
-def _to_arrow(name: str, values: np.ndarray, kind: pa.DataType) -> pa.Array:
-    if not np.isfinite(values).all():
-        raise ShapeError(f"cache rows: {name} must be finite, got NaN or infinity.")
-    dtype = _dtype(kind)
-    with np.errstate(over="ignore"):
-        stored = np.ascontiguousarray(values, dtype).reshape(-1)
-    if not np.isfinite(stored).all():
-        raise ShapeError(f"cache rows: {name} must fit {dtype.__name__}, got {np.abs(values).max():g}.")
-    return pa.FixedSizeListArray.from_arrays(pa.array(stored), type=kind)
-
-
-def vectors_of(column: pa.ChunkedArray) -> np.ndarray:
-    """Return a column of vectors as an array of shape (rows, width)."""
-    kind = column.type
-    if len(column) == 0:
-        return np.empty((0, kind.list_size), _dtype(kind))
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    return np.concatenate(chunks).reshape(-1, kind.list_size)

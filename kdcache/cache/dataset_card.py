@@ -10,6 +10,9 @@ PLAIN_COLUMNS = {
     "fold": "which fold's teacher gave the logits; −1 the teacher on all rows, −2 the mean of all folds",
     "logits": "one per label", "features": "input of the last linear layer",
     "logits_plain": "of the teacher on all rows",
+    "top_labels": "of the largest logits, by falling logit", "top_logits": "the largest logits",
+    "rest": "log mean exp of the other logits",
+    **dict.fromkeys(("top_labels_plain", "top_logits_plain", "rest_plain"), "of the teacher on all rows"),
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Comparison of two caches of one task: their origins, their shared rows, how far the logits moved."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from kdcache.cache.join import join_keys, pick
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.reader import CachedSplit, load_cache
-from kdcache.cache.schema import ROW_GROUP_ROWS
+from kdcache.cache.schema import ROW_GROUP_ROWS, top_k_of
+from kdcache.cache.top_logits import kept_labels, share_rest
 from kdcache.errors import CacheStale
 
 BLOCK_BYTES = 128 * 2**20  # of logits, held at a time
@@ -25,7 +26,8 @@ class SplitDiff:
         rows: number of shared ids.
         only_a, only_b: ids that only one of the caches holds.
         texts, labels: shared ids with different content hashes or labels.
-        max_abs, mean_abs: distance between the logits of shared rows; 0 if there are none.
+        max_abs, mean_abs: distance between the logits of shared rows; 0 if there are none. The labels that
+            one of two caches of the largest logits does not keep share their mass in both.
         flips: number of shared rows with different predictions.
     """
 
@@ -90,6 +92,7 @@ def _diff_split(a: CachedSplit, b: CachedSplit) -> SplitDiff:
     for ours, theirs in _paired_logits(a, b, found.row):
         flips += int((ours.argmax(1) != theirs.argmax(1)).sum())
         if comparable:
+            ours, theirs = _alike(ours, theirs, [top_k_of(one.manifest.schema) for one in (a, b)])
             moved = np.abs(ours - theirs)
             most, total = max(most, float(moved.max())), total + float(moved.sum(dtype=np.float64))
     return SplitDiff(
@@ -114,3 +117,12 @@ def _paired_logits(
             here = np.flatnonzero((of_b >= low) & (of_b < low + size))
             if len(here):
                 yield part.logits[here], block[of_b[here] - low]
+
+
+def _alike(a: np.ndarray, b: np.ndarray, top_k: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Let the labels that one of two caches does not keep share their mass in both."""
+    kept = [kept_labels(logits) for logits, k in zip((a, b), top_k, strict=True) if k]
+    if not kept:
+        return a, b
+    both = np.logical_and.reduce(kept)
+    return share_rest(a, both), share_rest(b, both)

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from kdcache.cache.location import Location
-from kdcache.cache.schema import FORMAT_VERSIONS, TOLERANCE, format_version, parse_columns
+from kdcache.cache.schema import CACHE_FORMATS, TOLERANCE, check_schema, format_version, parse_columns
 from kdcache.cache.split_files import FileEntry, check_files, name_files, split_of
 from kdcache.digests import check_seal, value_digest
 from kdcache.errors import CacheCorrupt, CacheMissing, CacheStale, ModelError, ParamsError, nearest, shorten
@@ -99,7 +99,7 @@ class Manifest:
     metrics: dict[str, dict[str, Number]] = field(default_factory=dict)
     all_rows_teacher: dict[str, dict[str, Number]] = field(default_factory=dict)
     cost: dict[str, Number] = field(default_factory=dict)
-    format_version: int = 1  # see ``schema.format_version``
+    format_version: int = CACHE_FORMATS[0]
     probe: ProbeScores | None = None
 
     @property
@@ -181,8 +181,8 @@ def read_manifest(location: Location | Path | str) -> Manifest:
         version = body["format_version"]
     except (ValueError, KeyError, AttributeError, TypeError):
         raise CacheCorrupt(f"{path}: it must be a whole manifest, got other bytes. {remedy}") from None
-    if version not in FORMAT_VERSIONS:
-        known = " or ".join(map(str, FORMAT_VERSIONS))
+    if version not in CACHE_FORMATS:
+        known = " or ".join(map(str, CACHE_FORMATS))
         raise CacheStale(f"{path}: format_version must be {known}, got {shorten(version)}. {remedy}")
     if (own := value_digest(body)) != digest:
         raise CacheCorrupt(f"{path}: its digest must be {shorten(digest)}, got {own}. {remedy}")
@@ -208,14 +208,12 @@ def parse_manifest(body: dict[str, Any]) -> Manifest:
         last = error.errors(include_url=False, include_input=False)[-1]
         where = ".".join(str(part) for part in last["loc"]).removesuffix(".float")
         raise ValueError(f"{where}: {last['msg'][:1].lower()}{last['msg'][1:]}") from None
-    labels, width = manifest.identity["labels"], manifest.schema.field("logits").type.list_size
-    if not width == len(labels) == manifest.identity.get("num_labels", width):
-        raise ValueError(f"{len(labels)} labels, and logits of {width} numbers")
+    check_schema(manifest.schema, manifest.identity)
     for name in [*manifest.data, *manifest.files]:
         if not PLAIN_NAME.fullmatch(name) or (name in manifest.files) != name.endswith(".parquet"):
             raise ValueError(f"a split or file called {shorten(name)}")
     check_files(manifest.files, manifest.data)
-    if (version := format_version(manifest.files)) != manifest.format_version:
+    if (version := format_version(manifest.files, manifest.schema)) != manifest.format_version:
         raise ValueError(f"format_version {manifest.format_version} of a cache of version {version}")
     if manifest.dtype not in TOLERANCE:
         raise ValueError(f"dtype {shorten(manifest.dtype)}, not one of {', '.join(TOLERANCE)}")

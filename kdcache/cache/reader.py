@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from kdcache.cache.cached_rows import CacheRows, compute_uncertainty, vectors_of
+from kdcache.cache.cached_rows import CacheRows, compute_uncertainty
+from kdcache.cache.columns import read_logits
 from kdcache.cache.join import Batches, join_keys, pick
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.open_file import OpenSplit, open_files
-from kdcache.cache.schema import MEAN_OF_FOLDS, SCALARS
+from kdcache.cache.schema import MEAN_OF_FOLDS, SCALARS, row_column, row_schema
 from kdcache.data.ids import name_some, repeated
 from kdcache.errors import CacheCorrupt, CacheError, CacheMissing, CacheStale, nearest
 from kdcache.on_disk import release
@@ -38,7 +39,9 @@ class CachedSplit:
 
     def __init__(self, manifest: Manifest, split: str, opened: OpenSplit) -> None:
         self.manifest, self.split = manifest, split
-        self._opened = opened
+        self._opened, self._name = opened, f"cache of {manifest.identity['task']}, {split}"
+        self.num_logits = len(manifest.identity["labels"])
+        self.schema = row_schema(manifest.schema, self.num_logits)  # of ``rows``
 
     def __len__(self) -> int:
         return self.manifest.sum_of(self.split, "rows")
@@ -94,7 +97,7 @@ class CachedSplit:
     def _gather(self, ids: Sequence[str]) -> CacheRows:
         """Return the rows of unique ids, with these and one row group in memory."""
         where = {example_id: place for place, example_id in enumerate(ids)}
-        found = CacheRows.empty(self.manifest.schema, len(ids))
+        found = CacheRows.empty(self.schema, len(ids))
         for part in self.stream():
             rows = [row for row, example_id in enumerate(part.example_id) if example_id in where]
             if rows:
@@ -114,12 +117,13 @@ class CachedSplit:
         """
         found = join_keys(keys, self.keys, folder)
         if (found.row >= 0).sum() > (~found.only_b).sum():
-            self._refuse("ids must be unique, got twice", repeated(_ids(keys)))
+            ids = (i for batch in keys() for i in batch["example_id"].to_pylist())
+            self._refuse("ids must be unique, got twice", repeated(ids))
         self._refuse("ids must be in the cache, got unknown", list(pick(keys, found.only_a)))
         self._refuse(CHANGED, list(pick(keys, found.texts)))
         place = np.full(len(self), -1, np.int32)
         place[found.row] = np.arange(len(found.row))
-        rows, start = CacheRows.empty(self.manifest.schema, len(found.row), False, folder), 0
+        rows, start = CacheRows.empty(self.schema, len(found.row), False, folder), 0
         for part in self.stream():
             here = place[start : start + len(part)]
             start += len(part)
@@ -128,32 +132,29 @@ class CachedSplit:
         return rows
 
     def stream(self, vectors: Sequence[str] | None = None) -> Iterator[CacheRows]:
-        """Yield the rows one row group at a time, in the order of the files.
+        """Yield the rows in the order of the files, a row group at a time, see ``CacheRows.parts_of``.
 
         Args:
             vectors: the columns of vectors to read, ``logits`` among them; None reads all.
         """
-        names = [n for n in self.manifest.schema.names if vectors is None or n in (*SCALARS, *vectors)]
-        for _, table in self._opened.groups(names):
-            yield self._sound(CacheRows.from_table(table))
+        for _, table in self._opened.groups(self._columns(None if vectors is None else (*SCALARS, *vectors))):
+            yield from map(self._sound, CacheRows.parts_of(table, self.num_logits, self._name))
+
+    def _columns(self, columns: Sequence[str] | None) -> list[str]:
+        """Return what the files hold of some columns of rows; None is all."""
+        return [n for n in self.manifest.schema.names if columns is None or row_column(n) in columns]
 
     def keys(self) -> Iterator[pa.RecordBatch]:
         """Yield id, content hash and label of the rows, in the order of the files."""
         yield from self._opened.keys()
 
-    @property
-    def num_logits(self) -> int:
-        """Number of logits per row."""
-        return self.manifest.schema.field("logits").type.list_size
-
-    def logits(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+    def logits(self, start: int, stop: int) -> np.ndarray:
         """Return the logits of some rows, of shape (rows, num_labels), in the order of the files."""
-        stop = len(self) if stop is None else stop
         found = np.empty((stop - start, self.num_logits), np.float32)
-        for low, table in self._opened.groups(["logits"], range(start, stop)):
-            part = vectors_of(table["logits"])
-            first, last = max(low, start), min(low + len(part), stop)
-            found[first - start : last - start] = part[first - low : last - low]
+        for low, table in self._opened.groups(self._columns(["example_id", "logits"]), range(start, stop)):
+            first, last = max(low, start), min(low + len(table), stop)
+            part = table.slice(first - low, last - first)
+            found[first - start : last - start] = read_logits(part, "logits", self.num_logits, self._name)
         return found
 
     def tensors(
@@ -226,20 +227,15 @@ class CachedSplit:
     def _sound(self, rows: CacheRows) -> CacheRows:
         for what, wrong in find_faults(rows, self.manifest).items():
             if ids := [rows.example_id[i] for i in np.flatnonzero(wrong)]:
-                name = f"cache of {self.manifest.identity.get('task')}, {self.split}"
-                raise CacheCorrupt(f"{name}: {what} {name_some(ids)}. {self.manifest.rebuild}")
+                raise CacheCorrupt(f"{self._name}: {what} {name_some(ids)}. {self.manifest.rebuild}")
         return rows
 
     def _refuse(self, what: str, ids: list[str]) -> None:
         if ids:
             raise CacheStale(
-                f"cache of {self.manifest.identity.get('task')}, {self.split}: {what} {name_some(ids)}. "
-                f"Build it from the data that is trained on. {self.manifest.rebuild}"
+                f"{self._name}: {what} {name_some(ids)}. Build it from the data that is trained on. "
+                f"{self.manifest.rebuild}"
             )
-
-
-def _ids(keys: Batches) -> list[str]:
-    return [example_id for batch in keys() for example_id in batch["example_id"].to_pylist()]
 
 
 def find_faults(rows: CacheRows, manifest: Manifest) -> dict[str, np.ndarray]:

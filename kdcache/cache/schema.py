@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from kdcache.data.parquet_claims import SLACK, FooterClaims
 
-FORMAT_VERSIONS = (1, 2)
+CACHE_FORMATS = (1, 2)  # that a reader knows
 
 # Values of the column ``fold`` besides 0 … k − 1. Fold k: the row's logits come from the teacher that
 # was trained without fold k, to which the row belongs.
@@ -37,34 +37,93 @@ PARQUET: dict[str, Any] = {
 }
 
 SCALARS = {"example_id": "string", "label": "int64", "content_hash": "string", "fold": "int8"}
-_KINDS = {"logits": "float32", "features": "float16"}
+# What stands in place of a column ``logits…`` of which the k largest are kept, each with the same ending.
+TOP_COLUMNS = ("top_labels", "top_logits", "rest")
+_KINDS = {"logits": "float32", "features": "float16", "top_labels": "int32", "top_logits": "float32"}
 
 
-def cache_schema(num_labels: int, dims: Mapping[str, int]) -> pa.Schema:
+def cache_schema(num_labels: int, dims: Mapping[str, int], top_k: int | None = None) -> pa.Schema:
     """Return the Arrow schema: no column is nullable, logits float32, features float16.
 
     Args:
         num_labels: length of each row's logits.
         dims: column → length of each row's vector, for the optional columns: ``features``,
             ``features_<layer>``, ``logits_plain``, ``logits_member_<m>``.
+        top_k: how many logits of a row are kept; None keeps all.
     """
-    widths = {"logits": num_labels, **{name: dims[name] for name in sorted(dims)}}
-    kinds = {name: f"{_KINDS[name.split('_')[0]]}[{width}]" for name, width in widths.items()}
-    return parse_columns([[name, kind] for name, kind in (SCALARS | kinds).items()])
+    columns = [[name, kind] for name, kind in SCALARS.items()]
+    for name, width in {"logits": num_labels, **{name: dims[name] for name in sorted(dims)}}.items():
+        if top_k and name.startswith("logits"):
+            kinds = (f"int32[{top_k}]", f"float32[{top_k}]", "float32")
+            columns += [[column, kind] for column, kind in zip(top_columns(name), kinds, strict=True)]
+        else:
+            columns.append([name, f"{_KINDS[name.split('_')[0]]}[{width}]"])
+    return parse_columns(columns)
 
 
-def format_version(files: Iterable[str]) -> int:
+def top_columns(name: str) -> list[str]:
+    """Name the columns that stand in place of one of logits.
+
+    >>> top_columns("logits_plain")
+    ['top_labels_plain', 'top_logits_plain', 'rest_plain']
+    """
+    return [f"{column}{name.removeprefix('logits')}" for column in TOP_COLUMNS]
+
+
+def row_column(name: str) -> str:
+    """Name the column of rows that a column of a file belongs to.
+
+    >>> row_column("rest_plain"), row_column("features")
+    ('logits_plain', 'features')
+    """
+    return re.sub(f"^({'|'.join(TOP_COLUMNS)})", "logits", name)
+
+
+def top_k_of(schema: pa.Schema) -> int | None:
+    """Return how many logits of a row are kept; None if all are."""
+    return schema.field("top_labels").type.list_size if "top_labels" in schema.names else None
+
+
+def row_schema(schema: pa.Schema, num_labels: int) -> pa.Schema:
+    """Return the schema of the rows that readers give: all logits, also where the largest are kept.
+
+    Args:
+        schema: of the files.
+        num_labels: of the task.
+    """
+    return pa.schema(_all_logits(schema, num_labels))
+
+
+def check_schema(schema: pa.Schema, identity: Mapping[str, Any]) -> None:
+    """Check that the columns of a cache fit its manifest.
+
+    Args:
+        schema: of the files.
+        identity: of the manifest.
+
+    Raises:
+        ValueError: the columns are of another number of labels.
+    """
+    num_labels, top_k = len(identity["labels"]), top_k_of(schema)
+    width = row_schema(schema, num_labels).field("logits").type.list_size
+    if not width == num_labels == identity.get("num_labels", width) or (top_k or 0) >= num_labels:
+        raise ValueError(f"{num_labels} labels, and logits of {top_k or width} numbers")
+
+
+def format_version(files: Iterable[str], schema: pa.Schema) -> int:
     """Return the first version of the format that has what a cache uses; the cache has no other.
 
     So a cache that needs nothing new stays readable to what was written before.
 
     Args:
         files: their names. Version 2 has several of a split.
+        schema: of the files. Version 2 has the largest logits.
 
-    >>> format_version(["train.parquet"]), format_version(["train-00000-of-00002.parquet"])
+    >>> format_version(["train.parquet"], cache_schema(9, {})), format_version([], cache_schema(9, {}, 2))
     (1, 2)
     """
-    return 2 if any(FILE_OF_SPLIT.fullmatch(name.removesuffix(".parquet")) for name in files) else 1
+    several = any(FILE_OF_SPLIT.fullmatch(name.removesuffix(".parquet")) for name in files)
+    return 2 if several or top_k_of(schema) else 1
 
 
 def find_unlawful(claims: FooterClaims, schema: pa.Schema) -> str | None:
@@ -103,7 +162,7 @@ def describe_columns(schema: pa.Schema) -> list[list[str]]:
 
     def kind(column: pa.DataType) -> str:
         if not pa.types.is_fixed_size_list(column):
-            return str(column)
+            return "float32" if column == pa.float32() else str(column)
         return f"{column.value_type.to_pandas_dtype().__name__}[{column.list_size}]"
 
     return [[field.name, kind(field.type)] for field in schema]
@@ -117,18 +176,48 @@ def parse_columns(columns: list[list[str]]) -> pa.Schema:
     """
     fields = []
     for name, kind in columns:
-        vector = re.fullmatch(r"(float32|float16)\[([1-9]\d*)\]", kind)
-        base = re.fullmatch(r"(logits)(?:_plain|_member_\d+)?|(features)(?:_\w+)?", name)
-        if vector and base and vector[1] == _KINDS[base[1] or base[2]]:
+        vector = re.fullmatch(r"(float32|float16|int32)\[([1-9]\d*)\]", kind)
+        base = re.fullmatch(
+            r"(features)(?:_\w+)?|(logits|top_labels|top_logits|rest)(?:_plain|_member_\d+)?", name
+        )
+        which = (base[1] or base[2]) if base else ""
+        if vector and vector[1] == _KINDS.get(which):
             item = pa.field("item", pa.type_for_alias(vector[1]), nullable=False)
             fields.append(pa.field(name, pa.list_(item, int(vector[2])), nullable=False))
-        elif SCALARS.get(name) == kind:
+        elif SCALARS.get(name) == kind or (which, kind) == ("rest", "float32"):
             fields.append(pa.field(name, pa.type_for_alias(kind), nullable=False))
         else:
             raise ValueError(f"column {name} of type {kind}")
-    if [field.name for field in fields[:5]] != [*SCALARS, "logits"]:
+    _check_top(fields)
+    rows = _all_logits(fields, num_labels=1)
+    if [field.name for field in rows[:5]] != [*SCALARS, "logits"]:
         raise ValueError("columns missing")
-    members = {field.name: field.type for field in fields if field.name.startswith(MEMBER_PREFIX)}
-    if members != {f"{MEMBER_PREFIX}{m}": fields[4].type for m in range(len(members))}:
+    members = {field.name: field.type for field in rows if field.name.startswith(MEMBER_PREFIX)}
+    if members != {f"{MEMBER_PREFIX}{m}": rows[4].type for m in range(len(members))}:
         raise ValueError(f"columns {', '.join(members)}")
     return pa.schema(fields)
+
+
+def _check_top(fields: list[pa.Field]) -> None:
+    """Refuse columns of the largest logits that are not whole, or that stand beside columns of all."""
+    top = [field for field in fields if field.name.startswith(TOP_COLUMNS)]
+    names = [field.name for field in top]
+    endings = [name.removeprefix("top_labels") for name in names if name.startswith("top_labels")]
+    whole = [name for ending in endings for name in top_columns(f"logits{ending}")]
+    widths = {field.type.list_size for field in top if pa.types.is_fixed_size_list(field.type)}
+    if (
+        names != whole
+        or len(widths) > 1
+        or (top and any(field.name.startswith("logits") for field in fields))
+    ):
+        raise ValueError(f"columns {', '.join(names)}, not {', '.join(TOP_COLUMNS)} of one length")
+
+
+def _all_logits(fields: Iterable[pa.Field], num_labels: int) -> list[pa.Field]:
+    """Put a column of all logits in place of each three columns of the largest."""
+    kind = pa.list_(pa.field("item", pa.float32(), nullable=False), num_labels)
+    found = {}
+    for field in fields:
+        name = row_column(field.name)
+        found[name] = field if name == field.name else pa.field(name, kind, nullable=False)
+    return list(found.values())

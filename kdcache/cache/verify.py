@@ -87,10 +87,15 @@ def _check_rows(opened: OpenSplit, split: str) -> Iterator[Check]:
     digest, correct, labelled = RowsDigest(), Counter[str](), Counter[str]()
     faults: dict[str, list[str]] = {}
     not_mean: list[str] = []
-    has_members = f"{MEMBER_PREFIX}0" in manifest.schema.names
-    for start, table in opened.groups():
-        file = names[start // file_rows]
-        rows = CacheRows.from_table(table)
+    has_members = f"{MEMBER_PREFIX}0" in manifest.schema.names  # with top_k each keeps labels of its own
+    num_labels = len(manifest.identity["labels"])
+
+    def parts() -> Iterator[tuple[str, CacheRows]]:
+        for start, table in opened.groups():
+            for rows in CacheRows.parts_of(table, num_labels, name):
+                yield names[start // file_rows], rows
+
+    for file, rows in parts():
         digest.update(rows.example_id, rows.content_hash, rows.label)
         for fault, rows_with_it in find_faults(rows, manifest).items():
             faults.setdefault(fault, []).extend(rows.example_id[i] for i in np.flatnonzero(rows_with_it))

@@ -37,6 +37,7 @@ class CacheWriter:
         location: of the cache; untouched until ``finish``.
         scratch: a local folder for builds of exactly this cache. Its name must depend on everything
             that decides the content. The lock lies next to it.
+        top_k: how many logits of a row to keep; None keeps all.
 
     Raises:
         CacheError: on entering, if another process is writing or the place is read-only.
@@ -49,8 +50,8 @@ class CacheWriter:
             writer.finish(identity=…)
     """
 
-    def __init__(self, location: Location | Path | str, scratch: Path) -> None:
-        self.location, self.scratch = Location.parse(location), scratch
+    def __init__(self, location: Location | Path | str, scratch: Path, top_k: int | None = None) -> None:
+        self.location, self.scratch, self.top_k = Location.parse(location), scratch, top_k
         self.made, self.parts = scratch / "made", Parts(scratch, self.location)
         self._files: dict[str, dict[str, Any]] = {}
         self._data: dict[str, str] = {}
@@ -122,7 +123,7 @@ class CacheWriter:
             """Rows, and the number of the file that they belong to."""
             seen = 0
             for chunk in chunks:
-                table = self._checked(split, chunk.to_table())
+                table = self._checked(split, chunk.to_table(self.top_k))
                 digest.update(chunk.example_id, chunk.content_hash, chunk.label)
                 start = 0
                 while start < len(chunk):
@@ -162,9 +163,10 @@ class CacheWriter:
         if self._schema is None:
             raise ShapeError("cache manifest: at least one split must be written first, got none.")
         body = {"identity": identity, "data": self._data, "files": self._files, **facts}
-        body["format_version"] = format_version(self._files)
+        body["columns"] = describe_columns(self._schema)
+        body["format_version"] = format_version(self._files, self._schema)
         try:
-            manifest = parse_manifest(body | {"columns": describe_columns(self._schema)})
+            manifest = parse_manifest(body)
         except ValueError as error:
             raise ShapeError(f"cache manifest: {error}.") from None
         with one_line(self.location):
@@ -224,16 +226,17 @@ def name_part(name: str, start: int) -> str:
 
 
 def write_cache(
-    location: Location | Path | str, scratch: Path, splits: dict[str, CacheRows], **facts: Any
-) -> Manifest:
+    location: Location | Path | str, scratch: Path, splits: dict[str, CacheRows], top_k: int | None = None,
+    **facts: Any,
+) -> Manifest:  # fmt: skip
     """Write a cache of rows that are already in memory.
 
     Args:
-        location, scratch: see ``CacheWriter``.
+        location, scratch, top_k: see ``CacheWriter``.
         splits: split name → rows.
         facts: ``identity`` and further fields of ``Manifest``.
     """
-    with CacheWriter(location, scratch) as writer:
+    with CacheWriter(location, scratch, top_k) as writer:
         for split, rows in splits.items():
             writer.write(split, [rows])
         return writer.finish(**facts)

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -62,6 +62,7 @@ def inspect(
         from kdcache.analysis.describe import describe_analysis
         from kdcache.cache.location import Location
         from kdcache.cache.manifest import read_manifest
+        from kdcache.cache.schema import top_k_of
 
         project = None
         if cache:
@@ -82,12 +83,19 @@ def inspect(
 
                 with replacing(figure) as part:
                     draw_cache(analysis, part)
-            facts = {"digest": manifest.digest, "description": describe_analysis(analysis)}
+            facts: dict[str, Any] = {"digest": manifest.digest, "description": describe_analysis(analysis)}
+            if top_k := top_k_of(manifest.schema):
+                facts["top_k"] = top_k
             as_json[str(location)] = facts | asdict(analysis) | {"texts": of_mistakes}
             if not json_:
                 console.print(f"{location}: {facts['description']}\n", soft_wrap=True)
                 show_cache(location, manifest)
                 _show_analysis(analysis)
+                if top_k:
+                    console.print(
+                        f"  of a row the {top_k} largest logits are kept; the other labels count as equally "
+                        "likely, in the entropy and where a row's label is one of them", soft_wrap=True,
+                    )  # fmt: skip
                 _show_texts(analysis, of_mistakes)
         if json_:
             typer.echo(json.dumps(as_json, indent=2, ensure_ascii=False))

@@ -7,6 +7,7 @@ terms of an arm.
 """
 
 from kdcache.losses.feature import feature_cosine, feature_mse
+from kdcache.losses.inputs import collapse
 from kdcache.losses.inter_class import cross_entropy, dist_inter, dkd, kl
 from kdcache.losses.inter_instance import cka, gram, gram_centred, sp
 from kdcache.losses.objective import Objective, Targets
@@ -16,6 +17,6 @@ from kdcache.losses.terms import Ramp, Term, check_terms
 
 __all__ = [
     "LOSSES", "Loss", "Objective", "Ramp", "Targets", "Term", "check_terms",
-    "cka", "cross_entropy", "dist_inter", "dist_intra", "dkd", "feature_cosine", "feature_mse",
+    "cka", "collapse", "cross_entropy", "dist_inter", "dist_intra", "dkd", "feature_cosine", "feature_mse",
     "gram", "gram_centred", "kl", "pkt", "rkd_angle", "rkd_distance", "sp",
 ]  # fmt: skip

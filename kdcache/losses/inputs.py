@@ -77,3 +77,28 @@ def like(value: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
     """The value in the student's dtype, or in float32 if that is a half precision."""
     half = student.dtype in (torch.float16, torch.bfloat16)
     return value.to(torch.float32 if half else student.dtype)
+
+
+def collapse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Give the labels that a teacher's cache did not keep one logit in common, as the teacher's have.
+
+    It is the logarithm of the mean of their exponentials. So a divergence at T = 1 is exactly the one over
+    the kept labels and "another".
+
+    Args:
+        student: logits of shape (batch, num_labels).
+        teacher: logits of the same shape, from a cache with ``top_k``: in each row, the labels that it did
+            not keep have the least.
+
+    Returns:
+        Logits of the same shape, in float32 if the student's are in half precision.
+
+    >>> found = collapse(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0.0, 0.0, 9.0]]))
+    >>> [round(value, 4) for value in found[0].tolist()]
+    [1.6201, 1.6201, 4.0]
+    """
+    student = student.to(torch.promote_types(student.dtype, torch.float32))
+    kept = teacher > teacher.amin(dim=1, keepdim=True)
+    count = (~kept).sum(dim=1, keepdim=True).to(student.dtype)
+    shared = student.masked_fill(kept, -torch.inf).logsumexp(dim=1, keepdim=True) - count.log()
+    return torch.where(kept, student, shared)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdcache.losses.inputs import collapse
 from kdcache.losses.inter_class import cross_entropy
 from kdcache.losses.table import LOSSES
 from kdcache.losses.terms import Ramp, Term, queue_length, value_at
@@ -39,6 +40,8 @@ class Objective(nn.Module):
         dim_t: dim of the teacher's features. A feature loss that needs equal dims trains a projection with
             the student and discards it. If the dims are equal, it starts as the identity.
         label_smoothing: of cross-entropy.
+        collapsed: whether the teacher's logits are of a cache with ``top_k``. All terms but cross-entropy
+            then see the student's as ``collapse`` gives them.
     """
 
     def __init__(
@@ -48,10 +51,11 @@ class Objective(nn.Module):
         dim_s: int,
         dim_t: int,
         label_smoothing: float = 0.0,
+        collapsed: bool = False,
     ) -> None:
         super().__init__()
         self.terms = {family: term for family, term in terms.items() if term is not None}
-        self.ce_weight, self.label_smoothing = ce_weight, label_smoothing
+        self.ce_weight, self.label_smoothing, self.collapsed = ce_weight, label_smoothing, collapsed
         self.projection: nn.Linear | None = None
         if any(LOSSES[term.name].projected for term in self.terms.values()):
             self.projection = nn.Linear(dim_s, dim_t, bias=False)
@@ -83,12 +87,17 @@ class Objective(nn.Module):
         if self.ce_weight != 0:
             ce = cross_entropy(logits.float(), targets.labels, self.label_smoothing)
             values["ce"] = value_at(self.ce_weight, progress) * ce
+        logits = self.compared(logits, targets.logits)
         for family, term in self.terms.items():
             value = self._value(family, term, logits, features, targets, progress)
             values[term_key(family, term)] = value_at(term.weight, progress) * value
         if self.memory is not None and remember:
             self.memory.remember(targets.rows, logits, targets.logits)
         return values
+
+    def compared(self, logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """Return the student's logits as they are compared with the teacher's, see ``collapse``."""
+        return collapse(logits, teacher) if self.collapsed else logits
 
     def _value(
         self,

@@ -15,7 +15,7 @@ from kdcache.on_disk import empty, pieces, release
 from kdcache.students.prompted_backbone import TRUNK, Backbone
 
 STATES_BATCH_SIZE = 128
-FREE_SHARE = 0.4  # of a GPU's memory, that the states below late prompts may take
+TRUNK_SHARE = 0.4  # of a GPU's memory, that the states below late prompts may take
 
 
 class FrozenInputs:
@@ -125,7 +125,7 @@ def trunk_fits(backbone: Backbone, encoded: Encoded) -> bool:
     if backbone.device.type == "cpu":
         return True
     size = encoded.sequences.lengths.sum() * backbone.config.hidden_size * backbone.encoder.dtype.itemsize
-    return bool(size < FREE_SHARE * torch.cuda.mem_get_info(backbone.device)[0])
+    return bool(size < TRUNK_SHARE * torch.cuda.mem_get_info(backbone.device)[0])
 
 
 def _room(shape: tuple[int, int], backbone: Backbone, encoded: Encoded) -> torch.Tensor:

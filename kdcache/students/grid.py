@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from kdcache.cache.schema import top_k_of
 from kdcache.data.task import read_task
 from kdcache.digests import file_digest, value_digest
 from kdcache.encoder.load import WEIGHTS, load_tokenizer, machine_kind, setup
@@ -221,7 +222,7 @@ class Grid:
             rows = rows.shuffled_within_class(seed)
         objective = Objective(
             spec.terms, spec.ce_weight, self.backbone.config.hidden_size * self.task.num_choices,
-            rows.teacher_features.shape[1], spec.label_smoothing,
+            rows.teacher_features.shape[1], spec.label_smoothing, top_k_of(self.manifest.schema) is not None,
         ).to(self.backbone.device)  # fmt: skip
         rows = rows.read_by(backbone)
         tune = tune and tune.taught_by(spec.targets, seed).read_by(backbone)

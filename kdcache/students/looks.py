@@ -37,16 +37,17 @@ def _watch(runs: Sequence[Run]) -> list[dict[str, float]]:
     students = [run.student for run in runs]
     counts = [len(batch) * first.encoded.num_choices for batch in batches]
     outputs = forward(students, _batch(runs, first.inputs, np.concatenate(batches)), counts)
-    logits, targets, terms = [], [], []
+    logits, compared, targets, terms = [], [], [], []
     for run, batch, (some, features) in zip(runs, batches, outputs, strict=True):
         rows = torch.from_numpy(batch).to(some.device)
         some, features = run.rows.encoded.by_row(some), run.rows.encoded.by_row(features)
         targets.append(run.rows.targets(rows).logits)
         terms.append(run.terms(some, features, rows, remember=False))
         logits.append(some.detach())
+        compared.append(run.objective.compared(some.detach(), targets[-1]))
     watched = [student.tuned or student.head_parameters for student in students]
     norms = gradient_norms(terms, watched)
-    seen = zip(runs, terms, norms, logits, targets, strict=True)
+    seen = zip(runs, terms, norms, logits, targets, compared, strict=True)
     return [run.watch.see(values, of_run, *outputs) for run, values, of_run, *outputs in seen]
 
 

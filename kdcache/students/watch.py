@@ -31,6 +31,7 @@ class Watch:
         norms: Mapping[str, float],
         student: torch.Tensor,
         teacher: torch.Tensor,
+        compared: torch.Tensor,
     ) -> dict[str, float]:
         """Measure once.
 
@@ -39,6 +40,7 @@ class Watch:
             norms: of their gradients, see ``gradient_norms``.
             student: its logits on the batch, of shape (batch, num_labels).
             teacher: of the same rows.
+            compared: the student's logits as losses compare them with the teacher's, see ``Objective``.
 
         Returns:
             Per term ``fixed_…``, its value, and ``share_…``, its share of the sum of gradient
@@ -50,8 +52,8 @@ class Watch:
         seen |= {f"share_{name}": norm / total if total else 0.0 for name, norm in norms.items()}
         return seen | {
             "agreement": (student.argmax(1) == teacher.argmax(1)).double().mean().item(),
-            "kl_to_teacher": kl(student, teacher).item(),
-            "gram_to_teacher": gram(student, teacher).item(),
+            "kl_to_teacher": kl(compared, teacher).item(),
+            "gram_to_teacher": gram(compared, teacher).item(),
         }
 
 

@@ -40,10 +40,17 @@ class CacheTeacherParams:
     Args:
         batch_size: rows per forward pass; on a GPU more where they are short, see ``plans.plan_for``.
         dtype: of the model's weights and states. The manifest records how far bfloat16 moved the logits.
+        top_k: how many logits of a row to keep, the largest, with the mass of the others; None keeps all, as
+            does a task of no more labels.
     """
 
     batch_size: Count
     dtype: Literal["float32", "bfloat16"] = "float32"
+    top_k: Count | None = None
+
+    def kept_of(self, num_labels: int) -> int | None:
+        """Return how many logits of a task's rows are kept; None keeps all."""
+        return self.top_k if self.top_k and self.top_k < num_labels else None
 
 
 def cache_teacher(project: Project, task_name: str, shard: tuple[int, int] | None = None) -> None:
@@ -89,7 +96,8 @@ def cache_teacher(project: Project, task_name: str, shard: tuple[int, int] | Non
         print(f"{task_name}: {len(parts)} parts of shard {number}/{count} are in {scratch}")
         return
     metrics, all_rows_metrics = {}, {}
-    with CacheWriter(location, scratch) as writer:
+    top_k = params.kept_of(task.num_labels)
+    with CacheWriter(location, scratch, top_k) as writer:
         _compute(project, teacher, teacher.parts(), writer.parts)
         for split, file in tables.items():
             scored: list[tuple[np.ndarray, np.ndarray]] = []

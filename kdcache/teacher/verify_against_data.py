@@ -10,7 +10,9 @@ from kdcache.cache.join import Batches, batches_of
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import OUTSIDE, Manifest, check_identity, read_identity_of, read_manifest
 from kdcache.cache.reader import load_cache
+from kdcache.cache.schema import top_k_of
 from kdcache.cache.split_files import name_span
+from kdcache.cache.top_logits import kept_labels, share_rest
 from kdcache.cache.verify import Check, verify_cache
 from kdcache.data.ids import name_some
 from kdcache.data.splits import digest_of, open_tables, rows_at
@@ -84,6 +86,8 @@ def _recompute(
         pairs = [(members.mean(axis=0), cached.logits), *zip(members, cached.members, strict=False)]
         if cached.logits_plain is not None:
             pairs.append((teacher.logits(split, None, rows).mean(axis=0), cached.logits_plain))
+        if top_k_of(manifest.schema):  # by what is cached: the labels kept, and the others together
+            pairs = [(share_rest(computed, kept_labels(stored)), stored) for computed, stored in pairs]
         moved = np.max([np.abs(computed - stored).max(axis=1) for computed, stored in pairs], axis=0)
         far = [i for i, distance in zip(ids, moved, strict=True) if not distance <= manifest.tolerance]
         name = name_span(manifest.files_of(split))

@@ -53,6 +53,9 @@ def test_planned_rows_and_bytes_are_those_of_the_stages(cached_project):
         == sum(map(len, tables.values()))
         == sum(entry["rows"] for entry in manifest.files.values())
     )
+    more = planned_stages("cache_teacher.top_k=2")["cache_teacher"].bytes - stages["cache_teacher"].bytes
+    columns = 2  # the cached logits, and those of the teacher on all rows
+    assert more == stages["cache_teacher"].rows * columns * 4 * (2 + 2 + 1 - 3)
     weights = [path.stat().st_size for path in Path("models", "teacher", "cb").rglob("*.safetensors")]
     assert stages["train_teacher"].bytes == pytest.approx(sum(weights), rel=0.1)
     assert stages["student_backbone"].bytes == pytest.approx(

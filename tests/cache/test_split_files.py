@@ -362,3 +362,16 @@ def test_the_manifest_of_one_file_is_as_it_was(one_file: Path):
     body = json.loads((one_file / "manifest.json").read_text())
     assert body["format_version"] == 1
     assert list(body["files"]) == ["train.parquet"]
+
+
+def test_largest_logits_in_several_files_are_those_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found = {}
+    for size in (FILE, 1000):
+        monkeypatch.setattr(writer, "FILE_ROWS", size)
+        with CacheWriter(tmp_path / str(size) / "wic", tmp_path / "scratch", top_k=1) as made:
+            made.write("train", [rows(ROWS)])
+            assert made.finish(IDENTITY).format_version == 2
+        found[size] = load_cache(tmp_path / str(size) / "wic", "train")
+        assert not problems(tmp_path / str(size) / "wic")
+    assert everything(found[FILE]) == everything(found[1000])
+    assert sorted(found[FILE].manifest.files) == NAMES

@@ -21,14 +21,14 @@ def test_shares_are_those_of_the_gradient_norms():
     norms = gradient_norms([terms, {"ce": prompt.sum()}, two], [[prompt], [prompt], [other]])
     assert norms[1] == {"ce": 1.0}  # all of it, whatever its size
     assert norms[2] == pytest.approx({"ce": 10.0, "kl": 2**0.5})
-    seen = Watch(8, 4).see(terms, norms[0], torch.eye(2), torch.eye(2))
+    seen = Watch(8, 4).see(terms, norms[0], torch.eye(2), torch.eye(2), torch.eye(2))
     assert [seen[f"share_{name}"] for name in terms] == pytest.approx([1 / 3, 2 / 3, 0.0])
     assert seen["fixed_kl"] == 14.0
 
 
 def test_fidelity_is_agreement_and_two_distances_to_the_teacher():
     student, teacher = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
-    seen = Watch(2, 2).see({"ce": torch.ones(())}, {"ce": 1.0}, student, teacher)
+    seen = Watch(2, 2).see({"ce": torch.ones(())}, {"ce": 1.0}, student, teacher, student)
     assert seen["agreement"] == 0.5
     assert seen["kl_to_teacher"] == pytest.approx(kl(student, teacher).item())
     assert seen["gram_to_teacher"] == pytest.approx(gram(student, teacher).item())
