@@ -57,6 +57,7 @@ class Paths:
     timings: str
     scratch: str
     evaluations: str = "evaluations"
+    parts: str | None = None  # of unfinished caches; None for scratch
 
     @property
     def explored(self) -> "Paths":
@@ -126,8 +127,8 @@ class Project:
         """Return where a task's metrics lie, the first of ``Paths.lookup``; None without students."""
         return next((p for p in self.paths.lookup if (Path(p.metrics) / f"{task}.json").is_file()), None)
 
-    def scratch(self, module: str, *made_of: Any) -> Path:
-        """Make a resumable folder, keyed by all that decides its content.
+    def scratch_name(self, module: str, *made_of: Any) -> str:
+        """Name a resumable folder, by a key of all that decides its content.
 
         Args:
             module: ``__name__`` of the caller; the code that it reaches is part of the key, so that
@@ -135,7 +136,11 @@ class Project:
             made_of: everything else that decides the content, of plain JSON types.
         """
         key = value_digest([*made_of, code_digest(module)])
-        folder = Path(self.paths.scratch) / f"{module.rpartition('.')[2]}-{key[:16]}"
+        return f"{module.rpartition('.')[2]}-{key[:16]}"
+
+    def scratch(self, module: str, *made_of: Any) -> Path:
+        """Make a resumable folder, see ``scratch_name``."""
+        folder = Path(self.paths.scratch) / self.scratch_name(module, *made_of)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

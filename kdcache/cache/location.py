@@ -1,6 +1,8 @@
 """The place of a cache: a local folder, or any URI that pyarrow or fsspec opens."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,17 +69,21 @@ class Location:
         """Return whether the folder holds a file of that name."""
         return self.filesystem.get_file_info(self._file(name)).type == pafs.FileType.File
 
-    def names(self, recursive: bool = False) -> list[str]:
+    def names(self, recursive: bool = False, below: str = "") -> list[str]:
         """Names of everything in the folder, sorted; empty if there is no folder.
 
         Args:
             recursive: names of all files below instead, such as ``kl-0/student.json``.
+            below: a folder in it, whose names are listed instead.
         """
-        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
+        if isinstance(self.filesystem, pafs.PyFileSystem):
+            self.filesystem.handler.fs.invalidate_cache()  # fsspec may remember what was there
+        path = self._file(below).rstrip("/")
+        selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
         found = self.filesystem.get_file_info(selector)
         if not recursive:
             return sorted(info.base_name for info in found)
-        root = len(self.path.rstrip("/")) + 1
+        root = len(path) + 1
         return sorted(info.path[root:] for info in found if info.type == pafs.FileType.File)
 
     def size(self, name: str) -> int:
@@ -98,6 +104,16 @@ class Location:
         """All bytes of a file."""
         with self.open(name) as file:
             return file.read()
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_file(self._file(name))
+
+    def remove_below(self, below: str) -> None:
+        """Remove a folder in this one with all that is in it, if it is there; "" for this one."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_dir(self._file(below).rstrip("/"))
 
     def digest(self, name: str) -> str:
         """sha256 of a file."""
@@ -152,6 +168,27 @@ class Location:
 
     def _file(self, name: str) -> str:
         return f"{self.path.rstrip('/')}/{name}"
+
+
+@contextlib.contextmanager
+def one_line(place: object, must: str = "the cache must fit where it is written") -> Iterator[None]:
+    """Turn an error of the operating system, or of a store, into one line.
+
+    Args:
+        place: where it happened.
+        must: what must be.
+
+    Raises:
+        CacheError: names the place.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or _first_line(error)
+        raise CacheError(
+            f"{place}: {must}, got: {reason}. "
+            "Fix that, then run the same command again. Finished parts are kept."
+        ) from None
 
 
 def _open_uri(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -1,42 +1,67 @@
 """Parts of a build: arrays that took long to compute, each stored whole under the sha256 of its own bytes.
 
-Any number of processes may store the same part at once: each writes a file of its own name and renames it.
+Any number of processes may store the same part at once. On a disk each writes a file of its own name and
+renames it; on an object store each puts one object.
 """
 
 import contextlib
 import hashlib
 import io
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from kdcache.errors import CacheError
+from kdcache.cache.location import Location, one_line
+from kdcache.digests import value_digest
+from kdcache.errors import KdcacheError
+from kdcache.project import SCRATCH
 from kdcache.spread import one_machine_kind
 
 # Arrays of the same rows, by name.
 Arrays = dict[str, np.ndarray]
+_READABLE = "the parts must be readable and writable"
 
 
 class Parts:
     """The parts of one build.
 
+    On an object store they lie in a folder per kind of machine, so that a process that should have ended
+    can leave none of another kind among them.
+
     Args:
-        scratch: the folder of the build, on a disk that all workers see.
+        scratch: the folder of the build.
         location: of the cache that they are for, in messages.
+        root: a folder or URI that all workers see, where the parts lie in a folder of the same name. None for
+            the folder of the build itself, which then is on a disk that all workers see.
     """
 
-    def __init__(self, scratch: Path, location: object) -> None:
-        self.scratch, self.folder, self.location = scratch, scratch / "parts", location
+    def __init__(self, scratch: Path, location: object, root: str | None = None) -> None:
+        self.location = location
+        self.place = Location.parse(root, scratch.name) if root else Location.parse(scratch)
+        self._kind = ""
+        if root and self.place.folder:
+            self.place.folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the parts' files; None on an object store."""
+        return self.place.folder and self.place.folder / "parts"
 
     def read(self, name: str) -> Arrays | None:
-        """Return a part; None if it is not there, or was damaged and is removed."""
+        """Return a part; None if it is not there, or was damaged and is removed.
+
+        Raises:
+            CacheError: the object store cannot be read.
+        """
+        if self.folder is None:
+            return self._get(name)
         for path in self.folder.glob(f"{name}.*.npz"):
             content = path.read_bytes()
-            if path.name == _file_name(name, content):
-                return dict(np.load(io.BytesIO(content), allow_pickle=False))
+            if path.name == f"{name}.{_digest(content)}.npz":
+                return _arrays(content)
             path.unlink(missing_ok=True)
         return None
 
@@ -44,51 +69,115 @@ class Parts:
         """Store a part, whole or not at all.
 
         Raises:
-            CacheError: the disk is full or read-only.
+            CacheError: the disk is full or read-only, or the object store cannot be written.
         """
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **part)
         content = buffer.getvalue()
+        if self.folder is None:
+            with self._one_line(), self.place.create(f"{self._below(name)}/{_digest(content)}.npz") as file:
+                file.write(content)
+            return
         unfinished = self.folder / f"{name}.{uuid.uuid4().hex}.unfinished"
-        with one_line(self.location):
+        with self._one_line():
             self.folder.mkdir(exist_ok=True)
             try:
                 unfinished.write_bytes(content)
                 to_disk(unfinished)
-                os.replace(unfinished, self.folder / _file_name(name, content))
+                os.replace(unfinished, self.folder / f"{name}.{_digest(content)}.npz")
             except OSError:
                 with contextlib.suppress(OSError):
                     unfinished.unlink(missing_ok=True)
                 raise
 
     def require_machine(self, kind: str) -> None:
-        """Let one kind of machine compute all parts, see ``spread.one_machine_kind``."""
-        with one_line(self.location):
-            one_machine_kind(self.scratch, kind, str(self.location))
+        """Let one kind of machine compute all parts: the first to come decides.
+
+        On an object store each kind puts an object, then looks for others. Of two that come at the same
+        moment both may be refused; never do both go on.
+
+        Raises:
+            KdcacheError: another kind has begun.
+        """
+        with self._one_line():
+            if self.place.folder:
+                one_machine_kind(self.place.folder, kind, str(self.location))
+                return
+            own = value_digest(kind)[:16]
+            if not (found := self.place.names(below="machine")):
+                with self.place.create(f"machine/{own}") as file:
+                    file.write(kind.encode())
+                found = self.place.names(below="machine")
+            for other in found:
+                if other != own:
+                    before = self.place.read(f"machine/{other}").decode()
+                    raise KdcacheError(
+                        f"{self.location}: one kind of machine must compute all of it, got {kind} here and "
+                        f"{before} before. Go on with that kind, or run kdcache clean to start anew."
+                    )
+            self._kind = own
+
+    def remove(self) -> None:
+        """Remove the parts, and then what says which kind of machine computed them."""
+        if self.place.folder:
+            shutil.rmtree(self.place.folder / "parts", ignore_errors=True)
+            shutil.rmtree(self.place.folder, ignore_errors=True)
+            return
+        with self._one_line():
+            self.place.remove_below("parts")
+            self.place.remove_below("")
+
+    def _get(self, name: str) -> Arrays | None:
+        """Read a part on an object store."""
+        with self._one_line():
+            below = self._below(name)
+            for file in self.place.names(below=below):
+                try:
+                    content = self.place.read(f"{below}/{file}")
+                except FileNotFoundError:  # removed meanwhile
+                    continue
+                if file == f"{_digest(content)}.npz":
+                    return _arrays(content)
+                self.place.remove(f"{below}/{file}")
+        return None
+
+    def _below(self, name: str) -> str:
+        """The folder of a part on an object store: so all that is stored of it has one prefix."""
+        if not self._kind and (decided := self.place.names(below="machine")):
+            self._kind = decided[0]
+        return f"parts/{self._kind or 'any'}/{name}"
+
+    def _one_line(self) -> contextlib.AbstractContextManager[None]:
+        return one_line(self.location) if self.place.folder else one_line(self.place, _READABLE)
 
 
-def _file_name(name: str, content: bytes) -> str:
-    return f"{name}.{hashlib.sha256(content).hexdigest()[:32]}.npz"
+def clean_parts(root: str) -> int:
+    """Remove the parts of all unfinished builds, and nothing else that may lie there.
+
+    Args:
+        root: a folder or URI of parts. The caller holds the lease on everything there.
+
+    Returns:
+        How many bytes were freed.
+    """
+    place, freed = Location.parse(root), 0
+    with one_line(place, _READABLE):
+        for name in place.names():
+            if SCRATCH.fullmatch(name):
+                freed += sum(place.size(f"{name}/{file}") for file in place.names(recursive=True, below=name))
+                Parts(Path(name), place, root).remove()
+    return freed
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _arrays(content: bytes) -> Arrays:
+    return dict(np.load(io.BytesIO(content), allow_pickle=False))
 
 
 def to_disk(path: Path) -> None:
     """Wait until a file's bytes are on the disk, so that they are there before the rename."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def one_line(location: object) -> Iterator[None]:
-    """Turn an error of the operating system into one line.
-
-    Raises:
-        CacheError: names the cache.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0].rstrip(".")
-        raise CacheError(
-            f"{location}: the cache must fit where it is written, got: {reason}. "
-            "Fix that, then run the same command again. Finished parts are kept."
-        ) from None

@@ -1,7 +1,7 @@
 """Writing a cache: Parquet files, then the manifest, then all of them moved into place at once.
 
 A killed build resumes. The teacher's outputs, which are expensive, are stored part by part in the
-scratch folder, each under the sha256 of its own bytes, so that a broken part is noticed.
+scratch folder or on a store, each under the sha256 of its own bytes, so that a broken part is noticed.
 """
 
 import contextlib
@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcache.cache.cached_rows import CacheRows
-from kdcache.cache.location import Location
+from kdcache.cache.lease import Lease
+from kdcache.cache.location import Location, one_line
 from kdcache.cache.manifest import MANIFEST, Manifest, parse_manifest
-from kdcache.cache.parts import Arrays, Parts, one_line, to_disk
+from kdcache.cache.parts import Arrays, Parts, to_disk
 from kdcache.cache.schema import FILE_ROWS, PARQUET, ROW_GROUP_ROWS, describe_columns, format_version
 from kdcache.cache.split_files import name_files, split_of
 from kdcache.data.ids import name_some, repeated_in_parts
@@ -38,6 +39,8 @@ class CacheWriter:
         scratch: a local folder for builds of exactly this cache. Its name must depend on everything
             that decides the content. The lock lies next to it.
         top_k: how many logits of a row to keep; None keeps all.
+        parts: a folder or URI for the parts, where other machines write too; a lease lies there beside the
+            lock. None for the scratch folder.
 
     Raises:
         CacheError: on entering, if another process is writing or the place is read-only.
@@ -50,33 +53,42 @@ class CacheWriter:
             writer.finish(identity=…)
     """
 
-    def __init__(self, location: Location | Path | str, scratch: Path, top_k: int | None = None) -> None:
+    def __init__(
+        self, location: Location | Path | str, scratch: Path, top_k: int | None = None,
+        parts: str | None = None,
+    ) -> None:  # fmt: skip
         self.location, self.scratch, self.top_k = Location.parse(location), scratch, top_k
-        self.made, self.parts = scratch / "made", Parts(scratch, self.location)
+        self.made, self.parts = scratch / "made", Parts(scratch, self.location, parts)
         self._files: dict[str, dict[str, Any]] = {}
         self._data: dict[str, str] = {}
         self._schema: pa.Schema | None = None
         where = self.location.folder.absolute().as_posix() if self.location.folder else str(self.location)
-        lock = f"cache-{self.location.name}-{value_digest(where)[:8]}.lock"
-        self._lock = filelock.FileLock(scratch.parent / lock)
+        key = f"cache-{self.location.name}-{value_digest(where)[:8]}"
+        self._lock = filelock.FileLock(scratch.parent / f"{key}.lock")
+        self._lease = Lease(parts, key, self.location) if parts else None
 
     def __enter__(self) -> "CacheWriter":
         self.location.require_writable()
-        with one_line(self.location):
-            self.scratch.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire(timeout=0)
-            except filelock.Timeout:
-                raise CacheError(
-                    f"{self.location}: only one process may write it at a time, got another at work. "
-                    "Wait for it to end, then run this again."
-                ) from None
-            shutil.rmtree(self.made, ignore_errors=True)
-            self.made.mkdir(parents=True)
+        with contextlib.ExitStack() as held:
+            with one_line(self.location):
+                self.scratch.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    held.enter_context(self._lock.acquire(timeout=0))
+                except filelock.Timeout:
+                    raise CacheError(
+                        f"{self.location}: only one process may write it at a time, got another at work. "
+                        "Wait for it to end, then run this again."
+                    ) from None
+            if self._lease:
+                held.enter_context(self._lease)
+            with one_line(self.location):
+                shutil.rmtree(self.made, ignore_errors=True)
+                self.made.mkdir(parents=True)
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._held.close()
 
     def resume(
         self, name: str, num_rows: int, compute: Callable[[slice], Arrays]
@@ -147,7 +159,7 @@ class CacheWriter:
             self._files[name] = entry
 
     def finish(self, identity: dict[str, Any], **facts: Any) -> Manifest:
-        """Write the manifest, move everything into place, and remove the scratch folder.
+        """Write the manifest, move everything into place, and remove the parts and the scratch folder.
 
         Args:
             identity: of the teacher, see ``manifest.Identity``.
@@ -158,7 +170,7 @@ class CacheWriter:
 
         Raises:
             ShapeError: no split was written, or a field of the manifest is missing or of the wrong type.
-            CacheError: the place is full or read-only. The parts are kept.
+            CacheError: the place is full or read-only, or another machine took over. The parts are kept.
         """
         if self._schema is None:
             raise ShapeError("cache manifest: at least one split must be written first, got none.")
@@ -173,7 +185,10 @@ class CacheWriter:
             manifest.write(self.made / MANIFEST)
             for path in sorted(self.made.iterdir()):
                 to_disk(path)
+            if self._lease:
+                self._lease.require()
             self.location.publish(self.made, last=MANIFEST)
+        self.parts.remove()
         shutil.rmtree(self.scratch, ignore_errors=True)
         return manifest
 

@@ -84,11 +84,20 @@ def diff(
 
 
 def clean(set_: Overrides = None, debug: Debug = False) -> None:
-    """Empty the scratch folder, which holds what interrupted runs resume from."""
+    """Empty the scratch folder and paths.parts, which hold what interrupted runs resume from."""
     with open_project(set_, debug) as project:
         from kdcache.project import clean as clean_scratch
 
-        typer.echo(f"{project.paths.scratch}: freed {clean_scratch(project) / 1e6:.1f} MB")
+        scratch, parts = project.paths.scratch, project.paths.parts
+        if not parts:
+            typer.echo(f"{scratch}: freed {clean_scratch(project) / 1e6:.1f} MB")
+            return
+        from kdcache.cache.lease import EVERYTHING, Lease
+        from kdcache.cache.parts import clean_parts
+
+        with Lease(parts, EVERYTHING, parts):
+            for place, freed in ((scratch, clean_scratch(project)), (parts, clean_parts(parts))):
+                typer.echo(f"{place}: freed {freed / 1e6:.1f} MB")
 
 
 def import_(

@@ -1,6 +1,8 @@
 """Stage cache_teacher: the teacher's logits and features of every prepared row, written as a cache."""
 
+import contextlib
 import json
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from kdcache.cache.cached_rows import CacheRows
+from kdcache.cache.lease import Lease
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import read_identity_of
 from kdcache.cache.parts import Parts
@@ -24,7 +27,7 @@ from kdcache.data.splits import TEST, count_rows, existing_splits, metric_column
 from kdcache.data.task import Task, read_task
 from kdcache.digests import file_digest
 from kdcache.encoder.load import machine_kind, setup
-from kdcache.errors import ModelError
+from kdcache.errors import DataError, ModelError
 from kdcache.on_disk import open_parquet
 from kdcache.params import Count
 from kdcache.project import Project, require, require_task
@@ -83,21 +86,19 @@ def cache_teacher(project: Project, task_name: str, shard: tuple[int, int] | Non
     probe = json.loads(of_probe.read_text(encoding="utf-8")) if of_probe.is_file() else None
 
     location = Location.parse(project.paths.cache, task_name)
-    data = Path(project.paths.data) / task_name
-    digests = [file_digest(data / f"{split}.parquet") for split in tables]
-    scratch = project.scratch(
-        __name__, teacher.identity, params.batch_size, params.dtype, project.threads, digests
-    )
+    scratch, shared = project.scratch(__name__, *_made_of(project, teacher)), project.paths.parts
     if shard:
         number, count = shard
-        with project.alone(Path(f"{location.name}-shard-{number}-of-{count}")):
-            parts = teacher.parts()[number::count]
-            _compute(project, teacher, parts, Parts(scratch, location))
-        print(f"{task_name}: {len(parts)} parts of shard {number}/{count} are in {scratch}")
+        parts, stored = teacher.parts()[number::count], Parts(scratch, location, shared)
+        share = f"{location.name}-shard-{number}-of-{count}"
+        lease = Lease(shared, f"{scratch.name}-{share}", share) if shared else contextlib.nullcontext()
+        with project.alone(Path(share)), lease:
+            _compute(project, teacher, parts, stored)
+        print(f"{task_name}: {len(parts)} parts of shard {number}/{count} are in {stored.place}")
         return
     metrics, all_rows_metrics = {}, {}
     top_k = params.kept_of(task.num_labels)
-    with CacheWriter(location, scratch, top_k) as writer:
+    with CacheWriter(location, scratch, top_k, shared) as writer:
         _compute(project, teacher, teacher.parts(), writer.parts)
         for split, file in tables.items():
             scored: list[tuple[np.ndarray, np.ndarray]] = []
@@ -181,17 +182,38 @@ def _compute(project: Project, teacher: Teacher, parts: Sequence[CachePart], sto
 def open_elsewhere(
     raw: dict[str, Any], task_name: str, identity: dict[str, Any], train_folds: np.ndarray, stored: Parts
 ) -> Callable[[CachePart], None]:
-    """Open a worker in a process of its own: the first one has checked all files, and hashed them once."""
+    """Open a worker in a process of its own: the first one has checked all files, and hashed them once.
+
+    Raises:
+        DataError: the parts go through ``paths.parts``, so this node may have files of its own, and they or
+            its packages are not those of the first process.
+    """
     project = Project.of(raw).only([task_name])
     params = project.section("cache_teacher", CacheTeacherParams)
     data = Path(project.paths.data) / task_name
     task = read_task(data, task_name)
     tables = {split: open_parquet(data / f"{split}.parquet") for split in existing_splits(data, task)}
+    if project.paths.parts:
+        teacher = open_teacher(project, task, params, tables)
+        if project.scratch_name(__name__, *_made_of(project, teacher)) != stored.place.name:
+            raise DataError(
+                f"{task_name}: each node must have the data, the teacher and the packages of the first "
+                f"process, got others on {platform.node()}. Copy them there, then run this again."
+            )
+        stored.require_machine(machine_kind(teacher.device))
+        return store_parts(teacher, stored)
     folder = _require_teacher(project, task_name)
     device = setup(project.threads, params.dtype)
     stored.require_machine(machine_kind(device))
     teacher = Teacher(folder, task, identity, tables, train_folds, params.batch_size, params.dtype, device)
     return store_parts(teacher, stored)
+
+
+def _made_of(project: Project, teacher: Teacher) -> list[Any]:
+    """All that decides the parts, beside the code."""
+    data = Path(project.paths.data) / teacher.task.name
+    digests = [file_digest(data / f"{split}.parquet") for split in teacher.tables]
+    return [teacher.identity, teacher.batch_size, teacher.dtype, project.threads, digests]
 
 
 def store_parts(

@@ -21,7 +21,7 @@ from kdcache.data.task import Task
 from kdcache.encoder.adapters import load_trained, saved_pooling
 from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.forward import extract
-from kdcache.encoder.load import load_tokenizer
+from kdcache.encoder.load import load_tokenizer, machine_kind
 from kdcache.encoder.precision import Dtype, hold_in_bfloat16
 from kdcache.teacher.folder import model_folder, teacher_folds
 
@@ -208,8 +208,11 @@ class Teacher:
         def part(rows: slice) -> CachePart:
             return CachePart(split, fold, member, rows.start, rows.stop)
 
-        num_rows = count_rows(self.tables[split])
-        return writer.resume(part(slice(0, 0)).sequence, num_rows, lambda rows: self.compute(part(rows)))
+        def compute(rows: slice) -> Arrays:  # what was lost since all parts were there
+            writer.parts.require_machine(machine_kind(self.device))
+            return self.compute(part(rows))
+
+        return writer.resume(part(slice(0, 0)).sequence, count_rows(self.tables[split]), compute)
 
     def _extract(
         self, fold: int | None, member: int, encoded: Encoded, dtype: Dtype | None = None,

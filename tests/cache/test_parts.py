@@ -1,12 +1,16 @@
 """Parts: whole or absent, whoever stores them at the same time."""
 
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
 from kdcache.cache import parts
-from kdcache.cache.parts import Parts
+from kdcache.cache.location import Location
+from kdcache.cache.parts import Parts, clean_parts
 from kdcache.errors import KdcacheError
 
 ARRAYS = {"logits": np.arange(6.0).reshape(3, 2)}
@@ -46,3 +50,93 @@ def test_the_first_machine_decides(tmp_path: Path):
     with pytest.raises(KdcacheError, match="got b here and a before"):
         other.require_machine("b")
     assert [path.name for path in tmp_path.iterdir()] == ["machine"]
+
+
+@pytest.fixture
+def store() -> Iterator[str]:
+    yield "memory://stored/parts"
+    fsspec.filesystem("memory").rm("/stored", recursive=True)
+
+
+def on_store(tmp_path: Path, store: str) -> Parts:
+    return Parts(tmp_path / "cache_teacher-0123456789abcdef", "cache/wic", store)
+
+
+def test_parts_on_a_store_are_whole_or_none_and_leave_the_disk_alone(tmp_path: Path, store: str):
+    stored = on_store(tmp_path, store)
+    assert stored.read("train-0") is None
+    stored.require_machine("a")
+    stored.store("train-0", ARRAYS)
+    stored.store("train-0", ARRAYS)
+    stored.store("train-01", {"logits": ARRAYS["logits"] + 1})
+    other = pickle.loads(pickle.dumps(on_store(tmp_path, store)))
+    found = other.read("train-0")
+    assert found is not None
+    assert (found["logits"] == ARRAYS["logits"]).all()
+    (name,) = (name for name in stored.place.names(recursive=True) if "/train-0/" in name)
+    whole = stored.place.read(name)
+    with stored.place.create(name) as file:
+        file.write(whole[:-1])
+    assert other.read("train-0") is None
+    assert not stored.place.exists(name)
+    assert other.read("train-01") is not None
+    stored.remove()
+    assert stored.place.names(recursive=True) == []
+    assert other.read("train-01") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_machine_decides_on_a_store(tmp_path: Path, store: str):
+    one, other = on_store(tmp_path, store), on_store(tmp_path, store)
+    one.require_machine("a")
+    on_store(tmp_path, store).require_machine("a")
+    with pytest.raises(KdcacheError, match="got b here and a before"):
+        other.require_machine("b")
+    assert len(one.place.names(below="machine")) == 1
+
+
+def test_of_two_kinds_that_come_at_once_no_more_than_one_goes_on(tmp_path: Path, store: str, monkeypatch):
+    one, other = on_store(tmp_path, store), on_store(tmp_path, store)
+    create = Location.create
+
+    def meanwhile(location: Location, name: str) -> object:
+        """Another kind decides after the first one found nothing."""
+        monkeypatch.setattr(Location, "create", create)
+        other.require_machine("b")
+        return create(location, name)
+
+    monkeypatch.setattr(Location, "create", meanwhile)
+    with pytest.raises(KdcacheError, match="got a here and b before"):
+        one.require_machine("a")
+
+
+def test_what_a_process_of_another_kind_stores_too_late_is_not_read(tmp_path: Path, store: str):
+    late, now = on_store(tmp_path, store), on_store(tmp_path, store)
+    late.require_machine("a")
+    late.remove()  # by who published the cache
+    late.store("train-0", ARRAYS)
+    now.require_machine("b")
+    assert now.read("train-0") is None
+
+
+def test_clean_removes_builds_and_nothing_else(tmp_path: Path, store: str):
+    stored = on_store(tmp_path, store)
+    stored.store("train-0", ARRAYS)
+    size = sum(stored.place.size(name) for name in stored.place.names(recursive=True))
+    root = Location.parse(store)
+    for name in ("notes/x", "cache_teacher-1/x", "x"):
+        with root.create(name) as file:
+            file.write(b"mine")
+    assert clean_parts(store) == size > 0
+    assert root.names(recursive=True) == ["cache_teacher-1/x", "notes/x", "x"]
+
+
+def test_a_folder_of_its_own_holds_parts_as_scratch_does(tmp_path: Path):
+    stored = on_store(tmp_path, str(tmp_path / "shared"))
+    stored.require_machine("a")
+    stored.store("train-0", ARRAYS)
+    there = sorted(path.name for path in (tmp_path / "shared" / "cache_teacher-0123456789abcdef").iterdir())
+    assert there == ["machine", "parts"]
+    assert stored.read("train-0") is not None
+    assert clean_parts(str(tmp_path / "shared")) > 0
+    assert list((tmp_path / "shared").iterdir()) == []

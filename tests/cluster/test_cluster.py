@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, run
 
 from kdcache.cache import writer
+from kdcache.cache.location import Location
 from kdcache.teacher import cache_teacher
 
 ray = pytest.importorskip("ray")
@@ -126,6 +127,40 @@ def test_nodes_die_and_join_while_a_cache_is_made(serial, cluster, monkeypatch):
         assert 84 <= stored() < 252
         assert made.result()[0] == 0
     assert contents(CACHE) == serial
+
+
+def test_nodes_without_a_shared_disk_make_a_cache_through_a_store(serial, s3, cluster, monkeypatch, tmp_path):
+    nodes = tmp_path / "nodes"
+    nodes.mkdir()
+
+    def open_apart(*arguments: Any) -> Callable[[Any], None]:
+        """A worker whose disk has copies of the data and the teacher, and nothing else of the project."""
+        own = nodes / str(os.getpid())
+        for name in ("data", "models"):
+            shutil.copytree(name, own / name)
+        os.chdir(own)
+        work = OPEN(*arguments)
+
+        def apart(part: Any) -> None:
+            work(part)
+            (own / f"{part}.did").touch()
+
+        return apart
+
+    monkeypatch.setattr("kdcache.teacher.cache_teacher.open_elsewhere", open_apart)
+    parts, cache = f"s3://bucket/parts?{s3}", f"s3://bucket/cache?{s3}"
+    places = ("--set", f"paths.parts={parts}", "--set", f"paths.cache={cache}")
+    with meanwhile(lambda: stored() > 0, lambda: True) as in_scratch:
+        code, _, error = run("cache", "--task", "wic", *BY_RAY, *places)
+    assert code == 0, error
+    place = Location.parse(cache, "wic")
+    assert {name: place.read(name) for name in place.names()} == serial
+    assert not in_scratch
+    assert Location.parse(parts).names(recursive=True) == []
+    did = list(nodes.glob("*/*.did"))
+    assert len({path.parent for path in did}) == 2
+    assert len({path.name for path in did}) >= 80
+    assert not [own for own in nodes.iterdir() if (own / ".kdcache").exists()]
 
 
 def open_poisoned(*arguments: Any) -> Callable[[Any], None]:
