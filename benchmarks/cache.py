@@ -232,8 +232,8 @@ def many_labels() -> Iterator[str]:
 VERBS = {
     "verify PATH": "verify cache/cb", "verify --task": "verify --task cb --teacher-rows 0",
     "distill": (
-        "distill --task cb --arm kl --seed 0 --set distill.steps=20 --set distill.workers=1 "
-        "--set distill.max_length=32 --set distill.num_virtual_tokens=2"
+        "distill --task cb --arm kl --seed 0 --set distill.steps=20 --set distill.batch_size=256 "
+        "--set distill.workers=1 --set distill.max_length=32 --set distill.num_virtual_tokens=2"
     ),
     "inspect": "inspect cache/cb --json", "diff": "diff cache/cb other/cb",
     **{f"export .{kind}": f"export x.{kind} --task cb" for kind in ("csv", "jsonl", "parquet", "npz")},
