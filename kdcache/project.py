@@ -5,6 +5,7 @@ import contextlib
 import errno
 import importlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -32,7 +33,9 @@ from kdcache.places import CLEANING, LOCKS, alone, replacing, require_plain
 
 T = TypeVar("T")
 
-IDENTITY_DEFAULTS = {"pooling": "cls"}  # of fields that identities did not always have
+# Of fields that not all identities have.
+IDENTITY_DEFAULTS = {"pooling": "cls", "processes": 1, "shard_weights": False}
+AFTER_FIRST_S, AFTER_OTHERS_S = 10, 3  # see _of_torchrun
 SCRATCH = re.compile(r"[a-z_]+-[0-9a-f]{16}")  # what clean removes
 
 # The file in the backbone's folder that says how it was made, and what probes read from it.
@@ -149,6 +152,8 @@ class Project:
         """Write the wall time of a block to ``timings/``, which DVC does not track."""
         start = time.perf_counter()
         yield
+        if not _is_first():
+            return
         seconds = round(time.perf_counter() - start, 1)
         entry = {"stage": stage, "task": task, "seconds": seconds, "threads": self.threads}
         write_json(entry, Path(self.paths.timings) / f"{stage}-{task}.json")
@@ -221,7 +226,8 @@ def run_stage(name: str, per_task: bool) -> None:
 def errors_in_one_line(debug: bool = False) -> Iterator[None]:
     """Turn expected failures into one line on standard error and an exit code ≠ 0."""
     try:
-        yield
+        with _of_torchrun():
+            yield
     except KeyboardInterrupt:
         if debug:
             raise
@@ -244,6 +250,24 @@ def errors_in_one_line(debug: bool = False) -> Iterator[None]:
             raise
         print(printable(system_line(known) if isinstance(known, OSError) else str(known)), file=sys.stderr)
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def _of_torchrun() -> Iterator[None]:
+    """Hold an error back that may only follow from that of another process: torchrun then ends this one."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_first():
+            time.sleep(AFTER_FIRST_S)
+        elif "TORCHELASTIC_RUN_ID" in os.environ and not isinstance(error, KdcacheError):
+            time.sleep(AFTER_OTHERS_S)
+        raise
+
+
+def _is_first() -> bool:
+    """Whether this is the first process of torchrun, or the only one."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def require(path: Path, what: str, command: str, error: type[KdcacheError]) -> Path:

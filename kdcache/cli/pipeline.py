@@ -43,6 +43,8 @@ def teach(
     Examples:
 
         kdcache teach --task reviews --set train_teacher.folds=5 --workers 2
+
+        torchrun --nproc-per-node 2 -m kdcache teach --task reviews
     """
     _run_stage("train_teacher", task, with_engine(set_, engine, workers), debug)
 

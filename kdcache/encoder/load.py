@@ -5,6 +5,7 @@ without importing it) or a hub id. It is resolved before anything slow starts.
 """
 
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -41,13 +42,17 @@ def setup(threads: int, dtype: Dtype = "float32") -> torch.device:
         dtype: of matrix products.
 
     Returns:
-        The CUDA device if there is one, else the CPU.
+        The CUDA device if there is one, else the CPU. The processes of torchrun have one each.
     """
     torch.set_num_threads(threads)
     set_products(dtype)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    return torch.device("cuda")
 
 
 def machine_kind(device: torch.device) -> str:

@@ -1,16 +1,22 @@
-"""Checkpoints of a teacher's training: whole or absent, wherever the process was killed."""
+"""What a teacher's training leaves on disk: checkpoints, whole or absent, and the best epoch's weights."""
 
 import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import TrainerCallback, TrainerState
 
 from kdcache.digests import SEAL, check_seal, seal
 from kdcache.errors import ModelError
+from kdcache.project import write_json
+from kdcache.teacher.processes import from_main, is_main, wait_for_all
+from kdcache.teacher.sharding import full_weights, shard_again
 
 
 class KeepWhole(TrainerCallback):
@@ -22,9 +28,13 @@ class KeepWhole(TrainerCallback):
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.unfinished = folder, folder / "unfinished"
-        shutil.rmtree(self.unfinished, ignore_errors=True)
+        if is_main():
+            shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def on_save(self, args: object, state: TrainerState, control: object, **_: Any) -> None:
+        wait_for_all()  # each process writes a file of its own
+        if not is_main():
+            return
         (made,) = self.unfinished.glob("checkpoint-*")
         for path in sorted(made.iterdir()):
             seal(path)
@@ -36,6 +46,9 @@ class KeepWhole(TrainerCallback):
 
     def last(self) -> str | None:
         """Return the last whole checkpoint; one that is not is dropped with a line."""
+        return from_main(self._last() if is_main() else None)
+
+    def _last(self) -> str | None:
         for path in self._checkpoints():
             try:
                 names = json.loads((path / SEAL).read_bytes())
@@ -51,3 +64,38 @@ class KeepWhole(TrainerCallback):
 
     def _checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
+
+
+class KeepBest(TrainerCallback):
+    """Keeps the trained weights of the epoch with the highest score on disk.
+
+    It scores at the last step of an epoch, before the trainer writes a checkpoint there. So every
+    epoch before a checkpoint has been scored, and an interrupted run keeps its best epoch.
+
+    Args:
+        score: of a model, higher is better; every process computes it, the first one's counts.
+        steps_per_epoch: after which it scores.
+        folder: where the weights lie.
+    """
+
+    def __init__(self, score: Callable[[nn.Module], float], steps_per_epoch: int, folder: Path) -> None:
+        self.score, self.steps_per_epoch = score, steps_per_epoch
+        self.weights, self.note = folder / "best.safetensors", folder / "best.json"
+
+    def on_step_end(self, args: object, state: TrainerState, control: object, **given: Any) -> None:
+        if state.global_step % self.steps_per_epoch == 0:
+            score = self.score(given["model"])
+            shard_again(given["model"])
+            if from_main(is_main() and self._beats(score)):
+                weights = full_weights(given["model"])
+                if is_main():
+                    self.weights.parent.mkdir(parents=True, exist_ok=True)
+                    save_file(weights, self.weights)
+                    write_json({"score": score, "step": state.global_step}, self.note)
+
+    def _beats(self, score: float) -> bool:
+        return not self.note.is_file() or score > json.loads(self.note.read_text())["score"]
+
+    def restore(self, model: nn.Module) -> None:
+        """Give a model the weights of the best epoch."""
+        model.load_state_dict(load_file(self.weights), strict=False)  # frozen weights are not in the file

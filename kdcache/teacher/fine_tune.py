@@ -1,37 +1,32 @@
 """Fine-tuning of a teacher, fully or with a PEFT adapter, by the transformers Trainer."""
 
-import json
 import math
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from torch.nn.functional import cross_entropy
+from transformers import TrainingArguments
 
 from kdcache.encoder.adapters import Trained, add_lora, add_prefix, merge_adapter
 from kdcache.encoder.architectures import check_positions
 from kdcache.encoder.batching import Encoded
-from kdcache.encoder.load import WEIGHTS, load_classifier
-from kdcache.encoder.mean_pooled import MeanPooledClassifier
+from kdcache.encoder.load import load_classifier
 from kdcache.encoder.parts import Classifier
 from kdcache.encoder.pooling import PoolingChoice, resolve_pooling
 from kdcache.encoder.precision import Dtype
 from kdcache.errors import ParamsError, TrainingDiverged
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range, Seed
-from kdcache.project import write_json
-from kdcache.teacher.checkpoints import KeepWhole
+from kdcache.teacher.checkpoints import KeepBest, KeepWhole
+from kdcache.teacher.processes import is_main, num_processes, own_settings, process_number, start_alike
+from kdcache.teacher.sharding import fsdp_config, full_weights
+from kdcache.teacher.trainer import TeacherTrainer
 
 SAVE_STEPS = 200  # a checkpoint takes three times the bytes of the trained weights
-
-# Of accelerate and its launchers, which the trainer would follow.
-LAUNCHER_PREFIXES = ("ACCELERATE_", "FSDP_", "MEGATRON_", "PARALLELISM_CONFIG_", "TORCHELASTIC_")
-LAUNCHER_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NO_LABEL = -100  # of a row that adds nothing to a loss
 
 TeacherMethod = Literal["full", "prefix", "lora"]
 KEYS_OF: dict[TeacherMethod, tuple[str, ...]] = {
@@ -66,6 +61,8 @@ class TrainTeacherParams:
             model's folder (see ``kdcache.encoder.pooling``).
         dtype: of matrix products: ``float32``, or ``tf32`` or ``bfloat16`` (under autocast), which are
             faster where the hardware has them.
+        shard_weights: whether each of several processes holds a part of the weights, their gradients and
+            the optimizer's states, of one model (FSDP). Else each holds all.
         ensemble: n ≥ 2 trains n models with seeds seed … seed + n − 1 instead of each teacher. The
             cache holds the mean of their logits, and those of each member.
 
@@ -90,6 +87,7 @@ class TrainTeacherParams:
     pooling: PoolingChoice = "auto"
     ensemble: Count = 1
     dtype: Dtype = "float32"
+    shard_weights: bool = False
 
     def __post_init__(self) -> None:
         problems = []
@@ -103,70 +101,13 @@ class TrainTeacherParams:
                         f"train_teacher.{key}: it must be null with method {self.method}, got {value}. "
                         f"Remove it, or set train_teacher.method to {method}."
                     )
+        if self.shard_weights and self.method != "full":
+            problems.append(
+                f"train_teacher.shard_weights: it must be false with method {self.method}, which trains few "
+                "weights, got true. Set it to false."
+            )
         if problems:
             raise ParamsError("\n".join(problems))
-
-
-class _KeepBest(TrainerCallback):
-    """Keeps the trained weights of the epoch with the highest score on disk.
-
-    It scores at the last step of an epoch, before the trainer writes a checkpoint there. So every
-    epoch before a checkpoint has been scored, and an interrupted run keeps its best epoch.
-    """
-
-    def __init__(self, score: Callable[[nn.Module], float], steps_per_epoch: int, folder: Path) -> None:
-        self.score, self.steps_per_epoch = score, steps_per_epoch
-        self.weights, self.note = folder / "best.safetensors", folder / "best.json"
-
-    def on_step_end(self, args: object, state: TrainerState, control: object, **given: Any) -> None:
-        if state.global_step % self.steps_per_epoch == 0:
-            score = self.score(given["model"])
-            if not self.note.is_file() or score > json.loads(self.note.read_text())["score"]:
-                self.weights.parent.mkdir(parents=True, exist_ok=True)
-                save_file(_trained(given["model"]), self.weights)
-                write_json({"score": score, "step": state.global_step}, self.note)
-
-    def restore(self, model: nn.Module) -> None:
-        model.load_state_dict(load_file(self.weights), strict=False)  # frozen weights are not in the file
-
-
-class _Trainer(Trainer):
-    """Its checkpoints of a mean-pooled model hold the trained weights only, as those of an adapter do."""
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        model = self.model
-        super()._save(output_dir, _trained(model) if isinstance(model, MeanPooledClassifier) else state_dict)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if isinstance(self.model, MeanPooledClassifier):
-            self.model.load_state_dict(load_file(Path(resume_from_checkpoint, WEIGHTS)), strict=False)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-
-def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-@contextmanager
-def own_settings() -> Iterator[None]:
-    """Hide what a shell or a launcher set for accelerate, such as bf16 or several steps per update.
-
-    These would decide the weights without the identity knowing.
-    """
-
-    def others() -> dict[str, str]:
-        return {k: v for k, v in os.environ.items() if k.startswith(LAUNCHER_PREFIXES) or k in LAUNCHER_NAMES}
-
-    hidden = others()
-    for name in hidden:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        for name in others():  # the trainer sets some itself
-            del os.environ[name]
-        os.environ.update(hidden)
 
 
 @own_settings()
@@ -183,6 +124,8 @@ def fine_tune(
 ) -> tuple[Trained, dict[str, int]]:
     """Fine-tune a model on some rows, and keep the last or the best epoch.
 
+    Several processes train it together, each on its share of every batch. All of them call this.
+
     Args:
         folder: the pretrained model.
         encoded: tokenised rows.
@@ -193,24 +136,32 @@ def fine_tune(
         scratch: folder of the checkpoints, one every ``SAVE_STEPS``. An interrupted run resumes
             from the last.
         score: of a model after each epoch, higher is better. None keeps the last epoch.
-        start: called with the pretrained model before anything is added to it or trained, to set its head.
+        start: called with the pretrained model before anything is added to it or trained, to set its head;
+            of several processes, in the first one.
 
     Returns:
         The model in eval mode on the CPU, with an adapter for method ``prefix``, and its cost: numbers
-        of steps and examples.
+        of steps and examples. Of several processes, the first one has the model.
 
     Raises:
         ModelError: the method does not work on this architecture, or the model has too few positions.
         TrainingDiverged: the loss became NaN or infinite.
     """
-    model = build_model(folder, encoded.take(indices), num_labels, params, start)
+
+    def build(start: Callable[[Classifier], object] | None) -> Trained:
+        return build_model(folder, encoded.take(indices), num_labels, params, start)
+
+    processes = num_processes()
+    model = build(start if is_main() or start is None else _as_it_is)
+    start_alike(model)
     steps = params.epochs * math.ceil(len(indices) / params.batch_size)
     checkpoints = KeepWhole(scratch)
+    shard: Any = params.shard_weights  # transformers' annotation knows its former form only
     arguments = TrainingArguments(
         output_dir=str(checkpoints.unfinished),
         num_train_epochs=params.epochs,
         learning_rate=params.lr,
-        per_device_train_batch_size=params.batch_size,
+        per_device_train_batch_size=params.batch_size // processes,
         weight_decay=params.weight_decay,
         warmup_steps=params.warmup_fraction,
         lr_scheduler_type="linear",
@@ -225,23 +176,38 @@ def fine_tune(
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
         bf16=params.dtype == "bfloat16",
+        fsdp=shard,
+        fsdp_config=fsdp_config(model) if shard else None,
+        ddp_find_unused_parameters=False,
+        ddp_static_graph=True,  # weights that no pass uses are found once
+        log_level_replica="error",
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # else each GPU in sight gets a batch
 
     def collate(rows: list[int]) -> dict[str, torch.Tensor]:
-        return {**encoded.batch(rows), "labels": torch.tensor([labels[row] for row in rows])}
+        own = rows[process_number() :: processes]  # none, in a small last batch: then one that does not count
+        known = [labels[row] for row in own] or [NO_LABEL]
+        return {**encoded.batch(own or rows[:1]), "labels": torch.tensor(known)}
 
     def choice_loss(outputs: Any, labels: torch.Tensor, **_: Any) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(encoded.by_row(outputs.logits), labels)
+        return cross_entropy(encoded.by_row(outputs.logits), labels)
 
-    best = None if score is None else _KeepBest(score, steps // params.epochs, scratch)
-    trainer = _Trainer(
+    def share_of_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+        # The trainer counts the rows of all processes.
+        return cross_entropy(encoded.by_row(outputs.logits), labels, reduction="sum") / num_items_in_batch
+
+    loss = share_of_loss if processes > 1 else choice_loss if encoded.num_choices > 1 else None
+    best = None if score is None else KeepBest(score, steps // params.epochs, scratch)
+    trainer = TeacherTrainer(
         model=model,
         args=arguments,
         train_dataset=indices,
         callbacks=[best, checkpoints] if best else [checkpoints],
         data_collator=collate,
-        compute_loss_func=choice_loss if encoded.num_choices > 1 else None,
+        compute_loss_func=loss,
     )
+    if processes > 1:
+        torch.manual_seed(params.seed + process_number())  # else all would drop out the same
     result = trainer.train(resume_from_checkpoint=checkpoints.last())
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not all(map(math.isfinite, [*losses, result.training_loss])):
@@ -249,12 +215,25 @@ def fine_tune(
             f"train_teacher: the loss must stay finite, got {losses[-1]} after "
             f"{trainer.state.global_step} steps. Lower train_teacher.lr (now {params.lr:g})."
         )
+    cost = {"steps": steps, "examples": params.epochs * len(indices)}
+    trained: Any = trainer.model
+    weights = full_weights(trained) if shard else {}
+    if not is_main():  # the first process soon removes what the others could read here
+        return model, cost
+    if shard:
+        model = build(_as_it_is)
+        model.load_state_dict(weights)
+        vars(model.config).update(vars(trained.config))
     if best:
         best.restore(model)
     model.eval().to("cpu")
     if params.method == "lora":
         model = merge_adapter(model)
-    return model, {"steps": steps, "examples": params.epochs * len(indices)}
+    return model, cost
+
+
+def _as_it_is(model: Classifier) -> None:
+    """Leave a model's head, which another process or the training sets."""
 
 
 def build_model(

@@ -1,5 +1,6 @@
 """Stage train_teacher: a teacher on all rows and one per fold, with their identity."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -42,6 +43,14 @@ from kdcache.teacher.folder import (
     teacher_folds,
     write_folds,
 )
+from kdcache.teacher.processes import (
+    check_processes,
+    from_main,
+    is_main,
+    num_processes,
+    together,
+    wait_for_all,
+)
 
 USED = ("train", "tune", "validation")  # to train and to choose; of the others, only their tokens are checked
 
@@ -68,10 +77,10 @@ def train_teacher(project: Project, task_name: str) -> None:
 
     With ``ensemble``, each teacher is several models. The project's engine trains the models, in any order.
     An interrupted run resumes: finished models are kept, and unfinished ones continue from their last
-    checkpoint.
+    checkpoint. Under torchrun, all its processes train each model together.
 
     Raises:
-        ParamsError: ``select: tune`` without a tune split, or a key contradicts the method.
+        ParamsError: ``select: tune`` without a tune split, or a key contradicts the method or the processes.
         DataError: there are no prepared data, or too few labelled rows.
         ModelError: the model reference does not resolve, or the method does not work on that model.
         TrainingDiverged: the loss became NaN or infinite.
@@ -80,13 +89,22 @@ def train_teacher(project: Project, task_name: str) -> None:
     require_task(project, task_name)
     target = Path(project.paths.teacher) / task_name
     check_place(target, "teacher")
-    with project.alone(target):
-        training = Training(project, task_name)
-        training.check()
-        fits = training.fits
-        _train([fit for fit in fits if not training.cost(fit).is_file()], training, project)
+    params = project.section("train_teacher", TrainTeacherParams)
+    with together(), project.alone(target) if is_main() else contextlib.nullcontext():
+        check_processes(params.batch_size, params.shard_weights, Engine.of(project.raw))
+        if is_main():
+            training = Training(project, task_name)
+            training.check()
+        wait_for_all()
+        if not is_main():
+            training = Training(project, task_name)
+        missing = [fit for fit in training.fits if not training.cost(fit).is_file()]
+        _train(from_main(missing), training, project)
+        wait_for_all()
+        if not is_main():
+            return
         place(training.put_together(), target)
-        for fit in fits:  # before the models, so that none is thought finished of which a file is gone
+        for fit in training.fits:  # before the models: none is thought finished of which a file is gone
             training.cost(fit).unlink()
         shutil.rmtree(training.scratch)
 
@@ -144,8 +162,9 @@ class Training:
         self.scored = {name: rows for name, rows in self.splits.items() if name != "train"}
         digests = [table_digest(tables[name]) for name in ("train", *self.scored)]
         self.scratch = project.scratch(
-            __name__, task_name, asdict(self.params), project.threads, digests, project.paths.teacher
-        )
+            __name__, task_name, asdict(self.params), project.threads, digests, project.paths.teacher,
+            num_processes(),
+        )  # fmt: skip
         self.fits = list(starmap(Fit, product(teacher_folds(params.folds), range(params.ensemble))))
 
     def check(self) -> None:
@@ -199,6 +218,8 @@ class Training:
             self.base, self.encoded, self.labels, rows, self.task.num_outputs, params, checkpoints, score,
             start,
         )  # fmt: skip
+        if not is_main():
+            return
         unfinished, folder = self.scratch / f"unfinished-{uuid.uuid4().hex}", self._model(fit)
         save_trained(model, unfinished, params.model, self.task.output_names)
         self.tokenizer.save_pretrained(str(unfinished))
@@ -257,6 +278,7 @@ def _deal_folds(train: pa.Table, params: TrainTeacherParams) -> np.ndarray:
 
 
 def _identity(made: Path, task: Task, params: TrainTeacherParams) -> dict[str, object]:
+    processes = num_processes()
     return {
         "task": task.name,
         "template": task.template,
@@ -267,4 +289,4 @@ def _identity(made: Path, task: Task, params: TrainTeacherParams) -> dict[str, o
         "method": params.method,
         "ensemble": params.ensemble,
         **describe_teacher(made, params.folds, params.ensemble),
-    }
+    } | ({"processes": processes, "shard_weights": params.shard_weights} if processes > 1 else {})

@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from conftest import build_tiny_model
 from peft import AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from kdcache.encoder import adapters
 from kdcache.encoder.adapters import add_prefix, load_trained, save_adapter
@@ -78,6 +79,24 @@ def test_what_a_launcher_set_decides_no_bit(tiny_model: Path, tmp_path: Path, mo
     before = dict(os.environ)
     assert (teach(folder, PARAMS)[1] == plain).all()
     assert dict(os.environ) == before
+
+
+def test_a_second_gpu_changes_no_batch(tiny_model: Path, tmp_path: Path, monkeypatch):
+    """The trainer gives each GPU that it sees a batch of its own."""
+
+    devices = TrainingArguments.__dict__["_setup_devices"].func
+
+    def two(self: TrainingArguments) -> torch.device:
+        device = devices(self)
+        self._n_gpu = 2
+        return device
+
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_model, folder)
+    plain = teach(folder, PARAMS)[1]
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", cached_property(two))
+    TrainingArguments._setup_devices.__set_name__(TrainingArguments, "_setup_devices")
+    assert (teach(folder, PARAMS)[1] == plain).all()
 
 
 def test_bfloat16_stays_near_float32(tiny_model: Path, tmp_path: Path):
@@ -240,6 +259,11 @@ def test_adapter_on_a_package_model_loads_without_a_path(tmp_path: Path):
             "Remove it, or set train_teacher.method to lora.",
         ),
         ({"method": "prompt"}, "train_teacher.method: it must be one of full, prefix, lora, got 'prompt'."),
+        (
+            {"method": "lora", "lora_rank": 8, "lora_alpha": 8, "shard_weights": True},
+            "train_teacher.shard_weights: it must be false with method lora, which trains few weights, got "
+            "true. Set it to false.",
+        ),
         ({"ensemble": 0}, "train_teacher.ensemble: it must be >= 1, got 0."),
     ],
 )  # fmt: skip
