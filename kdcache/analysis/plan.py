@@ -45,7 +45,7 @@ from kdcache.project import Project, require_tune
 from kdcache.spread import Engine
 from kdcache.students.arms import ArmSpec, DistillParams, resolve_arm
 from kdcache.students.methods import method_on
-from kdcache.students.prompted_backbone import Backbone
+from kdcache.students.prompted_backbone import TRUNK, Backbone
 from kdcache.students.run import steps_to_look_at
 from kdcache.students.student import EVAL_BATCH_SIZE, build_student, forward, predict
 from kdcache.teacher.cache_teacher import CacheTeacherParams
@@ -210,7 +210,7 @@ class _Kind(NamedTuple):
 
 
 def _kind(spec: ArmSpec) -> tuple[Any, ...]:
-    return spec.method, spec.pooling, spec.num_virtual_tokens, spec.batch_size
+    return spec.method, spec.pooling, spec.num_virtual_tokens, spec.late_layers, spec.batch_size
 
 
 def _measure_kind(spec: ArmSpec, folder: Path, backbone: Backbone, pooled: Encoded, outputs: int) -> _Kind:
@@ -219,7 +219,14 @@ def _measure_kind(spec: ArmSpec, folder: Path, backbone: Backbone, pooled: Encod
     moved = [*student.tuned, *student.head_parameters]
     optimizer = adamw([{"peak": 0.0, "lr": 0.0, "params": moved}], read.device)
 
+    trunks: dict[Any, torch.Tensor] = {}
+
     def logits(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if student.late_layers:  # computed once for each row, as training does
+            shape = batch["input_ids"].shape
+            if shape not in trunks:
+                trunks[shape] = read.trunk(batch, student.late_layers)
+            batch = {**batch, TRUNK: trunks[shape]}
         return forward([student], batch, [len(batch["input_ids"])])[0][0]
 
     work = training_step(logits, optimizer, "float32", read.device)  # the backbone computes in its own dtype

@@ -16,7 +16,6 @@ from kdcache.cache.schema import (
     cache_schema,
     row_schema,
     top_columns,
-    top_k_of,
 )  # fmt: skip
 from kdcache.cache.top_logits import keep_largest
 from kdcache.errors import CacheMissing, ShapeError
@@ -212,7 +211,8 @@ class CacheRows:
     @classmethod
     def parts_of(cls, table: pa.Table, num_labels: int, where: str) -> Iterator["CacheRows"]:
         """Yield the rows of a row group: all at once, or some where they hold more than the file does."""
-        at_once = max(1, EXPANDED // num_labels) if top_k_of(table.schema) else max(1, len(table))
+        columns = sum(name.startswith("top_labels") for name in table.column_names)
+        at_once = max(1, EXPANDED // (columns * num_labels)) if columns else max(1, len(table))
         for start in range(0, len(table), at_once):
             yield cls.from_table(table.slice(start, at_once), num_labels, where)
 

@@ -176,7 +176,7 @@ def parse_columns(columns: list[list[str]]) -> pa.Schema:
     """
     fields = []
     for name, kind in columns:
-        vector = re.fullmatch(r"(float32|float16|int32)\[([1-9]\d*)\]", kind)
+        vector = re.fullmatch(r"(float32|float16|int32)\[([1-9]\d{0,8})\]", kind)
         base = re.fullmatch(
             r"(features)(?:_\w+)?|(logits|top_labels|top_logits|rest)(?:_plain|_member_\d+)?", name
         )
@@ -192,6 +192,15 @@ def parse_columns(columns: list[list[str]]) -> pa.Schema:
     rows = _all_logits(fields, num_labels=1)
     if [field.name for field in rows[:5]] != [*SCALARS, "logits"]:
         raise ValueError("columns missing")
+    optional = [field.name for field in rows[5:]]
+    top = top_k_of(pa.schema(fields)) is not None
+    wanted = [
+        column
+        for name in [*SCALARS, "logits", *sorted(optional)]
+        for column in (top_columns(name) if top and name.startswith("logits") else [name])
+    ]
+    if [field.name for field in fields] != wanted:
+        raise ValueError(f"columns {', '.join(field.name for field in fields)} in this order")
     members = {field.name: field.type for field in rows if field.name.startswith(MEMBER_PREFIX)}
     if members != {f"{MEMBER_PREFIX}{m}": rows[4].type for m in range(len(members))}:
         raise ValueError(f"columns {', '.join(members)}")

@@ -9,6 +9,8 @@ import numpy as np
 
 from kdcache.errors import ShapeError
 
+AT_ONCE_LOGITS = 2**22  # looked at together: what is made of them takes several times their memory
+
 
 def keep_largest(logits: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Keep the largest logits of each row.
@@ -22,17 +24,35 @@ def keep_largest(logits: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray
         the float32 ``rest`` of shape (rows,).
 
     Raises:
-        ShapeError: no label would be left out.
+        ShapeError: no label would be left out, or a kept logit is the least that float32 has.
 
     >>> labels, largest, rest = keep_largest(np.array([[0.0, 2.0, 0.0, 3.0]], np.float32), 2)
     >>> labels.tolist(), largest.tolist(), rest.tolist()
     ([[3, 1]], [[3.0, 2.0]], [0.0])
     """
-    rows, num_labels = logits.shape
+    num_labels = logits.shape[1]
     if not 0 < top_k < num_labels:
         raise ShapeError(
             f"cache rows: top_k must be from 1 to {num_labels - 1} of {num_labels} labels, got {top_k}."
         )
+    parts = [_keep(logits[some], top_k) for some in _some_rows(logits)]
+    labels, largest, rest = (np.concatenate(part) for part in zip(*parts, strict=True))
+    if not np.isfinite(rest).all():
+        raise ShapeError(
+            "cache rows: with top_k, the logits of a row that are kept must be larger than "
+            f"{np.finfo(np.float32).min:g}, which masks a label, got others. Lower cache_teacher.top_k."
+        )
+    return labels, largest, rest
+
+
+def _some_rows(logits: np.ndarray) -> list[slice]:
+    """Cut rows into those that are looked at together; there is one cut at least."""
+    at_once = max(1, AT_ONCE_LOGITS // logits.shape[1])
+    return [slice(start, start + at_once) for start in range(0, max(1, len(logits)), at_once)]
+
+
+def _keep(logits: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rows, num_labels = logits.shape
     least = np.partition(logits, num_labels - top_k, axis=1)[:, num_labels - top_k, None]
     kept = logits > least
     equal = logits == least  # of these, as many as there is room for
@@ -42,7 +62,9 @@ def keep_largest(logits: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray
     order = np.argsort(-largest, axis=1, kind="stable")
     labels, largest = (np.take_along_axis(values, order, axis=1) for values in (labels, largest))
     # Below the last also where all others are as large; no denormal number, which some devices take for 0.
-    below = np.minimum(np.nextafter(largest[:, -1], -np.float32(np.inf)), largest[:, -1] - np.float32(1e-30))
+    with np.errstate(over="ignore"):
+        next_less = np.nextafter(largest[:, -1], -np.float32(np.inf))
+        below = np.minimum(next_less, largest[:, -1] - np.float32(1e-30))
     return labels, largest, np.minimum(log_mean_exp(logits, ~kept).astype(np.float32), below)
 
 
@@ -93,6 +115,10 @@ def share_rest(logits: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 def log_mean_exp(logits: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Return log mean exp of the chosen logits of each row, float64 of shape (rows,); −inf of none."""
+    return np.concatenate([_log_mean_exp(logits[some], chosen[some]) for some in _some_rows(logits)])
+
+
+def _log_mean_exp(logits: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     some = np.where(chosen, logits.astype(np.float64), -np.inf)
     largest = some.max(axis=1, initial=-np.inf)
     shift = np.where(np.isfinite(largest), largest, 0.0)

@@ -161,7 +161,8 @@ def load_folder(
 
 def _late_layers(values: Mapping[str, torch.Tensor], backbone: Backbone) -> int:
     """Return how many layers a late prompt enters, by its width: one of the numbers that the backbone has."""
-    width = values[EMBEDDINGS].shape[-1] if EMBEDDINGS in values else 0
+    shape = values[EMBEDDINGS].shape if EMBEDDINGS in values else ()
+    width = shape[-1] if shape else 0
     return min(max(1, backbone.layers_entered(width)), backbone.config.num_hidden_layers)
 
 

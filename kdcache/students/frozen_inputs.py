@@ -1,21 +1,24 @@
 """What the frozen backbone makes of rows: computed once, and read by all students."""
 
 import math
+import shutil
+import sys
 from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from kdcache.encoder.batching import Encoded, Padded, iterate
 from kdcache.encoder.forward import pooled_states
-from kdcache.encoder.plans import AT_ONCE, plan_for
+from kdcache.encoder.plans import plan_for
 from kdcache.encoder.pooling import Pooling
 from kdcache.on_disk import empty, pieces, release
 from kdcache.students.prompted_backbone import TRUNK, Backbone
 
 STATES_BATCH_SIZE = 128
-TRUNK_SHARE = 0.4  # of a GPU's memory, that the states below late prompts may take
+TRUNK_SHARE = 0.4  # of the free memory of a GPU, or of the free disk, that states below late prompts may take
 
 
 class FrozenInputs:
@@ -92,16 +95,13 @@ class Trunk:
         self._starts = torch.from_numpy(np.cumsum(lengths) - lengths).to(device)
         self._states = _room(shape, backbone, encoded)
         of_length = torch.from_numpy(lengths).to(device)
-        done = 0
         plan = plan_for(device, encoded.lengths, STATES_BATCH_SIZE, encoded.num_choices)
         for rows, batch in iterate(plan, encoded, device):
             states = backbone.trunk(batch, layers)
             which, places = self._places(torch.from_numpy(rows).to(device), states.shape[1])
             inside = torch.arange(states.shape[1], device=device) < of_length[which][:, None]
             self._states[places[inside]] = states[inside]
-            done += len(rows)
-            if done % AT_ONCE < len(rows):
-                release()
+            release()
 
     def of(self, rows: torch.Tensor, tokens: int) -> torch.Tensor:
         """Return the states of some rows, of shape (rows · choices, tokens, dim).
@@ -121,11 +121,23 @@ class Trunk:
 
 
 def trunk_fits(backbone: Backbone, encoded: Encoded) -> bool:
-    """Whether there is room for the states of some rows: on a CPU always, since they lie in a file."""
-    if backbone.device.type == "cpu":
+    """Whether there is room for the states of some rows, on a GPU or the disk; say so where there is none."""
+    size = (
+        int(encoded.sequences.lengths.sum()) * backbone.config.hidden_size * backbone.encoder.dtype.itemsize
+    )
+    if backbone.device.type != "cpu":
+        where, free = "GPU", torch.cuda.mem_get_info(backbone.device)[0]
+    elif encoded.folder is not None:
+        where, free = "disk", shutil.disk_usage(encoded.folder).free
+    else:
         return True
-    size = encoded.sequences.lengths.sum() * backbone.config.hidden_size * backbone.encoder.dtype.itemsize
-    return bool(size < TRUNK_SHARE * torch.cuda.mem_get_info(backbone.device)[0])
+    if fits := size < TRUNK_SHARE * free:
+        return fits
+    tqdm.write(
+        f"distill: the states below late prompts take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free "
+        f"on the {where}. They are computed at every step, which takes longer.", file=sys.stderr,
+    )  # fmt: skip
+    return False
 
 
 def _room(shape: tuple[int, int], backbone: Backbone, encoded: Encoded) -> torch.Tensor:

@@ -28,7 +28,7 @@ from kdcache.students.backbone_check import check_backbone
 from kdcache.students.folder import load_folder
 from kdcache.students.loop import restore_runs, train_students
 from kdcache.students.memory import in_what_fits, students_that_fit
-from kdcache.students.methods import METHODS, method_on
+from kdcache.students.methods import METHODS, late_layers_on, method_on
 from kdcache.students.probes import Probes
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.results import RESULT, write_student
@@ -107,6 +107,10 @@ class Grid:
         kind, changed = self.backbone.config.model_type, []
         for name, spec in self.specs.items():
             method = method_on(spec.method, self.backbone.config)
+            if method == "late_prefix":
+                self.specs[name] = replace(
+                    spec, late_layers=late_layers_on(self.backbone.config, spec.late_layers)
+                )
             if method != spec.method:
                 self.specs[name] = replace(spec, method=method)
                 changed.append(name)

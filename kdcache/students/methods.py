@@ -55,3 +55,8 @@ def method_on(method: Method, config: Any) -> Method:
     """
     takes = "deep" in ARCHITECTURES[config.model_type].places
     return "deep_prompt" if method == "prefix" and not takes else method
+
+
+def late_layers_on(config: Any, late_layers: int | None) -> int:
+    """Return how many of an encoder's last layers late prompts enter: half of all, if no number is given."""
+    return late_layers or -(-config.num_hidden_layers // 2)

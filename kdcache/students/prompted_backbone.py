@@ -135,8 +135,8 @@ class Backbone:
             )
         if place == "late" and (late_layers or 0) > self.config.num_hidden_layers:
             raise ModelError(
-                f"distill.late_layers: it must be at most the {self.config.num_hidden_layers} layers of the "
-                f"backbone, got {late_layers}. Lower it."
+                f"distill.arms: late_layers must be at most the {self.config.num_hidden_layers} layers of "
+                f"the backbone, got {late_layers}. Lower it."
             )
         check_positions(self.config, max_length, num_virtual_tokens if place else 0, "the backbone")
 
@@ -195,9 +195,17 @@ class Backbone:
 
     @torch.no_grad()
     def trunk(self, batch: Mapping[str, torch.Tensor], layers: int) -> torch.Tensor:
-        """Return the states of a batch before the last ``layers`` layers, of shape (batch, tokens, dim)."""
-        with passing(self._layers[-layers:]):
-            return self._states(self.inputs(batch))
+        """Return the states of a batch before the last ``layers`` layers, of shape (batch, tokens, dim).
+
+        There is no dropout below late prompts: what is computed once must be what is computed anew.
+        """
+        training = self.encoder.training
+        self.encoder.eval()
+        try:
+            with passing(self._layers[-layers:]):
+                return self._states(self.inputs(batch))
+        finally:
+            self.encoder.train(training)
 
     @contextmanager
     def _above(self, states: torch.Tensor, layers: int) -> Iterator[None]:

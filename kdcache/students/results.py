@@ -101,7 +101,7 @@ def _card(run: Run, task: Task, scores: Mapping[str, float], manifest: Manifest)
         "template": task.template,
         "arm": spec.name,
         "seed": str(seed),
-        "method": spec.method,
+        "method": spec.method + (f" ({late} layers)" if (late := run.student.late_layers) else ""),
         "objective": spec.describe(),
         f"validation ({scores.get('rows', 0)} rows)": validation,
         "teacher": manifest.teacher_digest + member,

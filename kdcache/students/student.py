@@ -16,7 +16,7 @@ from kdcache.encoder.plans import in_row_order, plan_for
 from kdcache.encoder.prompt_init import Start
 from kdcache.students.arms import ArmSpec
 from kdcache.students.frozen_inputs import FrozenInputs
-from kdcache.students.methods import METHODS
+from kdcache.students.methods import METHODS, late_layers_on
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.prompts import Prompt, build_prompt
 from kdcache.students.row_prompts import RowPrompts
@@ -140,7 +140,7 @@ def build_student(
     prompt = None
     if facts.place:
         start: Start = "words" if spec.init == "words" else "separators"
-        late = spec.late_layers or -(-backbone.config.num_hidden_layers // 2)
+        late = late_layers_on(backbone.config, spec.late_layers)
         prompt = build_prompt(
             spec.method, facts.place, backbone, spec.num_virtual_tokens, real_text, seed, start, late
         )

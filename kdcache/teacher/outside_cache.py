@@ -1,5 +1,6 @@
 """Import of outside teachers' outputs as a cache, and export of a cache to such a file."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.read_outputs import require_ending
 from kdcache.cache.reader import load_cache
-from kdcache.cache.schema import ALL_ROWS_TEACHER
+from kdcache.cache.schema import ALL_ROWS_TEACHER, top_k_of
 from kdcache.cache.writer import CacheWriter
 from kdcache.data.metrics import COLUMNS_READ, compute_metrics
 from kdcache.data.splits import TEST, metric_columns, open_tables
@@ -94,6 +95,11 @@ def export_cache(project: Project, task_name: str, splits: list[str], path: Path
     manifest = read_manifest(location)
     chosen = splits or manifest.splits
     cached = [load_cache(location, split) for split in chosen]
+    if top_k := top_k_of(manifest.schema):
+        print(
+            f"export: {location} keeps {top_k} logits of a row; its other labels have one in common, and a "
+            "cache imported from the file takes that for theirs.", file=sys.stderr,
+        )  # fmt: skip
     vectors = None if path.suffix in (".parquet", ".npz") else ("logits",)
     with replacing(path) as part:
         return write_outputs(

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kdcache.cache import top_logits
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.dataset_card import dataset_card
 from kdcache.cache.diff import diff_caches
@@ -260,3 +261,39 @@ def test_labels_that_are_not_kept_share_their_mass():
     kept = kept_labels(as_read(rows()).logits)
     np.testing.assert_allclose(share_rest(logits, kept), as_read(rows()).logits, rtol=3e-7, atol=1e-7)
     assert (share_rest(logits, np.ones_like(kept)) == logits).all()
+
+
+def test_rows_are_looked_at_some_at_a_time_to_the_same_end(monkeypatch: pytest.MonkeyPatch):
+    logits = rows(50).logits
+    whole = keep_largest(logits, 2)
+    shared = share_rest(logits, kept_labels(expand_logits(*whole, 6)))
+    monkeypatch.setattr(top_logits, "AT_ONCE_LOGITS", 20)  # three rows
+    for found, wanted in zip(keep_largest(logits, 2), whole, strict=True):
+        assert np.array_equal(found, wanted)
+    assert np.array_equal(share_rest(logits, kept_labels(expand_logits(*whole, 6))), shared)
+
+
+def test_a_mask_among_the_kept_logits_is_refused_before_anything_is_written(tmp_path: Path):
+    split = rows()
+    least = np.finfo(np.float32).min
+    split.logits[3] = [1, 0, least, least, least, least]
+    assert write(tmp_path / "two", split, 2)
+    with pytest.raises(ShapeError, match=r"cache_teacher\.top_k"):
+        write(tmp_path / "three", split, 3)
+    assert not (tmp_path / "three").exists()
+
+
+def test_columns_have_one_order_and_stand_there_once():
+    schema = cache_schema(6, {"features": 4, "logits_plain": 6}, 2)
+    columns = describe_columns(schema)
+    assert parse_columns(columns) == schema
+    moved = [columns[k] for k in (0, 1, 2, 3, 4, 7, 5, 6, *range(8, len(columns)))]
+    for wrong in (
+        moved,
+        [*columns[:-1], columns[0], columns[-1]],
+        [*columns, ["features_b", "float16[2]"]][::-1],
+    ):
+        with pytest.raises(ValueError, match="column"):
+            parse_columns(wrong)
+    with pytest.raises(ValueError, match="column"):
+        parse_columns([*columns[:4], ["logits", "float32[99999999999999999999]"]])

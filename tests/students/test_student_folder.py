@@ -184,6 +184,15 @@ def test_a_student_whose_folder_gives_other_logits_is_kept_and_marked(
     assert f"{gap:.2g}" in line
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (4,), (4, 16), (4, 200)])
+def test_a_late_prompt_of_another_shape_is_refused(tiny_model: Path, rows, shape, tmp_path):
+    student, folder = trained(tiny_model, rows, "late_prefix"), tmp_path / "x"
+    assert save_student(student, folder, tiny_model, ABOUT, CARD, rows.encoded) == {}
+    save_file({"prompt_embeddings": torch.zeros(shape)}, folder / "prompt.safetensors")
+    with pytest.raises(ModelError):
+        load_folder(folder)
+
+
 @pytest.mark.parametrize("method", ["prefix", "deep_prompt", "full"])  # read by peft, kdcache, transformers
 def test_a_student_whose_folder_does_not_load_is_kept_and_marked(
     tiny_model: Path, rows, method, tmp_path, capsys, monkeypatch
