@@ -7,7 +7,17 @@ import typer
 import yaml
 from rich.table import Table
 
-from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, console, open_project
+from kdcache.cli.options import (
+    Debug,
+    Engines,
+    Overrides,
+    Tasks,
+    Workers,
+    chosen_tasks,
+    console,
+    open_project,
+    with_engine,
+)
 from kdcache.errors import ParamsError
 from kdcache.params import build
 from kdcache.plain_yaml import parse_yaml
@@ -33,6 +43,8 @@ def verify(
         int,
         typer.Option(min=0, help="Random rows per split that the teacher computes again."),
     ] = 8,
+    engine: Engines = None,
+    workers: Workers = None,
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
@@ -42,6 +54,8 @@ def verify(
 
         kdcache verify --task reviews
 
+        kdcache verify --task reviews --teacher-rows 100000 --workers 8
+
         kdcache verify s3://bucket/reviews-teacher
     """
     if cache:
@@ -50,7 +64,7 @@ def verify(
 
             sound = _show_checks(cache, verify_cache(cache))
     else:
-        with open_project(set_, debug, task) as project:
+        with open_project(with_engine(set_, engine, workers), debug, task) as project:
             chosen = chosen_tasks(project, task)
             from kdcache.teacher.verify_against_data import verify_task
 

@@ -18,8 +18,8 @@ from kdcache.data.ids import name_some
 from kdcache.data.splits import digest_of, open_tables, rows_at
 from kdcache.data.task import Task
 from kdcache.errors import CacheError
-from kdcache.params import build
 from kdcache.project import Project, require_task
+from kdcache.teacher.recompute import recompute
 
 
 def verify_task(project: Project, task_name: str, teacher_rows: int = 0) -> list[Check]:
@@ -28,7 +28,8 @@ def verify_task(project: Project, task_name: str, teacher_rows: int = 0) -> list
     Args:
         project: the project.
         task_name: the task.
-        teacher_rows: number of random rows per split whose logits the teacher computes again.
+        teacher_rows: number of random rows per split whose logits the teacher computes again, by the
+            project's engine.
 
     Returns:
         One entry per check.
@@ -67,28 +68,23 @@ def _recompute(
     project: Project, task: Task, manifest: Manifest, files: dict[str, pq.ParquetFile], train_rows: str,
     count: int,
 ) -> Iterator[Check]:  # fmt: skip
-    """Compute some rows of each split again. Only this check needs torch."""
-    from kdcache.teacher.cache_teacher import CacheTeacherParams, open_teacher
-
-    params = build(
-        CacheTeacherParams, project.raw["cache_teacher"] | {"dtype": manifest.dtype}, "cache_teacher"
-    )
+    """Compute some rows of each split again."""
     rng = np.random.default_rng()  # other rows each time
     chosen = {split: np.sort(rng.permutation(f.metadata.num_rows)[:count]) for split, f in files.items()}
     tables = {split: rows_at(file, chosen[split]) for split, file in files.items()}
-    teacher = open_teacher(project, task, params, tables, train_rows)
+    computed = recompute(project, task, manifest.dtype, tables, train_rows)
     location = Location.parse(project.paths.cache, task.name)
     for split, table in tables.items():
-        ids, rows = table["example_id"].to_pylist(), np.arange(len(table))
+        ids = table["example_id"].to_pylist()
         cached = load_cache(location, split).align(ids)
-        members = teacher.recompute(split, rows)
+        members = computed[split]["members"].swapaxes(0, 1)
         # Not strict: the cache of a single teacher has no columns of members.
         pairs = [(members.mean(axis=0), cached.logits), *zip(members, cached.members, strict=False)]
         if cached.logits_plain is not None:
-            pairs.append((teacher.logits(split, None, rows).mean(axis=0), cached.logits_plain))
+            pairs.append((computed[split]["plain"], cached.logits_plain))
         if top_k_of(manifest.schema):  # by what is cached: the labels kept, and the others together
-            pairs = [(share_rest(computed, kept_labels(stored)), stored) for computed, stored in pairs]
-        moved = np.max([np.abs(computed - stored).max(axis=1) for computed, stored in pairs], axis=0)
+            pairs = [(share_rest(again, kept_labels(before)), before) for again, before in pairs]
+        moved = np.max([np.abs(again - before).max(axis=1) for again, before in pairs], axis=0)
         far = [i for i, distance in zip(ids, moved, strict=True) if not distance <= manifest.tolerance]
         name = name_span(manifest.files_of(split))
         problem = (
