@@ -204,6 +204,8 @@ def test_nodes_without_a_shared_disk_make_a_cache_through_a_store(serial, s3, cl
             shutil.copytree(name, own / name)
         os.chdir(own)
         work = OPEN(*arguments)
+        (own / "opened").touch()
+        wait_until(lambda: len(list(nodes.glob("*/opened"))) == 2, lambda: False)  # both do parts
 
         def apart(part: Any) -> None:
             work(part)

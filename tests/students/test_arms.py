@@ -30,7 +30,14 @@ def test_an_arm_takes_the_sections_values_where_it_has_none_of_its_own():
         assert getattr(other, key) == value
     for spec in (inherited, other):
         assert spec.head_lr == section["head_lr"]
-        assert [field.name for field in fields(spec) if getattr(spec, field.name) is None] == ["epochs"]
+        none = [field.name for field in fields(spec) if getattr(spec, field.name) is None]
+        assert none == ["epochs", "late_layers"]  # the latter is of late_prefix only
+
+
+def test_layers_of_late_prompts_are_for_that_method_only():
+    assert resolve({"method": "late_prefix", "late_layers": 2}).late_layers == 2
+    with pytest.raises(ParamsError, match="late_prefix"):
+        resolve({"method": "prefix", "late_layers": 2})
 
 
 @pytest.mark.parametrize(
