@@ -1,6 +1,7 @@
 """Leases: one process at a time, where machines share a store that has no locks."""
 
 import contextlib
+import re
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ RENEWED_SECONDS = 5.0  # between two renewals
 LAPSED_SECONDS = 30.0  # without a renewal, as a process that waits for it sees it
 EVERYTHING = "clean"  # the key of what must be alone with all else
 _ASKS, _HOLDS = "asks", "holds"
+_NAME = re.compile(r"(.+)\.[0-9a-f]{32}")  # of a lease: its key, and one of its process
 
 
 class Lease:
@@ -21,9 +23,10 @@ class Lease:
     Each process puts an object of its own under ``leases/``, changes its content every few seconds, and holds
     the lease when it has then seen no other: of two processes, at least one sees the object of the other.
 
-    No clocks of two machines are compared. A process watches what it sees of others: where the content
-    changes, the other is alive, and this one is refused. Where it stays the same for ``LAPSED_SECONDS``, the
-    other is dead, and its object is deleted. A process that only stood still finds that out by ``require``.
+    No clocks of two machines are compared. A process looks at the others again and again: where the content
+    changes, the other is alive, and this one is refused. Where it stays the same in as many looks as
+    ``LAPSED_SECONDS`` have time for, the other is dead, and its object is deleted. A process that only stood
+    still, or could not reach the store, finds that out by ``require``.
 
     Args:
         root: the folder or URI that all machines see.
@@ -38,6 +41,7 @@ class Lease:
         self.place, self.what = Location.parse(root, "leases"), what
         self.key, self.name = key, f"{key}.{uuid.uuid4().hex}"
         self._state, self._renewals = _ASKS, 0
+        self._renewed = time.monotonic()  # when the last put began that came through
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
@@ -66,7 +70,7 @@ class Lease:
             CacheError: one has.
         """
         with one_line(self.place, "leases must be readable and writable"):
-            if not self.place.exists(self.name):
+            if self._lost():
                 raise CacheError(
                     f"{self.what}: this process must renew its lease within {LAPSED_SECONDS:g} s, got a "
                     "longer pause, and another process took over. Wait for it to end, then run this again."
@@ -74,28 +78,36 @@ class Lease:
 
     def _put(self) -> None:
         self._renewals += 1
+        began = time.monotonic()
         with self.place.create(self.name) as file:
             file.write(f"{self._state} {self._renewals}".encode())
+        self._renewed = began
+
+    def _lost(self) -> bool:
+        """Whether another process took over, or may have: a put that was late comes after that."""
+        return time.monotonic() - self._renewed > LAPSED_SECONDS or not self.place.exists(self.name)
 
     def _renew(self) -> None:
         while not self._over.wait(RENEWED_SECONDS):
             with contextlib.suppress(Exception):  # whatever the store's library raises: the next one may do
-                if not self.place.exists(self.name):
-                    return  # another process took over
+                if self._lost():
+                    return
                 self._put()
 
     def _wait_for_others(self) -> None:
         """Return when there is no other lease; delete those that lapse."""
-        seen: dict[str, tuple[bytes, float]] = {}  # content of each, and since when this process sees it
+        pause = RENEWED_SECONDS / 5
+        enough = round(LAPSED_SECONDS / pause)  # looks: a pause of this process counts as one
+        seen: dict[str, tuple[bytes, int]] = {}  # content of each, and how many looks saw it
         told = False
         while others := self._others():
             for name, content in others.items():
-                now = time.monotonic()
-                before, since = seen.setdefault(name, (content, now))
+                before, looks = seen.get(name, (content, 0))
+                seen[name] = before, looks + 1
                 if content == before:
-                    if now - since > LAPSED_SECONDS:
+                    if looks > enough:
                         self.place.remove(name)
-                    elif now - since > LAPSED_SECONDS / 2 and not told:
+                    elif looks > enough / 2 and not told:
                         told = True
                         print(
                             f"{self.what}: another process left a lease. It lapses if it is not renewed for "
@@ -108,15 +120,15 @@ class Lease:
                         f"{self.what}: only one process may write it at a time, got another at work as "
                         f"{name.rpartition('.')[0]}. Wait for it to end, then run this again."
                     )
-                seen[name] = content, now
-            time.sleep(RENEWED_SECONDS / 5)
+                seen[name] = content, 1
+            time.sleep(pause)
 
     def _others(self) -> dict[str, bytes]:
         """Name → content of the leases that exclude this one."""
         found = {}
         for name in self.place.names():
-            key = name.rpartition(".")[0]
-            if name != self.name and (key == self.key or EVERYTHING in (key, self.key)):
+            lease = _NAME.fullmatch(name)
+            if lease and name != self.name and (lease[1] == self.key or EVERYTHING in (lease[1], self.key)):
                 with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
                     found[name] = self.place.read(name)
         return found

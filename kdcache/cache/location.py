@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from fsspec.core import url_to_fs
 from kdcache.digests import stream_digest
 from kdcache.errors import CacheError
 from kdcache.places import check_place, place
+
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]+")  # of a URI
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,13 @@ class Location:
         """
         if isinstance(uri, Location):
             return uri
+        scheme, _, rest = str(uri).partition(":")
+        if SCHEME.fullmatch(scheme) and rest.startswith("/") and not rest.strip("/").partition("?")[0]:
+            raise CacheError(
+                f"{uri}: a URI must name a place, got none after {scheme}://. Add a bucket or folder."
+            )
+        if SCHEME.fullmatch(scheme) and rest.startswith("/") and not rest.startswith("//"):
+            raise CacheError(f"{uri}: a URI must have two slashes after {scheme}:, got one. Add the other.")
         if "://" not in str(uri):
             path = Path(uri, *names).as_posix()
             return cls(path, pafs.LocalFileSystem(), path)
@@ -46,7 +56,7 @@ class Location:
         text = "/".join([base.rstrip("/"), *names]) + question + options
         try:
             return cls(text, *_open_uri(text))
-        except (ValueError, ImportError, OSError) as error:
+        except (ValueError, ImportError, OSError, TypeError, NotImplementedError) as error:
             raise CacheError(
                 f"{text}: it must be a folder or a URI that pyarrow or fsspec opens, "
                 f"got: {_first_line(error)}. Check its scheme, or install what fsspec needs for it."
@@ -183,8 +193,8 @@ def one_line(place: object, must: str = "the cache must fit where it is written"
     """
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or _first_line(error)
+    except (OSError, pa.ArrowException, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or _first_line(error)
         raise CacheError(
             f"{place}: {must}, got: {reason}. "
             "Fix that, then run the same command again. Finished parts are kept."

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -17,11 +18,11 @@ import numpy as np
 from kdcache.cache.location import Location, one_line
 from kdcache.digests import value_digest
 from kdcache.errors import KdcacheError
-from kdcache.project import SCRATCH
 from kdcache.spread import one_machine_kind
 
 # Arrays of the same rows, by name.
 Arrays = dict[str, np.ndarray]
+_BUILD = re.compile(r"(cache_teacher|recompute)-[0-9a-f]{16}")  # a folder of parts, beside others
 _READABLE = "the parts must be readable and writable"
 
 
@@ -94,7 +95,7 @@ class Parts:
         """Let one kind of machine compute all parts: the first to come decides.
 
         On an object store each kind puts an object, then looks for others. Of two that come at the same
-        moment both may be refused; never do both go on.
+        moment both may be refused; never do both go on. Who is refused takes its object back.
 
         Raises:
             KdcacheError: another kind has begun.
@@ -104,13 +105,16 @@ class Parts:
                 one_machine_kind(self.place.folder, kind, str(self.location))
                 return
             own = value_digest(kind)[:16]
-            if not (found := self.place.names(below="machine")):
+            found = self.place.names(below="machine")
+            if asks := not found:
                 with self.place.create(f"machine/{own}") as file:
                     file.write(kind.encode())
                 found = self.place.names(below="machine")
             for other in found:
                 if other != own:
                     before = self.place.read(f"machine/{other}").decode()
+                    if asks:
+                        self.place.remove(f"machine/{own}")
                     raise KdcacheError(
                         f"{self.location}: one kind of machine must compute all of it, got {kind} here and "
                         f"{before} before. Go on with that kind, or run kdcache clean to start anew."
@@ -152,7 +156,7 @@ class Parts:
 
 
 def clean_parts(root: str) -> int:
-    """Remove the parts of all unfinished builds, and nothing else that may lie there.
+    """Remove the parts of all unfinished builds, and nothing else: others may use the place.
 
     Args:
         root: a folder or URI of parts. The caller holds the lease on everything there.
@@ -163,7 +167,10 @@ def clean_parts(root: str) -> int:
     place, freed = Location.parse(root), 0
     with one_line(place, _READABLE):
         for name in place.names():
-            if SCRATCH.fullmatch(name):
+            here = place.folder and place.folder / name
+            if not _BUILD.fullmatch(name) or (here and (here.is_symlink() or not here.is_dir())):
+                continue
+            if {*place.names(below=name)} <= {"parts", "machine"}:
                 freed += sum(place.size(f"{name}/{file}") for file in place.names(recursive=True, below=name))
                 Parts(Path(name), place, root).remove()
     return freed

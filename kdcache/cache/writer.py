@@ -62,7 +62,8 @@ class CacheWriter:
         self._files: dict[str, dict[str, Any]] = {}
         self._data: dict[str, str] = {}
         self._schema: pa.Schema | None = None
-        where = self.location.folder.absolute().as_posix() if self.location.folder else str(self.location)
+        folder, store = self.location.folder, self.location.filesystem.type_name
+        where = folder.absolute().as_posix() if folder else f"{store}:{self.location.path}"
         key = f"cache-{self.location.name}-{value_digest(where)[:8]}"
         self._lock = filelock.FileLock(scratch.parent / f"{key}.lock")
         self._lease = Lease(parts, key, self.location) if parts else None

@@ -123,8 +123,10 @@ class Step:
             return None
         lengths = [one.shape[1] for one in values]
         longest, device = max(lengths), values[0].device
-        padded = [nn.functional.pad(one, (0, 0, 0, longest - one.shape[1])) for one in values]
         places = torch.arange(longest, device=device)
-        mask = [(places < one.shape[1]).long().expand(len(one), -1) for one in values]
+        mask = torch.cat([(places < one.shape[1]).long().expand(len(one), -1) for one in values])
         place = self.stacks[0].runs[0].student.prompt.place  # type: ignore[union-attr]
-        return RowPrompts(place, torch.cat(padded), torch.cat(mask), min(lengths))
+        if len(values) == 1:  # as it is: a copy for each row takes time
+            return RowPrompts(place, values[0], mask, longest)
+        padded = [nn.functional.pad(one, (0, 0, 0, longest - one.shape[1])) for one in values]
+        return RowPrompts(place, torch.cat(padded), mask, min(lengths))

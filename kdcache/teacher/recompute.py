@@ -20,7 +20,7 @@ from kdcache.spread import Engine, spread
 if TYPE_CHECKING:
     from kdcache.teacher.extraction import Teacher
 
-CHUNKS, LEAST = 16, 64  # of a split at most, and rows of each
+CHUNKS, LEAST = 16, 512  # of a split at most, and rows of each
 
 
 class Chunk(NamedTuple):
@@ -61,12 +61,13 @@ def recompute(
         spread(chunks, partial(open_recomputing, project, task, dtype, tables, train_rows, held.__setitem__))
     else:
         scratch = project.scratch(__name__, uuid.uuid4().hex)
+        stored = Parts(scratch, f"{project.paths.cache}/{task.name}", project.paths.parts)
         try:
-            stored = Parts(scratch, f"{project.paths.cache}/{task.name}")
             opened = partial(open_recomputing, project, task, dtype, tables, train_rows, stored.store)
             spread(chunks, opened, engine, project.threads)
             held = {str(chunk): _read(stored, chunk) for chunk in chunks}
         finally:
+            stored.remove()
             shutil.rmtree(scratch, ignore_errors=True)
     of_split = {split: [held[str(chunk)] for chunk in chunks if chunk.split == split] for split in tables}
     return {

@@ -69,6 +69,25 @@ def test_a_lost_lease_does_not_come_back(root):
             held.require()
 
 
+def test_a_put_that_comes_through_too_late_gives_no_lease_back(root, monkeypatch):
+    late = still(root, "cache-wic", monkeypatch)
+    with Lease(root, "cache-wic", "cache/wic") as taken:
+        with late.place.create(late.name) as file:  # begun before the other took over
+            file.write(b"holds 9")
+        taken.require()
+        with pytest.raises(CacheError, match="another process took over"):
+            late.require()
+
+
+def test_other_files_are_no_leases(root):
+    place = Lease(root, "cache-wic", "cache/wic").place
+    with place.create("contract.pdf") as file:
+        file.write(b"mine")
+    with Lease(root, EVERYTHING, root):
+        assert place.exists("contract.pdf")
+    assert place.names() == ["contract.pdf"]
+
+
 def test_of_processes_that_ask_at_once_one_goes_on(root):
     for _ in range(5):
         together, over = threading.Barrier(3), threading.Event()

@@ -114,3 +114,10 @@ def test_the_task_goes_before_the_options_of_a_uri():
 @pytest.mark.slow
 def test_s3_compatible_store(s3: str, tmp_path: Path):
     check_place(f"s3://bucket/cache/wic?{s3}", tmp_path, tmp_path / "wic")
+
+
+@pytest.mark.parametrize("uri", ["s3:/bucket/x", "s3://", "memory://", "memory:///", "http:/x"])
+def test_a_uri_that_names_no_place_is_refused_in_one_line(uri):
+    with pytest.raises(CacheError) as error:
+        Location.parse(uri, "wic")
+    assert len(str(error.value).splitlines()) == 1

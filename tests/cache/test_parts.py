@@ -108,6 +108,10 @@ def test_of_two_kinds_that_come_at_once_no_more_than_one_goes_on(tmp_path: Path,
     monkeypatch.setattr(Location, "create", meanwhile)
     with pytest.raises(KdcacheError, match="got a here and b before"):
         one.require_machine("a")
+    other.store("train-0", ARRAYS)  # the one that goes on is not disturbed
+    again = on_store(tmp_path, store)
+    assert again.read("train-0") is not None
+    again.require_machine("b")
 
 
 def test_what_a_process_of_another_kind_stores_too_late_is_not_read(tmp_path: Path, store: str):
@@ -124,11 +128,18 @@ def test_clean_removes_builds_and_nothing_else(tmp_path: Path, store: str):
     stored.store("train-0", ARRAYS)
     size = sum(stored.place.size(name) for name in stored.place.names(recursive=True))
     root = Location.parse(store)
-    for name in ("notes/x", "cache_teacher-1/x", "x"):
+    others = [
+        "cache_teacher-1/x",
+        "cache_teacher-fedcba9876543210/thesis",
+        "mine-0123456789abcdef/x",
+        "notes/x",
+        "x",
+    ]
+    for name in others:
         with root.create(name) as file:
             file.write(b"mine")
     assert clean_parts(store) == size > 0
-    assert root.names(recursive=True) == ["cache_teacher-1/x", "notes/x", "x"]
+    assert root.names(recursive=True) == others
 
 
 def test_a_folder_of_its_own_holds_parts_as_scratch_does(tmp_path: Path):
