@@ -207,7 +207,8 @@ def fine_tune(
         compute_loss_func=loss,
     )
     if processes > 1:
-        torch.manual_seed(params.seed + process_number())  # else all would drop out the same
+        # Else all would drop out the same, or as the next member of an ensemble does.
+        torch.manual_seed(params.seed + 1_000_003 * process_number())
     result = trainer.train(resume_from_checkpoint=checkpoints.last())
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not all(map(math.isfinite, [*losses, result.training_loss])):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import platform
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
@@ -98,6 +99,11 @@ def train_teacher(project: Project, task_name: str) -> None:
         wait_for_all()
         if not is_main():
             training = Training(project, task_name)
+        if training.scratch.name != from_main(training.scratch.name):  # its key is of rows and parameters
+            raise DataError(
+                f"{task_name}: the processes of torchrun must have the same data, parameters and packages, "
+                f"got others on {platform.node()}. Put the project on a disk that all of them share."
+            )
         missing = [fit for fit in training.fits if not training.cost(fit).is_file()]
         _train(from_main(missing), training, project)
         wait_for_all()

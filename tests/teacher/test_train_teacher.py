@@ -117,6 +117,19 @@ def test_models_that_two_workers_train_are_those_of_one_process(built_project):
     assert not list(folder.glob(".kdcache/train_teacher-*"))
 
 
+def test_another_number_of_processes_goes_on_from_no_checkpoint_of_this_one(built_project, monkeypatch):
+    built_project("prepare")
+    alone = train_teacher.Training(Project.load(), "wic").scratch
+    monkeypatch.setattr(train_teacher, "num_processes", lambda: 2)
+    assert train_teacher.Training(Project.load(), "wic").scratch != alone
+
+
+def test_a_process_with_other_data_than_the_first_is_refused(built_project, monkeypatch):
+    built_project("prepare")
+    monkeypatch.setattr(train_teacher, "from_main", lambda value: "train_teacher-0123456789abcdef")
+    assert "the same data" in fails("teach", "--task", "wic")
+
+
 def test_a_teacher_is_of_one_kind_of_machine(built_project, monkeypatch):
     built_project("prepare", train_teacher={"ensemble": 2, "folds": 0, "epochs": 1})
     fit, trained = train_teacher.fine_tune, []
