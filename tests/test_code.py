@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,13 +37,14 @@ NEWER = newer_pythons()
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of kdcache that digests are taken of."""
     folder = tmp_path / "kdcache"
     ignored = shutil.ignore_patterns("__pycache__", "sample", "template")
     shutil.copytree(ROOT / "kdcache", folder, ignore=ignored)
     monkeypatch.setattr(code, "ROOT", folder)
-    return folder
+    yield folder
+    code.code_digest.cache_clear()  # of the copy: later tests would take them for those of the tree
 
 
 def digests() -> dict[str, str]:
