@@ -1,7 +1,6 @@
 """The loop: many in one pass as each alone, resumed as uninterrupted, nothing frozen moves."""
 
 import math
-from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from kdcache.encoder.plans import TrainingPlan
 from kdcache.losses import Term
 from kdcache.students import loop as train_module
 from kdcache.students import run as run_module
-from kdcache.students.frozen_inputs import FrozenInputs, trunk_fits
+from kdcache.students.frozen_inputs import FrozenInputs
 from kdcache.students.loop import restore_runs
 from kdcache.students.methods import METHODS
 from kdcache.students.probes import Probes, starting_features
@@ -69,55 +68,6 @@ def test_heads_without_a_prompt_share_one_pass_over_the_rows(tiny_model: Path, r
         found.append(predict(student, rows.encoded, frozen=rows.inputs)[0])
         assert bool(passes) == (student.prompt is not None)
     assert all(map(np.array_equal, found, wanted))
-
-
-def test_what_lies_below_late_prompts_is_computed_once(tiny_model: Path, rows, monkeypatch):
-    """Two students and a look at tune read states that are kept, to the bits of those that are not."""
-    kept, anew = (
-        build_run(
-            tiny_model, backbone, rows, "late_prefix", epochs=2, select="tune",
-            tune=replace(rows, inputs=FrozenInputs(backbone, rows.encoded)),
-        )
-        for backbone in (Backbone.load(tiny_model), Backbone.load(tiny_model))
-    )  # fmt: skip
-    passes: list[Any] = []
-    trunk = Backbone.trunk
-    monkeypatch.setattr(Backbone, "trunk", lambda *some: passes.append(some) or trunk(*some))
-    with monkeypatch.context() as patched:
-        patched.setattr("kdcache.students.frozen_inputs.trunk_fits", lambda *_: False)
-        fit(anew)
-    assert len(passes) > 8  # each step, and each look
-    passes.clear()
-    fit(kept)
-    assert len(passes) == 2  # of rows, of tune: here both are in one batch
-    assert gap(values(kept), values(anew)) < 1e-6
-    assert [e["tune_accuracy"] for e in kept.history] == [e["tune_accuracy"] for e in anew.history]
-    wanted = predict(kept.student, rows.encoded)[0]
-    passes.clear()
-    found = predict(kept.student, rows.encoded, 4, frozen=kept.rows.inputs)[0]
-    assert not passes
-    assert np.abs(found - wanted).max() < 1e-5
-
-
-def test_below_late_prompts_nothing_drops_out_wherever_the_states_come_from(tiny_model: Path, rows):
-    backbone = Backbone.load(tiny_model, dropout=0.3)
-    batch = rows.encoded.batch(range(4))
-    backbone.train(True)
-    assert torch.equal(backbone.trunk(batch, 1), backbone.trunk(batch, 1))
-    assert backbone.encoder.training
-    backbone.train(False)
-
-
-def test_states_that_the_disk_has_no_room_for_are_computed_anew(
-    tiny_model: Path, rows, tmp_path, monkeypatch, capsys
-):
-    encoded = replace(rows.encoded, folder=tmp_path)
-    free = namedtuple("usage", "free")
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: free(100))
-    assert not trunk_fits(rows.inputs.backbone, encoded)
-    assert "on the disk" in capsys.readouterr().err
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: free(10**12))
-    assert trunk_fits(rows.inputs.backbone, encoded)
 
 
 LONG = [pytest.param(method, 75, marks=pytest.mark.slow) for method in ("prefix", "prompt", "p_tuning")]
