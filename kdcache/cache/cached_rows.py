@@ -203,8 +203,10 @@ class CacheRows:
             CacheCorrupt: see ``read_logits``.
         """
         names = row_schema(table.schema, num_labels).names[4:]
-        all_logits = {n: read_logits(table, n, num_labels, where) for n in names if n.startswith("logits")}
-        vectors = {n: all_logits[n] if n in all_logits else vectors_of(table[n]) for n in names}
+        vectors = {
+            n: read_logits(table, n, num_labels, where) if n.startswith("logits") else vectors_of(table[n])
+            for n in names
+        }
         ids, hashes = table["example_id"].to_pylist(), table["content_hash"].to_pylist()
         return cls._of(ids, hashes, table["label"].to_numpy(), table["fold"].to_numpy(), vectors)
 

@@ -188,38 +188,22 @@ def parse_columns(columns: list[list[str]]) -> pa.Schema:
             fields.append(pa.field(name, pa.type_for_alias(kind), nullable=False))
         else:
             raise ValueError(f"column {name} of type {kind}")
-    _check_top(fields)
     rows = _all_logits(fields, num_labels=1)
     if [field.name for field in rows[:5]] != [*SCALARS, "logits"]:
         raise ValueError("columns missing")
-    optional = [field.name for field in rows[5:]]
-    top = top_k_of(pa.schema(fields)) is not None
+    names, top = [field.name for field in fields], [f for f in fields if f.name.startswith(TOP_COLUMNS)]
     wanted = [
         column
-        for name in [*SCALARS, "logits", *sorted(optional)]
+        for name in [*SCALARS, "logits", *sorted(field.name for field in rows[5:])]
         for column in (top_columns(name) if top and name.startswith("logits") else [name])
     ]
-    if [field.name for field in fields] != wanted:
-        raise ValueError(f"columns {', '.join(field.name for field in fields)} in this order")
+    widths = {field.type.list_size for field in top if pa.types.is_fixed_size_list(field.type)}
+    if names != wanted or len(widths) > 1:
+        raise ValueError(f"columns {', '.join(names)} in this order, or of these lengths")
     members = {field.name: field.type for field in rows if field.name.startswith(MEMBER_PREFIX)}
     if members != {f"{MEMBER_PREFIX}{m}": rows[4].type for m in range(len(members))}:
         raise ValueError(f"columns {', '.join(members)}")
     return pa.schema(fields)
-
-
-def _check_top(fields: list[pa.Field]) -> None:
-    """Refuse columns of the largest logits that are not whole, or that stand beside columns of all."""
-    top = [field for field in fields if field.name.startswith(TOP_COLUMNS)]
-    names = [field.name for field in top]
-    endings = [name.removeprefix("top_labels") for name in names if name.startswith("top_labels")]
-    whole = [name for ending in endings for name in top_columns(f"logits{ending}")]
-    widths = {field.type.list_size for field in top if pa.types.is_fixed_size_list(field.type)}
-    if (
-        names != whole
-        or len(widths) > 1
-        or (top and any(field.name.startswith("logits") for field in fields))
-    ):
-        raise ValueError(f"columns {', '.join(names)}, not {', '.join(TOP_COLUMNS)} of one length")
 
 
 def _all_logits(fields: Iterable[pa.Field], num_labels: int) -> list[pa.Field]:
