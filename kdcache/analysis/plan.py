@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from kdcache.analysis.planned import (
     weight_bytes,
 )  # fmt: skip
 from kdcache.analysis.rates import Rate, at, measure, training_step
+from kdcache.analysis.student_rates import StudentRates, kind_of_student, measure_student
 from kdcache.backbone.cut import choose_layers, cut
 from kdcache.backbone.probe import MAX_ROWS, PROBE_BATCH_SIZE, encoder_states
 from kdcache.backbone.student_backbone import EXAMINED_ROWS, StudentBackboneParams
@@ -34,20 +35,20 @@ from kdcache.cache.writer import cut_parts
 from kdcache.data.splits import TEST
 from kdcache.data.task import Task
 from kdcache.encoder.architectures import check_positions
-from kdcache.encoder.batching import Encoded
 from kdcache.encoder.forward import extract
 from kdcache.encoder.linear_probe import NUM_FOLDS, fit_probe, one_hot
 from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, save_model, setup
-from kdcache.encoder.optimisation import adamw
 from kdcache.encoder.plans import fixed_plan, num_batches, plan_for
 from kdcache.encoder.pooling import Pooling, resolve_pooling, write_pooling
+from kdcache.encoder.precision import Dtype
 from kdcache.project import Project, require_tune
 from kdcache.spread import Engine
 from kdcache.students.arms import ArmSpec, DistillParams, resolve_arm
 from kdcache.students.methods import method_on
-from kdcache.students.prompted_backbone import TRUNK, Backbone
+from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.run import steps_to_look_at
-from kdcache.students.student import EVAL_BATCH_SIZE, build_student, forward, predict
+from kdcache.students.student import EVAL_BATCH_SIZE
+from kdcache.teacher.base_probe import SCORE_BATCH_SIZE
 from kdcache.teacher.cache_teacher import CacheTeacherParams
 from kdcache.teacher.dry_run import check_model
 from kdcache.teacher.fine_tune import TrainTeacherParams, build_model
@@ -96,10 +97,14 @@ def _teachers(project: Project, names: Sequence[str], base: float, rates: dict[s
     optimizer = torch.optim.AdamW(moved, lr=0.0, fused=True)  # the Trainer's
     work = training_step(lambda batch: model(**batch).logits, optimizer, params.dtype, device)
     rates["teacher, training"] = step = measure(work, model, pooled, params.batch_size)
-    rates["teacher, forward"] = reading = measure(
-        lambda rows: extract(model, rows, outputs, len(rows), device, caching.dtype),
-        model, pooled, caching.batch_size,
-    )  # fmt: skip
+
+    def forward(dtype: Dtype, size: int) -> Rate:
+        return measure(
+            lambda rows: extract(model, rows, outputs, len(rows), device, dtype), model, pooled, size
+        )
+
+    rates["teacher, forward"] = reading = forward(caching.dtype, caching.batch_size)
+    rates["teacher, forward in float32"] = scoring = forward("float32", SCORE_BATCH_SIZE)  # as ``teach`` does
     stages, models = [], (1 + params.folds) * params.ensemble
     for name, (task, splits) in tasks.items():
         if params.select == "tune":
@@ -115,11 +120,13 @@ def _teachers(project: Project, names: Sequence[str], base: float, rates: dict[s
             own = train.labelled * (1 - 1 / params.folds if fold else 1)
             steps = train.batches(shuffled, params.batch_size, own)
             teach.read(step, steps, params.epochs * params.ensemble)
-            teach.read(reading, train.batches(in_order, caching.batch_size, own), params.ensemble)
+            teach.read(scoring, train.batches(in_order, SCORE_BATCH_SIZE, own), params.ensemble)
         for split in {"tune", "validation"} & splits.keys():  # of the probe where each teacher starts
-            teach.read(reading, reads[split], 1 + (models if split == "tune" else 0))
+            times = 1 + (models if split == "tune" else 0)
+            teach.read(scoring, splits[split].batches(in_order, SCORE_BATCH_SIZE), times)
         if params.select == "tune":
-            teach.read(reading, reads["tune"], models * params.epochs)
+            times = models * params.epochs
+            teach.read(scoring, splits["tune"].batches(in_order, SCORE_BATCH_SIZE), times)
         rows = sum(part.rows for part in splits.values())
         cache = Stage("cache_teacher", name, rows, 2 * load, held)  # weights are hashed, then loaded
         cache.units = models * sum(len(cut_parts(part.rows)) for part in splits.values())
@@ -164,7 +171,7 @@ def _students(project: Project, names: Sequence[str], base: float, rates: dict[s
             batches = splits[split].batches(partial(plan_for, device), PROBE_BATCH_SIZE, rows)
             shrink.read(reading, batches, 1 + cuts * len(keep) / have)
             shrink.rows += rows
-    kinds: dict[Any, _Kind] = {}
+    kinds: dict[Any, StudentRates] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         save_model(cut(full, keep) if cuts else full, tokenizer, folder)
@@ -176,8 +183,9 @@ def _students(project: Project, names: Sequence[str], base: float, rates: dict[s
         shrink.bytes = weight_bytes(backbone.encoder)[0]
         specs = [replace(spec, method=method_on(spec.method, backbone.config)) for spec in specs]
         for spec in specs:
-            if _kind(spec) not in kinds:
-                kinds[_kind(spec)] = kind = _measure_kind(spec, folder, backbone, pooled, outputs)
+            if kind_of_student(spec) not in kinds:
+                kind = measure_student(spec, folder, backbone, pooled, outputs)
+                kinds[kind_of_student(spec)] = kind
                 if kind.trains:
                     rates[f"student, {spec.method}, training"] = kind.step
                 rates[f"student, {spec.method}, forward"] = kind.reading
@@ -193,56 +201,20 @@ def _students(project: Project, names: Sequence[str], base: float, rates: dict[s
             stage.units = passes
         elif device.type == "cpu":
             stage.parallel = min(processes, passes)
-        _add_students(stage, task, splits, params, [(spec, kinds[_kind(spec)]) for spec in specs], base, fit)
+        arms = [(spec, kinds[kind_of_student(spec)]) for spec in specs]
+        _add_students(stage, task, splits, params, arms, base, fit)
         stages.append(stage)
     return stages
 
 
-class _Kind(NamedTuple):
-    """What arms that differ in their losses only cost; seconds to build a student, bytes of all weights."""
-
-    step: Rate
-    reading: Rate
-    build: float
-    whole: int
-    trained: int
-    trains: bool  # a probe takes no steps
-
-
-def _kind(spec: ArmSpec) -> tuple[Any, ...]:
-    return spec.method, spec.pooling, spec.num_virtual_tokens, spec.late_layers, spec.batch_size
-
-
-def _measure_kind(spec: ArmSpec, folder: Path, backbone: Backbone, pooled: Encoded, outputs: int) -> _Kind:
-    read = backbone.read_by(spec.pooling)
-    student, build = timed_build(lambda: build_student(spec, outputs, 0, folder, read, pooled))
-    moved = [*student.tuned, *student.head_parameters]
-    optimizer = adamw([{"peak": 0.0, "lr": 0.0, "params": moved}], read.device)
-
-    trunks: dict[Any, torch.Tensor] = {}
-
-    def logits(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        if student.late_layers:  # computed once for each row, as training does
-            shape = batch["input_ids"].shape
-            if shape not in trunks:
-                trunks[shape] = read.trunk(batch, student.late_layers)
-            batch = {**batch, TRUNK: trunks[shape]}
-        return forward([student], batch, [len(batch["input_ids"])])[0][0]
-
-    work = training_step(logits, optimizer, "float32", read.device)  # the backbone computes in its own dtype
-    step = measure(work, student, pooled, spec.batch_size)
-    reading = measure(lambda rows: predict(student, rows), student, pooled, EVAL_BATCH_SIZE)
-    return _Kind(step, reading, build, *weight_bytes(student), bool(student.tuned))
-
-
 def _add_students(
     stage: Stage, task: Task, splits: Mapping[str, Split], params: DistillParams,
-    arms: Sequence[tuple[ArmSpec, _Kind]], base: float, fit: float,
+    arms: Sequence[tuple[ArmSpec, StudentRates]], base: float, fit: float,
 ) -> None:  # fmt: skip
     """Add the students of a task to its stage, with what each reads beside its steps."""
     both = ["train"] + ["unlabelled"] * ("unlabelled" in splits and params.unlabelled)
     all_rows, seeds = sum(splits[split].rows for split in both), len(params.seeds)
-    fitted, frozen = set(), set()
+    fitted, frozen, trunks = set(), set(), set()
     for spec, kind in arms:
         drawn = both if spec.unlabelled else ["train"]
         steps = spec.steps or (spec.epochs or 0) * num_batches(all_rows, params.batch_size)
@@ -253,19 +225,22 @@ def _add_students(
         stage.read(kind.step, (1, tokens / batches), seeds * (steps + LOOK_STEPS * looks))
         passes = dict.fromkeys(["validation", *task.diagnostics], seeds) | {"tune": seeds * looks}
         # The probe, which arms share that start alike; without a prompt so do all seeds.
-        start = _kind(spec), spec.ce_weight == 0, *drawn
+        start = kind_of_student(spec), spec.ce_weight == 0, *drawn
         if start not in fitted:
             fitted.add(start)
             probes = seeds if kind.trains else 1
-            for split in (*drawn, "tune") if kind.trains else ():
-                passes[split] = passes.get(split, 0) + probes
+            for split in {*drawn, "tune"} & splits.keys() if kind.trains else ():
+                stage.read(kind.reading, splits[split].batches(fixed_plan, EVAL_BATCH_SIZE), probes)
             stage.work += probes * fit * task.num_labels * sum(splits[split].rows for split in drawn)
         if not kind.trains:  # they share the states of the frozen backbone
             shared = ["validation", *task.diagnostics, "tune", *both]
             passes = {} if spec.pooling in frozen else dict.fromkeys(shared, 1)
             frozen.add(spec.pooling)
-        for split in passes.keys() & splits.keys():
-            stage.read(kind.reading, splits[split].batches(fixed_plan, EVAL_BATCH_SIZE), passes[split])
+        trunk = spec.pooling, spec.late_layers
+        for split in {*passes, *drawn} & splits.keys():  # below late prompts each row is read once
+            times = passes.get(split, 0) * (1 - kind.below) + kind.below * (trunk not in trunks)
+            stage.read(kind.reading, splits[split].batches(fixed_plan, EVAL_BATCH_SIZE), times)
+        trunks.add(trunk)
         stage.work += seeds * BUILDS * kind.build
         held = 4 * kind.trained + at(kind.step.held, 1, spec.batch_size * longest_row(splits))
         copies = 3  # of the backbone: two more while a student's folder is written and checked

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from conftest import build_tiny_model, build_tokenizer, fails, run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdcache.analysis import plan as plan_module
 from kdcache.analysis import planned, rates
 from kdcache.analysis.plan import plan
 from kdcache.analysis.planned import Split, Stage, in_windows
@@ -23,8 +25,10 @@ from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier
 from kdcache.encoder.plans import fixed_plan
 from kdcache.project import Project
+from kdcache.students.student import EVAL_BATCH_SIZE
 
 CPU = torch.device("cpu")
+MEASURING = ("kdcache.analysis.plan", "kdcache.analysis.student_rates")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +38,8 @@ def known_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     def known(_work: object, _model: object, _rows: object, size: int) -> Rate:
         return Rate((1e3, 1e2), (1e-3, 1e-5), (1e3, 1e2), size, 1000)
 
-    monkeypatch.setattr("kdcache.analysis.plan.measure", known)
+    for module in MEASURING:
+        monkeypatch.setattr(f"{module}.measure", known)
 
 
 def planned_stages(*overrides: str, tasks: tuple[str, ...] = ("cb",)) -> dict[str, Stage]:
@@ -88,6 +93,49 @@ def test_teachers_cost_by_their_number(built_project):
     assert both["train_teacher"].bytes == pytest.approx(2 * one["train_teacher"].bytes)
     assert both["cache_teacher"].tokens == pytest.approx(2 * one["cache_teacher"].tokens)
     assert folds["cache_teacher"].tokens > 2 * one["cache_teacher"].tokens, "of rows outside train, three"
+
+
+def test_rows_below_late_prompts_are_read_once(built_project):
+    built_project("prepare", student_backbone={"num_layers": "all"})
+
+    def tokens(method: str, seeds: list[int]) -> float:
+        arms = {"one": {"method": method, "late_layers": 1 if method == "late_prefix" else None}}
+        return planned_stages(f"distill.arms={json.dumps(arms)}", f"distill.seeds={seeds}")["distill"].tokens
+
+    saved = [tokens("prefix", seeds) - tokens("late_prefix", seeds) for seeds in ([0], [0, 1])]
+    _, splits = planned.read_prepared(Project.load(), ["cb"], build_tokenizer(), 64)["cb"]
+    once = sum(part.batches(fixed_plan, EVAL_BATCH_SIZE)[1] for part in splits.values())
+    assert 2 * saved[0] - saved[1] == pytest.approx(-once / 2), "half of the layers, whatever the seeds"
+
+
+def test_teachers_score_in_float32_whatever_the_cache_is_computed_in(built_project, monkeypatch):
+    built_project("prepare")
+    read, dtypes = plan_module.extract, []
+
+    def reading(*arguments: Any) -> Any:
+        dtypes.append(arguments[-1])
+        return read(*arguments)
+
+    monkeypatch.setattr("kdcache.analysis.plan.extract", reading)
+    monkeypatch.setattr("kdcache.analysis.plan.measure", partial(rates.measure, seconds=0))
+    planned_stages("cache_teacher.dtype=bfloat16")
+    assert set(dtypes) == {"bfloat16", "float32"}
+
+
+def test_a_students_step_is_measured_with_dropout_and_its_forward_pass_without(cached_project, monkeypatch):
+    cached_project("cb", distill={"dropout": 0.1})
+    trained = []
+
+    def watched(work: Any, model: Any, rows: Any, size: int) -> Rate:
+        encoder = model.backbone.encoder
+        hook = encoder.register_forward_pre_hook(lambda *_: trained.append(encoder.training))
+        work(rows.take(np.arange(8)))
+        hook.remove()
+        return Rate((1e3, 1e2), (1e-3, 1e-5), (1e3, 1e2), size, 1000)
+
+    monkeypatch.setattr("kdcache.analysis.student_rates.measure", watched)
+    planned_stages()
+    assert trained == [True, False] * (len(trained) // 2)
 
 
 def test_operations_of_a_pass_are_those_that_torch_counts(tmp_path):
@@ -148,7 +196,8 @@ def test_what_a_stage_refuses_is_refused(built_project):
 
 
 def test_the_command_shows_what_is_planned_beside_what_it_took(cached_project, monkeypatch):
-    monkeypatch.setattr("kdcache.analysis.plan.measure", partial(rates.measure, seconds=0))  # the real one
+    for module in MEASURING:
+        monkeypatch.setattr(f"{module}.measure", partial(rates.measure, seconds=0))  # the real one
     folder = cached_project()
     there = sorted(folder.rglob("*"))
     code, out, error = run("plan", "--task", "cb", "--workers", "3")
