@@ -20,6 +20,7 @@ from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.grid import Grid
 from kdcache.students.results import RESULT, gather_predictions, mean_curves, sealed, summarise
 from kdcache.students.still_rising import still_rising
+from kdcache.students.train_grid import train_grid
 
 
 def distill(project: Project, task_name: str) -> None:
@@ -36,7 +37,7 @@ def distill(project: Project, task_name: str) -> None:
     check_place(target, "students")
     with project.alone(target):
         grid = Grid(project, task_name, ["pipeline", project.paths.students])
-        results = grid.train(list(grid.specs), grid.params.seeds, grid.scratch / "students")
+        results = train_grid(grid, list(grid.specs), grid.params.seeds, grid.scratch / "students")
         _put_in_place(grid, results, target)
         shutil.rmtree(grid.scratch)
 
@@ -81,7 +82,7 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
     with project.alone(*targets):
         grid = Grid(project, task_name, ["explore", project.paths.runs, *arms, *seeds])
         made = grid.scratch / "students"
-        results = grid.train(arms, seeds, made)
+        results = train_grid(grid, arms, seeds, made)
         finished = _finished(results)
         _warn_of_unfinished(grid, mean_curves(finished))
         # One process at a time: what it writes of all students must hold those that others put there.

@@ -1,11 +1,9 @@
 """All students of one task: checked before the first step, trained in passes, written one by one."""
 
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from kdcache.errors import ModelError
 from kdcache.losses import Objective, check_terms
 from kdcache.places import require_plain
 from kdcache.project import Project, require, require_task, require_tune
-from kdcache.spread import Engine, one_machine_kind, spread
+from kdcache.spread import one_machine_kind
 from kdcache.students.arms import STUDENT, ArmSpec, DistillParams, Name, resolve_arm
 from kdcache.students.backbone_check import check_backbone
 from kdcache.students.folder import load_folder
@@ -37,7 +35,7 @@ from kdcache.students.student import build_student
 from kdcache.students.trackers import check_trackers, track
 from kdcache.students.training_rows import StudentRows, check_targets, join_rows, load_rows
 from kdcache.students.watch import idle_terms
-from kdcache.students.workers import helpers, take_turns
+from kdcache.students.workers import take_turns
 
 
 class Grid:
@@ -128,39 +126,17 @@ class Grid:
         self.rows = join_rows([train, *more])
         self.labelled = self.splits["train"] = self.rows.first(len(train))  # held once
 
-    def train(self, arms: Sequence[str], seeds: Sequence[int], made: Path) -> list[dict[str, Any]]:
-        """Train the students that are not there yet.
+    def check(self, arms: Sequence[str], seeds: Sequence[int]) -> None:
+        """Refuse what would fail at the first step.
 
-        Args:
-            arms: names of arms.
-            seeds: one student each per arm.
-            made: the folder that holds a folder per student.
-
-        Returns:
-            The results of all, arm by arm.
+        Raises:
+            ParamsError: the backbone cannot carry an arm's prompt.
+            CacheMissing: the cache lacks an arm's targets.
         """
         for spec in map(self.specs.__getitem__, arms):
             check_targets(spec, seeds, self.splits["train"].cached)
             place = METHODS[spec.method].place
             self.backbone.check(place, spec.num_virtual_tokens, spec.max_length, spec.late_layers)
-        names = [(arm, seed) for arm in arms for seed in seeds]
-        missing = [name for name in names if not _done(made, name)]
-        passes = list(self.passes(missing))
-        steps = sum(self.steps_of(self.specs[arm]) for arm, _ in missing)
-        work: list[Any] = [self.project.raw, self.task.name, list(self.purpose), passes, str(made)]
-        engine = Engine.of(self.project.raw)
-        with tqdm(total=steps, desc=f"{self.task.name} students", unit="step", disable=not missing) as bar:
-            if engine.engine == "ray":
-                units = {", ".join(f"{arm}-{seed}" for arm, seed in some): some for some in passes}
-
-                def after(unit: str) -> None:
-                    bar.update(sum(self.steps_of(self.specs[arm]) for arm, _ in units[unit]))
-
-                spread(list(units), partial(open_trainer, units, *work), engine, self.threads, after)
-            else:
-                with helpers(min(self.processes, len(passes)) - 1, work, bar.update):
-                    self.train_passes(passes, made, bar.update, wait=True)
-        return [json.loads((_folder(made, name) / RESULT).read_text(encoding="utf-8")) for name in names]
 
     def train_passes(
         self, passes: Sequence[list[Name]], made: Path, after_step: Callable[[int], object], wait: bool
@@ -169,15 +145,15 @@ class Grid:
 
         Args:
             passes: students that train together.
-            made: see ``train``.
+            made: the folder, in scratch, that holds a folder per student.
             after_step: called with the number of students that took a step.
             wait: see ``take_turns``.
         """
         take_turns(
             passes,
             lambda some: self._of_pass(some, made, ".lock"),
-            lambda some: all(_done(made, name) for name in some),
-            lambda some: self._train_fitting(some, made, after_step),
+            lambda some: all(is_trained(made, name) for name in some),
+            lambda some: self.train_fitting(some, made, after_step),
             wait,
         )
 
@@ -233,7 +209,8 @@ class Grid:
         probe = self.probes.fit(student, rows, spec, tune)
         return Run(student, objective, rows, spec, seed, self.steps_of(spec), probe, tune)
 
-    def _train_fitting(self, names: Sequence[Name], made: Path, after_step: Callable[[int], object]) -> None:
+    def train_fitting(self, names: Sequence[Name], made: Path, after_step: Callable[[int], object]) -> None:
+        """Train a pass, in smaller ones where memory does not suffice; see ``train_passes``."""
         kind = machine_kind(self.backbone.device)
         one_machine_kind(self.scratch, kind, f"the students of {self.task.name}")
         in_what_fits(
@@ -242,7 +219,7 @@ class Grid:
 
     def _train_pass(self, names: Sequence[Name], made: Path, after_step: Callable[[int], object]) -> None:
         for name in names:
-            shutil.rmtree(_folder(made, name), ignore_errors=True)
+            shutil.rmtree(made_folder(made, name), ignore_errors=True)
         runs = [self.start(*name) for name in names]
         checkpoint = self._of_pass(names, made, ".pt")
         restore_runs(runs, checkpoint)
@@ -250,12 +227,12 @@ class Grid:
         train_students(runs, checkpoint, after_step)
         for run, name in zip(runs, names, strict=True):
             self._report(run)
-            write_student(run, self.task, self.splits, self.manifest, self.folder, _folder(made, name))
+            write_student(run, self.task, self.splits, self.manifest, self.folder, made_folder(made, name))
         checkpoint.unlink(missing_ok=True)
 
     def _of_pass(self, names: Sequence[Name], made: Path, suffix: str) -> Path:
         """Return a file in scratch that belongs to a pass."""
-        key = value_digest([_folder(made, name).relative_to(self.scratch).as_posix() for name in names])
+        key = value_digest([made_folder(made, name).relative_to(self.scratch).as_posix() for name in names])
         return self.scratch / f"{key[:16]}{suffix}"
 
     def _report(self, run: Run) -> None:
@@ -280,18 +257,11 @@ class Grid:
             tqdm.write(f"{task} {spec.name}, seed {run.seed}: {sentence}", file=sys.stderr)
 
 
-def open_trainer(
-    units: Mapping[str, Sequence[Name]], raw: dict[str, Any], task_name: str, purpose: Sequence[Any],
-    _passes: object, made: str,
-) -> Callable[[str], None]:  # fmt: skip
-    """Open a worker of a cluster, which trains the passes that it is handed; see ``Grid.train``."""
-    grid = Grid(Project.of(raw).only([task_name]), task_name, purpose)
-    return lambda unit: grid._train_fitting(units[unit], Path(made), lambda count: None)
-
-
-def _folder(made: Path, name: Name) -> Path:
+def made_folder(made: Path, name: Name) -> Path:
+    """Return where a student's files are written."""
     return made / f"{name[0]}-{name[1]}"
 
 
-def _done(made: Path, name: Name) -> bool:
-    return (_folder(made, name) / RESULT).is_file()
+def is_trained(made: Path, name: Name) -> bool:
+    """Whether all files of a student are written."""
+    return (made_folder(made, name) / RESULT).is_file()

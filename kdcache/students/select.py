@@ -16,6 +16,7 @@ from kdcache.data.splits import assign_folds
 from kdcache.project import Project
 from kdcache.students.arms import resolve_arm
 from kdcache.students.grid import Grid
+from kdcache.students.train_grid import train_grid
 
 
 def select(
@@ -65,7 +66,7 @@ def _score(project: Project, task_name: str, arm: str, num_folds: int, value: st
             "validation": train.take(np.flatnonzero(held_out)),
         }
         grid.use(others | parts)
-        (result,) = grid.train([arm], [seed], made / str(fold))
+        (result,) = train_grid(grid, [arm], [seed], made / str(fold))
         scores.append(result["validation"][grid.task.metrics[0]])
     shutil.rmtree(grid.scratch)
     return scores

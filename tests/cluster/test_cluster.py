@@ -25,7 +25,7 @@ from kdcache.cache.location import Location
 from kdcache.cli import app
 from kdcache.errors import DataError, KdcacheError
 from kdcache.spread import ATTEMPTS, Engine, spread
-from kdcache.students import grid, loop
+from kdcache.students import loop, train_grid
 from kdcache.teacher import cache_teacher, fine_tune, train_teacher
 from kdcache.teacher.checkpoints import KeepWhole
 
@@ -40,7 +40,7 @@ MAKE_CACHE = ("cache", "--task", "wic", *BY_RAY)
 PART_ROWS, PARTS, THIRD = 2, 96, 32
 POISON = "tune-fold-0-0-0000000002"
 OPEN = cache_teacher.open_elsewhere
-OPEN_TRAINER, OPEN_TRAINING = grid.open_trainer, train_teacher.open_training
+OPEN_TRAINER, OPEN_TRAINING = train_grid.open_trainer, train_teacher.open_training
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -293,7 +293,7 @@ def test_a_student_whose_worker_dies_goes_on_elsewhere(cached_project, cluster, 
     assert run(*distill, *steps)[0] == 0
     alone = contents(folder / "runs")
     shutil.rmtree(folder / "runs")
-    monkeypatch.setattr("kdcache.students.grid.open_trainer", open_dying_trainer)
+    monkeypatch.setattr("kdcache.students.train_grid.open_trainer", open_dying_trainer)
     code, _, error = run(*distill, *steps, "--set", "engine=ray", "--set", "workers=2")
     assert code == 0, error
     assert Path("killed").exists()

@@ -3,8 +3,6 @@
 import pytest
 from conftest import fails, run
 
-from kdcache.students.grid import Grid
-
 LR = "distill.lr=1e-3,1e-1"
 
 
@@ -30,7 +28,7 @@ def test_values_are_compared_on_train_alone_and_nothing_is_written(cached, monke
         assert grid.project.raw["engine"] == "local"  # workers elsewhere would train on all rows
         return [{"validation": {"accuracy": grid.params.lr + len(looked_at) / 100}}]
 
-    monkeypatch.setattr(Grid, "train", see)
+    monkeypatch.setattr("kdcache.students.select.train_grid", see)
     monkeypatch.setattr("shutil.rmtree", lambda _path: None)
     command = ("select", "--task", "cb", "--grid", LR, "--folds", "3", "--arm", "ce")
     assert run(*command, "--set", "engine=ray")[0] == 0
