@@ -19,7 +19,7 @@ from kdcache.encoder import linear_probe
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer
 from kdcache.encoder.mean_pooled import load_head
-from kdcache.teacher import train_teacher as stage
+from kdcache.teacher import training
 from kdcache.teacher.base_probe import TokenisedSplit, score_probe, start_from_probe
 
 CPU = torch.device("cpu")
@@ -83,7 +83,7 @@ def test_each_teacher_starts_from_its_own_labelled_rows(built_project, monkeypat
         seen.append(own.table["example_id"].to_pylist())
         return start_from_probe(model, own, *others)
 
-    monkeypatch.setattr(stage, "start_from_probe", spy)
+    monkeypatch.setattr(training, "start_from_probe", spy)
     assert run("teach", "--task", "cb")[0] == 0
     folds = pq.read_table("models/teacher/cb/folds.parquet").to_pydict()
     ids = [(i, fold) for i, fold, k in zip(folds["example_id"], folds["fold"], labels, strict=True) if k >= 0]

@@ -237,7 +237,7 @@ def test_a_killed_process_ends_all_and_the_same_command_goes_on(projects, traine
     else:
         folder = projects("killed")
     assert torchrun(f"{folder.name}:die@7 teach --task cb", cwd=trained)[0] == 1
-    assert [path.name for path in folder.glob(".kdcache/train_teacher-*/*/checkpoint-*")] == ["checkpoint-6"]
+    assert [path.name for path in folder.glob(".kdcache/training-*/*/checkpoint-*")] == ["checkpoint-6"]
     assert not (folder / TEACHER).exists()
     assert torchrun(f"{folder.name}:teach --task cb", cwd=trained)[0] == 0
     assert content(folder) == content(trained / kind)

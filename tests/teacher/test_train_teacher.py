@@ -26,7 +26,7 @@ from kdcache.encoder.load import load_classifier, load_tokenizer, save_model
 from kdcache.errors import CacheMissing
 from kdcache.project import Project
 from kdcache.teacher import fine_tune as train
-from kdcache.teacher import train_teacher
+from kdcache.teacher import train_teacher, training
 
 CACHE, TEACHER = Path("cache/cb"), Path("models/teacher/cb")
 PREFIX = {"method": "prefix", "num_virtual_tokens": 4}
@@ -114,14 +114,14 @@ def test_models_that_two_workers_train_are_those_of_one_process(built_project):
         assert "seed 1" not in run("teach", "--task", "cb", "--workers", "2")  # the workers are silent
     one, other = (content(folder.parent / name / TEACHER) for name in ("serial", "shared"))
     assert one == other
-    assert not list(folder.glob(".kdcache/train_teacher-*"))
+    assert not list(folder.glob(".kdcache/training-*"))
 
 
 def test_another_number_of_processes_goes_on_from_no_checkpoint_of_this_one(built_project, monkeypatch):
     built_project("prepare")
-    alone = train_teacher.Training(Project.load(), "wic").scratch
-    monkeypatch.setattr(train_teacher, "num_processes", lambda: 2)
-    assert train_teacher.Training(Project.load(), "wic").scratch != alone
+    alone = training.Training(Project.load(), "wic").scratch
+    monkeypatch.setattr(training, "num_processes", lambda: 2)
+    assert training.Training(Project.load(), "wic").scratch != alone
 
 
 def test_a_process_with_other_data_than_the_first_is_refused(built_project, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_process_with_other_data_than_the_first_is_refused(built_project, monk
 
 def test_a_teacher_is_of_one_kind_of_machine(built_project, monkeypatch):
     built_project("prepare", train_teacher={"ensemble": 2, "folds": 0, "epochs": 1})
-    fit, trained = train_teacher.fine_tune, []
+    fit, trained = training.fine_tune, []
 
     def stop_at_the_second(*arguments, **more):
         trained.append(arguments[5].seed)
@@ -141,13 +141,13 @@ def test_a_teacher_is_of_one_kind_of_machine(built_project, monkeypatch):
         return fit(*arguments, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_teacher, "fine_tune", stop_at_the_second)
+        patched.setattr(training, "fine_tune", stop_at_the_second)
         fails("teach", "--task", "cb", code=130)
         assert trained == [0, 1]
-        train_teacher.Training(Project.load(), "cb").train(train_teacher.Fit(None, 0))
+        training.Training(Project.load(), "cb").train(training.Fit(None, 0))
         assert trained == [0, 1], "a model that a worker finished before it died is not trained again"
     with monkeypatch.context() as patched:
-        patched.setattr(train_teacher, "machine_kind", lambda device: "another")
+        patched.setattr(training, "machine_kind", lambda device: "another")
         error = fails("teach", "--task", "cb")
     assert "another" in error
     assert "kdcache clean" in error
