@@ -1,4 +1,4 @@
-"""Parts of a build: arrays that took long to compute, each stored whole under the sha256 of its own bytes.
+"""Parts of a build: arrays or files that took long to make, each whole under the sha256 of its own bytes.
 
 Any number of processes may store the same part at once. On a disk each writes a file of its own name and
 renames it; on an object store each puts one object.
@@ -11,18 +11,23 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from kdcache.cache.lease import Lease
 from kdcache.cache.location import Location, one_line
 from kdcache.digests import value_digest
-from kdcache.errors import KdcacheError
+from kdcache.errors import CacheError, KdcacheError
+from kdcache.places import replacing
 from kdcache.spread import one_machine_kind
 
 # Arrays of the same rows, by name.
 Arrays = dict[str, np.ndarray]
-_BUILD = re.compile(r"(cache_teacher|recompute)-[0-9a-f]{16}")  # a folder of parts, beside others
+_BUILD = re.compile(
+    r"(training|cache_teacher|recompute|grid)-[0-9a-f]{16}"
+)  # a folder of parts, beside others
 _READABLE = "the parts must be readable and writable"
 
 
@@ -34,13 +39,13 @@ class Parts:
 
     Args:
         scratch: the folder of the build.
-        location: of the cache that they are for, in messages.
+        location: of what they are for, in messages.
         root: a folder or URI that all workers see, where the parts lie in a folder of the same name. None for
             the folder of the build itself, which then is on a disk that all workers see.
     """
 
     def __init__(self, scratch: Path, location: object, root: str | None = None) -> None:
-        self.location = location
+        self.location, self.root = location, root
         self.place = Location.parse(root, scratch.name) if root else Location.parse(scratch)
         self._kind = ""
         if root and self.place.folder:
@@ -90,6 +95,51 @@ class Parts:
                 with contextlib.suppress(OSError):
                     unfinished.unlink(missing_ok=True)
                 raise
+
+    def store_files(self, name: str, folder: Path, files: Iterable[Path]) -> None:
+        """Store files as one part, in memory at once.
+
+        Args:
+            name: of the part.
+            folder: that the files are in, at any depth.
+            files: the last says that all are there.
+
+        Raises:
+            CacheError: see ``store``.
+        """
+        self.store(name, {path.relative_to(folder).as_posix(): np.fromfile(path, np.uint8) for path in files})
+
+    def fetch_files(self, name: str, folder: Path) -> bool:
+        """Write the files of a part into a folder, in their order; return whether there is such a part.
+
+        Raises:
+            CacheError: see ``read``; or a file would lie outside the folder.
+        """
+        files = self.read(name)
+        for relative, content in (files or {}).items():
+            path = folder / relative
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise CacheError(
+                    f"{self.place}: files must lie in {folder}, got {relative}. Remove that part."
+                )
+            with replacing(path) as unfinished:
+                content.tofile(unfinished)
+        return files is not None
+
+    def leased(self) -> contextlib.AbstractContextManager[object]:
+        """Keep ``clean`` and a second first process away, where there are no locks.
+
+        Raises:
+            CacheError: see ``Lease``.
+        """
+        return Lease(self.root, self.place.name, self.location) if self.root else contextlib.nullcontext()
+
+    def unseen(self, name: object) -> CacheError:
+        """Return the error of a part that a worker stored and this process does not see."""
+        return CacheError(
+            f"{self.place}: what workers store must be seen here, got nothing of {name}. "
+            "Set paths.parts to a place that all of them share."
+        )
 
     def require_machine(self, kind: str) -> None:
         """Let one kind of machine compute all parts: the first to come decides.
@@ -152,7 +202,9 @@ class Parts:
         return f"parts/{self._kind or 'any'}/{name}"
 
     def _one_line(self) -> contextlib.AbstractContextManager[None]:
-        return one_line(self.location) if self.place.folder else one_line(self.place, _READABLE)
+        if self.place.folder:
+            return one_line(self.location, "it must fit where it is written")
+        return one_line(self.place, _READABLE)
 
 
 def clean_parts(root: str) -> int:

@@ -39,7 +39,8 @@ def distill(project: Project, task_name: str) -> None:
         grid = Grid(project, task_name, ["pipeline", project.paths.students])
         results = train_grid(grid, list(grid.specs), grid.params.seeds, grid.scratch / "students")
         _put_in_place(grid, results, target)
-        shutil.rmtree(grid.scratch)
+        grid.stored.remove()
+        shutil.rmtree(grid.scratch, ignore_errors=True)
 
 
 def _put_in_place(grid: Grid, results: Sequence[Mapping[str, Any]], target: Path) -> None:
@@ -92,7 +93,8 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
                 place(made / name, runs / name)
             _write_together(grid, _with_earlier(grid, finished, runs), runs)
             _place_together(grid.scratch, project.paths.explored, task_name)
-        shutil.rmtree(grid.scratch)
+        grid.stored.remove()
+        shutil.rmtree(grid.scratch, ignore_errors=True)
     return summarise(results, grid.task, grid.splits, grid.manifest)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from kdcache.cache.parts import Parts
 from kdcache.cache.schema import top_k_of
 from kdcache.data.task import read_task
 from kdcache.digests import file_digest, value_digest
@@ -20,7 +21,7 @@ from kdcache.errors import ModelError
 from kdcache.losses import Objective, check_terms
 from kdcache.places import require_plain
 from kdcache.project import Project, require, require_task, require_tune
-from kdcache.spread import one_machine_kind
+from kdcache.spread import Engine
 from kdcache.students.arms import STUDENT, ArmSpec, DistillParams, Name, resolve_arm
 from kdcache.students.backbone_check import check_backbone
 from kdcache.students.folder import load_folder
@@ -98,6 +99,8 @@ class Grid:
             {name: spec.pooling for name, spec in self.specs.items()},
             project.paths.backbone, file_digest(self.folder / WEIGHTS), self.manifest.digest,
         )  # fmt: skip
+        shared = project.paths.parts if Engine.of(project.raw).engine == "ray" else None
+        self.stored = Parts(self.scratch, f"the students of {task_name}", shared)
         self.probes = Probes(self.scratch)
 
     def _fit_methods(self) -> None:
@@ -138,6 +141,18 @@ class Grid:
             place = METHODS[spec.method].place
             self.backbone.check(place, spec.num_virtual_tokens, spec.max_length, spec.late_layers)
 
+    def is_trained(self, made: Path, name: Name) -> bool:
+        """Whether all files of a student are there; fetch them where another machine trained it."""
+        return (made_folder(made, name) / RESULT).is_file() or self.stored.fetch_files(_part(name), made)
+
+    def store(self, made: Path, name: Name) -> None:
+        """Put a student's files where the first process sees them, if not on this disk."""
+        if self.stored.root:
+            folder = made_folder(made, name)
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            files.sort(key=lambda path: path.name == RESULT)
+            self.stored.store_files(_part(name), made, files)
+
     def train_passes(
         self, passes: Sequence[list[Name]], made: Path, after_step: Callable[[int], object], wait: bool
     ) -> None:
@@ -152,7 +167,7 @@ class Grid:
         take_turns(
             passes,
             lambda some: self._of_pass(some, made, ".lock"),
-            lambda some: all(is_trained(made, name) for name in some),
+            lambda some: all(self.is_trained(made, name) for name in some),
             lambda some: self.train_fitting(some, made, after_step),
             wait,
         )
@@ -211,8 +226,7 @@ class Grid:
 
     def train_fitting(self, names: Sequence[Name], made: Path, after_step: Callable[[int], object]) -> None:
         """Train a pass, in smaller ones where memory does not suffice; see ``train_passes``."""
-        kind = machine_kind(self.backbone.device)
-        one_machine_kind(self.scratch, kind, f"the students of {self.task.name}")
+        self.stored.require_machine(machine_kind(self.backbone.device))
         in_what_fits(
             names, self.task.name, after_step, lambda some, count: self._train_pass(some, made, count)
         )
@@ -262,6 +276,6 @@ def made_folder(made: Path, name: Name) -> Path:
     return made / f"{name[0]}-{name[1]}"
 
 
-def is_trained(made: Path, name: Name) -> bool:
-    """Whether all files of a student are written."""
-    return (made_folder(made, name) / RESULT).is_file()
+def _part(name: Name) -> str:
+    """Return the name of a student's part: no two begin alike, as those of arms may."""
+    return value_digest(name)[:32]

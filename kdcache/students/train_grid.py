@@ -1,6 +1,7 @@
 """The students of a grid, trained by the project's engine."""
 
 import json
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from kdcache.errors import DataError
 from kdcache.project import Project
 from kdcache.spread import Engine, spread
 from kdcache.students.arms import Name
-from kdcache.students.grid import Grid, is_trained, made_folder
+from kdcache.students.grid import Grid, made_folder
 from kdcache.students.results import RESULT
 from kdcache.students.workers import helpers
 
@@ -30,29 +32,53 @@ def train_grid(grid: Grid, arms: Sequence[str], seeds: Sequence[int], made: Path
     """
     grid.check(arms, seeds)
     names = [(arm, seed) for arm in arms for seed in seeds]
-    missing = [name for name in names if not is_trained(made, name)]
-    passes = list(grid.passes(missing))
+    with grid.stored.leased():
+        missing = [name for name in names if not grid.is_trained(made, name)]
+        steps = sum(grid.steps_of(grid.specs[arm]) for arm, _ in missing)
+        title = f"{grid.task.name} students"
+        with tqdm(total=steps, desc=title, unit="step", disable=not missing) as bar:
+            _train(grid, list(grid.passes(missing)), made, bar.update)
+        if unseen := [name for name in names if not grid.is_trained(made, name)]:
+            raise grid.stored.unseen("{}-{}".format(*unseen[0]))
+    return [json.loads((made_folder(made, name) / RESULT).read_text(encoding="utf-8")) for name in names]
+
+
+def _train(
+    grid: Grid, passes: Sequence[list[Name]], made: Path, after_steps: Callable[[int], object]
+) -> None:
     work: list[Any] = [grid.project.raw, grid.task.name, list(grid.purpose), passes, str(made)]
     engine = Engine.of(grid.project.raw)
-    steps = sum(grid.steps_of(grid.specs[arm]) for arm, _ in missing)
-    with tqdm(total=steps, desc=f"{grid.task.name} students", unit="step", disable=not missing) as bar:
-        if engine.engine == "ray":
-            units = {", ".join(f"{arm}-{seed}" for arm, seed in some): some for some in passes}
+    if engine.engine == "local":
+        with helpers(min(grid.processes, len(passes)) - 1, work, after_steps):
+            grid.train_passes(passes, made, after_steps, wait=True)
+        return
+    units = {", ".join(f"{arm}-{seed}" for arm, seed in some): some for some in passes}
 
-            def after(unit: str) -> None:
-                bar.update(sum(grid.steps_of(grid.specs[arm]) for arm, _ in units[unit]))
+    def after(unit: str) -> None:
+        after_steps(sum(grid.steps_of(grid.specs[arm]) for arm, _ in units[unit]))
 
-            spread(list(units), partial(open_trainer, units, *work), engine, grid.threads, after)
-        else:
-            with helpers(min(grid.processes, len(passes)) - 1, work, bar.update):
-                grid.train_passes(passes, made, bar.update, wait=True)
-    return [json.loads((made_folder(made, name) / RESULT).read_text(encoding="utf-8")) for name in names]
+    spread(list(units), partial(open_trainer, units, *work), engine, grid.threads, after)
 
 
 def open_trainer(
     units: Mapping[str, Sequence[Name]], raw: dict[str, Any], task_name: str, purpose: Sequence[Any],
     _passes: object, made: str,
 ) -> Callable[[str], None]:  # fmt: skip
-    """Open a worker of a cluster, which trains the passes that it is handed; see ``train_grid``."""
-    grid = Grid(Project.of(raw).only([task_name]), task_name, purpose)
-    return lambda unit: grid.train_fitting(units[unit], Path(made), lambda count: None)
+    """Open a worker of a cluster, which trains the passes that it is handed; see ``train_grid``.
+
+    Raises:
+        DataError: this node has other files or packages than the first process.
+    """
+    grid, folder = Grid(Project.of(raw).only([task_name]), task_name, purpose), Path(made)
+    if grid.scratch not in folder.parents:
+        raise DataError(
+            f"{task_name}: each node must have the data, the cache, the backbone and the packages of the "
+            f"first process, got others on {platform.node()}. Copy them there, then run this again."
+        )
+
+    def train(unit: str) -> None:
+        grid.train_fitting(units[unit], folder, lambda count: None)
+        for name in units[unit]:
+            grid.store(folder, name)
+
+    return train

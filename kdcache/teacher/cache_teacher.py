@@ -27,7 +27,7 @@ from kdcache.data.splits import TEST, count_rows, existing_splits, metric_column
 from kdcache.data.task import Task, read_task
 from kdcache.digests import file_digest
 from kdcache.encoder.load import machine_kind, setup
-from kdcache.errors import CacheError, DataError, ModelError
+from kdcache.errors import DataError, ModelError
 from kdcache.on_disk import open_parquet
 from kdcache.params import Count
 from kdcache.project import Project, require, require_task
@@ -178,10 +178,7 @@ def _compute(project: Project, teacher: Teacher, parts: Sequence[CachePart], sto
             opened = partial(store_parts, teacher, stored, bar.update)
         spread(missing, opened, engine, project.threads, after)
     if missing and not engine.here and stored.read(str(missing[0])) is None:
-        raise CacheError(
-            f"{stored.place}: what workers store must be seen here, got nothing of {missing[0]}. "
-            "Set paths.parts to a place that all of them share."
-        )
+        raise stored.unseen(missing[0])
 
 
 def open_elsewhere(

@@ -53,15 +53,19 @@ def train_teacher(project: Project, task_name: str) -> None:
                 f"{task_name}: the processes of torchrun must have the same data, parameters and packages, "
                 f"got others on {platform.node()}. Put the project on a disk that all of them share."
             )
-        missing = [fit for fit in training.fits if not training.cost(fit).is_file()]
-        _train(from_main(missing), training, project)
-        wait_for_all()
-        if not is_main():
-            return
+        with training.stored.leased():
+            missing = [fit for fit in training.fits if not training.is_trained(fit)]
+            _train(from_main(missing), training, project)
+            wait_for_all()
+            if not is_main():
+                return
+            if unseen := [fit for fit in training.fits if not training.is_trained(fit)]:
+                raise training.stored.unseen(unseen[0])
         place(training.put_together(), target)
         for fit in training.fits:  # before the models: none is thought finished of which a file is gone
             training.cost(fit).unlink()
-        shutil.rmtree(training.scratch)
+        training.stored.remove()
+        shutil.rmtree(training.scratch, ignore_errors=True)
 
 
 def _train(missing: Sequence[Fit], training: Training, project: Project) -> None:
@@ -73,10 +77,20 @@ def _train(missing: Sequence[Fit], training: Training, project: Project) -> None
     examples = {fit: training.params.epochs * len(training.rows_of(fit)) for fit in missing}
     title = f"{training.task.name}, {len(missing)} models"
     with tqdm(total=sum(examples.values()), desc=title, unit="example", disable=not missing) as bar:
-        opened = partial(open_training, project.raw, training.task.name)
+        opened = partial(open_training, project.raw, training.task.name, training.scratch.name)
         spread(missing, opened, engine, project.threads, lambda fit: bar.update(examples[fit]))
 
 
-def open_training(raw: dict[str, Any], task_name: str) -> Callable[[Fit], None]:
-    """Open a worker in a process of its own: the first one has checked the model."""
-    return Training(Project.of(raw).only([task_name]), task_name).open()
+def open_training(raw: dict[str, Any], task_name: str, build: str) -> Callable[[Fit], None]:
+    """Open a worker in a process of its own: the first one has checked the model.
+
+    Raises:
+        DataError: this node has other data or packages than those of the build that the first process does.
+    """
+    training = Training(Project.of(raw).only([task_name]), task_name)
+    if training.scratch.name != build:
+        raise DataError(
+            f"{task_name}: each node must have the data and the packages of the first process, got others on "
+            f"{platform.node()}. Copy them there, then run this again."
+        )
+    return training.open()

@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from kdcache.cache.parts import Parts
 from kdcache.data.splits import assign_folds, existing_splits, open_split, read_split, table_digest
 from kdcache.data.task import Task, read_task
 from kdcache.digests import SEAL, seal
@@ -27,7 +28,7 @@ from kdcache.encoder.pooling import check_cls_token, resolve_pooling
 from kdcache.errors import DataError
 from kdcache.places import IDENTITY
 from kdcache.project import Project, require_tune, write_json
-from kdcache.spread import one_machine_kind
+from kdcache.spread import Engine
 from kdcache.teacher.base_probe import SCORE_BATCH_SIZE, TokenisedSplit, score_probe, start_from_probe
 from kdcache.teacher.dry_run import check_model
 from kdcache.teacher.fine_tune import TrainTeacherParams, build_model, fine_tune
@@ -97,6 +98,8 @@ class Training:
             __name__, task_name, asdict(self.params), project.threads, digests, project.paths.teacher,
             num_processes(),
         )  # fmt: skip
+        shared = project.paths.parts if Engine.of(project.raw).engine == "ray" else None
+        self.stored = Parts(self.scratch, f"the teacher of {task_name}", shared)
         self.fits = list(starmap(Fit, product(teacher_folds(params.folds), range(params.ensemble))))
 
     def check(self) -> None:
@@ -115,12 +118,16 @@ class Training:
 
     def open(self) -> Callable[[Fit], None]:
         """Return what trains a model, on machines of one kind."""
-        one_machine_kind(self.scratch, machine_kind(self.device), f"the teacher of {self.task.name}")
+        self.stored.require_machine(machine_kind(self.device))
         return self.train
 
     def cost(self, fit: Fit) -> Path:
         """Return the file of a model's cost, which is written when the model is finished."""
         return self.scratch / f"cost-{fit}.json"
+
+    def is_trained(self, fit: Fit) -> bool:
+        """Whether a model is finished; fetch it where another machine trained it."""
+        return self.cost(fit).is_file() or self.stored.fetch_files(str(fit), self.scratch)
 
     def rows_of(self, fit: Fit) -> list[int]:
         """List the rows that a model is trained on."""
@@ -131,7 +138,7 @@ class Training:
 
     def train(self, fit: Fit) -> None:
         """Train a model, or go on with it; one that is finished stays as it is."""
-        if self.cost(fit).is_file():
+        if self.is_trained(fit):
             return
         rows, params = self.rows_of(fit), replace(self.params, seed=self.params.seed + fit.member)
         what = "all rows" if fit.fold is None else f"all folds but {fit.fold}"
@@ -158,6 +165,10 @@ class Training:
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed before the cost was there
         unfinished.rename(folder)
         write_json(spent, self.cost(fit))
+        if self.stored.root:
+            of_probe = [self.scratch / PROBE] * (fit == self.fits[0])
+            model_files = sorted(path for path in folder.rglob("*") if path.is_file())
+            self.stored.store_files(str(fit), self.scratch, [*model_files, *of_probe, self.cost(fit)])
         shutil.rmtree(checkpoints, ignore_errors=True)
 
     def put_together(self) -> Path:

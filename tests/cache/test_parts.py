@@ -1,5 +1,6 @@
 """Parts: whole or absent, whoever stores them at the same time."""
 
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from kdcache.cache import parts
 from kdcache.cache.location import Location
 from kdcache.cache.parts import Parts, clean_parts
-from kdcache.errors import KdcacheError
+from kdcache.errors import CacheError, KdcacheError
 
 ARRAYS = {"logits": np.arange(6.0).reshape(3, 2)}
 
@@ -55,7 +56,8 @@ def test_the_first_machine_decides(tmp_path: Path):
 @pytest.fixture
 def store() -> Iterator[str]:
     yield "memory://stored/parts"
-    fsspec.filesystem("memory").rm("/stored", recursive=True)
+    if (memory := fsspec.filesystem("memory")).exists("/stored"):
+        memory.rm("/stored", recursive=True)
 
 
 def on_store(tmp_path: Path, store: str) -> Parts:
@@ -123,11 +125,52 @@ def test_what_a_process_of_another_kind_stores_too_late_is_not_read(tmp_path: Pa
     assert now.read("train-0") is None
 
 
+@pytest.mark.parametrize("there", ["disk", "store"])
+def test_files_come_back_as_they_were_the_last_one_last(tmp_path: Path, store: str, monkeypatch, there: str):
+    root = store if there == "store" else str(tmp_path / "shared")
+    stored = on_store(tmp_path, root)
+    files = {"b/weights": bytes(range(256)), "b/none": b"", "a/result.json": b"{}"}
+    for name, content in files.items():
+        (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "one" / name).write_bytes(content)
+    assert not stored.fetch_files("kl-0", tmp_path / "two")
+    stored.store_files("kl-0", tmp_path / "one", [tmp_path / "one" / name for name in files])
+    written, replace = [], os.replace
+    monkeypatch.setattr("os.replace", lambda old, new: (replace(old, new), written.append(Path(new).name)))
+    assert on_store(tmp_path, root).fetch_files("kl-0", tmp_path / "two")
+    assert written == ["weights", "none", "result.json"]
+    assert {name: (tmp_path / "two" / name).read_bytes() for name in files} == files
+
+
+def test_a_file_outside_its_folder_is_refused(tmp_path: Path, store: str):
+    stored = on_store(tmp_path, store)
+    stored.store("kl-0", {"../mine": np.zeros(3, np.uint8)})
+    with pytest.raises(CacheError, match="mine"):
+        stored.fetch_files("kl-0", tmp_path / "two")
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_build_on_a_store_is_one_process_at_a_time(tmp_path: Path, store: str, monkeypatch):
+    monkeypatch.setattr("kdcache.cache.lease.RENEWED_SECONDS", 0.05)
+    with (
+        on_store(tmp_path, store).leased(),
+        pytest.raises(CacheError, match="one process"),
+        on_store(tmp_path, store).leased(),
+    ):
+        pass
+    with Parts(tmp_path, "cache/wic").leased(), Parts(tmp_path, "cache/wic").leased():
+        pass  # on a disk a lock does that
+
+
 def test_clean_removes_builds_and_nothing_else(tmp_path: Path, store: str):
     stored = on_store(tmp_path, store)
     stored.store("train-0", ARRAYS)
     size = sum(stored.place.size(name) for name in stored.place.names(recursive=True))
     root = Location.parse(store)
+    kinds = [f"{kind}-0123456789abcdef" for kind in ("training", "recompute", "grid")]
+    for kind in kinds:
+        Parts(tmp_path / kind, "mine", store).store("one", ARRAYS)
+        size += sum(root.size(name) for name in root.names(recursive=True) if name.startswith(kind))
     others = [
         "cache_teacher-1/x",
         "cache_teacher-fedcba9876543210/thesis",

@@ -193,27 +193,39 @@ def test_a_node_dies_and_another_joins_while_a_cache_is_made(serial, cluster, mo
     assert contents(CACHE) == serial
 
 
-def test_nodes_without_a_shared_disk_make_a_cache_through_a_store(serial, s3, cluster, monkeypatch, tmp_path):
-    nodes = tmp_path / "nodes"
+def apart(opened: Callable[..., Callable[[Any], None]], nodes: Path) -> Callable[..., Callable[[Any], None]]:
+    """Workers whose disks have copies of what was made before, and nothing else of the project."""
     nodes.mkdir()
 
     def open_apart(*arguments: Any) -> Callable[[Any], None]:
-        """A worker whose disk has copies of the data and the teacher, and nothing else of the project."""
         own = nodes / str(os.getpid())
-        for name in ("data", "models"):
-            shutil.copytree(name, own / name)
+        own.mkdir()
+        for made in filter(os.path.isdir, ("tiny", "data", "models", "cache")):
+            shutil.copytree(made, own / made)
         os.chdir(own)
-        work = OPEN(*arguments)
+        work = opened(*arguments)
         (own / "opened").touch()
-        wait_until(lambda: len(list(nodes.glob("*/opened"))) == 2, lambda: False)  # both do parts
+        wait_until(lambda: len(list(nodes.glob("*/opened"))) == 2, lambda: False)  # both do some
 
-        def apart(part: Any) -> None:
-            work(part)
-            (own / f"{part}.did").touch()
+        def apart(unit: Any) -> None:
+            work(unit)
+            (own / f"{unit}.did").touch()
 
         return apart
 
-    monkeypatch.setattr("kdcache.teacher.cache_teacher.open_elsewhere", open_apart)
+    return open_apart
+
+
+def units_done(nodes: Path, workers: int) -> set[str]:
+    """What workers did that have disks of their own."""
+    did = list(nodes.glob("*/*.did"))
+    assert len({path.parent for path in did}) == workers
+    return {path.stem for path in did}
+
+
+def test_nodes_without_a_shared_disk_make_a_cache_through_a_store(serial, s3, cluster, monkeypatch, tmp_path):
+    nodes = tmp_path / "nodes"
+    monkeypatch.setattr("kdcache.teacher.cache_teacher.open_elsewhere", apart(OPEN, nodes))
     parts, cache = f"s3://bucket/parts?{s3}", f"s3://bucket/cache?{s3}"
     places = ("--set", f"paths.parts={parts}", "--set", f"paths.cache={cache}")
     code, _, error = run(*MAKE_CACHE, *places)
@@ -221,10 +233,36 @@ def test_nodes_without_a_shared_disk_make_a_cache_through_a_store(serial, s3, cl
     place = Location.parse(cache, "wic")
     assert {name: place.read(name) for name in place.names()} == serial
     assert Location.parse(parts).names(recursive=True) == []
-    did = list(nodes.glob("*/*.did"))
-    assert len({path.parent for path in did}) == 2
-    assert len({path.name for path in did}) >= 80
+    assert len(units_done(nodes, 2)) >= 80
     assert not [own for own in nodes.iterdir() if (own / ".kdcache").exists()]
+
+
+def test_nodes_without_a_shared_disk_train_teachers_and_students(
+    cached_project, s3, cluster, monkeypatch, tmp_path
+):
+    folder = cached_project(
+        "wic", train_teacher={"ensemble": 2, "folds": 0, "epochs": 1}, distill={"seeds": [0]}
+    )
+    distill = ("distill", "--task", "wic", "--arm", "ce", "--arm", "kl")
+    assert run(*distill)[0] == 0
+    alone = contents(folder / "models") | contents(folder / "runs")
+    shutil.rmtree(folder / "runs")
+
+    store = ("--set", f"paths.parts=s3://bucket/parts?{s3}", "--set", "engine=ray", "--set", "workers=2")
+    opened = apart(OPEN_TRAINER, tmp_path / "of_students")
+    monkeypatch.setattr("kdcache.students.train_grid.open_trainer", opened)
+    code, _, error = run(*distill, *store)
+    assert code == 0, error
+    assert units_done(tmp_path / "of_students", 2) == {"ce-0", "kl-0"}
+
+    shutil.rmtree(folder / "models" / "teacher")
+    opened = apart(OPEN_TRAINING, tmp_path / "of_teachers")
+    monkeypatch.setattr("kdcache.teacher.train_teacher.open_training", opened)
+    code, _, error = run("teach", "--task", "wic", *store)
+    assert code == 0, error
+    assert units_done(tmp_path / "of_teachers", 2) == {"all-rows-0", "all-rows-1"}
+    assert contents(folder / "models") | contents(folder / "runs") == alone
+    assert Location.parse(f"s3://bucket/parts?{s3}").names(recursive=True) == []
 
 
 RAY = Engine("ray", 2)
