@@ -1,5 +1,6 @@
 """The pipeline's stages as commands. A stage is imported only when it runs, so that --help costs nothing."""
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import typer
@@ -20,6 +21,7 @@ from kdcache.cli.options import (
 )
 from kdcache.params import MAX_SEED
 from kdcache.project import load_stage
+from kdcache.spread import Engine
 
 
 def prepare(task: Tasks = None, set_: Overrides = None, debug: Debug = False) -> None:
@@ -104,18 +106,29 @@ def distill(
             "--seed", min=0, max=MAX_SEED, help="Seed; repeatable. All of params.yaml when left out."
         ),
     ] = None,
+    engine: Engines = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", min=1,
+            help="Processes that share `threads`, or workers of a cluster; else as in params.yaml.",
+        ),
+    ] = None,
     set_: Overrides = None,
     debug: Debug = False,
-) -> None:
+) -> None:  # fmt: skip
     """Train students from the cache into runs/TASK/ARM-SEED/, to explore; `dvc repro` trains the table's.
 
     Examples:
 
         kdcache distill --task reviews --arm ce --arm kl
 
-        kdcache distill --task reviews --arm kl --seed 0 --set distill.steps=300
+        kdcache distill --task reviews --arm kl --seed 0 --set distill.steps=300 --workers 1
     """
-    with open_project(set_, debug, task) as project:
+    with open_project(with_engine(set_, engine, workers), debug, task) as project:
+        if workers and Engine.of(project.raw).engine == "local":
+            section = {**project.raw.get("distill", {}), "workers": workers}
+            project = replace(project, raw={**project.raw, "distill": section})
         chosen = chosen_tasks(project, task)
         from kdcache.report.cost import cost_table
         from kdcache.report.findings import ReportParams

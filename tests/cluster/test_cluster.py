@@ -248,7 +248,7 @@ def test_nodes_without_a_shared_disk_train_teachers_and_students(
     alone = contents(folder / "models") | contents(folder / "runs")
     shutil.rmtree(folder / "runs")
 
-    store = ("--set", f"paths.parts=s3://bucket/parts?{s3}", "--set", "engine=ray", "--set", "workers=2")
+    store = ("--set", f"paths.parts=s3://bucket/parts?{s3}", *BY_RAY)
     opened = apart(OPEN_TRAINER, tmp_path / "of_students")
     monkeypatch.setattr("kdcache.students.train_grid.open_trainer", opened)
     code, _, error = run(*distill, *store)
@@ -332,7 +332,7 @@ def test_a_student_whose_worker_dies_goes_on_elsewhere(cached_project, cluster, 
     alone = contents(folder / "runs")
     shutil.rmtree(folder / "runs")
     monkeypatch.setattr("kdcache.students.train_grid.open_trainer", open_dying_trainer)
-    code, _, error = run(*distill, *steps, "--set", "engine=ray", "--set", "workers=2")
+    code, _, error = run(*distill, *steps, *BY_RAY)
     assert code == 0, error
     assert Path("killed").exists()
     assert contents(folder / "runs") == alone

@@ -14,7 +14,7 @@ from kdcache.students.arms import DistillParams
 from kdcache.students.workers import take_turns
 
 DISTILL = ("distill", "--task", "cb", "--arm", "ce", "--arm", "kl+gram")
-SIDE_BY_SIDE = ("--set", "distill.workers=2")
+SIDE_BY_SIDE = ("--workers", "2")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
