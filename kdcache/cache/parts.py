@@ -25,9 +25,8 @@ from kdcache.spread import one_machine_kind
 
 # Arrays of the same rows, by name.
 Arrays = dict[str, np.ndarray]
-_BUILD = re.compile(
-    r"(training|cache_teacher|recompute|grid)-[0-9a-f]{16}"
-)  # a folder of parts, beside others
+# A folder of parts, beside others.
+_BUILD = re.compile(r"(training|cache_teacher|recompute|grid)-[0-9a-f]{16}")
 _READABLE = "the parts must be readable and writable"
 
 

@@ -259,16 +259,19 @@ class Grid:
         folder = Path(self.project.paths.runs) / "trackers"
         track(self.params.log_with, folder, f"{task}/{spec.name}-{run.seed}", settings, run.history)
         if run.diverged:
-            step, last = run.diverged
-            tqdm.write(
-                f"distill: {task} {spec.name}, seed {run.seed}: the loss must stay finite, got none at "
-                f"step {step} (last finite: {'none' if last is None else f'{last:.4g}'}). "
-                f"Lower distill.lr (now {spec.lr:g}).",
-                file=sys.stderr,
-            )
+            self.say_diverged((spec.name, run.seed), *run.diverged)
             return
         for sentence in idle_terms([entry for entry in run.history if entry["step"]]):
             tqdm.write(f"{task} {spec.name}, seed {run.seed}: {sentence}", file=sys.stderr)
+
+    def say_diverged(self, name: Name, step: int, last: float | None) -> None:
+        """Tell the console that a student's loss is not finite since a step, and what it was before."""
+        tqdm.write(
+            f"distill: {self.task.name} {name[0]}, seed {name[1]}: the loss must stay finite, got none at "
+            f"step {step} (last finite: {'none' if last is None else f'{last:.4g}'}). "
+            f"Lower distill.lr (now {self.specs[name[0]].lr:g}).",
+            file=sys.stderr,
+        )
 
 
 def made_folder(made: Path, name: Name) -> Path:

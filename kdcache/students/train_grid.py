@@ -40,29 +40,32 @@ def train_grid(grid: Grid, arms: Sequence[str], seeds: Sequence[int], made: Path
             _train(grid, list(grid.passes(missing)), made, bar.update)
         if unseen := [name for name in names if not grid.is_trained(made, name)]:
             raise grid.stored.unseen("{}-{}".format(*unseen[0]))
-    return [json.loads((made_folder(made, name) / RESULT).read_text(encoding="utf-8")) for name in names]
+    return [_result(made, name) for name in names]
 
 
 def _train(
     grid: Grid, passes: Sequence[list[Name]], made: Path, after_steps: Callable[[int], object]
 ) -> None:
-    work: list[Any] = [grid.project.raw, grid.task.name, list(grid.purpose), passes, str(made)]
+    made_of: list[Any] = [grid.project.raw, grid.task.name, list(grid.purpose)]
     engine = Engine.of(grid.project.raw)
     if engine.engine == "local":
-        with helpers(min(grid.processes, len(passes)) - 1, work, after_steps):
+        with helpers(min(grid.processes, len(passes)) - 1, [*made_of, passes, str(made)], after_steps):
             grid.train_passes(passes, made, after_steps, wait=True)
         return
     units = {", ".join(f"{arm}-{seed}" for arm, seed in some): some for some in passes}
 
     def after(unit: str) -> None:
         after_steps(sum(grid.steps_of(grid.specs[arm]) for arm, _ in units[unit]))
+        for name in units[unit]:  # what a worker says elsewhere is not seen here
+            if grid.is_trained(made, name) and (diverged := _result(made, name).get("diverged")):
+                grid.say_diverged(name, diverged["step"], diverged["last_finite_loss"])
 
-    spread(list(units), partial(open_trainer, units, *work), engine, grid.threads, after)
+    spread(list(units), partial(open_trainer, units, str(made), *made_of), engine, grid.threads, after)
 
 
 def open_trainer(
-    units: Mapping[str, Sequence[Name]], raw: dict[str, Any], task_name: str, purpose: Sequence[Any],
-    _passes: object, made: str,
+    units: Mapping[str, Sequence[Name]], made: str, raw: dict[str, Any], task_name: str,
+    purpose: Sequence[Any],
 ) -> Callable[[str], None]:  # fmt: skip
     """Open a worker of a cluster, which trains the passes that it is handed; see ``train_grid``.
 
@@ -82,3 +85,7 @@ def open_trainer(
             grid.store(folder, name)
 
     return train
+
+
+def _result(made: Path, name: Name) -> dict[str, Any]:
+    return dict(json.loads((made_folder(made, name) / RESULT).read_text(encoding="utf-8")))

@@ -243,7 +243,8 @@ def test_nodes_without_a_shared_disk_train_teachers_and_students(
     folder = cached_project(
         "wic", train_teacher={"ensemble": 2, "folds": 0, "epochs": 1}, distill={"seeds": [0]}
     )
-    distill = ("distill", "--task", "wic", "--arm", "ce", "--arm", "kl")
+    distill = ("distill", "--task", "wic", "--arm", "ce", "--arm", "kl", "--arm", "kl+gram")
+    distill += ("--set", "distill.arms.kl+gram.lr=1e30")
     assert run(*distill)[0] == 0
     alone = contents(folder / "models") | contents(folder / "runs")
     shutil.rmtree(folder / "runs")
@@ -253,7 +254,8 @@ def test_nodes_without_a_shared_disk_train_teachers_and_students(
     monkeypatch.setattr("kdcache.students.train_grid.open_trainer", opened)
     code, _, error = run(*distill, *store)
     assert code == 0, error
-    assert units_done(tmp_path / "of_students", 2) == {"ce-0", "kl-0"}
+    assert units_done(tmp_path / "of_students", 2) == {"ce-0", "kl-0", "kl+gram-0"}
+    assert "wic kl+gram, seed 0: the loss must stay finite" in error
 
     shutil.rmtree(folder / "models" / "teacher")
     opened = apart(OPEN_TRAINING, tmp_path / "of_teachers")
