@@ -5,7 +5,6 @@ import contextlib
 import errno
 import importlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -30,12 +29,12 @@ from kdcache.errors import (
 )
 from kdcache.params import Count, build, read_params
 from kdcache.places import CLEANING, LOCKS, alone, replacing, require_plain
+from kdcache.torchrun import first_shows_errors, is_first, require_one_process
 
 T = TypeVar("T")
 
 # Of fields that not all identities have.
 IDENTITY_DEFAULTS = {"pooling": "cls", "processes": 1, "shard_weights": False}
-AFTER_FIRST_S, AFTER_OTHERS_S = 10, 3  # see _of_torchrun
 SCRATCH = re.compile(r"[a-z_]+-[0-9a-f]{16}")  # what clean removes
 
 # The file in the backbone's folder that says how it was made, and what probes read from it.
@@ -152,7 +151,7 @@ class Project:
         """Write the wall time of a block to ``timings/``, which DVC does not track."""
         start = time.perf_counter()
         yield
-        if not _is_first():
+        if not is_first():
             return
         seconds = round(time.perf_counter() - start, 1)
         entry = {"stage": stage, "task": task, "seconds": seconds, "threads": self.threads}
@@ -215,7 +214,7 @@ def run_stage(name: str, per_task: bool) -> None:
     if per_task:
         parser.add_argument("task", help="name of the task")
     tasks = list(vars(parser.parse_args()).values())
-    with errors_in_one_line():
+    with errors_in_one_line(several=name == "train_teacher"):
         stage = load_stage(name)
         project = Project.load()
         with project.timed(name, *tasks):
@@ -223,10 +222,17 @@ def run_stage(name: str, per_task: bool) -> None:
 
 
 @contextlib.contextmanager
-def errors_in_one_line(debug: bool = False) -> Iterator[None]:
-    """Turn expected failures into one line on standard error and an exit code ≠ 0."""
+def errors_in_one_line(debug: bool = False, several: bool = False) -> Iterator[None]:
+    """Turn expected failures into one line on standard error and an exit code ≠ 0.
+
+    Args:
+        debug: raise them instead.
+        several: whether torchrun may start several processes of what is inside, which share its work.
+    """
     try:
-        with _of_torchrun():
+        with first_shows_errors():
+            if not several:
+                require_one_process()
             yield
     except KeyboardInterrupt:
         if debug:
@@ -250,24 +256,6 @@ def errors_in_one_line(debug: bool = False) -> Iterator[None]:
             raise
         print(printable(system_line(known) if isinstance(known, OSError) else str(known)), file=sys.stderr)
         sys.exit(1)
-
-
-@contextlib.contextmanager
-def _of_torchrun() -> Iterator[None]:
-    """Hold an error back that may only follow from that of another process: torchrun then ends this one."""
-    try:
-        yield
-    except Exception as error:
-        if not _is_first():
-            time.sleep(AFTER_FIRST_S)
-        elif "TORCHELASTIC_RUN_ID" in os.environ and not isinstance(error, KdcacheError):
-            time.sleep(AFTER_OTHERS_S)
-        raise
-
-
-def _is_first() -> bool:
-    """Whether this is the first process of torchrun, or the only one."""
-    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def require(path: Path, what: str, command: str, error: type[KdcacheError]) -> Path:

@@ -11,7 +11,7 @@ from kdcache.code import STAGES, _read, reach
 
 # Lower never imports higher.
 LAYERS = (
-    "errors", "digests", "code", "plain_yaml", "params", "places", "on_disk", "project", "spread",
+    "errors", "digests", "code", "plain_yaml", "params", "places", "torchrun", "on_disk", "project", "spread",
     "data", "encoder", "cache", "losses", "teacher", "backbone", "students", "serve", "analysis", "stats",
     "report", "cli",
 )  # fmt: skip

@@ -45,13 +45,14 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback instead o
 
 @contextlib.contextmanager
 def open_project(
-    overrides: list[str] | None, debug: bool, tasks: list[str] | None = None
+    overrides: list[str] | None, debug: bool, tasks: list[str] | None = None, several: bool = False
 ) -> Iterator[Project]:
     """The project in the current folder; expected failures inside the block become one line.
 
-    Task files among ``tasks``, such as ``path/to/mine.toml``, join it under the file's name.
+    Task files among ``tasks``, such as ``path/to/mine.toml``, join it under the file's name. For ``several``
+    see ``errors_in_one_line``.
     """
-    with errors_in_one_line(debug):
+    with errors_in_one_line(debug, several):
         project = Project.load(overrides or ())
         files = [Path(task) for task in tasks or () if Path(task).suffix]
         for path in files:

@@ -76,7 +76,8 @@ def _run_stage(
     name: str, task: list[str] | None, set_: list[str] | None, debug: bool, shard: str | None = None
 ) -> None:
     """Run a stage on the tasks asked for; module and function have its name."""
-    with open_project(set_, debug, task) as project:
+    shared = name == "train_teacher" or shard is not None
+    with open_project(set_, debug, task, several=shared) as project:
         share = parse_shard(shard)
         for one in chosen_tasks(project, task):
             stage = name

@@ -12,6 +12,7 @@ from torch import distributed
 
 from kdcache.errors import ParamsError
 from kdcache.spread import Engine
+from kdcache.torchrun import num_started
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ def together() -> Iterator[None]:
     Raises:
         ParamsError: a machine has fewer GPUs than processes.
     """
-    if not distributed.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+    if num_started() == 1:
         yield
         return
     _join()

@@ -19,11 +19,11 @@ from under_torchrun import smooth_score
 from kdcache.cache.manifest import check_identity, read_manifest
 from kdcache.encoder.load import load_classifier, setup
 from kdcache.errors import CacheStale, ParamsError
-from kdcache.project import AFTER_FIRST_S
 from kdcache.spread import Engine
 from kdcache.teacher import processes
 from kdcache.teacher.base_probe import TokenisedSplit
 from kdcache.teacher.sharding import fsdp_config
+from kdcache.torchrun import AFTER_FIRST_S
 
 SCRIPT = Path(__file__).parent / "under_torchrun.py"
 TEACHER = "models/teacher/cb"

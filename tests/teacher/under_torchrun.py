@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 
-from kdcache import project
+from kdcache import torchrun
 from kdcache.cli import app
 from kdcache.errors import KdcacheError
 from kdcache.teacher import fine_tune
@@ -55,7 +55,7 @@ def run(folder: str, command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    fine_tune.SAVE_STEPS, project.AFTER_FIRST_S, TokenisedSplit.score = 2, 1, smooth_score
+    fine_tune.SAVE_STEPS, torchrun.AFTER_FIRST_S, TokenisedSplit.score = 2, 1, smooth_score
     for line in sys.argv[1:]:
         folder, _, command = line.partition(":")
         run(folder, command.split())
