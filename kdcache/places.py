@@ -30,6 +30,9 @@ _HOST = value_digest(platform.node())[:8]  # several machines may write on one d
 
 # A name that becomes part of a path: never a path itself, nor what a shell or a file system reads otherwise.
 PLAIN_NAME = re.compile(r"(?!(?i:con|nul|aux|prn)$)\w[\w+=,.@-]{0,99}")
+# A file of several of one split, without its ending: the split, its number from 0, and how many there are.
+FILE_OF_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
+SPLIT_LETTERS = 77  # of a split's name; -00000-of-00002.parquet after it makes 100
 
 
 def require_plain(name: str, where: str) -> None:
@@ -46,6 +49,24 @@ def require_plain(name: str, where: str) -> None:
         raise ParamsError(
             f"{where}: a name must be at most 100 letters, digits and _ + = , . @ -, and begin with a "
             f"letter, a digit or _, got {shorten(name)}. Rename it."
+        )
+
+
+def require_split(name: str, where: str) -> None:
+    """Refuse a name of a split that would give its files no plain names, or names that tell another split.
+
+    Args:
+        name: of the split.
+        where: for the message.
+
+    Raises:
+        ParamsError: it is not plain, too long, or that of a file.
+    """
+    require_plain(name, where)
+    if len(name) > SPLIT_LETTERS or name.endswith(".parquet") or FILE_OF_SPLIT.fullmatch(name):
+        raise ParamsError(
+            f"{where}: the name of a split must have at most {SPLIT_LETTERS} letters and not be that of a "
+            f"file, got {shorten(name)}. Rename it."
         )
 
 

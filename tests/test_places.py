@@ -13,7 +13,7 @@ from conftest import fails, run
 
 from kdcache.cache.location import Location
 from kdcache.errors import KdcacheError, ParamsError
-from kdcache.places import MARKS, alone, check_place, naming, place, replacing, require_plain
+from kdcache.places import MARKS, alone, check_place, naming, place, replacing, require_plain, require_split
 from kdcache.project import Project
 
 
@@ -53,6 +53,13 @@ def test_names_that_could_lead_elsewhere_are_refused(name):
     with pytest.raises(ParamsError, match=r"^x: ") as error:
         require_plain(name, "x")
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("ending", [".parquet", "-00000-of-00002", "-00000-of-00002.parquet"])
+def test_a_split_has_no_name_of_a_file(ending):
+    require_split(ending.replace("-", "x").replace(".", "x"), "x")
+    with pytest.raises(ParamsError, match=r"^x: "):
+        require_split(f"train{ending}", "x")
 
 
 @pytest.mark.parametrize("name", ["../victim", "a/../../victim", "CON"])

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from kdcache.data.parquet_claims import SLACK, FooterClaims
+from kdcache.places import FILE_OF_SPLIT
 
 CACHE_FORMATS = (1, 2)  # that a reader knows
 
@@ -22,8 +23,6 @@ ROW_GROUP_ROWS = 8192
 # Rows of a file before the next one begins, a multiple of the above. With 1024 features a file then has some
 # 4.4 GB, within the 5 GB that S3 takes in one request; with few logits alone, some 60 MB.
 FILE_ROWS = 2**21
-# A file of several of one split, without its ending: the split, its number from 0, and how many there are.
-FILE_OF_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 ID_BYTES = 1000  # of an id or a hash, on average over a row group, at most
 PLAIN = {"PLAIN", "RLE", "BIT_PACKED"}  # encodings of values, and of what is null
 MEMBER_PREFIX = "logits_member_"  # followed by the member's number, from 0

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
-from kdcache.cache.schema import FILE_OF_SPLIT, ROW_GROUP_ROWS
+from kdcache.cache.schema import ROW_GROUP_ROWS
 from kdcache.errors import shorten
+from kdcache.places import FILE_OF_SPLIT
 
 
 @with_config(ConfigDict(extra="forbid"))

@@ -21,12 +21,12 @@ from kdcache.cache.location import Location, one_line
 from kdcache.cache.manifest import MANIFEST, Manifest, parse_manifest
 from kdcache.cache.parts import Arrays, Parts, to_disk
 from kdcache.cache.schema import FILE_ROWS, PARQUET, ROW_GROUP_ROWS, describe_columns, format_version
-from kdcache.cache.split_files import name_files, split_of
+from kdcache.cache.split_files import name_files
 from kdcache.data.ids import name_some, repeated_in_parts
 from kdcache.digests import RowsDigest, file_digest, value_digest
-from kdcache.errors import CacheError, ParamsError, ShapeError
+from kdcache.errors import CacheError, ShapeError
 from kdcache.on_disk import open_parquet
-from kdcache.places import require_plain
+from kdcache.places import require_split
 
 PART_ROWS = 2048
 
@@ -122,14 +122,10 @@ class CacheWriter:
         Raises:
             ShapeError: see ``CacheRows.to_table``; or columns differ between chunks or splits, an id occurs
                 twice, or there are no rows.
-            ParamsError: the name could be a path, or that of one file of several.
+            ParamsError: the split cannot have that name, see ``places.require_split``.
             CacheError: the disk is full or read-only.
         """
-        require_plain(split, "cache rows")
-        if split_of(split) != split:
-            raise ParamsError(
-                f"cache rows: a split must not have the name of a file of several, got {split}. Rename it."
-            )
+        require_split(split, "cache rows")
         digest = RowsDigest()
 
         def pieces() -> Iterator[tuple[int, CacheRows, pa.Table]]:

@@ -15,6 +15,7 @@ from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.taskfile_schema import TaskFile, places, spell_label
 from kdcache.errors import ParamsError, nearest
 from kdcache.params import build
+from kdcache.places import require_split
 from kdcache.plain_json import MAX_DEPTH, require_bounded
 from kdcache.plain_yaml import MAX_TEXT, parse_yaml
 
@@ -127,6 +128,11 @@ def _problems(file: TaskFile, where: str) -> Iterator[str]:
     for split in file.diagnostics:
         if split in SPLITS or not NAME.fullmatch(split):
             yield f"{where}.diagnostics.{split}: the name is taken, or not of a-z, 0-9, _ and -. Rename it."
+            continue
+        try:
+            require_split(split, f"{where}.diagnostics")
+        except ParamsError as error:
+            yield str(error)
     for part, key in [
         (file, where),
         *((file.for_split(d), f"{where}.diagnostics.{d}") for d in file.diagnostics),

@@ -23,10 +23,12 @@ from kdcache.cache.join import Batches
 from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.reader import CachedSplit, load_cache
+from kdcache.cache.split_files import name_files
 from kdcache.cache.verify import verify_cache
 from kdcache.cache.writer import CacheWriter
 from kdcache.digests import file_digest
 from kdcache.errors import CacheCorrupt, CacheError, ParamsError, ShapeError
+from kdcache.places import SPLIT_LETTERS
 
 ROWS, GROUP, FILE = 21, 4, 8
 NAMES = [f"train-0000{number}-of-00003.parquet" for number in range(3)]
@@ -230,6 +232,25 @@ def test_a_split_may_not_be_named_as_one_of_several_files(tmp_path: Path):
         pytest.raises(ParamsError, match="0-of"),
     ):
         made.write("train-00000-of-00002", [rows()])
+
+
+@pytest.mark.parametrize("count", [GROUP, ROWS])
+def test_the_longest_name_of_a_split_names_one_file_or_several(tmp_path: Path, count: int):
+    name = "x" * SPLIT_LETTERS
+    with CacheWriter(tmp_path / "wic", tmp_path / "scratch") as made:
+        made.write(name, [rows(count)])
+        made.finish(IDENTITY)
+    assert len(load_cache(tmp_path / "wic", name)) == count
+    assert max(map(len, name_files(name, 2))) == 100  # so that no longer name would do
+
+
+def test_a_longer_name_of_a_split_is_refused_before_its_rows_are_asked_for(tmp_path: Path):
+    asked: list[CacheRows] = []
+    with CacheWriter(tmp_path / "wic", tmp_path / "scratch") as made, pytest.raises(ParamsError) as found:
+        made.write("x" * (SPLIT_LETTERS + 1), (asked.append(rows()) or rows() for _ in range(3)))
+    assert not asked
+    assert str(SPLIT_LETTERS) in str(found.value)
+    assert "\n" not in str(found.value)
 
 
 def test_an_id_in_two_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,6 +7,7 @@ import pytest
 from kdcache.data.taskfile import own_tasks, read_task_file
 from kdcache.data.taskfile_schema import Files, HoldOut, TaskFile
 from kdcache.errors import ParamsError
+from kdcache.places import SPLIT_LETTERS
 
 MINIMAL = 'splits = {train = "train.csv", validation = "val.csv"}\ntext = "review"\n'
 
@@ -112,6 +113,19 @@ def test_mistake_is_named_with_its_remedy(tmp_path: Path, text, message):
         read_task_file(path)
     expected = message.replace("{path}", path.as_posix())
     assert sorted(str(caught.value).splitlines()) == sorted(expected.splitlines())
+
+
+DIAGNOSTIC = '[diagnostics.{}]\nfile = "a.csv"\nmetrics = ["accuracy"]\n'
+
+
+@pytest.mark.parametrize("name", ["x" * (SPLIT_LETTERS + 1), "aux", "hard-00000-of-00002"])
+def test_a_diagnostic_that_a_cache_could_not_hold_is_refused_before_any_row_is_read(tmp_path: Path, name):
+    read_task_file(write(tmp_path / "mine.toml", MINIMAL + DIAGNOSTIC.format("x" * SPLIT_LETTERS)))
+    with pytest.raises(ParamsError) as caught:
+        read_task_file(write(tmp_path / "mine.toml", MINIMAL + DIAGNOSTIC.format(name)))
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{(tmp_path / 'mine.toml').as_posix()}.diagnostics: ")
+    assert name[:20] in line
 
 
 def test_task_file_of_another_encoding_is_refused(tmp_path: Path):
