@@ -16,11 +16,11 @@ import time
 from functools import partial
 from pathlib import Path
 
-from kdcache.cache.parts import Parts
 from kdcache.data.splits import open_tables
 from kdcache.encoder.load import setup
 from kdcache.project import Project
 from kdcache.spread import Engine, spread
+from kdcache.store.parts import Parts
 from kdcache.teacher.cache_teacher import CacheTeacherParams, open_elsewhere, open_teacher, store_parts
 from kdcache.teacher.extraction import CachePart
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import fails, run
 
-from kdcache.cache.location import Location
 from kdcache.errors import KdcacheError, ParamsError
 from kdcache.places import MARKS, alone, check_place, naming, place, replacing, require_plain, require_split
 from kdcache.project import Project
+from kdcache.store.location import Location
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -12,8 +12,8 @@ from kdcache.code import STAGES, _read, reach
 # Lower never imports higher.
 LAYERS = (
     "errors", "digests", "code", "plain_yaml", "params", "places", "torchrun", "on_disk", "project", "spread",
-    "data", "encoder", "cache", "losses", "teacher", "backbone", "students", "serve", "analysis", "stats",
-    "report", "cli",
+    "store", "data", "encoder", "cache", "losses", "teacher", "backbone", "students", "serve", "analysis",
+    "stats", "report", "cli",
 )  # fmt: skip
 FILES = sorted((ROOT / "kdcache").rglob("*.py"))
 

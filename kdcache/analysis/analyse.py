@@ -23,12 +23,12 @@ from kdcache.analysis.calibration import (
 )
 from kdcache.analysis.frozen_probes import FrozenProbes, read_frozen_probes
 from kdcache.cache.cached_rows import compute_uncertainty
-from kdcache.cache.location import Location
 from kdcache.cache.manifest import OUTSIDE, read_manifest
 from kdcache.cache.reader import load_cache
 from kdcache.data.metrics import accuracy_interval
 from kdcache.data.splits import TEST
 from kdcache.errors import ShapeError
+from kdcache.store.location import Location
 
 ENTROPY_BINS = 20
 MAX_MISTAKES = 1000

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from kdcache.cache.location import Location
 from kdcache.cache.manifest import check_identity, read_manifest
 from kdcache.data.splits import read_split, table_digest
 from kdcache.data.task import read_task
 from kdcache.project import Project
+from kdcache.store.location import Location
 
 
 def read_texts(project: Project, task_name: str, split: str, ids: Iterable[str]) -> dict[str, list[str]]:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from kdcache.cache.join import join_keys, pick
-from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.reader import CachedSplit, load_cache
 from kdcache.cache.schema import ROW_GROUP_ROWS, top_k_of
 from kdcache.cache.top_logits import kept_labels, share_rest
 from kdcache.errors import CacheStale
+from kdcache.store.location import Location
 
 BLOCK_BYTES = 128 * 2**20  # of logits, held at a time
 

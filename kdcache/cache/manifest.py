@@ -16,7 +16,6 @@ import pyarrow as pa
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from kdcache.cache.location import Location
 from kdcache.cache.schema import CACHE_FORMATS, TOLERANCE, check_schema, format_version, parse_columns
 from kdcache.cache.split_files import FileEntry, check_files, name_files, split_of
 from kdcache.digests import check_seal, value_digest
@@ -24,6 +23,7 @@ from kdcache.errors import CacheCorrupt, CacheMissing, CacheStale, ModelError, P
 from kdcache.places import IDENTITY, PLAIN_NAME
 from kdcache.plain_json import MAX_BYTES, parse_json
 from kdcache.project import IDENTITY_DEFAULTS
+from kdcache.store.location import Location
 
 MANIFEST = "manifest.json"
 OUTSIDE = "external"  # identity["kind"] of a teacher that kdcache did not run

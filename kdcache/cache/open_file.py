@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcache.cache.join import batches_of
-from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest
 from kdcache.cache.schema import describe_columns, find_unlawful
 from kdcache.cache.split_files import name_span
@@ -17,6 +16,7 @@ from kdcache.data.ids import name_some, repeated_in_parts
 from kdcache.data.parquet_claims import NOT_WHOLE, find_impossible, read_claims
 from kdcache.errors import CacheCorrupt
 from kdcache.on_disk import open_parquet
+from kdcache.store.location import Location
 
 
 @dataclass(frozen=True)

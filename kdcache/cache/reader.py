@@ -11,13 +11,13 @@ import pyarrow as pa
 from kdcache.cache.cached_rows import CacheRows, compute_uncertainty
 from kdcache.cache.columns import read_logits
 from kdcache.cache.join import Batches, join_keys, pick
-from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.open_file import OpenSplit, open_files
 from kdcache.cache.schema import MEAN_OF_FOLDS, SCALARS, row_column, row_schema
 from kdcache.data.ids import name_some, repeated
 from kdcache.errors import CacheCorrupt, CacheError, CacheMissing, CacheStale, nearest
 from kdcache.on_disk import release
+from kdcache.store.location import Location
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,6 @@ import numpy as np
 
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.join import Batches, join_keys, name_chosen
-from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, read_manifest
 from kdcache.cache.open_file import OpenSplit, open_files
 from kdcache.cache.reader import find_faults
@@ -19,6 +18,7 @@ from kdcache.data.ids import name_some
 from kdcache.digests import RowsDigest
 from kdcache.errors import CacheError
 from kdcache.places import CARD
+from kdcache.store.location import Location
 
 ROUNDING = 1e-4  # of a mean of float32 logits
 

@@ -16,10 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdcache.cache.cached_rows import CacheRows
-from kdcache.cache.lease import Lease
-from kdcache.cache.location import Location, one_line
 from kdcache.cache.manifest import MANIFEST, Manifest, parse_manifest
-from kdcache.cache.parts import Arrays, Parts, to_disk
 from kdcache.cache.schema import FILE_ROWS, PARQUET, ROW_GROUP_ROWS, describe_columns, format_version
 from kdcache.cache.split_files import name_files
 from kdcache.data.ids import name_some, repeated_in_parts
@@ -27,6 +24,9 @@ from kdcache.digests import RowsDigest, file_digest, value_digest
 from kdcache.errors import CacheError, ShapeError
 from kdcache.on_disk import open_parquet
 from kdcache.places import require_split
+from kdcache.store.lease import Lease
+from kdcache.store.location import Location, one_line
+from kdcache.store.parts import Arrays, Parts, to_disk
 
 PART_ROWS = 2048
 

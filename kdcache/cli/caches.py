@@ -25,9 +25,9 @@ from kdcache.project import errors_in_one_line
 
 if TYPE_CHECKING:
     from kdcache.cache.diff import SplitDiff
-    from kdcache.cache.location import Location
     from kdcache.cache.manifest import Manifest
     from kdcache.cache.verify import Check
+    from kdcache.store.location import Location
 
 Task = Annotated[str, typer.Option("--task", help="Task name, or task file.")]
 Where = Annotated[
@@ -106,8 +106,8 @@ def clean(set_: Overrides = None, debug: Debug = False) -> None:
         if not parts:
             typer.echo(f"{scratch}: freed {clean_scratch(project) / 1e6:.1f} MB")
             return
-        from kdcache.cache.lease import EVERYTHING, Lease
-        from kdcache.cache.parts import clean_parts
+        from kdcache.store.lease import EVERYTHING, Lease
+        from kdcache.store.parts import clean_parts
 
         with Lease(parts, EVERYTHING, parts):
             for place, freed in ((scratch, clean_scratch(project)), (parts, clean_parts(parts))):
@@ -147,7 +147,7 @@ def import_(
         kdcache import scores.csv --task reviews
     """
     with open_project(set_, debug, [task]) as project:
-        from kdcache.cache.location import Location
+        from kdcache.store.location import Location
         from kdcache.teacher.import_teacher import ImportTeacherParams, read_import
         from kdcache.teacher.outside_cache import import_cache
 

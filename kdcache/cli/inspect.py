@@ -60,9 +60,9 @@ def inspect(
             raise ParamsError(f"--figure: the file must end in .svg, got {figure}.")
         from kdcache.analysis.analyse import analyse_cache
         from kdcache.analysis.describe import describe_analysis
-        from kdcache.cache.location import Location
         from kdcache.cache.manifest import read_manifest
         from kdcache.cache.schema import top_k_of
+        from kdcache.store.location import Location
 
         project = None
         if cache:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kdcache.cache.location import Location
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import load_cache
 from kdcache.data.splits import existing_splits, metric_columns, read_split
@@ -21,6 +20,7 @@ from kdcache.report.tables import NONE, Table
 from kdcache.serve.prepared_split import split_logits, student_folders
 from kdcache.stats.estimates import Estimate, decimal, effect, level
 from kdcache.stats.runs import ALL_ROWS, tally_runs
+from kdcache.store.location import Location
 from kdcache.students.results import RESULT
 
 Look = dict[str, Any]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import kdcache
-from kdcache.cache.location import Location
 from kdcache.cache.manifest import read_manifest
 from kdcache.digests import check_seal, file_digest, value_digest
 from kdcache.errors import DataError, ParamsError
@@ -18,6 +17,7 @@ from kdcache.report.figures import draw_results
 from kdcache.report.findings import Record, ReportParams, find
 from kdcache.report.page import build_sections, page_html, page_json, page_markdown, score_panels
 from kdcache.report.tables import Table, score_table
+from kdcache.store.location import Location
 
 READ_BESIDE = ("example_id", "group", "unit", "candidate", "answers")  # columns of a validation row
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from kdcache.cache.dataset_card import dataset_card
-from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, Manifest, read_manifest
 from kdcache.cache.verify import verify_cache
 from kdcache.digests import SEAL, file_digest
@@ -18,6 +17,7 @@ from kdcache.places import ABOUT, CARD, PLAIN_NAME, replacing
 from kdcache.plain_json import MAX_BYTES, parse_json
 from kdcache.project import BACKBONE_RECORD
 from kdcache.serve.deploy import EXPORT
+from kdcache.store.location import Location
 from kdcache.students.about import read_about
 
 # What can be shared → what lies in a folder of it. The first that fits counts.

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from kdcache.cache.parts import Parts
 from kdcache.cache.schema import top_k_of
 from kdcache.data.task import read_task
 from kdcache.digests import file_digest, value_digest
@@ -22,6 +21,7 @@ from kdcache.losses import Objective, check_terms
 from kdcache.places import require_plain
 from kdcache.project import Project, require, require_task, require_tune
 from kdcache.spread import Engine
+from kdcache.store.parts import Parts
 from kdcache.students.arms import STUDENT, ArmSpec, DistillParams, Name, resolve_arm
 from kdcache.students.backbone_check import check_backbone
 from kdcache.students.folder import load_folder

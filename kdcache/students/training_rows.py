@@ -11,7 +11,6 @@ import torch
 
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.join import batches_of
-from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, check_identity, read_identity_of, read_manifest
 from kdcache.cache.reader import load_cache
 from kdcache.cache.schema import ROW_GROUP_ROWS
@@ -34,6 +33,7 @@ from kdcache.errors import CacheCorrupt, CacheMissing, ParamsError
 from kdcache.losses.objective import Targets
 from kdcache.on_disk import join_arrays, pieces, put_table
 from kdcache.project import Project
+from kdcache.store.location import Location
 from kdcache.students.arms import ArmSpec
 from kdcache.students.frozen_inputs import FrozenInputs
 from kdcache.students.prompted_backbone import Backbone

@@ -15,10 +15,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from kdcache.cache.cached_rows import CacheRows
-from kdcache.cache.lease import Lease
-from kdcache.cache.location import Location
 from kdcache.cache.manifest import read_identity_of
-from kdcache.cache.parts import Parts
 from kdcache.cache.schema import TOLERANCE
 from kdcache.cache.teacher_pooling import check_teacher_pooling
 from kdcache.cache.writer import CacheWriter
@@ -32,6 +29,9 @@ from kdcache.on_disk import open_parquet
 from kdcache.params import Count
 from kdcache.project import Project, require, require_task
 from kdcache.spread import Engine, spread
+from kdcache.store.lease import Lease
+from kdcache.store.location import Location
+from kdcache.store.parts import Parts
 from kdcache.teacher.extraction import KEYS, CachePart, Teacher
 from kdcache.teacher.folder import COST, PROBE, read_folds, read_identity
 

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from kdcache.cache.cached_rows import CacheRows
-from kdcache.cache.parts import Arrays
 from kdcache.cache.schema import ALL_ROWS_TEACHER, MEAN_OF_FOLDS
 from kdcache.cache.writer import CacheWriter, cut_parts, name_part
 from kdcache.data.splits import count_rows, rows_at, sequences
@@ -23,6 +22,7 @@ from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_tokenizer, machine_kind
 from kdcache.encoder.precision import Dtype, hold_in_bfloat16
+from kdcache.store.parts import Arrays
 from kdcache.teacher.folder import model_folder, teacher_folds
 
 DRIFT_ROWS = 256

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdcache.cache.exchange import MissingMass
-from kdcache.cache.location import Location
 from kdcache.cache.manifest import MANIFEST, OUTSIDE, read_manifest
 from kdcache.errors import CacheError, ParamsError, nearest
 from kdcache.params import PositiveFloat, build
 from kdcache.project import Project, require_task
+from kdcache.store.location import Location
 from kdcache.teacher.outside_cache import import_cache
 
 SECTION = "import_teacher"

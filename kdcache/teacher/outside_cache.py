@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.exchange import MissingMass, write_outputs
 from kdcache.cache.join import Keys, batches_of
-from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.read_outputs import require_ending
 from kdcache.cache.reader import load_cache
@@ -21,6 +20,7 @@ from kdcache.data.splits import TEST, metric_columns, open_tables
 from kdcache.data.task import Task
 from kdcache.places import replacing
 from kdcache.project import Project, require_task
+from kdcache.store.location import Location
 from kdcache.teacher.outside_outputs import OutsideTeachers, open_outside, refuse_unknown
 
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from kdcache.cache.parts import Arrays, Parts
 from kdcache.cache.writer import name_part
 from kdcache.data.task import Task
 from kdcache.errors import CacheError
 from kdcache.params import build
 from kdcache.project import Project
 from kdcache.spread import Engine, spread
+from kdcache.store.parts import Arrays, Parts
 
 if TYPE_CHECKING:
     from kdcache.teacher.extraction import Teacher

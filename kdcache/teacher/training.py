@@ -15,7 +15,6 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from kdcache.cache.parts import Parts
 from kdcache.data.splits import assign_folds, existing_splits, open_split, read_split, table_digest
 from kdcache.data.task import Task, read_task
 from kdcache.digests import SEAL, seal
@@ -29,6 +28,7 @@ from kdcache.errors import DataError
 from kdcache.places import IDENTITY
 from kdcache.project import Project, require_tune, write_json
 from kdcache.spread import Engine
+from kdcache.store.parts import Parts
 from kdcache.teacher.base_probe import SCORE_BATCH_SIZE, TokenisedSplit, score_probe, start_from_probe
 from kdcache.teacher.dry_run import check_model
 from kdcache.teacher.fine_tune import TrainTeacherParams, build_model, fine_tune

@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from kdcache.cache.join import Batches, batches_of
-from kdcache.cache.location import Location
 from kdcache.cache.manifest import OUTSIDE, Manifest, check_identity, read_identity_of, read_manifest
 from kdcache.cache.reader import load_cache
 from kdcache.cache.schema import top_k_of
@@ -19,6 +18,7 @@ from kdcache.data.splits import digest_of, open_tables, rows_at
 from kdcache.data.task import Task
 from kdcache.errors import CacheError
 from kdcache.project import Project, require_task
+from kdcache.store.location import Location
 from kdcache.teacher.recompute import recompute
 
 

@@ -20,7 +20,6 @@ from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.dataset_card import dataset_card
 from kdcache.cache.diff import diff_caches
 from kdcache.cache.join import Batches
-from kdcache.cache.location import Location
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.reader import CachedSplit, load_cache
 from kdcache.cache.split_files import name_files
@@ -29,6 +28,7 @@ from kdcache.cache.writer import CacheWriter
 from kdcache.digests import file_digest
 from kdcache.errors import CacheCorrupt, CacheError, ParamsError, ShapeError
 from kdcache.places import SPLIT_LETTERS
+from kdcache.store.location import Location
 
 ROWS, GROUP, FILE = 21, 4, 8
 NAMES = [f"train-0000{number}-of-00003.parquet" for number in range(3)]

@@ -116,7 +116,7 @@ def test_full_disk_is_one_line_and_keeps_what_was_done(tmp_path: Path, monkeypat
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     message = str(error.value)
-    assert message.startswith(f"{tmp_path}/wic: the cache must fit where it is written, got: ")
+    assert message.startswith(f"{tmp_path}/wic: it must fit where it is written, got: ")
     assert message.endswith("Fix that, then run the same command again. Finished parts are kept.")
     assert len(message.splitlines()) == 1
     assert len(list((tmp_path / "s" / "key" / "parts").iterdir())) == 3
@@ -137,7 +137,7 @@ def test_refused_writes_at_other_moments_are_one_line_too(
         with pytest.raises(CacheError) as error:
             list(cache.resume("train", 10, arrays)) if moment == "part" else cache.finish(IDENTITY)
     assert str(error.value) == (
-        f"{tmp_path}/wic: the cache must fit where it is written, got: No space left on device. "
+        f"{tmp_path}/wic: it must fit where it is written, got: No space left on device. "
         "Fix that, then run the same command again. Finished parts are kept."
     )
     with pytest.raises(CacheMissing):

@@ -21,10 +21,10 @@ from conftest import ROOT, run, run_all
 from test_spread import UNITS, open_writer
 
 from kdcache.cache import writer
-from kdcache.cache.location import Location
 from kdcache.cli import app
 from kdcache.errors import DataError, KdcacheError
 from kdcache.spread import ATTEMPTS, Engine, spread
+from kdcache.store.location import Location
 from kdcache.students import loop, train_grid
 from kdcache.teacher import cache_teacher, fine_tune, train_teacher
 from kdcache.teacher.checkpoints import KeepWhole

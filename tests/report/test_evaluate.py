@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from conftest import fails, run
 
-from kdcache.cache.location import Location
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import load_cache
 from kdcache.places import alone
+from kdcache.store.location import Location
 
 TASK = """
 text = "text"

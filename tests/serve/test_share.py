@@ -11,9 +11,9 @@ from builders import rows, write
 from conftest import fails, run
 
 import kdcache
-from kdcache.cache.location import Location
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import KdcacheError
+from kdcache.store.location import Location
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import fails, run
 
-from kdcache.cache import lease, writer
-from kdcache.cache.location import Location
-from kdcache.cache.parts import Parts
+from kdcache.cache import writer
 from kdcache.cache.writer import CacheWriter
 from kdcache.data.splits import open_tables
 from kdcache.errors import DataError
 from kdcache.project import Project
+from kdcache.store import lease
+from kdcache.store.location import Location
+from kdcache.store.parts import Parts
 from kdcache.teacher import cache_teacher, extraction
 from kdcache.teacher.extraction import Teacher
 
@@ -244,7 +245,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from kdcache.cache import writer
-from kdcache.cache.location import Location
+from kdcache.store.location import Location
 from kdcache.cli import app
 from kdcache.teacher import extraction
 writer.PART_ROWS = 8

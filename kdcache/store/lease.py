@@ -7,8 +7,8 @@ import threading
 import time
 import uuid
 
-from kdcache.cache.location import Location, one_line
 from kdcache.errors import CacheError
+from kdcache.store.location import Location, one_line
 
 RENEWED_SECONDS = 5.0  # between two renewals
 LAPSED_SECONDS = 30.0  # without a renewal, as a process that waits for it sees it

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kdcache.cache import lease
-from kdcache.cache.lease import EVERYTHING, Lease
 from kdcache.errors import CacheError
+from kdcache.store import lease
+from kdcache.store.lease import EVERYTHING, Lease
 
 
 @pytest.fixture

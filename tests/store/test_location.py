@@ -11,10 +11,10 @@ import pytest
 from builders import rows, write
 
 from kdcache.cache.diff import diff_caches
-from kdcache.cache.location import Location
 from kdcache.cache.reader import load_cache
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import CacheCorrupt, CacheError, CacheMissing
+from kdcache.store.location import Location
 
 
 @pytest.fixture

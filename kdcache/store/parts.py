@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.cache.lease import Lease
-from kdcache.cache.location import Location, one_line
 from kdcache.digests import value_digest
 from kdcache.errors import CacheError, KdcacheError
 from kdcache.places import replacing
 from kdcache.spread import one_machine_kind
+from kdcache.store.lease import Lease
+from kdcache.store.location import Location, one_line
 
 # Arrays of the same rows, by name.
 Arrays = dict[str, np.ndarray]
@@ -201,9 +201,7 @@ class Parts:
         return f"parts/{self._kind or 'any'}/{name}"
 
     def _one_line(self) -> contextlib.AbstractContextManager[None]:
-        if self.place.folder:
-            return one_line(self.location, "it must fit where it is written")
-        return one_line(self.place, _READABLE)
+        return one_line(self.location) if self.place.folder else one_line(self.place, _READABLE)
 
 
 def clean_parts(root: str) -> int:

@@ -181,7 +181,7 @@ class Location:
 
 
 @contextlib.contextmanager
-def one_line(place: object, must: str = "the cache must fit where it is written") -> Iterator[None]:
+def one_line(place: object, must: str = "it must fit where it is written") -> Iterator[None]:
     """Turn an error of the operating system, or of a store, into one line.
 
     Args:

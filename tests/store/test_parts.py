@@ -9,10 +9,10 @@ import fsspec
 import numpy as np
 import pytest
 
-from kdcache.cache import parts
-from kdcache.cache.location import Location
-from kdcache.cache.parts import Parts, clean_parts
 from kdcache.errors import CacheError, KdcacheError
+from kdcache.store import parts
+from kdcache.store.location import Location
+from kdcache.store.parts import Parts, clean_parts
 
 ARRAYS = {"logits": np.arange(6.0).reshape(3, 2)}
 
@@ -151,7 +151,7 @@ def test_a_file_outside_its_folder_is_refused(tmp_path: Path, store: str):
 
 
 def test_a_build_on_a_store_is_one_process_at_a_time(tmp_path: Path, store: str, monkeypatch):
-    monkeypatch.setattr("kdcache.cache.lease.RENEWED_SECONDS", 0.05)
+    monkeypatch.setattr("kdcache.store.lease.RENEWED_SECONDS", 0.05)
     with (
         on_store(tmp_path, store).leased(),
         pytest.raises(CacheError, match="one process"),
