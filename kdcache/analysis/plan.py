@@ -237,7 +237,7 @@ def _add_students(
             passes = {} if spec.pooling in frozen else dict.fromkeys(shared, 1)
             frozen.add(spec.pooling)
         trunk = spec.pooling, spec.late_layers
-        for split in {*passes, *drawn} & splits.keys():  # below late prompts each row is read once
+        for split in {*passes, *both} & splits.keys():  # below late prompts each row is read once
             times = passes.get(split, 0) * (1 - kind.below) + kind.below * (trunk not in trunks)
             stage.read(kind.reading, splits[split].batches(fixed_plan, EVAL_BATCH_SIZE), times)
         trunks.add(trunk)

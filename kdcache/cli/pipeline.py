@@ -127,10 +127,13 @@ def distill(
         kdcache distill --task reviews --arm kl --seed 0 --set distill.steps=300 --workers 1
     """
     with open_project(with_engine(set_, engine, workers), debug, task) as project:
-        if workers and Engine.of(project.raw).engine == "local":
-            section = {**project.raw.get("distill", {}), "workers": workers}
-            project = replace(project, raw={**project.raw, "distill": section})
         chosen = chosen_tasks(project, task)
+        from kdcache.students.arms import DistillParams
+
+        project.section("distill", DistillParams)
+        if workers and Engine.of(project.raw).engine == "local":
+            section = {**project.raw["distill"], "workers": workers}
+            project = replace(project, raw={**project.raw, "distill": section})
         from kdcache.report.cost import cost_table
         from kdcache.report.findings import ReportParams
         from kdcache.report.tables import score_table

@@ -287,6 +287,12 @@ def save_model(
         tokenizer.save_pretrained(str(folder))
 
 
+def model_digests(folder: Path) -> dict[str, str]:
+    """Name → sha256 of the files of a model: config, weights and tokenizer."""
+    files = {path for pattern in HUB_FILES for path in folder.glob(pattern) if path.is_file()}
+    return {path.name: file_digest(path) for path in sorted(files)}
+
+
 def config_digest(folder: Path) -> str:
     """sha256 of a model's config without the field that names the library's version."""
     config = read_config(folder)

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +44,10 @@ class Parts:
     """
 
     def __init__(self, scratch: Path, location: object, root: str | None = None) -> None:
-        self.location, self.root = location, root
+        self.scratch, self.location, self.root = scratch, location, root
         self.place = Location.parse(root, scratch.name) if root else Location.parse(scratch)
         self._kind = ""
+        self._lease: Lease | None = None
         if root and self.place.folder:
             self.place.folder.mkdir(parents=True, exist_ok=True)
 
@@ -113,8 +114,11 @@ class Parts:
 
         Raises:
             CacheError: see ``read``; or a file would lie outside the folder.
+            KdcacheError: what lies in scratch is of another kind of machine.
         """
         files = self.read(name)
+        if files is not None and self.root:
+            one_machine_kind(self.scratch, self._machine(), str(self.location))
         for relative, content in (files or {}).items():
             path = folder / relative
             if not path.resolve().is_relative_to(folder.resolve()):
@@ -122,23 +126,48 @@ class Parts:
                     f"{self.place}: files must lie in {folder}, got {relative}. Remove that part."
                 )
             with replacing(path) as unfinished:
-                content.tofile(unfinished)
+                unfinished.write_bytes(content.tobytes())  # whose error says what is wrong
         return files is not None
 
-    def leased(self) -> contextlib.AbstractContextManager[object]:
+    @contextlib.contextmanager
+    def leased(self) -> Iterator[None]:
         """Keep ``clean`` and a second first process away, where there are no locks.
 
         Raises:
             CacheError: see ``Lease``.
         """
-        return Lease(self.root, self.place.name, self.location) if self.root else contextlib.nullcontext()
+        if not self.root:
+            yield
+            return
+        with Lease(self.root, self.place.name, self.location) as self._lease:
+            yield
+
+    def require_lease(self) -> None:
+        """Check that no other process has taken over, before what is finished is put in place.
+
+        Raises:
+            CacheError: see ``Lease.require``.
+        """
+        if self._lease:
+            self._lease.require()
 
     def unseen(self, name: object) -> CacheError:
         """Return the error of a part that a worker stored and this process does not see."""
+        remedy = "Check that place" if self.root else "Set paths.parts to a place that all of them share"
         return CacheError(
             f"{self.place}: what workers store must be seen here, got nothing of {name}. "
-            "Set paths.parts to a place that all of them share."
+            f"{remedy}, then run this again."
         )
+
+    def require_machine_of_files(self, kind: str) -> None:
+        """Do as ``require_machine``, of files that lie in scratch too.
+
+        Raises:
+            KdcacheError: another kind has begun, here or elsewhere.
+        """
+        self.require_machine(kind)
+        if self.root:
+            one_machine_kind(self.scratch, kind, str(self.location))
 
     def require_machine(self, kind: str) -> None:
         """Let one kind of machine compute all parts: the first to come decides.
@@ -193,6 +222,14 @@ class Parts:
                     return _arrays(content)
                 self.place.remove(f"{below}/{file}")
         return None
+
+    def _machine(self) -> str:
+        """Return the kind of machine that decided."""
+        with self._one_line():
+            if self.place.folder:
+                return (self.place.folder / "machine").read_text(encoding="utf-8")
+            (name, *_) = self.place.names(below="machine")
+            return self.place.read(f"machine/{name}").decode()
 
     def _below(self, name: str) -> str:
         """The folder of a part on an object store: so all that is stored of it has one prefix."""

@@ -37,9 +37,10 @@ def distill(project: Project, task_name: str) -> None:
     check_place(target, "students")
     with project.alone(target):
         grid = Grid(project, task_name, ["pipeline", project.paths.students])
-        results = train_grid(grid, list(grid.specs), grid.params.seeds, grid.scratch / "students")
-        _put_in_place(grid, results, target)
-        grid.stored.remove()
+        with grid.stored.leased():
+            results = train_grid(grid, list(grid.specs), grid.params.seeds, grid.scratch / "students")
+            _put_in_place(grid, results, target)
+            grid.stored.remove()
         shutil.rmtree(grid.scratch, ignore_errors=True)
 
 
@@ -50,6 +51,7 @@ def _put_in_place(grid: Grid, results: Sequence[Mapping[str, Any]], target: Path
     curves = mean_curves(finished)
     _warn_of_unfinished(grid, curves)
     _write_together(grid, results, made)
+    grid.stored.require_lease()
     place(made, target)
     _place_together(scratch, paths, grid.task.name)
 
@@ -83,17 +85,19 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
     with project.alone(*targets):
         grid = Grid(project, task_name, ["explore", project.paths.runs, *arms, *seeds])
         made = grid.scratch / "students"
-        results = train_grid(grid, arms, seeds, made)
-        finished = _finished(results)
-        _warn_of_unfinished(grid, mean_curves(finished))
-        # One process at a time: what it writes of all students must hold those that others put there.
-        with in_turn(Path(project.paths.scratch), runs):
-            for result in finished:
-                name = f"{result['arm']}-{result['seed']}"
-                place(made / name, runs / name)
-            _write_together(grid, _with_earlier(grid, finished, runs), runs)
-            _place_together(grid.scratch, project.paths.explored, task_name)
-        grid.stored.remove()
+        with grid.stored.leased():
+            results = train_grid(grid, arms, seeds, made)
+            finished = _finished(results)
+            _warn_of_unfinished(grid, mean_curves(finished))
+            grid.stored.require_lease()
+            # One process at a time: what it writes of all students must hold those that others put there.
+            with in_turn(Path(project.paths.scratch), runs):
+                for result in finished:
+                    name = f"{result['arm']}-{result['seed']}"
+                    place(made / name, runs / name)
+                _write_together(grid, _with_earlier(grid, finished, runs), runs)
+                _place_together(grid.scratch, project.paths.explored, task_name)
+            grid.stored.remove()
         shutil.rmtree(grid.scratch, ignore_errors=True)
     return summarise(results, grid.task, grid.splits, grid.manifest)
 

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from kdcache.cache.schema import top_k_of
 from kdcache.data.task import read_task
-from kdcache.digests import file_digest, value_digest
-from kdcache.encoder.load import WEIGHTS, load_tokenizer, machine_kind, setup
+from kdcache.digests import value_digest
+from kdcache.encoder.load import load_tokenizer, machine_kind, model_digests, setup
 from kdcache.encoder.plans import num_batches
 from kdcache.encoder.pooling import check_cls_token
 from kdcache.errors import ModelError
@@ -94,10 +94,11 @@ class Grid:
         self.use(splits)
         if self.params.select == "tune":
             require_tune(splits, "distill.select", task_name)
+        params = asdict(replace(self.params, log_with=(), workers="auto"))  # neither moves a bit
         self.scratch = project.scratch(
-            __name__, task_name, list(purpose), asdict(replace(self.params, log_with=())), self.threads,
+            __name__, task_name, list(purpose), params, self.threads,
             {name: spec.pooling for name, spec in self.specs.items()},
-            project.paths.backbone, file_digest(self.folder / WEIGHTS), self.manifest.digest,
+            project.paths.backbone, model_digests(self.folder), self.manifest.digest,
         )  # fmt: skip
         shared = project.paths.parts if Engine.of(project.raw).engine == "ray" else None
         self.stored = Parts(self.scratch, f"the students of {task_name}", shared)
@@ -226,7 +227,7 @@ class Grid:
 
     def train_fitting(self, names: Sequence[Name], made: Path, after_step: Callable[[int], object]) -> None:
         """Train a pass, in smaller ones where memory does not suffice; see ``train_passes``."""
-        self.stored.require_machine(machine_kind(self.backbone.device))
+        self.stored.require_machine_of_files(machine_kind(self.backbone.device))
         in_what_fits(
             names, self.task.name, after_step, lambda some, count: self._train_pass(some, made, count)
         )

@@ -32,14 +32,13 @@ def train_grid(grid: Grid, arms: Sequence[str], seeds: Sequence[int], made: Path
     """
     grid.check(arms, seeds)
     names = [(arm, seed) for arm in arms for seed in seeds]
-    with grid.stored.leased():
-        missing = [name for name in names if not grid.is_trained(made, name)]
-        steps = sum(grid.steps_of(grid.specs[arm]) for arm, _ in missing)
-        title = f"{grid.task.name} students"
-        with tqdm(total=steps, desc=title, unit="step", disable=not missing) as bar:
-            _train(grid, list(grid.passes(missing)), made, bar.update)
-        if unseen := [name for name in names if not grid.is_trained(made, name)]:
-            raise grid.stored.unseen("{}-{}".format(*unseen[0]))
+    missing = [name for name in names if not grid.is_trained(made, name)]
+    steps = sum(grid.steps_of(grid.specs[arm]) for arm, _ in missing)
+    title = f"{grid.task.name} students"
+    with tqdm(total=steps, desc=title, unit="step", disable=not missing) as bar:
+        _train(grid, list(grid.passes(missing)), made, bar.update)
+    if unseen := [name for name in names if not grid.is_trained(made, name)]:
+        raise grid.stored.unseen("{}-{}".format(*unseen[0]))
     return [_result(made, name) for name in names]
 
 

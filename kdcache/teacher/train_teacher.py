@@ -61,11 +61,13 @@ def train_teacher(project: Project, task_name: str) -> None:
                 return
             if unseen := [fit for fit in training.fits if not training.is_trained(fit)]:
                 raise training.stored.unseen(unseen[0])
-        place(training.put_together(), target)
-        for fit in training.fits:  # before the models: none is thought finished of which a file is gone
-            training.cost(fit).unlink()
-        training.stored.remove()
-        shutil.rmtree(training.scratch, ignore_errors=True)
+            made = training.put_together()
+            training.stored.require_lease()
+            place(made, target)
+            for fit in training.fits:  # before the models: none is thought finished of which a file is gone
+                training.cost(fit).unlink()
+            training.stored.remove()
+            shutil.rmtree(training.scratch, ignore_errors=True)
 
 
 def _train(missing: Sequence[Fit], training: Training, project: Project) -> None:

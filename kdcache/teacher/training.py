@@ -15,13 +15,13 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from kdcache.data.splits import assign_folds, existing_splits, open_split, read_split, table_digest
+from kdcache.data.splits import assign_folds, existing_splits, open_split, read_split
 from kdcache.data.task import Task, read_task
-from kdcache.digests import SEAL, seal
+from kdcache.digests import SEAL, file_digest, seal
 from kdcache.encoder.adapters import save_trained
 from kdcache.encoder.encode_file import encode_file
 from kdcache.encoder.forward import extract
-from kdcache.encoder.load import load_tokenizer, machine_kind, resolve, setup
+from kdcache.encoder.load import load_tokenizer, machine_kind, model_digests, resolve, setup
 from kdcache.encoder.parts import Classifier
 from kdcache.encoder.pooling import check_cls_token, resolve_pooling
 from kdcache.errors import DataError
@@ -93,9 +93,10 @@ class Training:
         }
         self.encoded, self.tune = self.splits["train"].encoded, self.splits.get("tune")
         self.scored = {name: rows for name, rows in self.splits.items() if name != "train"}
-        digests = [table_digest(tables[name]) for name in ("train", *self.scored)]
+        rows = {name: file_digest(data / f"{name}.parquet") for name in tables}
         self.scratch = project.scratch(
-            __name__, task_name, asdict(self.params), project.threads, digests, project.paths.teacher,
+            __name__, task_name, asdict(self.params), project.threads, rows, model_digests(self.base),
+            project.paths.teacher,
             num_processes(),
         )  # fmt: skip
         shared = project.paths.parts if Engine.of(project.raw).engine == "ray" else None
@@ -118,7 +119,7 @@ class Training:
 
     def open(self) -> Callable[[Fit], None]:
         """Return what trains a model, on machines of one kind."""
-        self.stored.require_machine(machine_kind(self.device))
+        self.stored.require_machine_of_files(machine_kind(self.device))
         return self.train
 
     def cost(self, fit: Fit) -> Path:
@@ -137,9 +138,15 @@ class Training:
         ]  # fmt: skip
 
     def train(self, fit: Fit) -> None:
-        """Train a model, or go on with it; one that is finished stays as it is."""
-        if self.is_trained(fit):
-            return
+        """Train a model, or go on with it, and store it where others need it; what is finished stays."""
+        if not self.is_trained(fit):
+            self._train(fit)
+        if self.stored.root:
+            of_probe = [self.scratch / PROBE] * (fit == self.fits[0])
+            model_files = sorted(path for path in self._model(fit).rglob("*") if path.is_file())
+            self.stored.store_files(str(fit), self.scratch, [*model_files, *of_probe, self.cost(fit)])
+
+    def _train(self, fit: Fit) -> None:
         rows, params = self.rows_of(fit), replace(self.params, seed=self.params.seed + fit.member)
         what = "all rows" if fit.fold is None else f"all folds but {fit.fold}"
         what += f", seed {params.seed}" if params.ensemble > 1 else ""
@@ -165,10 +172,6 @@ class Training:
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed before the cost was there
         unfinished.rename(folder)
         write_json(spent, self.cost(fit))
-        if self.stored.root:
-            of_probe = [self.scratch / PROBE] * (fit == self.fits[0])
-            model_files = sorted(path for path in folder.rglob("*") if path.is_file())
-            self.stored.store_files(str(fit), self.scratch, [*model_files, *of_probe, self.cost(fit)])
         shutil.rmtree(checkpoints, ignore_errors=True)
 
     def put_together(self) -> Path:

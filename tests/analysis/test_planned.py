@@ -108,6 +108,18 @@ def test_rows_below_late_prompts_are_read_once(built_project):
     assert 2 * saved[0] - saved[1] == pytest.approx(-once / 2), "half of the layers, whatever the seeds"
 
 
+def test_the_order_of_arms_changes_no_plan(built_project):
+    built_project("prepare", prepare={"max_rows": {"train": 24, "unlabelled": 40}})
+
+    def tokens(*arms: str) -> float:
+        losses = {"ce": {}, "kl": {"inter_class": {"name": "kl"}}}
+        late = {arm: {"method": "late_prefix", "late_layers": 1} | losses[arm] for arm in arms}
+        change = ("student_backbone.num_layers=all", f"distill.arms={json.dumps(late)}")
+        return planned_stages(*change)["distill"].tokens
+
+    assert tokens("ce", "kl") == pytest.approx(tokens("kl", "ce"))
+
+
 def test_teachers_score_in_float32_whatever_the_cache_is_computed_in(built_project, monkeypatch):
     built_project("prepare")
     read, dtypes = plan_module.extract, []

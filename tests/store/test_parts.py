@@ -129,6 +129,8 @@ def test_what_a_process_of_another_kind_stores_too_late_is_not_read(tmp_path: Pa
 def test_files_come_back_as_they_were_the_last_one_last(tmp_path: Path, store: str, monkeypatch, there: str):
     root = store if there == "store" else str(tmp_path / "shared")
     stored = on_store(tmp_path, root)
+    stored.scratch.mkdir()
+    stored.require_machine("a")
     files = {"b/weights": bytes(range(256)), "b/none": b"", "a/result.json": b"{}"}
     for name, content in files.items():
         (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -144,10 +146,42 @@ def test_files_come_back_as_they_were_the_last_one_last(tmp_path: Path, store: s
 
 def test_a_file_outside_its_folder_is_refused(tmp_path: Path, store: str):
     stored = on_store(tmp_path, store)
+    stored.scratch.mkdir()
+    stored.require_machine("a")
     stored.store("kl-0", {"../mine": np.zeros(3, np.uint8)})
     with pytest.raises(CacheError, match="mine"):
         stored.fetch_files("kl-0", tmp_path / "two")
     assert not (tmp_path / "mine").exists()
+
+
+def test_files_of_another_kind_of_machine_are_not_put_beside_those_of_this_one(tmp_path: Path, store: str):
+    scratch = tmp_path / "cache_teacher-0123456789abcdef"
+    scratch.mkdir()
+    weights = scratch / "weights"
+    weights.write_bytes(b"b")
+    elsewhere = on_store(tmp_path, store)
+    elsewhere.require_machine("b")
+    elsewhere.store_files("kl-0", scratch, [weights])
+    weights.write_bytes(b"a")
+    Parts(scratch, "mine").require_machine("a")  # of this machine alone
+    with pytest.raises(KdcacheError, match="got b here and a before"):
+        on_store(tmp_path, store).fetch_files("kl-0", scratch)
+    with pytest.raises(KdcacheError, match="one kind"):
+        on_store(tmp_path, store).require_machine_of_files("b")
+    assert weights.read_bytes() == b"a"
+    (scratch / "machine").unlink()
+    assert on_store(tmp_path, store).fetch_files("kl-0", scratch)
+    with pytest.raises(KdcacheError, match="got a here and b before"):
+        Parts(scratch, "mine").require_machine("a")
+
+
+def test_a_lost_lease_is_noticed(tmp_path: Path, store: str):
+    stored = on_store(tmp_path, store)
+    with stored.leased():
+        stored.require_lease()
+        Location.parse(store).remove_below("leases")  # as another process does, which thinks this one dead
+        with pytest.raises(CacheError, match="took over"):
+            stored.require_lease()
 
 
 def test_a_build_on_a_store_is_one_process_at_a_time(tmp_path: Path, store: str, monkeypatch):

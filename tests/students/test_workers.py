@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import run
+from conftest import fails, run
 
 from kdcache.project import Project
 from kdcache.students import workers
 from kdcache.students.arms import DistillParams
+from kdcache.students.grid import Grid
 from kdcache.students.workers import take_turns
 
 DISTILL = ("distill", "--task", "cb", "--arm", "ce", "--arm", "kl+gram")
@@ -118,3 +119,15 @@ def test_threads_are_shared(project, processes, threads, wanted):
     project()
     params = Project.load([f"distill.workers={processes}"]).section("distill", DistillParams)
     assert params.side_by_side(threads) == wanted
+
+
+def test_the_number_of_processes_changes_no_build(cached_project):
+    cached_project()
+    builds = {Grid(Project.load([f"distill.workers={count}"]), "cb").scratch for count in ("auto", 1, 2)}
+    assert len(builds) == 1, "threads are 1 in each"
+
+
+@pytest.mark.parametrize("section", ["null", "3"])
+def test_workers_of_a_bad_section_are_one_line(cached_project, section):
+    cached_project()
+    assert "distill" in fails("distill", "--workers", "2", "--set", f"distill={section}")

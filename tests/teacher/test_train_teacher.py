@@ -124,6 +124,34 @@ def test_another_number_of_processes_goes_on_from_no_checkpoint_of_this_one(buil
     assert training.Training(Project.load(), "wic").scratch != alone
 
 
+ON_A_STORE = ("engine=ray", "paths.parts=memory://teachers/parts")
+
+
+def test_a_node_that_has_trained_a_model_stores_it_again(built_project):
+    """The store may have been down, or emptied since."""
+    built_project("prepare", train_teacher={"folds": 0, "epochs": 1})
+    for _ in range(2):
+        on_node = training.Training(Project.load(ON_A_STORE), "wic")
+        (fit,) = on_node.fits
+        on_node.open()(fit)
+        assert on_node.stored.read(str(fit)) is not None
+        on_node.stored.remove()
+    assert on_node.cost(fit).is_file(), "it trained once"
+
+
+def test_a_teacher_of_another_pretrained_model_is_another_build(built_project):
+    folder = built_project("prepare")
+    before = training.Training(Project.load(), "wic").scratch
+    for name in ("model.safetensors", "tokenizer_config.json"):
+        path = folder / "tiny" / name
+        content = path.read_bytes()
+        path.unlink()  # it may be a link
+        path.write_bytes(content.replace(b'"', b' "', 1) if name.endswith("json") else content[:-4] + b"abcd")
+        after = training.Training(Project.load(), "wic").scratch
+        assert after != before
+        before = after
+
+
 def test_a_process_with_other_data_than_the_first_is_refused(built_project, monkeypatch):
     built_project("prepare")
     monkeypatch.setattr(train_teacher, "from_main", lambda value: "train_teacher-0123456789abcdef")
