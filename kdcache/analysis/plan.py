@@ -103,8 +103,9 @@ def _teachers(project: Project, names: Sequence[str], base: float, rates: dict[s
             lambda rows: extract(model, rows, outputs, len(rows), device, dtype), model, pooled, size
         )
 
-    rates["teacher, forward"] = reading = forward(caching.dtype, caching.batch_size)
-    rates["teacher, forward in float32"] = scoring = forward("float32", SCORE_BATCH_SIZE)  # as ``teach`` does
+    rates["teacher, forward"] = reading = scoring = forward(caching.dtype, caching.batch_size)
+    if (caching.dtype, caching.batch_size) != ("float32", SCORE_BATCH_SIZE):  # in which ``teach`` scores
+        rates["teacher, forward in float32"] = scoring = forward("float32", SCORE_BATCH_SIZE)
     stages, models = [], (1 + params.folds) * params.ensemble
     for name, (task, splits) in tasks.items():
         if params.select == "tune":
