@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -288,5 +289,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server = ThreadedMotoServer(port=0)
     server.start()
     host, port = server.get_host_and_port()
+    # What an earlier test of this process left would be there still.
+    urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
     yield f"scheme=http&endpoint_override={host}:{port}&allow_bucket_creation=true&region=us-east-1"
     server.stop()
