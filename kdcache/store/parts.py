@@ -224,12 +224,11 @@ class Parts:
         return None
 
     def _machine(self) -> str:
-        """Return the kind of machine that decided."""
+        """Return the kind of machine that computed the parts that were read."""
         with self._one_line():
             if self.place.folder:
                 return (self.place.folder / "machine").read_text(encoding="utf-8")
-            (name, *_) = self.place.names(below="machine")
-            return self.place.read(f"machine/{name}").decode()
+            return self.place.read(f"machine/{self._kind}").decode()
 
     def _below(self, name: str) -> str:
         """The folder of a part on an object store: so all that is stored of it has one prefix."""
