@@ -237,7 +237,7 @@ def _add_students(
             shared = ["validation", *task.diagnostics, "tune", *both]
             passes = {} if spec.pooling in frozen else dict.fromkeys(shared, 1)
             frozen.add(spec.pooling)
-        trunk = spec.pooling, spec.late_layers
+        trunk = spec.pooling, kind.below
         for split in {*passes, *both} & splits.keys():  # below late prompts each row is read once
             times = passes.get(split, 0) * (1 - kind.below) + kind.below * (trunk not in trunks)
             stage.read(kind.reading, splits[split].batches(fixed_plan, EVAL_BATCH_SIZE), times)

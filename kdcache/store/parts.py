@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import os
+import platform
 import re
 import shutil
 import uuid
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from kdcache.digests import value_digest
-from kdcache.errors import CacheError, KdcacheError
+from kdcache.errors import CacheError, DataError, KdcacheError
 from kdcache.places import replacing
 from kdcache.spread import one_machine_kind
 from kdcache.store.lease import Lease
@@ -259,6 +260,24 @@ def clean_parts(root: str) -> int:
                 freed += sum(place.size(f"{name}/{file}") for file in place.names(recursive=True, below=name))
                 Parts(Path(name), place, root).remove()
     return freed
+
+
+def require_same_build(own: str, first: str, what: str, files: str) -> None:
+    """Refuse to work on a node whose files or packages are not those of the first process.
+
+    Args:
+        own, first: names of the build, which hold all that decides it: here, and in the first process.
+        what: is built, for the message.
+        files: that it is built from, for the message.
+
+    Raises:
+        DataError: the names differ.
+    """
+    if own != first:
+        raise DataError(
+            f"{what}: each node must have {files} and the packages of the first process, got others on "
+            f"{platform.node()}. Copy them there, then run this again."
+        )
 
 
 def _digest(content: bytes) -> str:

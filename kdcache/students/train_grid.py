@@ -1,7 +1,6 @@
 """The students of a grid, trained by the project's engine."""
 
 import json
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kdcache.errors import DataError
 from kdcache.project import Project
 from kdcache.spread import Engine, spread
+from kdcache.store.parts import require_same_build
 from kdcache.students.arms import Name
 from kdcache.students.grid import Grid, made_folder
 from kdcache.students.results import RESULT
@@ -72,11 +71,8 @@ def open_trainer(
         DataError: this node has other files or packages than the first process.
     """
     grid, folder = Grid(Project.of(raw).only([task_name]), task_name, purpose), Path(made)
-    if grid.scratch not in folder.parents:
-        raise DataError(
-            f"{task_name}: each node must have the data, the cache, the backbone and the packages of the "
-            f"first process, got others on {platform.node()}. Copy them there, then run this again."
-        )
+    files = "the data, the cache, the backbone"
+    require_same_build(grid.scratch.name, folder.parent.name, task_name, files)
 
     def train(unit: str) -> None:
         grid.train_fitting(units[unit], folder, lambda count: None)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,14 +23,14 @@ from kdcache.data.splits import TEST, count_rows, existing_splits, metric_column
 from kdcache.data.task import Task, read_task
 from kdcache.digests import file_digest
 from kdcache.encoder.load import machine_kind, setup
-from kdcache.errors import DataError, ModelError
+from kdcache.errors import ModelError
 from kdcache.on_disk import open_parquet
 from kdcache.params import Count
 from kdcache.project import Project, require, require_task
 from kdcache.spread import Engine, spread
 from kdcache.store.lease import Lease
 from kdcache.store.location import Location
-from kdcache.store.parts import Parts
+from kdcache.store.parts import Parts, require_same_build
 from kdcache.teacher.extraction import KEYS, CachePart, Teacher
 from kdcache.teacher.folder import COST, PROBE, read_folds, read_identity
 
@@ -197,11 +196,8 @@ def open_elsewhere(
     tables = {split: open_parquet(data / f"{split}.parquet") for split in existing_splits(data, task)}
     if project.paths.parts:
         teacher = open_teacher(project, task, params, tables)
-        if project.scratch_name(__name__, *_made_of(project, teacher)) != stored.place.name:
-            raise DataError(
-                f"{task_name}: each node must have the data, the teacher and the packages of the first "
-                f"process, got others on {platform.node()}. Copy them there, then run this again."
-            )
+        own = project.scratch_name(__name__, *_made_of(project, teacher))
+        require_same_build(own, stored.place.name, task_name, "the data, the teacher")
         stored.require_machine(machine_kind(teacher.device))
         return store_parts(teacher, stored)
     folder = _require_teacher(project, task_name)

@@ -14,6 +14,7 @@ from kdcache.errors import DataError
 from kdcache.places import check_place, place
 from kdcache.project import Project, require_task
 from kdcache.spread import Engine, spread
+from kdcache.store.parts import require_same_build
 from kdcache.teacher.fine_tune import TrainTeacherParams
 from kdcache.teacher.processes import check_processes, from_main, is_main, together, wait_for_all
 from kdcache.teacher.training import Fit, Training
@@ -90,9 +91,5 @@ def open_training(raw: dict[str, Any], task_name: str, build: str) -> Callable[[
         DataError: this node has other data or packages than those of the build that the first process does.
     """
     training = Training(Project.of(raw).only([task_name]), task_name)
-    if training.scratch.name != build:
-        raise DataError(
-            f"{task_name}: each node must have the data and the packages of the first process, got others on "
-            f"{platform.node()}. Copy them there, then run this again."
-        )
+    require_same_build(training.scratch.name, build, task_name, "the data, the pretrained model")
     return training.open()

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import fails, run
 
+from kdcache.errors import DataError
 from kdcache.project import Project
 from kdcache.students import workers
 from kdcache.students.arms import DistillParams
 from kdcache.students.grid import Grid
+from kdcache.students.train_grid import open_trainer
 from kdcache.students.workers import take_turns
 
 DISTILL = ("distill", "--task", "cb", "--arm", "ce", "--arm", "kl+gram")
@@ -131,3 +133,11 @@ def test_the_number_of_processes_changes_no_build(cached_project):
 def test_workers_of_a_bad_section_are_one_line(cached_project, section):
     cached_project()
     assert "distill" in fails("distill", "--workers", "2", "--set", f"distill={section}")
+
+
+def test_a_node_with_other_files_or_packages_trains_no_student(cached_project):
+    cached_project()
+    raw = Project.load().raw
+    with pytest.raises(DataError, match="first process"):
+        open_trainer({}, ".kdcache/grid-0123456789abcdef/students", raw, "cb", [])
+    open_trainer({}, str(Grid(Project.load(), "cb").scratch / "students"), raw, "cb", [])

@@ -23,7 +23,7 @@ from kdcache.encoder.adapters import load_trained
 from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer, save_model
-from kdcache.errors import CacheMissing
+from kdcache.errors import CacheMissing, DataError
 from kdcache.project import Project
 from kdcache.teacher import fine_tune as train
 from kdcache.teacher import train_teacher, training
@@ -127,16 +127,26 @@ def test_another_number_of_processes_goes_on_from_no_checkpoint_of_this_one(buil
 ON_A_STORE = ("engine=ray", "paths.parts=memory://teachers/parts")
 
 
-def test_a_node_that_has_trained_a_model_stores_it_again(built_project):
+def test_a_node_that_has_trained_a_model_stores_it_again(built_project, monkeypatch):
     """The store may have been down, or emptied since."""
     built_project("prepare", train_teacher={"folds": 0, "epochs": 1})
+    fit_model, trained = training.fine_tune, []
+    monkeypatch.setattr(training, "fine_tune", lambda *some: trained.append(some) or fit_model(*some))
     for _ in range(2):
         on_node = training.Training(Project.load(ON_A_STORE), "wic")
         (fit,) = on_node.fits
         on_node.open()(fit)
         assert on_node.stored.read(str(fit)) is not None
         on_node.stored.remove()
-    assert on_node.cost(fit).is_file(), "it trained once"
+    assert len(trained) == 1
+
+
+def test_a_node_with_other_files_or_packages_trains_no_model(built_project):
+    built_project("prepare")
+    with pytest.raises(DataError, match="first process"):
+        train_teacher.open_training(Project.load().raw, "wic", "training-0123456789abcdef")
+    build = training.Training(Project.load(), "wic").scratch.name
+    train_teacher.open_training(Project.load().raw, "wic", build)
 
 
 def test_a_teacher_of_another_pretrained_model_is_another_build(built_project):
