@@ -65,12 +65,14 @@ def regression(model: str, rows: Rows) -> np.ndarray:
     return np.asarray(best.predict(states["validation"]))
 
 
-def setfit(model: str, rows: Rows, seed: int, rate: float, scratch: Path) -> tuple[float, np.ndarray]:
+def setfit(
+    model: str, rows: Rows, seed: int, rate: float, scratch: Path, most_steps: int = MOST_STEPS
+) -> tuple[float, np.ndarray]:
     """Accuracy on tune, and classes that SetFit predicts on validation."""
     texts, labels = rows["train"]
     student = SetFitModel.from_pretrained(model)
     student.model_body.max_seq_length = MAX_LENGTH
-    steps = min(MOST_STEPS, 2 * PAIRS_PER_ROW * len(texts) // BATCH_SIZE)
+    steps = min(most_steps, 2 * PAIRS_PER_ROW * len(texts) // BATCH_SIZE)
     settings = TrainingArguments(
         output_dir=str(scratch), batch_size=BATCH_SIZE, num_iterations=PAIRS_PER_ROW, max_steps=steps,
         body_learning_rate=rate, seed=seed, report_to="none", save_strategy="no",
