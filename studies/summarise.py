@@ -1,10 +1,11 @@
 """Write studies/larger_teacher.json from the finished projects.
 
-Usage: python studies/summarise.py COMMIT DATE MACHINE NOTE
+Usage: python studies/summarise.py COMMIT DATE MACHINE NOTE [--to NAME.json]
 
 Reads predictions, curves and metrics of few_labels, few_per_class and all_labels, and the peers that
 benchmarks/peers.py left in their folders. Each arm takes, task by task, the learning rate whose mean
-curve is highest on tune; no score on validation decides anything.
+curve is highest on tune; no score on validation decides anything. Of relation, whose arms have one rate,
+it reads the comparisons that its report makes.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 import kdcache
 from kdcache.stats.estimates import Estimate, effect, level, mean_estimate
@@ -24,8 +26,8 @@ from kdcache.stats.runs import CACHED, MEMBER, Runs, read_runs
 from kdcache.stats.verdicts import gap_closed, non_inferiority
 
 STUDIES = Path(__file__).parent
-TARGET = STUDIES / "larger_teacher.json"
 REGIMES = {"few labels": ("few_labels", "few_per_class"), "all labels": ("all_labels",)}
+RELATION = "relation"
 SUPERGLUE = ("wic", "rte", "cb", "copa", "boolq")
 SETFIT, REGRESSION = "SetFit", "logistic regression"
 ROOM, ABOVE_HEAD, MARGIN = 3.0, 5.0, 1.0  # points, see docs/study.md
@@ -45,10 +47,13 @@ class Found:
     rates: dict[str, str]  # arm → the rate it took
     at_the_end: list[str]  # arms that are best on tune at their last step
     classes: dict[str, str]  # arm, at every rate → digest of the classes that its students predict
+    shares: dict[
+        str, dict[str, float]
+    ]  # arm → term → its share of the gradient, mean of the looks after step 0
 
 
-def read(project: Path, task: str) -> Found:
-    """Read a task's files, each arm at its best rate, and the peers among the arms."""
+def read(project: Path, task: str, rates: bool = True) -> Found:
+    """Read a task's files, and the peers among the arms; with ``rates`` each arm at its best one."""
     metrics = json.loads((project / "metrics" / f"{task}.json").read_text(encoding="utf-8"))
     path = project / "predictions" / f"{task}.parquet"
     predictions = pd.read_parquet(path)
@@ -57,7 +62,7 @@ def read(project: Path, task: str) -> Found:
     best = curves.groupby("arm", sort=False)[score].max()
     chosen: dict[str, str] = {}
     for arm in best.index:
-        name = arm.partition("@")[0]
+        name = arm.partition("@")[0] if rates else arm
         if name not in chosen or best[arm] > best[chosen[name]]:
             chosen[name] = arm
     students = predictions[predictions["arm"].isin([*chosen.values(), CACHED, MEMBER])]
@@ -70,8 +75,19 @@ def read(project: Path, task: str) -> Found:
             ends.append(name)
     peers = _peers(project / "peers" / f"{task}.json", students)
     runs = read_runs(pd.concat([students, *peers]), metrics["metric"], rows)
-    rates = {name: arm.partition("@")[2] for name, arm in chosen.items() if "@" in arm}
-    return Found(runs, metrics, rates, ends, class_digests(predictions))
+    taken = {name: arm.partition("@")[2] for name, arm in chosen.items() if name != arm}
+    return Found(runs, metrics, taken, ends, class_digests(predictions), _shares(curves))
+
+
+def _shares(curves: pd.DataFrame) -> dict[str, dict[str, float]]:
+    columns = [column for column in curves if column.startswith("share_")]
+    means = curves[curves["step"] > 0].groupby("arm", sort=False)[columns].mean()
+    return {
+        str(arm): {
+            column.removeprefix("share_"): round(float(value), 4) for column, value in row.dropna().items()
+        }
+        for arm, row in means.iterrows()
+    }
 
 
 def class_digests(predictions: pd.DataFrame) -> dict[str, str]:
@@ -161,25 +177,52 @@ def summarise(found: Mapping[str, Found]) -> dict[str, Any]:
     return {"tasks": tasks, "share of teacher - ce": shares, "comparisons": [c for c in comparisons if c]}
 
 
+def summarise_relation() -> dict[str, Any] | None:
+    """Levels, comparisons and shares of the gradient of the relation study; None where it did not run."""
+    project = STUDIES / RELATION
+    found = {path.stem: read(project, path.stem, rates=False) for path in _finished(project)}
+    if not found:
+        return None
+    pairs = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))["report"]["comparisons"]
+    comparisons = [compare(found, arm, over) for arm, over in pairs]
+    tasks = {
+        task: {
+            "arms": {arm: as_numbers(level(f.runs, arm)) for arm in f.runs.tallies},
+            "still rising": f.at_the_end, "shares of the gradient": f.shares, "classes": f.classes,
+        }
+        for task, f in found.items()
+    }  # fmt: skip
+    return {"tasks": tasks, "comparisons": [c for c in comparisons if c]}
+
+
+def _finished(project: Path) -> list[Path]:
+    return sorted((project / "metrics").glob("*.json"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name in ("commit", "date", "machine", "note"):
         parser.add_argument(name)
-    made_by = {"kdcache": kdcache.__version__, **vars(parser.parse_args())}
+    parser.add_argument("--to", default="larger_teacher.json", help="a file of this folder")
+    given = vars(parser.parse_args())
+    target = STUDIES / given.pop("to")
+    made_by = {"kdcache": kdcache.__version__, **given}
     regimes: dict[str, Any] = {}
     for regime, projects in REGIMES.items():
         found = {
             path.stem: read(STUDIES / project, path.stem)
             for project in projects
-            for path in sorted((STUDIES / project / "metrics").glob("*.json"))
+            for path in _finished(STUDIES / project)
         }
         if found:
             regimes[regime] = summarise(found)
-    TARGET.write_text(
+    if relation := summarise_relation():
+        regimes[RELATION] = relation
+    target.write_text(
         json.dumps({"made_by": made_by, **regimes}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     print(
-        f"{TARGET.name}: " + ", ".join(f"{regime} {len(r['tasks'])} tasks" for regime, r in regimes.items())
+        f"{target.name}: " + ", ".join(f"{regime} {len(r['tasks'])} tasks" for regime, r in regimes.items())
     )
 
 
