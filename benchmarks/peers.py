@@ -11,7 +11,9 @@ validation row.
 """
 
 import argparse
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,8 @@ def setfit(
         body_learning_rate=rate, seed=seed, report_to="none", save_strategy="no",
     )  # fmt: skip
     data = Dataset.from_dict({"text": texts, "label": labels.tolist()})
-    Trainer(model=student, args=settings, train_dataset=data).train()
+    with contextlib.redirect_stdout(sys.stderr):  # the Trainer's log
+        Trainer(model=student, args=settings, train_dataset=data).train()
     tune, validation = (np.asarray(student.predict(rows[s][0], as_numpy=True)) for s in SPLITS[1:])
     return float(np.mean(tune == rows["tune"][1])), validation
 
