@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures on a GPU what docs/reference/performance.md has of one, in under 15 minutes.
+# Measures students and extraction on a GPU, for docs/reference/performance.md, in under 15 minutes.
 # Usage: bash benchmarks/on_gpu.sh DATA TEACHER OUT
 #
 # DATA holds SuperGLUE in the official layout, TEACHER a classifier's encoder of 110 M parameters. Each part has a limit

@@ -47,9 +47,7 @@ class Found:
     rates: dict[str, str]  # arm → the rate it took
     at_the_end: list[str]  # arms that are best on tune at their last step
     classes: dict[str, str]  # arm, at every rate → digest of the classes that its students predict
-    shares: dict[
-        str, dict[str, float]
-    ]  # arm → term → its share of the gradient, mean of the looks after step 0
+    shares: dict[str, dict[str, float]]  # arm → term → share of the gradient, mean after step 0
 
 
 def read(project: Path, task: str, rates: bool = True) -> Found:
