@@ -1,32 +1,40 @@
 """What users would pick instead, on the same rows and the same backbone: logistic regression and SetFit.
 
-Usage: python benchmarks/peers.py MODEL DATA FOLDER TASK [TASK …]
+Usage: python benchmarks/peers.py MODEL DATA FOLDER TASK [TASK …] [--rates 2e-5 …] [--caches CACHES]
 
 MODEL is a sentence encoder, DATA a folder that `kdcache prepare` filled. The logistic regression is
 scikit-learn's on the encoder's own sentence embeddings, C chosen on tune. SetFit (Tunstall et al., 2022)
 tunes all weights of the encoder on pairs of labelled rows, 20 pairs per row and at most 1500 steps; its
 learning rate is chosen on tune. Its own head has C = 1, far too little for states of length 1 and many
-classes, so the head is that one or a regression as above, whichever is better on tune. The texts of a
-pair are joined by the tokenizer's separator; a task of choices is left out. Writes FOLDER/TASK.json: the
-predicted class of every validation row.
+classes, so the head is that one or a regression as above, whichever is better on tune.
+
+CACHES is a folder that `kdcache cache` filled. With it SetFit's distillation trainer runs instead, and is
+added to FOLDER/TASK.json: the encoder learns the teacher's cosine similarities of pairs of labelled and
+unlabelled rows, the head the teacher's classes of them. The similarities are those of the cached features,
+which are a mean over teachers; the classes are those of the seed's own teacher.
+
+The texts of a pair are joined by the tokenizer's separator; a task of choices is left out. Writes
+FOLDER/TASK.json: the predicted class of every validation row.
 """
 
 import argparse
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from setfit import SetFitModel, Trainer, TrainingArguments
+from setfit import DistillationTrainer, SetFitModel, Trainer, TrainingArguments
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from kdcache.cache.cached_rows import CacheRows
+from kdcache.cache.reader import load_cache
 from kdcache.data.splits import read_split
 from kdcache.data.task import Task, read_task
 from kdcache.encoder.load import resolve
@@ -36,14 +44,16 @@ RATES = (2e-5, 1e-4)  # the first is SetFit's default
 PAIRS_PER_ROW, MOST_STEPS, BATCH_SIZE, MAX_LENGTH = 20, 1500, 16, 128
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 SPLITS = ("train", "tune", "validation")
+UNLABELLED = "unlabelled"
+REGRESSION, SETFIT, DISTILLED = "logistic regression", "SetFit", "SetFit distilled"  # arms
 
 Rows = dict[str, tuple[list[str], np.ndarray]]
 
 
-def read_rows(folder: Path, task: Task, separator: str) -> Rows:
+def read_rows(folder: Path, task: Task, separator: str, splits: Sequence[str] = SPLITS) -> Rows:
     """Split → texts and labels; the texts of a pair become one."""
     rows = {}
-    for split in SPLITS:
+    for split in splits:
         table = read_split(folder, split, task)
         texts = table["text"].to_pylist()
         if table["text_pair"].null_count < len(table):
@@ -73,11 +83,55 @@ def best_regression(encoder: SentenceTransformer, rows: Rows) -> tuple[float, np
     return float(on_tune), np.asarray(best.predict(states["validation"]))
 
 
+class CachedTeacher:
+    """A teacher for SetFit's distillation trainer, which asks one for features and classes of texts.
+
+    Args:
+        texts: of the rows that teach; one may stand in several rows.
+        features: float array of shape (rows, dim).
+        classes: int array of shape (rows,).
+    """
+
+    has_differentiable_head = False
+
+    def __init__(self, texts: Sequence[str], features: np.ndarray, classes: np.ndarray) -> None:
+        self.texts, self.model_body = list(dict.fromkeys(texts)), self
+        self._row_of = {text: row for row, text in enumerate(texts)}
+        self._features, self._classes = features, classes
+
+    def encode(self, texts: Sequence[str], convert_to_tensor: bool = False) -> np.ndarray:
+        """Features of some of the texts."""
+        return self._features[[self._row_of[text] for text in texts]]
+
+    def predict(self, texts: Sequence[str], as_numpy: bool = True) -> np.ndarray:
+        """Classes of some of the texts."""
+        return self._classes[[self._row_of[text] for text in texts]]
+
+
+def read_teachers(cache: Path, data: Path, task: Task, separator: str) -> list[CachedTeacher]:
+    """One teacher per seed, of the rows with labels and without."""
+    rows = read_rows(data, task, separator, ("train", UNLABELLED))
+    texts = [text for some, _ in rows.values() for text in some]
+    ids = {split: read_split(data, split, task)["example_id"].to_pylist() for split in rows}
+    cached = CacheRows.joined([load_cache(cache, split).align(ids[split]) for split in rows])
+    features = cached.features.astype(np.float32)
+    return [CachedTeacher(texts, features, cached.member(seed).logits.argmax(axis=1)) for seed in SEEDS]
+
+
 def setfit(
-    model: str, rows: Rows, seed: int, rate: float, scratch: Path, most_steps: int = MOST_STEPS
+    model: str,
+    rows: Rows,
+    seed: int,
+    rate: float,
+    scratch: Path,
+    most_steps: int = MOST_STEPS,
+    teacher: CachedTeacher | None = None,
 ) -> tuple[float, np.ndarray]:
-    """Accuracy on tune, and classes that SetFit predicts on validation, with the better of two heads."""
-    texts, labels = rows["train"]
+    """Accuracy on tune, and classes that SetFit predicts on validation, with the better of two heads.
+
+    With ``teacher`` its distillation trainer learns from the teacher's rows, without their labels.
+    """
+    texts, labels = (teacher.texts, teacher.predict(teacher.texts)) if teacher else rows["train"]
     student = SetFitModel.from_pretrained(model)
     student.model_body.max_seq_length = MAX_LENGTH
     steps = min(most_steps, 2 * PAIRS_PER_ROW * len(texts) // BATCH_SIZE)
@@ -85,12 +139,18 @@ def setfit(
         output_dir=str(scratch), batch_size=BATCH_SIZE, num_iterations=PAIRS_PER_ROW, max_steps=steps,
         body_learning_rate=rate, seed=seed, report_to="none", save_strategy="no",
     )  # fmt: skip
-    data = Dataset.from_dict({"text": texts, "label": labels.tolist()})
+    if teacher:
+        data = Dataset.from_dict({"text": texts})
+        trainer = DistillationTrainer(teacher, student, settings, data)
+    else:
+        data = Dataset.from_dict({"text": texts, "label": labels.tolist()})
+        trainer = Trainer(student, settings, data)
     with contextlib.redirect_stdout(sys.stderr):  # the Trainer's log
-        Trainer(model=student, args=settings, train_dataset=data).train()
+        trainer.train()
     tune, validation = (np.asarray(student.predict(rows[s][0], as_numpy=True)) for s in SPLITS[1:])
     own = float(np.mean(tune == rows["tune"][1])), validation
-    return max(own, best_regression(student.model_body, rows), key=lambda pair: pair[0])
+    fitted = best_regression(student.model_body, {**rows, "train": (texts, labels)})
+    return max(own, fitted, key=lambda pair: pair[0])
 
 
 def main() -> None:
@@ -99,35 +159,46 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("tasks", nargs="+", metavar="TASK")
-    arguments = parser.parse_args()
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="of SetFit, to try on tune")
+    parser.add_argument("--caches", type=Path, help="for SetFit's distillation trainer")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    model = str(resolve(arguments.model))
+    model = str(resolve(given.model))
     separator = SentenceTransformer(model).tokenizer.sep_token
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    for name in arguments.tasks:
-        task = read_task(arguments.data / name, name)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    for name in given.tasks:
+        data, target = given.data / name, given.folder / f"{name}.json"
+        task = read_task(data, name)
         if task.num_choices > 1:
             print(f"{name}: a task of choices, left out", flush=True)
             continue
-        rows = read_rows(arguments.data / name, task, separator)
-        found: dict[str, Any] = {"logistic regression": regression(model, rows).tolist()}
-        tried: dict[float, list[tuple[float, np.ndarray]]] = {
-            rate: [setfit(model, rows, seed, rate, arguments.folder / "scratch" / name) for seed in SEEDS]
-            for rate in RATES
+        rows = read_rows(data, task, separator)
+        teachers: Sequence[CachedTeacher | None] = [None] * len(SEEDS)
+        if given.caches:
+            arm, found = DISTILLED, json.loads(target.read_text(encoding="utf-8"))
+            teachers = read_teachers(given.caches / name, data, task, separator)
+        else:
+            arm, found = SETFIT, {REGRESSION: regression(model, rows).tolist(), "rates": {}, "tune": {}}
+        scratch = given.folder / "scratch" / name
+        tried = {
+            rate: [
+                setfit(model, rows, seed, rate, scratch, teacher=teacher)
+                for seed, teacher in zip(SEEDS, teachers, strict=True)
+            ]
+            for rate in given.rates
         }
-        rate = max(tried, key=lambda rate: np.mean([tune for tune, _ in tried[rate]]))
-        found |= {"rate": rate, "tune": {r: [tune for tune, _ in runs] for r, runs in tried.items()}}
-        found["SetFit"] = {
-            seed: classes.tolist() for seed, (_, classes) in zip(SEEDS, tried[rate], strict=True)
-        }
-        (arguments.folder / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
+        on_tune = {rate: [tune for tune, _ in runs] for rate, runs in tried.items()}
+        rate = max(given.rates, key=lambda rate: np.mean(on_tune[rate]))
+        found["rates"][arm], found["tune"][arm] = rate, on_tune
+        found[arm] = {seed: classes.tolist() for seed, (_, classes) in zip(SEEDS, tried[rate], strict=True)}
+        target.write_text(json.dumps(found), encoding="utf-8")
         labels = rows["validation"][1]
         scores = [
-            100 * float(np.mean(np.array(c) == labels))
-            for c in (found["logistic regression"], *found["SetFit"].values())
+            100 * float(np.mean(np.array(classes) == labels))
+            for classes in (found[REGRESSION], *found[arm].values())
         ]
         print(
-            f"{name}: logistic regression {scores[0]:.1f}, SetFit {np.mean(scores[1:]):.1f} at rate {rate:g}",
+            f"{name}: {REGRESSION} {scores[0]:.1f}, {arm} {np.mean(scores[1:]):.1f} at rate {rate:g}",
             flush=True,
         )
 

@@ -29,12 +29,13 @@ STUDIES = Path(__file__).parent
 REGIMES = {"few labels": ("few_labels", "few_per_class"), "all labels": ("all_labels",)}
 RELATION = "relation"
 SUPERGLUE = ("wic", "rte", "cb", "copa", "boolq")
-SETFIT, REGRESSION = "SetFit", "logistic regression"
+SETFIT, DISTILLED, REGRESSION = "SetFit", "SetFit distilled", "logistic regression"
 ROOM, ABOVE_HEAD, MARGIN = 3.0, 5.0, 1.0  # points, see docs/study.md
 COMPARISONS = (
     ("kl", "ce"), ("kl+gram", "kl"), ("kl", SETFIT), ("ce", "head"), ("kl", "head"), ("kl-of-3", "kl"),
     ("head+kl", "head"), ("head+kl", "ce"), ("head+kl", "kl"), ("kl-alone", "head+kl"), ("head+kl", SETFIT),
     ("kl", "feature_mse"), ("full", "ce"), ("full+kl", "full"), ("full+kl", SETFIT),
+    ("kl", DISTILLED), ("head+kl", DISTILLED), ("full+kl", DISTILLED),
 )  # fmt: skip
 
 
@@ -103,7 +104,9 @@ def _peers(path: Path, students: pd.DataFrame) -> list[pd.DataFrame]:
     found = json.loads(path.read_text(encoding="utf-8"))
     first = students[(students["arm"] == "ce") & (students["seed"] == 0)]
     classes = np.eye(len(first["logits"].iloc[0]))
-    runs = {(SETFIT, int(seed)): values for seed, values in found.get(SETFIT, {}).items()}
+    runs = {
+        (arm, int(seed)): values for arm in (SETFIT, DISTILLED) for seed, values in found.get(arm, {}).items()
+    }
     runs |= {(REGRESSION, int(seed)): found[REGRESSION] for seed in students["seed"].unique()}
     return [
         first.assign(arm=arm, seed=seed, logits=list(classes[np.array(values)]))

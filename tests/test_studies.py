@@ -88,7 +88,7 @@ def test_results_are_of_tasks_and_arms_of_the_projects(path):
         planned = {*arms, *(arm.partition("@")[0] for arm in arms), CACHED, MEMBER}
         for task, facts in found["tasks"].items():
             (project,) = (p for p in params if task in p["tasks"])
-            assert facts["arms"].keys() <= planned | {"SetFit", "logistic regression"}
+            assert facts["arms"].keys() <= planned | {"SetFit", "SetFit distilled", "logistic regression"}
             assert facts["classes"].keys() - {CACHED, MEMBER} <= project["distill"]["arms"].keys()
             assert {f"{arm}@{rate}" for arm, rate in facts.get("rates", {}).items()} <= project["distill"][
                 "arms"
