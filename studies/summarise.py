@@ -22,7 +22,7 @@ import yaml
 
 import kdcache
 from kdcache.stats.estimates import Estimate, effect, level, mean_estimate
-from kdcache.stats.runs import CACHED, MEMBER, Runs, read_runs
+from kdcache.stats.runs import ALL_ROWS, CACHED, MEMBER, TEACHERS, Runs, read_runs
 from kdcache.stats.verdicts import gap_closed, non_inferiority
 
 STUDIES = Path(__file__).parent
@@ -36,6 +36,8 @@ COMPARISONS = (
     ("head+kl", "head"), ("head+kl", "ce"), ("head+kl", "kl"), ("kl-alone", "head+kl"), ("head+kl", SETFIT),
     ("kl", "feature_mse"), ("full", "ce"), ("full+kl", "full"), ("full+kl", SETFIT),
     ("kl", DISTILLED), ("head+kl", DISTILLED), ("full+kl", DISTILLED),
+    ("kl-all-rows", "kl"), ("kl-all-rows", "ce"), ("kl-all-rows", "head"), ("head+kl-all-rows", "head+kl"),
+    ("head+kl-all-rows", "head"),
 )  # fmt: skip
 
 
@@ -64,7 +66,7 @@ def read(project: Path, task: str, rates: bool = True) -> Found:
         name = arm.partition("@")[0] if rates else arm
         if name not in chosen or best[arm] > best[chosen[name]]:
             chosen[name] = arm
-    students = predictions[predictions["arm"].isin([*chosen.values(), CACHED, MEMBER])]
+    students = predictions[predictions["arm"].isin([*chosen.values(), *TEACHERS])]
     students = students.replace({"arm": {arm: name for name, arm in chosen.items()}})
     rows = pd.read_parquet(project / "data" / task / "validation.parquet")
     ends = []
@@ -149,7 +151,7 @@ def summarise(found: Mapping[str, Found]) -> dict[str, Any]:
     tasks: dict[str, Any] = {}
     for task, f in found.items():
         teacher = MEMBER if MEMBER in f.runs.tallies else CACHED
-        names = [arm for arm in f.runs.tallies if arm not in (CACHED, MEMBER)]
+        names = [arm for arm in f.runs.tallies if arm not in TEACHERS]
         tasks[task] = {
             "metric": f.metrics["metric"], "rows": f.metrics["rows"],
             "majority": round(100 * f.metrics["majority"][f.metrics["metric"]], 2),
@@ -159,6 +161,8 @@ def summarise(found: Mapping[str, Found]) -> dict[str, Any]:
             "rates": f.rates, "still rising": f.at_the_end,
             "classes": f.classes, "teacher over ce": as_numbers(effect(f.runs, teacher, "ce")),
         }  # fmt: skip
+        if ALL_ROWS in f.runs.tallies:
+            tasks[task]["teacher on all rows"] = as_numbers(level(f.runs, ALL_ROWS))
         if "kl" in f.runs.tallies:
             tasks[task] |= {
                 "teacher over kl": as_numbers(effect(f.runs, teacher, "kl")),

@@ -22,7 +22,7 @@ from kdcache.params import read_params
 from kdcache.project import Project
 from kdcache.report.report import ReportParams
 from kdcache.spread import Engine
-from kdcache.stats.runs import CACHED, MEMBER
+from kdcache.stats.runs import TEACHERS
 from kdcache.students.arms import DistillParams
 from kdcache.teacher.cache_teacher import CacheTeacherParams
 from kdcache.teacher.fine_tune import TrainTeacherParams
@@ -32,6 +32,31 @@ STUDIES = sorted(path.parent for path in (ROOT / "studies").glob("*/params.yaml"
 ARCHIVE = sorted(ROOT.glob("studies/archive/*.json"))
 LARGER = ROOT / "studies" / "larger_teacher.json"
 AGAIN = ROOT / "studies" / "clinc150.json"
+ALL_LABELS = ROOT / "studies" / "all_labels.json"
+SITTINGS = (LARGER, AGAIN, ALL_LABELS)
+FEW_EFFECTS = ["head+kl` over `head", "kl` over `ce"]
+# Tables of a page: the heading above it, columns of effects, file, regime, what names of tasks end with.
+TABLES = [
+    ("README.md", "### On real data", FEW_EFFECTS, LARGER, "few labels", ""),
+    ("docs/results.md", "## Few labels", FEW_EFFECTS, LARGER, "few labels", ""),
+    ("docs/results.md", "## Few labels", FEW_EFFECTS, AGAIN, "few labels", ", again"),
+    (
+        "docs/results.md",
+        "## With all labels",
+        ["kl` over `ce", "kl+gram` over `kl"],
+        LARGER,
+        "all labels",
+        "",
+    ),
+    (
+        "docs/results.md",
+        "## With all labels",
+        ["kl` over `ce", "kl+gram` over `kl"],
+        ALL_LABELS,
+        "all labels",
+        "",
+    ),
+]
 PROJECTS = {
     "few labels": ("few_labels", "few_per_class"),
     "all labels": ("all_labels",),
@@ -77,7 +102,7 @@ def test_a_study_is_a_project_of_its_own(study):
             assert (study / params["paths"]["tasks"] / f"{task}.toml").is_file()
 
 
-@pytest.mark.parametrize("path", [LARGER, AGAIN], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SITTINGS, ids=lambda path: path.stem)
 def test_results_are_of_tasks_and_arms_of_the_projects(path):
     results = json.loads(path.read_text(encoding="utf-8"))
     made_by = results.pop("made_by")
@@ -85,11 +110,11 @@ def test_results_are_of_tasks_and_arms_of_the_projects(path):
     for regime, found in results.items():
         params = [read_params(ROOT / "studies" / name / "params.yaml") for name in PROJECTS[regime]]
         arms = [arm for project in params for arm in project["distill"]["arms"]]
-        planned = {*arms, *(arm.partition("@")[0] for arm in arms), CACHED, MEMBER}
+        planned = {*arms, *(arm.partition("@")[0] for arm in arms), *TEACHERS}
         for task, facts in found["tasks"].items():
             (project,) = (p for p in params if task in p["tasks"])
             assert facts["arms"].keys() <= planned | {"SetFit", "SetFit distilled", "logistic regression"}
-            assert facts["classes"].keys() - {CACHED, MEMBER} <= project["distill"]["arms"].keys()
+            assert facts["classes"].keys() - set(TEACHERS) <= project["distill"]["arms"].keys()
             assert {f"{arm}@{rate}" for arm, rate in facts.get("rates", {}).items()} <= project["distill"][
                 "arms"
             ].keys()
@@ -148,7 +173,7 @@ def test_each_interval_that_is_quoted_was_found(name):
     quoted = set(QUOTED.findall(text))
     known = {
         interval
-        for path in [*ARCHIVE, LARGER, AGAIN, ROOT / "reports" / "results.json"]
+        for path in [*ARCHIVE, *SITTINGS, ROOT / "reports" / "results.json"]
         for interval in intervals(json.loads(path.read_text(encoding="utf-8")))
     }
     assert quoted - known == set()
@@ -157,19 +182,21 @@ def test_each_interval_that_is_quoted_was_found(name):
         assert len(quoted) > 8
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
-def test_table_of_results_shows_the_results(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("page", "heading", "wanted", "path", "regime", "suffix"),
+    TABLES,
+    ids=lambda value: getattr(value, "stem", None),
+)
+def test_table_of_results_shows_the_results(page, heading, wanted, path, regime, suffix):
+    text = (ROOT / page).read_text(encoding="utf-8").partition(f"{heading}\n")[2]
     header = re.search(r"^\| task \| labels \|.*\|$", text, flags=re.MULTILINE)
     assert header
+    text = text[: text.find("\n\n", header.end())]
     columns = [name.strip("` ") for name in header[0].strip("| ").split("|")]
-    sittings = [(LARGER, "")] + [(AGAIN, ", again")] * (page == "docs/results.md")
-    for path, suffix in sittings:
-        found = json.loads(path.read_text(encoding="utf-8"))["few labels"]
-        effects = {f"{c['arm']}` over `{c['over']}": c["tasks"] for c in found["comparisons"]}
-        quoted = [name for name in columns if name in effects]
-        assert quoted == ["head+kl` over `head", "kl` over `ce"]
-        check_rows(text, columns, found["tasks"], effects, suffix)
+    found = json.loads(path.read_text(encoding="utf-8"))[regime]
+    effects = {f"{c['arm']}` over `{c['over']}": c["tasks"] for c in found["comparisons"]}
+    assert [name for name in columns if name in effects] == wanted
+    check_rows(text, columns, found["tasks"], effects, suffix)
 
 
 def check_rows(
