@@ -70,7 +70,7 @@ def score_table(tasks: Sequence[Mapping[str, Any]], control: str | None) -> Tabl
         rows.append(["linear probe of the teacher's base", *cells])
     caption = f"Percent on validation ({_row_counts(tasks)}), mean ± standard deviation over seeds"
     if any(below.values()):
-        caption += f". † Not above `{control}`: the arm does not work there"
+        caption += f". † Not above `{control}` by the first metric: the arm does not work there"
     return Table(caption, ["", *(_column(task["task"], metric) for task, metric in columns)], rows)
 
 
