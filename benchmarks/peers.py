@@ -1,12 +1,13 @@
 """What users would pick instead, on the same rows and the same backbone: logistic regression and SetFit.
 
-Usage: python benchmarks/peers.py MODEL DATA FOLDER TASK [TASK …] [--rates 2e-5 …] [--caches CACHES]
+Usage: python benchmarks/peers.py MODEL DATA FOLDER TASK [TASK …]
+           [--rates 2e-5 …] [--steps 1500 …] [--caches CACHES]
 
 MODEL is a sentence encoder, DATA a folder that `kdcache prepare` filled. The logistic regression is
 scikit-learn's on the encoder's own sentence embeddings, C chosen on tune. SetFit (Tunstall et al., 2022)
-tunes all weights of the encoder on pairs of labelled rows, 20 pairs per row and at most 1500 steps; its
-learning rate is chosen on tune. Its own head has C = 1, far too little for states of length 1 and many
-classes, so the head is that one or a regression as above, whichever is better on tune.
+tunes all weights of the encoder on pairs of labelled rows, 20 pairs per row; its learning rate and its
+greatest number of steps are chosen on tune. Its own head has C = 1, far too little for states of length 1
+and many classes, so the head is that one or a regression as above, whichever is better on tune.
 
 CACHES is a folder that `kdcache cache` filled. With it SetFit's distillation trainer runs instead, and is
 added to FOLDER/TASK.json: the encoder learns the teacher's cosine similarities of pairs of labelled and
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("tasks", nargs="+", metavar="TASK")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="of SetFit, to try on tune")
+    parser.add_argument("--steps", nargs="+", type=int, default=[MOST_STEPS], help="at most, to try on tune")
     parser.add_argument("--caches", type=Path, help="for SetFit's distillation trainer")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -178,19 +180,20 @@ def main() -> None:
             arm, found = DISTILLED, json.loads(target.read_text(encoding="utf-8"))
             teachers = read_teachers(given.caches / name, data, task, separator)
         else:
-            arm, found = SETFIT, {REGRESSION: regression(model, rows).tolist(), "rates": {}, "tune": {}}
+            arm, found = SETFIT, {REGRESSION: regression(model, rows).tolist(), "chosen": {}, "tune": {}}
         scratch = given.folder / "scratch" / name
         tried = {
-            rate: [
-                setfit(model, rows, seed, rate, scratch, teacher=teacher)
+            f"{rate:g}, {steps} steps": [
+                setfit(model, rows, seed, rate, scratch, steps, teacher)
                 for seed, teacher in zip(SEEDS, teachers, strict=True)
             ]
             for rate in given.rates
+            for steps in given.steps
         }
-        on_tune = {rate: [tune for tune, _ in runs] for rate, runs in tried.items()}
-        rate = max(given.rates, key=lambda rate: np.mean(on_tune[rate]))
-        found["rates"][arm], found["tune"][arm] = rate, on_tune
-        found[arm] = {seed: classes.tolist() for seed, (_, classes) in zip(SEEDS, tried[rate], strict=True)}
+        on_tune = {name: [tune for tune, _ in runs] for name, runs in tried.items()}
+        best = max(on_tune, key=lambda name: np.mean(on_tune[name]))
+        found["chosen"][arm], found["tune"][arm] = best, on_tune
+        found[arm] = {seed: classes.tolist() for seed, (_, classes) in zip(SEEDS, tried[best], strict=True)}
         target.write_text(json.dumps(found), encoding="utf-8")
         labels = rows["validation"][1]
         scores = [
@@ -198,7 +201,7 @@ def main() -> None:
             for classes in (found[REGRESSION], *found[arm].values())
         ]
         print(
-            f"{name}: {REGRESSION} {scores[0]:.1f}, {arm} {np.mean(scores[1:]):.1f} at rate {rate:g}",
+            f"{name}: {REGRESSION} {scores[0]:.1f}, {arm} {np.mean(scores[1:]):.1f} at {best}",
             flush=True,
         )
 
