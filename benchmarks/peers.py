@@ -113,8 +113,11 @@ def read_teachers(cache: Path, data: Path, task: Task, separator: str) -> list[C
     """One teacher per seed, of the rows with labels and without."""
     rows = read_rows(data, task, separator, ("train", UNLABELLED))
     texts = [text for some, _ in rows.values() for text in some]
-    ids = {split: read_split(data, split, task)["example_id"].to_pylist() for split in rows}
-    cached = CacheRows.joined([load_cache(cache, split).align(ids[split]) for split in rows])
+    aligned = []
+    for split in rows:
+        keys = read_split(data, split, task).select(["example_id", "content_hash"])
+        aligned.append(load_cache(cache, split).align(*(column.to_pylist() for column in keys.columns)))
+    cached = CacheRows.joined(aligned)
     features = cached.features.astype(np.float32)
     return [CachedTeacher(texts, features, cached.member(seed).logits.argmax(axis=1)) for seed in SEEDS]
 
@@ -174,6 +177,10 @@ def main() -> None:
         if task.num_choices > 1:
             print(f"{name}: a task of choices, left out", flush=True)
             continue
+        if given.caches and not target.is_file():
+            parser.error(
+                f"{target}: must be there before SetFit distilled is added. Run without --caches first."
+            )
         rows = read_rows(data, task, separator)
         teachers: Sequence[CachedTeacher | None] = [None] * len(SEEDS)
         if given.caches:
