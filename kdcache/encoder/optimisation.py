@@ -37,7 +37,7 @@ def adamw(groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Ada
     On a GPU its step can be part of a CUDA graph: rates and counts of steps are on the device.
     """
     if device.type == "cpu":
-        return torch.optim.AdamW(groups)
+        return torch.optim.AdamW(groups, fused=True)
     rates = [{**group, "lr": torch.zeros((), device=device)} for group in groups]
     return torch.optim.AdamW(rates, fused=True, capturable=True)
 

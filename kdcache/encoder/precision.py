@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 Dtype = Literal["float32", "tf32", "bfloat16"]
 
@@ -20,6 +21,12 @@ def hold_in_bfloat16(model: nn.Module) -> None:
     """Round a model's weights to bfloat16; its buffers, such as the frequencies of positions, stay exact."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def choose_attention(model: PreTrainedModel, dtype: Dtype) -> None:
+    """Set how a model in training attends: on CPUs, torch's fused attention is slow backward in bfloat16."""
+    if dtype == "bfloat16" and not torch.cuda.is_available():
+        model.set_attn_implementation("eager")
 
 
 @contextmanager

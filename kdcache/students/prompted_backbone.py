@@ -28,7 +28,7 @@ from kdcache.encoder.last_layer import attend_from_cls, finish_without_first, la
 from kdcache.encoder.load import load_encoder
 from kdcache.encoder.parts import encoder_layers
 from kdcache.encoder.pooling import Pooling, pool
-from kdcache.encoder.precision import Dtype, hold_in_bfloat16
+from kdcache.encoder.precision import Dtype, choose_attention, hold_in_bfloat16
 from kdcache.errors import ModelError
 from kdcache.students.row_prompts import Insertion, RowPrompts, before_each_layer, passing
 
@@ -53,6 +53,7 @@ class Backbone:
         dropout: float = 0.0,
     ) -> None:
         self.encoder = encoder.eval()
+        choose_attention(encoder, dtype)
         self.config: Any = encoder.config
         self.pooling = pooling
         self.dtype = dtype
@@ -87,8 +88,6 @@ class Backbone:
             encoder.pooler = None  # each head has its own
         if dtype == "bfloat16":  # weights that nothing trains are held in it, not cast at every step
             hold_in_bfloat16(encoder)
-            if not torch.cuda.is_available():  # on CPUs, torch's fused attention is slow backward in bfloat16
-                encoder.set_attn_implementation("eager")
         return cls(encoder.requires_grad_(False), pooling, dtype, dropout)
 
     def read_by(self, pooling: Pooling) -> "Backbone":

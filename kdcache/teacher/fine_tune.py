@@ -15,9 +15,9 @@ from kdcache.encoder.adapters import Trained, add_lora, add_prefix, merge_adapte
 from kdcache.encoder.architectures import check_positions
 from kdcache.encoder.batching import Encoded
 from kdcache.encoder.load import load_classifier
-from kdcache.encoder.parts import Classifier
+from kdcache.encoder.parts import Classifier, take_apart
 from kdcache.encoder.pooling import PoolingChoice, resolve_pooling
-from kdcache.encoder.precision import Dtype
+from kdcache.encoder.precision import Dtype, choose_attention
 from kdcache.errors import ParamsError, TrainingDiverged
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range, Seed
 from kdcache.teacher.checkpoints import KeepBest, KeepWhole
@@ -247,6 +247,7 @@ def build_model(
     """
     pooling = resolve_pooling(params.pooling, folder)
     model = load_classifier(folder, num_labels, params.seed, pooling, quiet=start is not None)
+    choose_attention(take_apart(model)[0], params.dtype)
     if pooling == "cls" and num_labels > 1:
         # The first step would set it, and a run that goes on after the last step takes none.
         model.config.problem_type = "single_label_classification"

@@ -10,9 +10,26 @@ import torch
 from transformers import AutoConfig
 
 from kdcache.encoder import load as models
-from kdcache.encoder.load import UNNAMED, config_digest, load_classifier, load_encoder, resolve, save_model
+from kdcache.encoder.load import (
+    UNNAMED,
+    config_digest,
+    load_classifier,
+    load_encoder,
+    resolve,
+    save_model,
+    setup,
+)
 from kdcache.encoder.parts import last_linear
 from kdcache.errors import ModelError
+
+
+def test_numbers_that_slow_a_cpu_down_become_0():
+    """A softmax that is sure of its class has such gradients; a moment of AdamW that decays becomes one."""
+    torch.set_flush_denormal(False)
+    small = torch.full((64,), 1e-39)
+    assert (small * 1.5 > 0).all()
+    setup(torch.get_num_threads())
+    assert (small * 1.5 == 0).all()
 
 
 def test_folder_and_package_resolve(tiny_model: Path):

@@ -346,6 +346,14 @@ def test_bfloat16_stays_near_float32(tiny_model: Path, rows, backbone):
     assert 0 < share_off(found, exact) < 0.1
 
 
+@pytest.mark.parametrize(("dtype", "attention"), [("float32", "sdpa"), ("bfloat16", "eager")])
+def test_attention_is_not_fused_in_bfloat16_on_a_cpu(tiny_model: Path, rows, dtype, attention):
+    backbone = Backbone.load(tiny_model, dtype=dtype)
+    for method in ("prefix", "full", "lora"):
+        own = build_run(tiny_model, backbone, rows, method).student.backbone
+        assert own.config._attn_implementation == attention, method
+
+
 def test_shuffled_targets_stay_within_the_class_and_leave_labels_and_text(rows):
     shuffled = rows.shuffled_within_class(seed=1)
     assert torch.equal(shuffled.labels, rows.labels)
