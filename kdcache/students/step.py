@@ -8,7 +8,8 @@ one does not.
 
 import itertools
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Step:
             return self._compute(on_device, sizes, self.padded.gather(on_device, shape[1]))
         if shape not in self._recorded:
             graph, fixed = torch.cuda.CUDAGraph(), on_device.clone()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with _recorded_as(graph, self._pool):
                 values = self._compute(fixed, sizes, self.padded.gather(fixed, shape[1]))
             self._pool = graph.pool()
             self._recorded[shape] = graph, fixed, values
@@ -130,3 +131,14 @@ class Step:
             return RowPrompts(place, values[0], mask, longest)
         padded = [nn.functional.pad(one, (0, 0, 0, longest - one.shape[1])) for one in values]
         return RowPrompts(place, torch.cat(padded), mask, min(lengths))
+
+
+@contextmanager
+def _recorded_as(graph: Any, pool: Any) -> Iterator[None]:
+    """Record what is done inside. Where memory runs out in it, torch would leave its own stream current."""
+    stream = torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, pool=pool):
+            yield
+    finally:
+        torch.cuda.set_stream(stream)

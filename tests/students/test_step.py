@@ -1,5 +1,6 @@
 """A step that is replayed on a GPU computes what it computes without."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,21 @@ def test_only_steps_that_do_the_same_each_time_are_replayed(tiny_model: Path, ch
     backbone = Backbone.load(tiny_model)
     (stack,) = stacked([build_run(tiny_model, backbone, build_rows(tiny_model, backbone), **changes)])
     assert stack.replayable == same
+
+
+def test_a_recording_that_fails_leaves_the_stream_as_it_was(monkeypatch):
+    """As in torch, whose recording ends on its own stream where its end fails."""
+    streams = ["usual"]
+
+    @contextmanager
+    def record(graph, pool):
+        streams.append("torch's own")
+        yield
+        raise RuntimeError
+
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    with pytest.raises(RuntimeError), step_module._recorded_as(None, None):
+        pass
+    assert streams[-1] == "usual"
