@@ -114,7 +114,9 @@ class Backbone:
 
     def train(self, training: bool) -> None:
         """Turn dropout on or off, if there is any."""
-        self.encoder.train(training and self.dropout > 0)
+        training = training and self.dropout > 0
+        if training != self.encoder.training:  # at each step, a walk over all modules takes time
+            self.encoder.train(training)
 
     def check(
         self, place: Place | None, num_virtual_tokens: int, max_length: int, late_layers: int | None = None
