@@ -15,7 +15,7 @@ unlabelled rows, the head the teacher's classes of them. The similarities are th
 which are a mean over teachers; the classes are those of the seed's own teacher.
 
 The texts of a pair are joined by the tokenizer's separator; a task of choices is left out. Writes
-FOLDER/TASK.json: the predicted class of every validation row.
+FOLDER/TASK.json: the predicted class of every validation row, and accuracy in percent by seed.
 """
 
 import argparse
@@ -201,12 +201,13 @@ def main() -> None:
         best = max(on_tune, key=lambda name: np.mean(on_tune[name]))
         found["chosen"][arm], found["tune"][arm] = best, on_tune
         found[arm] = {seed: classes.tolist() for seed, (_, classes) in zip(SEEDS, tried[best], strict=True)}
-        target.write_text(json.dumps(found), encoding="utf-8")
         labels = rows["validation"][1]
         scores = [
             100 * float(np.mean(np.array(classes) == labels))
             for classes in (found[REGRESSION], *found[arm].values())
         ]
+        found.setdefault("accuracy", {})[arm] = scores[1:]
+        target.write_text(json.dumps(found), encoding="utf-8")
         print(
             f"{name}: {REGRESSION} {scores[0]:.1f}, {arm} {np.mean(scores[1:]):.1f} at {best}",
             flush=True,
