@@ -9,8 +9,8 @@ setting at a time is undone, and the variants take turns; ratios are within a tu
 - kdcache: as it is
 - AdamW not fused; fused attention: each undone
 
-Then the product of a feed-forward layer's backward pass, whose results are below 1e-38, and flushed to 0 or
-not. Cross-entropy has such gradients where a student's logits are some 80 apart.
+Then the product of a feed-forward layer's backward pass in float32, whose results are nearer to 0 than 1e-38,
+and flushed to 0 or not. Cross-entropy has such gradients where a student's logits are some 80 apart.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def undo(name: str, run: Run) -> None:
 
 def product_times(clock: Callable[[], float]) -> list[float]:
     """Seconds of a product of small numbers, in turns: not flushed, over flushed."""
-    gradient, weight = torch.full((TOKENS, 4 * DIM), 1e-37), 0.05 * torch.randn(4 * DIM, DIM)
+    gradient, weight = torch.full((TOKENS, 4 * DIM), 1e-37), 0.0005 * torch.randn(4 * DIM, DIM)
     ratios = []
     for _ in range(TURNS):
         seconds = {}
@@ -88,7 +88,7 @@ def main() -> None:
         )
     small = product_times(case.clock)
     print(
-        f"\nA product that comes to numbers below 1e-38 takes {statistics.median(small):.1f} times as long "
+        f"\nA product with results nearer to 0 than 1e-38 takes {statistics.median(small):.1f} times as long "
         f"({min(small):.1f} … {max(small):.1f}) where they are not flushed to 0."
     )
 

@@ -38,14 +38,14 @@ def setup(threads: int, dtype: Dtype = "float32") -> torch.device:
     """Set what decides bits, threads and precision; silence loading messages; choose the device.
 
     Args:
-        threads: CPU threads; another count gives other bits.
+        threads: CPU threads; another count gives other bits. Threads that already run are left as they are.
         dtype: of matrix products.
 
     Returns:
         The CUDA device if there is one, else the CPU. The processes of torchrun have one each.
     """
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # CPUs are many times slower with numbers below 1e-38
+    torch.set_flush_denormal(True)  # CPUs are many times slower with numbers nearer to 0 than 1e-38
     set_products(dtype)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

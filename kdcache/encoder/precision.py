@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 Dtype = Literal["float32", "tf32", "bfloat16"]
+SHORT_ROWS = 256  # tokens
 
 
 def set_products(dtype: Dtype) -> None:
@@ -23,9 +24,15 @@ def hold_in_bfloat16(model: nn.Module) -> None:
         parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def choose_attention(model: PreTrainedModel, dtype: Dtype) -> None:
-    """Set how a model in training attends: on CPUs, torch's fused attention is slow backward in bfloat16."""
-    if dtype == "bfloat16" and not torch.cuda.is_available():
+def choose_attention(model: PreTrainedModel, dtype: Dtype, max_length: int = 0) -> None:
+    """Set how a model in training attends: on CPUs, torch's fused attention is slow backward in bfloat16.
+
+    Args:
+        model: an encoder.
+        dtype: of matrix products.
+        max_length: of its rows. Long ones are faster, and take less memory, with the fused attention.
+    """
+    if dtype == "bfloat16" and max_length <= SHORT_ROWS and not torch.cuda.is_available():
         model.set_attn_implementation("eager")
 
 

@@ -67,9 +67,7 @@ def in_what_fits(
 
     try:
         train(names, count)
-    except RuntimeError as error:
-        if not _ran_out_of_memory(error):
-            raise
+    except torch.OutOfMemoryError:
         if len(names) == 1:
             raise ModelError(
                 f"distill: {names[0][0]} must fit into the GPU's memory, got no room for it. "
@@ -85,10 +83,3 @@ def in_what_fits(
     after_step(-sum(taken))
     for some in (names[:half], names[half:]):
         in_what_fits(some, task, after_step, train)
-
-
-def _ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out, or did so while a step was recorded: then the end of recording fails too."""
-    while error is not None and not isinstance(error, torch.OutOfMemoryError):
-        error = error.__context__
-    return error is not None

@@ -3,18 +3,19 @@
 On a GPU such a step is bound by the time that the host takes to start its operations. A step of one
 shape is therefore recorded as a CUDA graph, and started as one launch from then on. It computes the
 same, to rounding: where no row of a batch is padded, a computed step leaves out the mask, a replayed
-one does not.
+one does not. Where recording fails, steps are computed, and this is said.
 """
 
 import itertools
+import sys
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from kdcache.encoder.batching import Padded
 from kdcache.students.row_prompts import RowPrompts
@@ -31,12 +32,16 @@ class Step:
         stacks: with prompts at one place, or a single reference.
     """
 
+    records = True  # until a recording fails in this process
+
     def __init__(self, stacks: Sequence[Stack]) -> None:
         first = stacks[0].runs[0]
         self.stacks = stacks
         self.backbone, self.inputs = first.student.backbone, first.rows.inputs
         self.padded, self.late_layers = self.inputs.padded, first.student.late_layers
-        self.replays = self.backbone.device.type == "cuda" and all(stack.replayable for stack in stacks)
+        self.replays = (
+            Step.records and self.backbone.device.type == "cuda" and all(stack.replayable for stack in stacks)
+        )
         self._times: Counter[Hashable] = Counter()
         self._recorded: dict[Hashable, tuple[Any, torch.Tensor, torch.Tensor]] = {}
         self._names: list[list[str]] = []
@@ -65,16 +70,36 @@ class Step:
         self._times[shape] += 1
         if self._times[shape] <= SEEN_BEFORE:
             return self._compute(on_device, sizes, self.padded.gather(on_device, shape[1]))
-        if shape not in self._recorded:
-            graph, fixed = torch.cuda.CUDAGraph(), on_device.clone()
-            with _recorded_as(graph, self._pool):
-                values = self._compute(fixed, sizes, self.padded.gather(fixed, shape[1]))
-            self._pool = graph.pool()
-            self._recorded[shape] = graph, fixed, values
+        if shape not in self._recorded and not self._record(shape, on_device):
+            return self._compute(on_device, sizes, self.padded.gather(on_device, shape[1]))
         graph, fixed, values = self._recorded[shape]
         fixed.copy_(on_device)
         graph.replay()
         return values.clone()  # the next replay writes over them
+
+    def _record(self, shape: tuple[tuple[int, ...], int], rows: torch.Tensor) -> bool:
+        """Record the step of a shape, without taking it. Where that fails, say so and record none any more.
+
+        Args:
+            shape: rows per student of each stack, and tokens.
+            rows: of all students, one after another.
+        """
+        graph, fixed, stream = torch.cuda.CUDAGraph(), rows.clone(), torch.cuda.current_stream()
+        padded: Any = self.padded
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                values = self._compute(fixed, shape[0], padded.gather(fixed, shape[1]))
+        except RuntimeError as error:  # such as too little memory, whose class is not always kept
+            self._recorded.clear()
+            Step.records = self.replays = False
+            name = type(error).__name__
+            tqdm.write(f"distill: no step can be recorded ({name}), so they are computed", file=sys.stderr)
+            return False
+        finally:
+            torch.cuda.set_stream(stream)  # torch leaves its own current where the end of a recording fails
+        self._pool = graph.pool()
+        self._recorded[shape] = graph, fixed, values
+        return True
 
     def _compute(
         self, rows: torch.Tensor, sizes: Sequence[int], batch: Mapping[str, torch.Tensor]
@@ -131,14 +156,3 @@ class Step:
             return RowPrompts(place, values[0], mask, longest)
         padded = [nn.functional.pad(one, (0, 0, 0, longest - one.shape[1])) for one in values]
         return RowPrompts(place, torch.cat(padded), mask, min(lengths))
-
-
-@contextmanager
-def _recorded_as(graph: Any, pool: Any) -> Iterator[None]:
-    """Record what is done inside. Where memory runs out in it, torch would leave its own stream current."""
-    stream = torch.cuda.current_stream()
-    try:
-        with torch.cuda.graph(graph, pool=pool):
-            yield
-    finally:
-        torch.cuda.set_stream(stream)

@@ -247,7 +247,7 @@ def build_model(
     """
     pooling = resolve_pooling(params.pooling, folder)
     model = load_classifier(folder, num_labels, params.seed, pooling, quiet=start is not None)
-    choose_attention(take_apart(model)[0], params.dtype)
+    choose_attention(take_apart(model)[0], params.dtype, params.max_length)
     if pooling == "cls" and num_labels > 1:
         # The first step would set it, and a run that goes on after the last step takes none.
         model.config.problem_type = "single_label_classification"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from engine import KL_GRAM, build_rows, build_run, fit, gap, values
 
+from kdcache.encoder.batching import Padded
 from kdcache.losses import Term
 from kdcache.losses.terms import Ramp
 from kdcache.students import step as step_module
@@ -51,19 +52,34 @@ def test_only_steps_that_do_the_same_each_time_are_replayed(tiny_model: Path, ch
     assert stack.replayable == same
 
 
-def test_a_recording_that_fails_leaves_the_stream_as_it_was(monkeypatch):
-    """As in torch, whose recording ends on its own stream where its end fails."""
-    streams = ["usual"]
+def test_where_a_recording_fails_steps_are_computed_and_this_is_said(tiny_model: Path, monkeypatch, capsys):
+    """As torch fails: the end of the recording, which then leaves torch's own stream current."""
+    backbone = Backbone.load(tiny_model)
+    rows = build_rows(tiny_model, backbone)
+    runs = [build_run(tiny_model, backbone, rows, epochs=3) for _ in range(2)]
+    streams, recordings = ["usual"], []
 
     @contextmanager
     def record(graph, pool):
         streams.append("torch's own")
+        recordings.append(graph)
+        raise RuntimeError("operation failed due to a previous error during capture")
         yield
-        raise RuntimeError
 
+    monkeypatch.setattr(step_module.Step, "records", True)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph", record)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
-    with pytest.raises(RuntimeError), step_module._recorded_as(None, None):
-        pass
+    steps = [step_module.Step(stacked([run])) for run in runs]
+    for step in steps:
+        step.padded = Padded.of(rows.encoded)
+    steps[0].replays = True
+    while not runs[0].finished:
+        for step in steps:
+            step.take()
+    assert len(recordings) == 1
     assert streams[-1] == "usual"
+    assert not step_module.Step.records
+    assert gap(*map(values, runs)) < 1e-6
+    assert "RuntimeError" in capsys.readouterr().err
