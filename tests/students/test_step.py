@@ -53,7 +53,7 @@ def test_only_steps_that_do_the_same_each_time_are_replayed(tiny_model: Path, ch
 
 
 def test_where_a_recording_fails_steps_are_computed_and_this_is_said(tiny_model: Path, monkeypatch, capsys):
-    """As torch fails: the end of the recording, which then leaves torch's own stream current."""
+    """torch then leaves its own stream current."""
     backbone = Backbone.load(tiny_model)
     rows = build_rows(tiny_model, backbone)
     runs = [build_run(tiny_model, backbone, rows, epochs=3) for _ in range(2)]
