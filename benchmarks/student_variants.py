@@ -27,6 +27,7 @@ from kdcache.encoder.pooling import Pooling
 from kdcache.encoder.precision import Dtype
 from kdcache.losses import Objective, Term
 from kdcache.students.arms import ArmSpec
+from kdcache.students.frozen_inputs import FrozenInputs
 from kdcache.students.loop import train_students
 from kdcache.students.methods import Method
 from kdcache.students.probes import Probes
@@ -217,6 +218,7 @@ def use_kdcache(case: Case, passes: list[list[int]], method: Method = "prefix") 
     ours = Ours(case)
 
     def one_epoch() -> tuple[float, list[tuple[int, int]]]:
+        ours.rows = replace(ours.rows, inputs=FrozenInputs(ours.backbone, ours.encoded))  # knows nothing yet
         runs = [[ours.start(seed, epochs=case.epochs, method=method) for seed in seeds] for seeds in passes]
         start = case.clock()
         for some in runs:

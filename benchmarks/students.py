@@ -48,21 +48,22 @@ def operations(case: Case, name: str, config: Any, rows: int, tokens: int) -> fl
     """Floating-point operations of a step's matrix products: what a variant cannot do without.
 
     Frozen weights need no gradient. Of the first layer's inputs nothing is trained, so its
-    queries, keys and values hand none on. Attention: two products forward, four backward.
+    queries, keys and values hand none on; on a CPU kdcache knows what they attend to of the text.
+    Attention: two products forward, four backward.
     """
     dim, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     layer = 4 * dim**2 + 2 * dim * inner  # multiply-adds per token
     keys = tokens + VIRTUAL_TOKENS
     layers = -(-case.layers // 2) if name == "kdcache, late" else case.layers
     per_token = layers * (2 * layer + 6 * dim * keys) - 3 * dim**2
-    per_row = 0
+    per_row, trainer = 0, name.endswith(("live", "column"))
     if name.endswith("live"):
         per_token += config.num_hidden_layers * (layer + 2 * dim * tokens)
-    elif (
-        not name.endswith("column") and case.pooling == "cls"
-    ):  # the last layer for [CLS]: no token is projected
+    elif not trainer and case.pooling == "cls":  # the last layer for [CLS]: no token is projected
         per_token += -2 * layer - 6 * dim * keys + 6 * dim * heads
         per_row = 2 * layer + 6 * dim * VIRTUAL_TOKENS
+    if case.device == "cpu" and not trainer and name != "kdcache, late":  # attention to texts is known there
+        per_token -= 3 * dim**2 + 6 * dim * tokens
     return 2.0 * rows * (per_token * tokens + per_row)
 
 

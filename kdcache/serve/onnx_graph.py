@@ -48,7 +48,7 @@ class Graph(nn.Module):
         if prompt is not None:
             values, count = prompt(), input_ids.shape[0]  # len() would make it a constant
             mask = attention_mask.new_ones((count, len(values)))
-            rows = RowPrompts(prompt.place, values[None].expand(count, -1, -1), mask, len(values))
+            rows = RowPrompts(prompt.place, values[None], mask, len(values))
         logits: torch.Tensor = self.student.head(self.student.backbone.pooled(batch, rows))[0]
         return logits
 

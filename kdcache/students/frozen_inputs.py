@@ -3,8 +3,9 @@
 import math
 import shutil
 import sys
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +15,16 @@ from kdcache.encoder.batching import Encoded, Padded, iterate
 from kdcache.encoder.forward import pooled_states
 from kdcache.encoder.plans import plan_for
 from kdcache.encoder.pooling import Pooling
+from kdcache.encoder.text_attention import TextAttention
 from kdcache.on_disk import empty, pieces, release
-from kdcache.students.prompted_backbone import TRUNK, Backbone
+from kdcache.students.prompted_backbone import TEXT, TRUNK, Backbone
 
 STATES_BATCH_SIZE = 128
-TRUNK_SHARE = 0.4  # of the free memory of a GPU, or of the free disk, that states below late prompts may take
+KEPT_SHARE = 0.4  # of the free memory of a GPU, or of the free disk, that what is kept of rows may take
+TEXT_BYTES = 2**31  # more is not held in memory, and reading it from a disk may take longer than it saves
+
+Batch = Mapping[str, torch.Tensor]
+Compute = Callable[[Batch], Sequence[torch.Tensor]]
 
 
 class FrozenInputs:
@@ -32,7 +38,7 @@ class FrozenInputs:
     def __init__(self, backbone: Backbone, encoded: Encoded) -> None:
         self.backbone, self.encoded = backbone, encoded
         self._others: dict[Pooling, FrozenInputs] = {}
-        self._trunks: dict[int, Trunk | None] = {}
+        self._known: dict[tuple[str, int], Kept | None] = {}
 
     def read_by(self, backbone: Backbone) -> "FrozenInputs":
         """Return the same rows as a backbone over the same encoder reads them, sharing what is computed."""
@@ -60,9 +66,7 @@ class FrozenInputs:
         on_device = torch.from_numpy(rows).to(self.states.device)
         return torch.cat([self.states[some] for some in pieces(on_device)]).flatten(0, 1)
 
-    def with_trunk(
-        self, batch: Mapping[str, torch.Tensor], rows: torch.Tensor, late_layers: int
-    ) -> dict[str, torch.Tensor]:
+    def with_trunk(self, batch: Batch, rows: torch.Tensor, late_layers: int) -> dict[str, Any]:
         """Return a batch with the states that late prompts leave as they are, where there is room for all.
 
         Args:
@@ -70,79 +74,124 @@ class FrozenInputs:
             rows: their numbers, on the device.
             late_layers: how many layers have prompts; with 0 the batch stays as it is.
         """
-        if late_layers and late_layers not in self._trunks:
-            fits = trunk_fits(self.backbone, self.encoded)
-            self._trunks[late_layers] = Trunk(self.backbone, self.encoded, late_layers) if fits else None
-        trunk = self._trunks.get(late_layers)
-        return {**batch, TRUNK: trunk.of(rows, batch["input_ids"].shape[1])} if trunk else dict(batch)
+        if not late_layers:
+            return dict(batch)
+        kept = self._kept((TRUNK, late_layers), lambda some: [self.backbone.trunk(some, late_layers)])
+        return {**batch, TRUNK: kept.of(rows, batch["input_ids"].shape[1])[0]} if kept else dict(batch)
+
+    def with_text(self, batch: Batch, rows: torch.Tensor, virtual_tokens: int) -> dict[str, Any]:
+        """Return a batch with what the first layer attends to of the text, where there is room for all.
+
+        Args:
+            batch, rows: see ``with_trunk``.
+            virtual_tokens: of the prefixes; with 0 the batch stays as it is.
+        """
+        if not virtual_tokens:
+            return dict(batch)
+        compute = partial(self.backbone.text, virtual_tokens=virtual_tokens)
+        kept = self._kept((TEXT, virtual_tokens), compute, TEXT_BYTES)
+        if kept is None:
+            return dict(batch)
+        return {**batch, TEXT: TextAttention(*kept.of(rows, batch["input_ids"].shape[1]))}
+
+    def _kept(self, what: tuple[str, int], compute: Compute, most: float = math.inf) -> "Kept | None":
+        if what not in self._known:
+            self._known[what] = Kept.of_rows(self.encoded, compute, self.backbone.device, most)
+        return self._known[what]
 
 
-class Trunk:
-    """The states of some rows' tokens below late prompts, one sequence after the other.
+class Kept:
+    """What is computed once for the tokens of some rows, one sequence after the other.
 
-    On a CPU, many lie in a file, see ``on_disk``; on a GPU, all lie on it.
+    On a CPU, much of it lies in a file, see ``on_disk``; on a GPU, all lies on it.
 
     Args:
-        backbone: the shared one.
         encoded: the rows.
-        layers: how many of the last layers have prompts.
+        values: each of shape (tokens of all rows, …), on one device.
     """
 
-    def __init__(self, backbone: Backbone, encoded: Encoded, layers: int) -> None:
-        lengths, device = encoded.sequences.lengths, backbone.device
-        shape = int(lengths.sum()), backbone.config.hidden_size
-        self.num_choices = encoded.num_choices
+    def __init__(self, encoded: Encoded, values: Sequence[torch.Tensor]) -> None:
+        lengths, device = encoded.sequences.lengths, values[0].device
+        self.num_choices, self._values = encoded.num_choices, values
         self._starts = torch.from_numpy(np.cumsum(lengths) - lengths).to(device)
-        self._states = _room(shape, backbone, encoded)
-        of_length = torch.from_numpy(lengths).to(device)
+        self._lengths = torch.from_numpy(lengths).to(device)
+
+    @classmethod
+    def of_rows(cls, encoded: Encoded, compute: Compute, device: torch.device, most: float) -> "Kept | None":
+        """Compute it, unless there is no room.
+
+        Args:
+            encoded: the rows.
+            compute: batch → some tensors of shape (batch · choices, tokens, …).
+            device: where it computes.
+            most: bytes that it may take at most.
+        """
+        kept: Kept | None = None
         plan = plan_for(device, encoded.lengths, STATES_BATCH_SIZE, encoded.num_choices)
         for rows, batch in iterate(plan, encoded, device):
-            states = backbone.trunk(batch, layers)
-            which, places = self._places(torch.from_numpy(rows).to(device), states.shape[1])
-            inside = torch.arange(states.shape[1], device=device) < of_length[which][:, None]
-            self._states[places[inside]] = states[inside]
+            found = compute(batch)
+            if kept is None:
+                if not room_for(found, encoded, most):
+                    return None
+                kept = cls(encoded, [_room(one, encoded) for one in found])
+            kept._put(torch.from_numpy(rows).to(device), found)
             release()
+        return kept
 
-    def of(self, rows: torch.Tensor, tokens: int) -> torch.Tensor:
-        """Return the states of some rows, of shape (rows · choices, tokens, dim).
+    def _put(self, rows: torch.Tensor, found: Sequence[torch.Tensor]) -> None:
+        tokens = found[0].shape[1]
+        which, places = self._places(rows, tokens)
+        inside = torch.arange(tokens, device=rows.device) < self._lengths[which][:, None]
+        for kept, new in zip(self._values, found, strict=True):
+            kept[places[inside]] = new[inside]
+
+    def of(self, rows: torch.Tensor, tokens: int) -> list[torch.Tensor]:
+        """Return what is known of some rows, each of shape (rows · choices, tokens, …).
 
         Args:
             rows: their numbers, on the device.
-            tokens: of the longest, or more. Padding gets any states; no token attends to it.
+            tokens: of the longest, or more. Padding gets any values; no token attends to it.
         """
-        places = self._places(rows, tokens)[1].clamp(max=len(self._states) - 1)
-        return torch.cat([self._states[some] for some in pieces(places)])
+        places = self._places(rows, tokens)[1].clamp(max=len(self._values[0]) - 1)
+        return [torch.cat([kept[some] for some in pieces(places)]) for kept in self._values]
 
     def _places(self, rows: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the numbers of the rows' sequences, and where the states of their tokens are."""
+        """Return the numbers of the rows' sequences, and where their tokens are."""
         choices = torch.arange(self.num_choices, device=rows.device)
         which = (rows[:, None] * self.num_choices + choices).flatten()
         return which, self._starts[which][:, None] + torch.arange(tokens, device=rows.device)
 
 
-def trunk_fits(backbone: Backbone, encoded: Encoded) -> bool:
-    """Whether there is room for the states of some rows, on a GPU or the disk; say so where there is none."""
-    size = (
-        int(encoded.sequences.lengths.sum()) * backbone.config.hidden_size * backbone.encoder.dtype.itemsize
-    )
-    if backbone.device.type != "cpu":
-        where, free = "GPU", torch.cuda.mem_get_info(backbone.device)[0]
+def room_for(found: Sequence[torch.Tensor], encoded: Encoded, most: float) -> bool:
+    """Whether there is room for what is kept of some rows, on a GPU or the disk; say so where there is none.
+
+    Args:
+        found: what is kept of some of them, each of shape (sequences, tokens, …).
+        encoded: the rows.
+        most: bytes that it may take at most, whatever is free.
+    """
+    device, tokens = found[0].device, int(encoded.sequences.lengths.sum())
+    size = tokens * sum(one[0, 0].nbytes for one in found)
+    if size > most:
+        return False
+    if device.type != "cpu":
+        where, free = "GPU", torch.cuda.mem_get_info(device)[0]
     elif encoded.folder is not None:
         where, free = "disk", shutil.disk_usage(encoded.folder).free
     else:
         return True
-    if fits := size < TRUNK_SHARE * free:
+    if fits := size < KEPT_SHARE * free:
         return fits
     tqdm.write(
-        f"distill: the states below late prompts take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free "
-        f"on the {where}. They are computed at every step, which takes longer.", file=sys.stderr,
+        f"distill: what no prompt changes takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free "
+        f"on the {where}. It is computed at every step, which takes longer.", file=sys.stderr,
     )  # fmt: skip
     return False
 
 
-def _room(shape: tuple[int, int], backbone: Backbone, encoded: Encoded) -> torch.Tensor:
-    dtype = backbone.encoder.dtype
-    if backbone.device.type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=backbone.device)
+def _room(like: torch.Tensor, encoded: Encoded) -> torch.Tensor:
+    shape, dtype = (int(encoded.sequences.lengths.sum()), *like.shape[2:]), like.dtype
+    if like.device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=like.device)
     size = math.prod(shape) * dtype.itemsize  # numpy has no bfloat16
     return torch.from_numpy(empty((size,), np.uint8, encoded.folder)).view(dtype).view(shape)

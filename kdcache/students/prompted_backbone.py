@@ -13,8 +13,8 @@ Each row of a batch may carry another student's prompt, of another length. This 
 train in one pass, and how many tasks are served in one batch.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from kdcache.encoder.architectures import ARCHITECTURES, Place, check_positions, first_position
 from kdcache.encoder.last_layer import attend_from_cls, finish_without_first, last_attention
@@ -29,10 +30,12 @@ from kdcache.encoder.load import load_encoder
 from kdcache.encoder.parts import encoder_layers
 from kdcache.encoder.pooling import Pooling, pool
 from kdcache.encoder.precision import Dtype, choose_attention, hold_in_bfloat16
+from kdcache.encoder.text_attention import TextAttention, attend_to_prefix, attend_to_text
 from kdcache.errors import ModelError
 from kdcache.students.row_prompts import Insertion, RowPrompts, before_each_layer, passing
 
 TRUNK = "trunk"  # in a batch: the states below late prompts
+TEXT = "text"  # in a batch: what the first layer attends to of the text
 
 
 class Backbone:
@@ -156,28 +159,31 @@ class Backbone:
         """Return a batch as the encoder reads it: no segments where heads read the mean."""
         return {
             key: value for key, value in batch.items()
-            if key != TRUNK and (self.pooling == "cls" or key != "token_type_ids")
+            if key not in (TRUNK, TEXT) and (self.pooling == "cls" or key != "token_type_ids")
         }  # fmt: skip
 
-    def pooled(self, batch: Mapping[str, torch.Tensor], prompts: RowPrompts | None = None) -> torch.Tensor:
+    def pooled(self, batch: Mapping[str, Any], prompts: RowPrompts | None = None) -> torch.Tensor:
         """Return the pooled states of the last layer, float32 of shape (batch, dim).
 
         Args:
             batch: ``input_ids``, ``attention_mask``, perhaps ``token_type_ids``, of shape
                 (batch, tokens); with ``cls``, [CLS] first. For late prompts perhaps ``trunk``, the states
-                below them, of shape (batch, tokens, dim).
+                below them, of shape (batch, tokens, dim); for deep ones of one length perhaps ``text``,
+                what ``self.text`` gives.
             prompts: one per row.
         """
         inputs, own = self.inputs(batch), batch["attention_mask"]
         if prompts is None:
             return self._read(inputs, own)
         if prompts.place == "deep":
-            return self._read(inputs | self._prefix(own, prompts), own)
+            with attend_to_prefix(self._first_attention, batch[TEXT]) if TEXT in batch else nullcontext():
+                return self._read(inputs | self._prefix(own, prompts), own)
         if prompts.place == "late":
             layers = self.layers_entered(prompts.values.shape[2])
             states = batch[TRUNK] if TRUNK in batch else self.trunk(batch, layers)
             with self._above(states, layers):
                 return self._read(inputs | self._prefix(own, prompts), own)
+        values = prompts.values.expand(len(own), -1, -1)
         among = Insertion(prompts, own, 1 if self.pooling == "cls" else 0)
         inputs["attention_mask"] = among.put(own, prompts.mask)
         own = among.put(own, torch.zeros_like(prompts.mask))
@@ -186,12 +192,12 @@ class Backbone:
         ids = inputs.pop("input_ids")
         if prompts.place == "input":
             embeddings = self.encoder.get_input_embeddings()(ids)
-            inputs["inputs_embeds"] = among.put(embeddings, prompts.values.to(embeddings.dtype))
+            inputs["inputs_embeds"] = among.put(embeddings, values.to(embeddings.dtype))
             return self._read(inputs, own, prompts.shortest)
         # Whatever token stands there; padding where there is none, since some count positions by it.
         inputs["input_ids"] = among.put(ids, ids[:, :1].where(prompts.mask.bool(), self.config.pad_token_id))
-        values = prompts.values.unflatten(2, (self.config.num_hidden_layers, -1)).unbind(2)
-        with before_each_layer(self._layers, [among.replace(value) for value in values]):
+        each = values.unflatten(2, (self.config.num_hidden_layers, -1)).unbind(2)
+        with before_each_layer(self._layers, [among.replace(one) for one in each]):
             return self._read(inputs, own, prompts.shortest)
 
     @torch.no_grad()
@@ -207,6 +213,16 @@ class Backbone:
                 return self._states(self.inputs(batch))
         finally:
             self.encoder.train(training)
+
+    @torch.no_grad()
+    def text(self, batch: Mapping[str, torch.Tensor], virtual_tokens: int) -> TextAttention:
+        """Return what the first layer attends to of a batch's text, behind a prefix of so many tokens."""
+        own = batch["attention_mask"]
+        shift = torch.full_like(own[:, 0], virtual_tokens)
+        inputs = self.inputs(batch) | {"position_ids": self._positions(own, shift)}
+        with passing(self._layers):
+            states = self._states(inputs)
+        return attend_to_text(self._first_attention, states, own)
 
     @contextmanager
     def _above(self, states: torch.Tensor, layers: int) -> Iterator[None]:
@@ -230,24 +246,43 @@ class Backbone:
             states = self._states(inputs)
         return pool(states, own[:, -states.shape[1] :], self.pooling)
 
+    @property
+    def _first_attention(self) -> Any:
+        layer: Any = self._layers[0]
+        return layer.attention.self
+
     @cached_property
     def _layers(self) -> nn.ModuleList:
         return encoder_layers(self.encoder)
 
     def _prefix(self, own: torch.Tensor, prompts: RowPrompts) -> dict[str, Any]:
-        rows, tokens = prompts.mask.shape
-        heads = self.config.num_attention_heads
-        entered = self.layers_entered(prompts.values.shape[2])
-        per_layer = prompts.values.to(self.encoder.dtype).view(rows, tokens, entered, 2, heads, -1)
+        values = prompts.values.to(self.encoder.dtype)
+        entered = self.layers_entered(values.shape[2])
+        per_layer = values.unflatten(2, (entered, 2, self.config.num_attention_heads, -1))
         layers = list(per_layer.permute(2, 3, 0, 4, 1, 5))  # layer, key or value, row, head, token, dim
         below = self.config.num_hidden_layers - entered
         layers = [layers[0]] * below + layers  # nobody reads those of layers below
         return {
             "attention_mask": torch.cat([prompts.mask, own], dim=1),
-            "past_key_values": DynamicCache([tuple(layer.unbind()) for layer in layers]),
+            "past_key_values": _known([layer.expand(-1, len(own), -1, -1, -1) for layer in layers]),
             "position_ids": self._positions(own, prompts.mask.sum(1)),
         }
 
     def _positions(self, mask: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """Position ids of the text behind ``shift`` keys; PEFT shifts them too."""
         return (mask.cumsum(1) - 1).clamp(min=0) + shift[:, None] + first_position(self.config)
+
+
+def _known(layers: Sequence[torch.Tensor]) -> DynamicCache:
+    """Return what transformers reads keys and values of a prefix from; its own way there copies them.
+
+    Args:
+        layers: each of shape (2, batch, heads, tokens, size of a head), keys first.
+    """
+    cache = DynamicCache()
+    for keys, values in layers:
+        layer = DynamicLayer()
+        layer.keys, layer.values, layer.is_initialized = keys, values, True
+        layer.dtype, layer.device = keys.dtype, keys.device
+        cache.layers.append(layer)
+    return cache

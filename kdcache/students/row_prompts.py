@@ -17,10 +17,10 @@ class RowPrompts:
 
     Args:
         place: where they enter.
-        values: of shape (batch, virtual_tokens, width); width is layers · 2 · dim for deep ones
-            (per layer key, then value, as PEFT has it), the same for late ones with as many layers as have
-            prompts, layers · dim for states, the embeddings'
-            dim for input ones.
+        values: of shape (batch, virtual_tokens, width), or (1, virtual_tokens, width) where all rows have
+            one prompt. The width is layers · 2 · dim for deep ones (per layer key, then value, as PEFT has
+            it), the same for late ones with as many layers as have prompts, layers · dim for states, the
+            embeddings' dim for input ones.
         mask: int64 of shape (batch, virtual_tokens), 0 where a shorter prompt is padded.
         shortest: tokens of the shortest prompt, 0 where a row has none.
     """
@@ -47,8 +47,10 @@ class RowPrompts:
             else nn.functional.pad(prompt, (0, 0, 0, longest - len(prompt)))
             for prompt in prompts
         ]  # fmt: skip
-        # Expanded, not gathered: threads add up a gather's gradient in any order, which changes bits.
-        values = torch.cat([p.expand(count, -1, -1) for p, count in zip(padded, counts, strict=True)])
+        if len(padded) == 1:
+            values = padded[0][None]
+        else:  # expanded, not gathered: threads add up a gather's gradient in any order, which changes bits
+            values = torch.cat([p.expand(count, -1, -1) for p, count in zip(padded, counts, strict=True)])
         mask = (
             torch.arange(longest)[None]
             < torch.tensor(lengths).repeat_interleave(torch.tensor(counts))[:, None]

@@ -125,13 +125,13 @@ class Stack:
             count: sequences per student.
 
         Returns:
-            Of shape (students · count, virtual_tokens, width).
+            Of shape (students · count, virtual_tokens, width); of a student alone (1, virtual_tokens, width).
         """
         prompt: Any = self.runs[0].student.prompt
         if prompt is None:
             return None
         if self.alone:
-            return prompt().expand(count, -1, -1)
+            return prompt()[None]
         each = vmap(lambda values: functional_call(prompt, values, ()))(self._values[0])
         # Expanded, not gathered: see ``RowPrompts.of``.
         return each[:, None].expand(-1, count, -1, -1).flatten(0, 1)

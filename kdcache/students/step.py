@@ -42,6 +42,7 @@ class Step:
         self.replays = (
             Step.records and self.backbone.device.type == "cuda" and all(stack.replayable for stack in stacks)
         )
+        self.prefix_tokens = self._prefix_tokens()
         self._times: Counter[Hashable] = Counter()
         self._recorded: dict[Hashable, tuple[Any, torch.Tensor, torch.Tensor]] = {}
         self._names: list[list[str]] = []
@@ -117,6 +118,7 @@ class Step:
         choices = self.stacks[0].runs[0].rows.encoded.num_choices
         counts = [size * choices for size in sizes]
         batch = self.inputs.with_trunk(batch, rows, self.late_layers)
+        batch = self.inputs.with_text(batch, rows, self.prefix_tokens)
         self.backbone.train(True)
         try:
             states = self.backbone.pooled(batch, self._prompts(counts))
@@ -138,6 +140,16 @@ class Step:
             stack.update(list(itertools.islice(gradients, len(stack.trained))))
         return values.detach()
 
+    def _prefix_tokens(self) -> int:
+        """Return the length of the prefixes behind which it pays to know what texts attend to; else 0.
+
+        For all rows that costs what it saves in a step of each.
+        """
+        runs = [run for stack in self.stacks for run in stack.runs]
+        often = all(run.steps * run.spec.batch_size >= len(self.inputs.encoded) for run in runs)
+        lengths = {run.student.prefix_tokens for run in runs}
+        return lengths.pop() if often and len(lengths) == 1 else 0
+
     def _prompts(self, counts: Sequence[int]) -> RowPrompts | None:
         """Return the prompt of each sequence of a batch; None for a reference, which has none."""
         values = [
@@ -147,12 +159,15 @@ class Step:
         ]
         if not values:
             return None
+        rows = [len(stack.runs) * count for stack, count in zip(self.stacks, counts, strict=True)]
         lengths = [one.shape[1] for one in values]
         longest, device = max(lengths), values[0].device
         places = torch.arange(longest, device=device)
-        mask = torch.cat([(places < one.shape[1]).long().expand(len(one), -1) for one in values])
+        shown = ((places < n).long().expand(count, -1) for n, count in zip(lengths, rows, strict=True))
+        mask = torch.cat(list(shown))
         place = self.stacks[0].runs[0].student.prompt.place  # type: ignore[union-attr]
-        if len(values) == 1:  # as it is: a copy for each row takes time
+        if len(values) == 1:
             return RowPrompts(place, values[0], mask, longest)
+        values = [one.expand(count, -1, -1) for one, count in zip(values, rows, strict=True)]
         padded = [nn.functional.pad(one, (0, 0, 0, longest - one.shape[1])) for one in values]
         return RowPrompts(place, torch.cat(padded), mask, min(lengths))

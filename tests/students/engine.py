@@ -17,6 +17,7 @@ from kdcache.data.task import Task
 from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.load import load_tokenizer
 from kdcache.encoder.plans import num_batches
+from kdcache.encoder.pooling import Pooling
 from kdcache.losses import Objective, Term
 from kdcache.students.frozen_inputs import FrozenInputs
 from kdcache.students.loop import train_students
@@ -78,9 +79,9 @@ def build_run(
 SMOOTH = 1.0
 
 
-def double(folder: Path, rows: StudentRows, **arguments):
+def double(folder: Path, rows: StudentRows, pooling: Pooling = "cls", **arguments):
     """A run in float64, over a backbone in float64."""
-    backbone = Backbone.load(folder)
+    backbone = Backbone.load(folder, pooling)
     run = build_run(folder, backbone, rows, **arguments)
     backbone.encoder.double()
     run.student.double()

@@ -1,5 +1,6 @@
 """What the frozen backbone makes of rows is computed once, where there is room for it."""
 
+import math
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine import build_rows, build_run, fit, gap, values
+from engine import build_rows, build_run, double, fit, gap, values
 
-from kdcache.students.frozen_inputs import FrozenInputs, trunk_fits
+from kdcache.students.frozen_inputs import FrozenInputs, room_for
 from kdcache.students.prompted_backbone import Backbone
+from kdcache.students.stack import stacked
+from kdcache.students.step import Step
 from kdcache.students.student import predict
 from kdcache.students.training_rows import StudentRows
 
@@ -34,7 +37,7 @@ def test_what_lies_below_late_prompts_is_computed_once(tiny_model: Path, rows, m
     trunk = Backbone.trunk
     monkeypatch.setattr(Backbone, "trunk", lambda *some: passes.append(some) or trunk(*some))
     with monkeypatch.context() as patched:
-        patched.setattr("kdcache.students.frozen_inputs.trunk_fits", lambda *_: False)
+        patched.setattr("kdcache.students.frozen_inputs.room_for", lambda *_: False)
         fit(anew)
     assert len(passes) > 8  # each step, and each look
     passes.clear()
@@ -47,6 +50,50 @@ def test_what_lies_below_late_prompts_is_computed_once(tiny_model: Path, rows, m
     found = predict(kept.student, rows.encoded, 4, frozen=kept.rows.inputs)[0]
     assert not passes
     assert np.abs(found - wanted).max() < 1e-5
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("students", [1, 2])
+def test_the_first_layer_attends_to_the_text_once(tiny_model: Path, rows, pooling, students, monkeypatch):
+    """Steps read what is kept, and students come to what they come to where all is computed anew."""
+    kept, anew = (
+        [double(tiny_model, rows, pooling, epochs=75, seed=seed) for seed in range(students)]
+        for _ in range(2)
+    )
+    computed: list[Any] = []
+    text = Backbone.text
+    monkeypatch.setattr(Backbone, "text", lambda *some, **more: computed.append(some) or text(*some, **more))
+    with monkeypatch.context() as patched:
+        patched.setattr("kdcache.students.frozen_inputs.room_for", lambda *_: False)
+        fit(*anew)
+    computed.clear()
+    fit(*kept)
+    assert len(computed) == 1  # all rows are in one batch
+    assert kept[0].step == 300
+    assert gap(values(kept[0]), values(anew[0])) > 0  # they are not computed alike
+    for one, other in zip(kept, anew, strict=True):
+        assert gap(values(one), values(other)) < 1e-8
+
+
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [
+        ({}, 4),
+        ({"method": "late_prefix"}, 0),
+        ({"method": "deep_prompt"}, 0),
+        ({"method": "head"}, 0),
+        ({"dropout": 0.1}, 0),  # what drops out differs between steps
+        ({"few": True}, 0),  # some rows come up in no step
+        ({"longer": True}, 0),  # behind another number of virtual tokens, text has other positions
+    ],
+)
+def test_the_text_is_attended_to_beforehand_where_that_is_exact_and_pays(tiny_model, rows, changes, known):
+    backbone = Backbone.load(tiny_model, dropout=changes.get("dropout", 0.0))
+    run = build_run(tiny_model, backbone, rows, changes.get("method", "prefix"), epochs=2)
+    if changes.get("few"):
+        run.steps = (len(rows) - 1) // run.spec.batch_size
+    others = [build_run(tiny_model, backbone, rows, num_virtual_tokens=5)] if changes.get("longer") else []
+    assert Step(stacked([run, *others])).prefix_tokens == known
 
 
 def test_below_late_prompts_nothing_drops_out_wherever_the_states_come_from(tiny_model: Path, rows):
@@ -63,8 +110,12 @@ def test_states_that_the_disk_has_no_room_for_are_not_kept_and_a_line_says_so(
 ):
     encoded = replace(rows.encoded, folder=tmp_path)
     free = namedtuple("usage", "free")
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: free(100))
-    assert not trunk_fits(rows.inputs.backbone, encoded)
+    found = [torch.zeros(2, 3, 16)]
+    size = 16 * 4 * int(encoded.sequences.lengths.sum())
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: free(2 * size))
+    assert not room_for(found, encoded, size)
     assert "on the disk" in capsys.readouterr().err
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: free(10**12))
-    assert trunk_fits(rows.inputs.backbone, encoded)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: free(3 * size))
+    assert room_for(found, encoded, size)
+    assert not room_for(found, encoded, size - 1)
+    assert not room_for([*found, *found], encoded, math.inf)
