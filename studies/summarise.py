@@ -2,10 +2,10 @@
 
 Usage: python studies/summarise.py COMMIT DATE MACHINE NOTE [--to NAME.json]
 
-Reads predictions, curves and metrics of few_labels, few_per_class and all_labels, and the peers that
-benchmarks/peers.py left in their folders. Each arm takes, task by task, the learning rate whose mean
-curve is highest on tune; no score on validation decides anything. Of relation, whose arms have one rate,
-it reads the comparisons that its report makes.
+Reads predictions, curves and metrics of few_labels, few_per_class, all_labels and mpnet_prompts, and the
+peers that benchmarks/peers.py left in their folders. Each arm takes, task by task, the learning rate
+whose mean curve is highest on tune; no score on validation decides anything. Of relation, whose arms
+have one rate, it reads the comparisons that its report makes.
 """
 
 import argparse
@@ -26,7 +26,11 @@ from kdcache.stats.runs import ALL_ROWS, CACHED, MEMBER, TEACHERS, Runs, read_ru
 from kdcache.stats.verdicts import gap_closed, non_inferiority
 
 STUDIES = Path(__file__).parent
-REGIMES = {"few labels": ("few_labels", "few_per_class"), "all labels": ("all_labels",)}
+REGIMES = {
+    "few labels": ("few_labels", "few_per_class"),
+    "all labels": ("all_labels",),
+    "few labels, MPNet-base as student": ("mpnet_prompts",),
+}
 RELATION = "relation"
 SUPERGLUE = ("wic", "rte", "cb", "copa", "boolq")
 SETFIT, DISTILLED, REGRESSION = "SetFit", "SetFit distilled", "logistic regression"
