@@ -11,7 +11,7 @@ from kdcache.analysis.rates import Rate, measure, training_step
 from kdcache.encoder.batching import Encoded
 from kdcache.encoder.optimisation import adamw
 from kdcache.students.arms import ArmSpec
-from kdcache.students.prompted_backbone import TEXT, TRUNK, Backbone
+from kdcache.students.prompted_backbone import TRUNK, Backbone
 from kdcache.students.student import EVAL_BATCH_SIZE, build_student, forward, predict
 
 
@@ -57,15 +57,14 @@ def measure_student(
     student, build = timed_build(lambda: build_student(spec, outputs, 0, folder, read, rows))
     moved = [*student.tuned, *student.head_parameters]
     optimizer = adamw([{"peak": 0.0, "lr": 0.0, "params": moved}], read.device)
-    known: dict[Any, dict[str, Any]] = {}  # computed once for each row, as training does
+    trunks: dict[Any, torch.Tensor] = {}
 
     def logits(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        shape = batch["input_ids"].shape
-        if shape not in known and student.late_layers:
-            known[shape] = {TRUNK: read.trunk(batch, student.late_layers)}
-        elif shape not in known and student.prefix_tokens:
-            known[shape] = {TEXT: read.text(batch, student.prefix_tokens)}
-        batch = {**batch, **known.get(shape, {})}
+        if student.late_layers:  # computed once for each row, as training does
+            shape = batch["input_ids"].shape
+            if shape not in trunks:
+                trunks[shape] = read.trunk(batch, student.late_layers)
+            batch = {**batch, TRUNK: trunks[shape]}
         student.backbone.train(True)  # a step has dropout, a forward pass has not
         found = forward([student], batch, [len(batch["input_ids"])])[0][0]
         student.backbone.train(False)

@@ -1,9 +1,9 @@
-"""An exact shortcut: a layer's attention to the text, computed once for rows that meet many prefixes.
+"""An exact shortcut: the first layer's attention to a text, computed once for all the prefixes that it meets.
 
-The first layer reads states that no prefix changes. What a token gets there from text and prefix is a
-mix of what it gets from each: with a = Σ exp(sᵢ) over the scores of the text, and p over those of the
-prefix, (a · attended_to_text + p · attended_to_prefix) / (a + p). So the queries, what is attended to
-of the text, and log a are all that a step needs of the text.
+No prefix changes the states that this layer reads. What its attention gives a token is a mix of what it
+gives over the text alone and over the prefix alone: with a = Σ exp(sᵢ) over the scores of the text, and
+p over those of the prefix, (a · over_text + p · over_prefix) / (a + p). So a step needs no more of the
+text than its queries, what attention gives over it, and log a.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ SCORES_AT_ONCE = 2**22
 
 
 class TextAttention(NamedTuple):
-    """What the tokens of a batch have of the text, for each of the heads.
+    """A layer's attention over the text alone.
 
     Args:
         queries: scaled, of shape (batch, tokens, heads, size of a head).
-        attended: weighted sums of values, of the same shape.
+        attended: what it gives each token, of the same shape.
         totals: log Σ exp of scores, float32 or more, of shape (batch, tokens, heads).
     """
 
@@ -62,7 +62,7 @@ def _attend(
 
 
 def attend_to_prefix(attention: nn.Module, text: TextAttention) -> ExitStack:
-    """Make a layer's attention add prefixes of one length to what is known of the text.
+    """Make a layer's attention compute that over prefixes of one length, and mix it with that over the text.
 
     Args:
         attention: see ``attend_to_text``.

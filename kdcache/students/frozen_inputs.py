@@ -21,7 +21,7 @@ from kdcache.students.prompted_backbone import TEXT, TRUNK, Backbone
 
 STATES_BATCH_SIZE = 128
 KEPT_SHARE = 0.4  # of the free memory of a GPU, or of the free disk, that what is kept of rows may take
-TEXT_BYTES = 2**31  # more is not held in memory, and reading it from a disk may take longer than it saves
+TEXT_BYTES = 2**30  # where memory cannot hold a file, reading it may take longer than computing again
 
 Batch = Mapping[str, torch.Tensor]
 Compute = Callable[[Batch], Sequence[torch.Tensor]]
@@ -80,7 +80,7 @@ class FrozenInputs:
         return {**batch, TRUNK: kept.of(rows, batch["input_ids"].shape[1])[0]} if kept else dict(batch)
 
     def with_text(self, batch: Batch, rows: torch.Tensor, virtual_tokens: int) -> dict[str, Any]:
-        """Return a batch with what the first layer attends to of the text, where there is room for all.
+        """Return a batch with the first layer's attention to its text, where there is room for all.
 
         Args:
             batch, rows: see ``with_trunk``.
@@ -96,6 +96,8 @@ class FrozenInputs:
 
     def _kept(self, what: tuple[str, int], compute: Compute, most: float = math.inf) -> "Kept | None":
         if what not in self._known:
+            # Passes whose prompts are alike come one after the other: what earlier ones read can go.
+            self._known = {other: kept for other, kept in self._known.items() if other[0] != what[0]}
             self._known[what] = Kept.of_rows(self.encoded, compute, self.backbone.device, most)
         return self._known[what]
 

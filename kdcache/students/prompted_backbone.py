@@ -35,7 +35,7 @@ from kdcache.errors import ModelError
 from kdcache.students.row_prompts import Insertion, RowPrompts, before_each_layer, passing
 
 TRUNK = "trunk"  # in a batch: the states below late prompts
-TEXT = "text"  # in a batch: what the first layer attends to of the text
+TEXT = "text"  # in a batch: the first layer's attention to the text
 
 
 class Backbone:
@@ -183,7 +183,7 @@ class Backbone:
             states = batch[TRUNK] if TRUNK in batch else self.trunk(batch, layers)
             with self._above(states, layers):
                 return self._read(inputs | self._prefix(own, prompts), own)
-        values = prompts.values.expand(len(own), -1, -1)
+        values = prompts.values.expand(own.shape[0], -1, -1)  # len() would be a constant of an exported graph
         among = Insertion(prompts, own, 1 if self.pooling == "cls" else 0)
         inputs["attention_mask"] = among.put(own, prompts.mask)
         own = among.put(own, torch.zeros_like(prompts.mask))
@@ -216,7 +216,7 @@ class Backbone:
 
     @torch.no_grad()
     def text(self, batch: Mapping[str, torch.Tensor], virtual_tokens: int) -> TextAttention:
-        """Return what the first layer attends to of a batch's text, behind a prefix of so many tokens."""
+        """Return the first layer's attention to the text of a batch, behind a prefix of so many tokens."""
         own = batch["attention_mask"]
         shift = torch.full_like(own[:, 0], virtual_tokens)
         inputs = self.inputs(batch) | {"position_ids": self._positions(own, shift)}
@@ -264,7 +264,10 @@ class Backbone:
         layers = [layers[0]] * below + layers  # nobody reads those of layers below
         return {
             "attention_mask": torch.cat([prompts.mask, own], dim=1),
-            "past_key_values": _known([layer.expand(-1, len(own), -1, -1, -1) for layer in layers]),
+            # len() would be a constant of an exported graph
+            "past_key_values": _prefix_cache(
+                [layer.expand(-1, own.shape[0], -1, -1, -1) for layer in layers]
+            ),
             "position_ids": self._positions(own, prompts.mask.sum(1)),
         }
 
@@ -273,7 +276,7 @@ class Backbone:
         return (mask.cumsum(1) - 1).clamp(min=0) + shift[:, None] + first_position(self.config)
 
 
-def _known(layers: Sequence[torch.Tensor]) -> DynamicCache:
+def _prefix_cache(layers: Sequence[torch.Tensor]) -> DynamicCache:
     """Return what transformers reads keys and values of a prefix from; its own way there copies them.
 
     Args:

@@ -141,9 +141,9 @@ class Step:
         return values.detach()
 
     def _prefix_tokens(self) -> int:
-        """Return the length of the prefixes behind which it pays to know what texts attend to; else 0.
+        """Return the length of all prefixes, if it pays to know the attention to texts; else 0.
 
-        For all rows that costs what it saves in a step of each.
+        To compute it for a row costs about what it saves in one or two steps.
         """
         runs = [run for stack in self.stacks for run in stack.runs]
         often = all(run.steps * run.spec.batch_size >= len(self.inputs.encoded) for run in runs)

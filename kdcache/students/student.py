@@ -100,12 +100,14 @@ class Student(nn.Module):
 
     @property
     def prefix_tokens(self) -> int:
-        """Virtual tokens of its prefix, if what the first layer attends to of a text never changes; else 0.
+        """Virtual tokens of its prefix, if the first layer's attention to a text is always the same; else 0.
 
         On GPUs it is 0: whether they gain by it was not measured.
         """
-        always = self.backbone.device.type == "cpu" and not self.backbone.dropout
-        return len(self.prompt.weight) if self.prompt and self.prompt.place == "deep" and always else 0
+        backbone = self.backbone
+        if self.prompt is None or self.prompt.place != "deep" or backbone.config.num_hidden_layers == 1:
+            return 0  # a single layer is the last one, of which a head on [CLS] reads one token
+        return len(self.prompt.weight) if backbone.device.type == "cpu" and not backbone.dropout else 0
 
     @property
     def reads_frozen_states(self) -> bool:

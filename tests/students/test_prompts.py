@@ -253,3 +253,18 @@ def test_training_repeats_bit_for_bit_on_two_threads():
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(seen[0], other) for other in seen[1:])
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt"])
+def test_an_exported_graph_takes_any_number_of_rows(tiny_model: Path, rows, backbone, tmp_path, method):
+    pytest.importorskip("onnxruntime")
+    from kdcache.serve.onnx_graph import open_session, run_session, write_graph
+
+    student = build_run(tiny_model, backbone, rows, method).student
+    write_graph(student, 32, ["input_ids", "attention_mask", "token_type_ids"], tmp_path / "model.onnx")
+    session = open_session(tmp_path / "model.onnx")
+    for count in (1, 5):
+        batch = rows.encoded.batch(range(count))
+        found = run_session(session, {name: values.numpy() for name, values in batch.items()})
+        ((wanted, _),) = forward([student], batch, [count])
+        assert np.abs(found - wanted.detach().numpy()).max() < 1e-4
