@@ -33,7 +33,8 @@ ARCHIVE = sorted(ROOT.glob("studies/archive/*.json"))
 LARGER = ROOT / "studies" / "larger_teacher.json"
 AGAIN = ROOT / "studies" / "clinc150.json"
 ALL_LABELS = ROOT / "studies" / "all_labels.json"
-SITTINGS = (LARGER, AGAIN, ALL_LABELS)
+MPNET_PROMPTS = ROOT / "studies" / "mpnet_prompts.json"
+SITTINGS = (LARGER, AGAIN, ALL_LABELS, MPNET_PROMPTS)
 FEW_EFFECTS = ["head+kl` over `head", "kl` over `ce"]
 ALL_EFFECTS = ["kl` over `ce", "kl+gram` over `kl"]
 # Tables of a page: the heading above it, columns of effects, file, regime, what names of tasks end with.
@@ -47,6 +48,7 @@ TABLES = [
 PROJECTS = {
     "few labels": ("few_labels", "few_per_class"),
     "all labels": ("all_labels",),
+    "few labels, MPNet-base as student": ("mpnet_prompts",),
     "relation": ("relation",),
 }
 SECTIONS = {
