@@ -1,6 +1,7 @@
 """What the frozen backbone makes of rows is computed once, where there is room for it."""
 
 import math
+import weakref
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,17 @@ def test_the_first_layer_attends_to_the_text_once(tiny_model: Path, rows, poolin
     assert gap(values(kept[0]), values(anew[0])) > 0  # they are not computed alike
     for one, other in zip(kept, anew, strict=True):
         assert gap(values(one), values(other)) < 1e-8
+
+
+def test_what_prefixes_of_another_length_read_is_not_kept_beside(tiny_model: Path, rows):
+    inputs = FrozenInputs(Backbone.load(tiny_model), rows.encoded)
+    batch, some = rows.encoded.batch([2, 0]), torch.tensor([2, 0])
+    first = inputs.with_text(batch, some, 4)["text"]
+    kept = weakref.ref(inputs._known["text", 4])
+    other = inputs.with_text(batch, some, 5)["text"]
+    assert kept() is None
+    assert (first.queries - other.queries).abs().max() > 1e-3  # of other positions
+    assert torch.equal(inputs.with_text(batch, some, 4)["text"].queries, first.queries)
 
 
 @pytest.mark.parametrize(
