@@ -10,7 +10,8 @@ student its first 3 (or ``--layers``), a prefix of 16 tokens, cross-entropy + KL
 - careful live, careful column: the same as a careful user of a GPU sets them: rows grouped by length and
   padded to multiples of 8, a fused optimizer, and with ``--dtype bfloat16`` the Trainer's ``bf16``
 - compiled live, compiled column: the careful ones under ``torch.compile``
-- kdcache: one student, by ``train_students``; its probe is fitted before the clock starts
+- kdcache: one student, by ``train_students``; its probe is fitted before the clock starts,
+  and what it keeps of all rows is computed after that, in each round
 - kdcache in float32: the same whatever ``--dtype`` says
 - kdcache, late: one student whose upper half of layers has prompts; the states below are computed once
 - one by one: a grid of 12 students, as ``students_per_pass: auto`` trains them on a CPU

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-SCORES_AT_ONCE = 2**22
+SCORES_AT_ONCE = 2**22  # numbers held: of long texts there are many, the square of their tokens
 
 
 class TextAttention(NamedTuple):
