@@ -31,6 +31,7 @@ import multiprocessing
 import statistics
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from kdcache.students.step import Step
 KD_STEPS = 200
 
 
-def operations(case: Case, name: str, config: Any, rows: int, tokens: int) -> float:
+def operations(case: Case, name: str, config: Any, rows: int, tokens: float) -> float:
     """Floating-point operations of a step's matrix products: what a variant cannot do without.
 
     Frozen weights need no gradient. Of the first layer's inputs nothing is trained, so its
@@ -68,7 +69,7 @@ def operations(case: Case, name: str, config: Any, rows: int, tokens: int) -> fl
     return 2.0 * rows * (per_token * tokens + per_row)
 
 
-def best_rate(case: Case, config: Any, shapes: list[tuple[int, int]]) -> float:
+def best_rate(case: Case, config: Any, shapes: Sequence[tuple[int, float]]) -> float:
     """Operations per second of a layer's six products on a usual batch, each at its best of 5 times 20 calls.
 
     The 20 calls are queued, so that on a GPU the time is not that of their launches.

@@ -106,25 +106,49 @@ def _attend_from_cls(
     """
     if type(self.key) is not nn.Linear or type(self.value) is not nn.Linear:  # LoRA's, say
         return type(self).forward(self, hidden_states, attention_mask, past_key_values, **other)
-    # b: batch, h: heads, t: tokens, p: prefix, s: size of a head, d: dim
-    heads = (-1, self.attention_head_size)
-    query = self.query(hidden_states[:, 0]).unflatten(1, heads) * self.scaling
-    keys_to_states = self.key.weight.unflatten(0, heads)
-    asked = torch.einsum("bhs,hsd->bhd", query, keys_to_states)
-    scores = torch.einsum("bhd,btd->bht", asked, hidden_states)
-    scores = scores + torch.einsum("bhs,hs->bh", query, self.key.bias.unflatten(0, heads))[:, :, None]
+    mask = None if attention_mask is None else attention_mask[:, 0, 0]
     prefix = None if past_key_values is None else past_key_values.layers[self.layer_idx]
-    if prefix is not None:
-        scores = torch.cat([torch.einsum("bhs,bhps->bhp", query, prefix.keys), scores], dim=2)
-    if attention_mask is not None:
-        mask = attention_mask[:, :, 0]
+    own = () if prefix is None else (prefix.keys, prefix.values)
+    return attend_from_first(self, hidden_states, mask, *own)[:, None], None
+
+
+def attend_from_first(
+    attention: Any,
+    states: torch.Tensor,
+    mask: torch.Tensor | None,
+    prefix_keys: torch.Tensor | None = None,
+    prefix_values: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Compute what a layer's attention gives the first token of each sequence.
+
+    Args:
+        attention: BERT's self-attention, or its kin's, of plain ``nn.Linear``.
+        states: that the layer reads, of shape (batch, tokens, dim).
+        mask: of shape (batch, prefix + tokens): bool, or what is added to scores.
+        prefix_keys, prefix_values: of shape (batch or 1, heads, virtual_tokens, size of a head).
+
+    Returns:
+        Of shape (batch, dim).
+    """
+    # b: batch, h: heads, t: tokens, p: prefix, s: size of a head, d: dim
+    heads = (-1, attention.attention_head_size)
+    query = attention.query(states[:, 0]).unflatten(1, heads) * attention.scaling
+    keys_to_states = attention.key.weight.unflatten(0, heads)
+    asked = torch.einsum("bhs,hsd->bhd", query, keys_to_states)
+    scores = torch.einsum("bhd,btd->bht", asked, states)
+    scores = scores + torch.einsum("bhs,hs->bh", query, attention.key.bias.unflatten(0, heads))[:, :, None]
+    if prefix_keys is not None:
+        scores = torch.cat([torch.einsum("bhs,bhps->bhp", query, prefix_keys), scores], dim=2)
+    if mask is not None:
+        mask = mask[:, None]
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     exact = torch.promote_types(scores.dtype, torch.float32)
-    weights = self.dropout(scores.softmax(dim=2, dtype=exact).to(scores.dtype))
-    own = weights[:, :, -hidden_states.shape[1] :]
-    mixed = torch.einsum("bht,btd->bhd", own, hidden_states)
-    output = torch.einsum("bhd,hsd->bhs", mixed, self.value.weight.unflatten(0, heads))
-    output = output + own.sum(dim=2, keepdim=True) * self.value.bias.unflatten(0, heads)
-    if prefix is not None:
-        output = output + torch.einsum("bhp,bhps->bhs", weights[:, :, : prefix.keys.shape[2]], prefix.values)
-    return output.flatten(1)[:, None], None
+    weights = attention.dropout(scores.softmax(dim=2, dtype=exact).to(scores.dtype))
+    own = weights[:, :, -states.shape[1] :]
+    mixed = torch.einsum("bht,btd->bhd", own, states)
+    output = torch.einsum("bhd,hsd->bhs", mixed, attention.value.weight.unflatten(0, heads))
+    output = output + own.sum(dim=2, keepdim=True) * attention.value.bias.unflatten(0, heads)
+    if prefix_values is not None:
+        virtual = weights[:, :, : prefix_values.shape[2]]
+        output = output + torch.einsum("bhp,bhps->bhs", virtual, prefix_values)
+    return output.flatten(1)

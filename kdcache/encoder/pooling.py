@@ -95,13 +95,13 @@ def write_pooling(folder: Path, pooling: Pooling, dim: int) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def pool(states: torch.Tensor, own: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+def pool(states: torch.Tensor, own: torch.Tensor | None, pooling: Pooling) -> torch.Tensor:
     """Pool the states of a batch, in float32 even where they are bfloat16.
 
     Args:
         states: of shape (batch, tokens, dim).
         own: of shape (batch, tokens), 1 for the text's own tokens, special ones included; 0 for
-            padding and virtual tokens. Each row has at least one.
+            padding and virtual tokens. Each row has at least one. None where all are its own.
         pooling: ``cls`` takes the first state.
 
     Returns:
@@ -114,5 +114,7 @@ def pool(states: torch.Tensor, own: torch.Tensor, pooling: Pooling) -> torch.Ten
     dtype = torch.promote_types(states.dtype, torch.float32)
     if pooling == "cls":
         return states[:, 0].to(dtype)
+    if own is None:
+        return states.mean(1, dtype=dtype)
     weights = own[:, :, None].to(dtype)
     return (states.to(dtype) * weights).sum(1) / weights.sum(1)

@@ -15,13 +15,15 @@ from kdcache.encoder.batching import Encoded, Padded, iterate
 from kdcache.encoder.forward import pooled_states
 from kdcache.encoder.plans import plan_for
 from kdcache.encoder.pooling import Pooling
+from kdcache.encoder.prefixed_layers import KnownText
 from kdcache.encoder.text_attention import TextAttention
+from kdcache.encoder.token_groups import TokenGroups
 from kdcache.on_disk import empty, pieces, release
 from kdcache.students.prompted_backbone import TEXT, TRUNK, Backbone
 
 STATES_BATCH_SIZE = 128
 KEPT_SHARE = 0.4  # of the free memory of a GPU, or of the free disk, that what is kept of rows may take
-TEXT_BYTES = 2**30  # where memory cannot hold a file, reading it may take longer than computing again
+TEXT_BYTES = 3 * 2**29  # where memory cannot hold a file, reading it may take longer than computing again
 
 Batch = Mapping[str, torch.Tensor]
 Compute = Callable[[Batch], Sequence[torch.Tensor]]
@@ -77,14 +79,17 @@ class FrozenInputs:
         if not late_layers:
             return dict(batch)
         kept = self._kept((TRUNK, late_layers), lambda some: [self.backbone.trunk(some, late_layers)])
-        return {**batch, TRUNK: kept.of(rows, batch["input_ids"].shape[1])[0]} if kept else dict(batch)
+        return {**batch, TRUNK: kept.padded(rows, batch["input_ids"].shape[1])[0]} if kept else dict(batch)
 
-    def with_text(self, batch: Batch, rows: torch.Tensor, virtual_tokens: int) -> dict[str, Any]:
+    def with_text(
+        self, batch: Batch, rows: torch.Tensor, virtual_tokens: int, shared: bool
+    ) -> dict[str, Any]:
         """Return a batch with the first layer's attention to its text, where there is room for all.
 
         Args:
             batch, rows: see ``with_trunk``.
             virtual_tokens: of the prefixes; with 0 the batch stays as it is.
+            shared: whether all rows have one prompt.
         """
         if not virtual_tokens:
             return dict(batch)
@@ -92,7 +97,9 @@ class FrozenInputs:
         kept = self._kept((TEXT, virtual_tokens), compute, TEXT_BYTES)
         if kept is None:
             return dict(batch)
-        return {**batch, TEXT: TextAttention(*kept.of(rows, batch["input_ids"].shape[1]))}
+        # In bfloat16, products of a new shape take longer to prepare than they save.
+        values, groups = kept.grouped(rows, cut=shared and self.backbone.dtype != "bfloat16")
+        return {**batch, TEXT: KnownText(TextAttention(*values), groups)}
 
     def _kept(self, what: tuple[str, int], compute: Compute, most: float = math.inf) -> "Kept | None":
         if what not in self._known:
@@ -103,7 +110,7 @@ class FrozenInputs:
 
 
 class Kept:
-    """What is computed once for the tokens of some rows, one sequence after the other.
+    """What is computed once for the tokens of some rows, one sequence after the other as they are computed.
 
     On a CPU, much of it lies in a file, see ``on_disk``; on a GPU, all lies on it.
 
@@ -115,8 +122,9 @@ class Kept:
     def __init__(self, encoded: Encoded, values: Sequence[torch.Tensor]) -> None:
         lengths, device = encoded.sequences.lengths, values[0].device
         self.num_choices, self._values = encoded.num_choices, values
-        self._starts = torch.from_numpy(np.cumsum(lengths) - lengths).to(device)
         self._lengths = torch.from_numpy(lengths).to(device)
+        self._starts = torch.zeros_like(self._lengths)
+        self._filled = 0
 
     @classmethod
     def of_rows(cls, encoded: Encoded, compute: Compute, device: torch.device, most: float) -> "Kept | None":
@@ -141,27 +149,56 @@ class Kept:
         return kept
 
     def _put(self, rows: torch.Tensor, found: Sequence[torch.Tensor]) -> None:
-        tokens = found[0].shape[1]
-        which, places = self._places(rows, tokens)
-        inside = torch.arange(tokens, device=rows.device) < self._lengths[which][:, None]
+        which = self._sequences(rows)
+        lengths = self._lengths[which]
+        inside = torch.arange(found[0].shape[1], device=rows.device) < lengths[:, None]
+        tokens = inside.flatten().nonzero()[:, 0]
+        start, self._filled = self._filled, self._filled + len(tokens)
+        self._starts[which] = start + lengths.cumsum(0) - lengths
         for kept, new in zip(self._values, found, strict=True):
-            kept[places[inside]] = new[inside]
+            torch.index_select(new.flatten(0, 1), 0, tokens, out=kept[start : self._filled])
 
-    def of(self, rows: torch.Tensor, tokens: int) -> list[torch.Tensor]:
+    def padded(self, rows: torch.Tensor, tokens: int) -> list[torch.Tensor]:
         """Return what is known of some rows, each of shape (rows · choices, tokens, …).
 
         Args:
             rows: their numbers, on the device.
             tokens: of the longest, or more. Padding gets any values; no token attends to it.
         """
-        places = self._places(rows, tokens)[1].clamp(max=len(self._values[0]) - 1)
-        return [torch.cat([kept[some] for some in pieces(places)]) for kept in self._values]
+        places = self._starts[self._sequences(rows)][:, None] + torch.arange(tokens, device=rows.device)
+        found = self._read(places.flatten(), np.full(len(places), tokens))
+        return [values.unflatten(0, places.shape) for values in found]
 
-    def _places(self, rows: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the numbers of the rows' sequences, and where their tokens are."""
+    def grouped(self, rows: torch.Tensor, cut: bool) -> tuple[list[torch.Tensor], TokenGroups]:
+        """Return what is known of some rows, each of shape (tokens, …), and how the tokens lie.
+
+        Args:
+            rows: their numbers, on a CPU.
+            cut: see ``TokenGroups.of``.
+        """
+        which = self._sequences(rows)
+        groups = TokenGroups.of(self._lengths[which].numpy(), cut)
+        places = torch.from_numpy(groups.places(self._starts[which].numpy()))
+        return self._read(places, groups.tokens), groups
+
+    def _read(self, places: torch.Tensor, tokens: np.ndarray) -> list[torch.Tensor]:
+        """Read tokens at some places.
+
+        Args:
+            places: of the tokens of some sequences, one after the other.
+            tokens: of each sequence.
+        """
+        places, ends = places.clamp(max=len(self._values[0]) - 1), tokens.cumsum()
+        parts: list[list[torch.Tensor]] = [[] for _ in self._values]
+        for some in pieces(np.arange(len(tokens))):
+            piece = places[ends[some[0]] - tokens[some[0]] : ends[some[-1]]]
+            for part, kept in zip(parts, self._values, strict=True):
+                part.append(kept.index_select(0, piece))
+        return [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
+
+    def _sequences(self, rows: torch.Tensor) -> torch.Tensor:
         choices = torch.arange(self.num_choices, device=rows.device)
-        which = (rows[:, None] * self.num_choices + choices).flatten()
-        return which, self._starts[which][:, None] + torch.arange(tokens, device=rows.device)
+        return (rows[:, None] * self.num_choices + choices).flatten()
 
 
 def room_for(found: Sequence[torch.Tensor], encoded: Encoded, most: float) -> bool:

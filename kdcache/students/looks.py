@@ -10,7 +10,7 @@ import torch
 
 from kdcache.encoder.plans import fixed_plan, in_row_order
 from kdcache.students.frozen_inputs import FrozenInputs
-from kdcache.students.run import Run
+from kdcache.students.run import Run, known_prefix
 from kdcache.students.student import EVAL_BATCH_SIZE, forward
 from kdcache.students.watch import gradient_norms
 
@@ -78,4 +78,5 @@ def _scores(runs: Sequence[Run]) -> Iterator[dict[str, float]]:
 def _batch(runs: Sequence[Run], inputs: FrozenInputs, rows: np.ndarray) -> dict[str, torch.Tensor]:
     """Return some rows as the students of a pass read them."""
     on_device = torch.from_numpy(rows).to(inputs.backbone.device)
-    return inputs.with_trunk(inputs.padded.batch(rows), on_device, runs[0].student.late_layers)
+    batch = inputs.with_trunk(inputs.padded.batch(rows), on_device, runs[0].student.late_layers)
+    return inputs.with_text(batch, on_device, known_prefix(runs), shared=len(runs) == 1)

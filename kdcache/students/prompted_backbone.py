@@ -14,7 +14,7 @@ train in one pass, and how many tasks are served in one batch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from kdcache.encoder.load import load_encoder
 from kdcache.encoder.parts import encoder_layers
 from kdcache.encoder.pooling import Pooling, pool
 from kdcache.encoder.precision import Dtype, choose_attention, hold_in_bfloat16
-from kdcache.encoder.text_attention import TextAttention, attend_to_prefix, attend_to_text
+from kdcache.encoder.prefixed_layers import PrefixedLayers
+from kdcache.encoder.text_attention import TextAttention, attend_to_text
 from kdcache.errors import ModelError
 from kdcache.students.row_prompts import Insertion, RowPrompts, before_each_layer, passing
 
@@ -169,15 +170,16 @@ class Backbone:
             batch: ``input_ids``, ``attention_mask``, perhaps ``token_type_ids``, of shape
                 (batch, tokens); with ``cls``, [CLS] first. For late prompts perhaps ``trunk``, the states
                 below them, of shape (batch, tokens, dim); for deep ones of one length perhaps ``text``,
-                what ``self.text`` gives.
+                a ``KnownText``.
             prompts: one per row.
         """
         inputs, own = self.inputs(batch), batch["attention_mask"]
         if prompts is None:
             return self._read(inputs, own)
         if prompts.place == "deep":
-            with attend_to_prefix(self._first_attention, batch[TEXT]) if TEXT in batch else nullcontext():
-                return self._read(inputs | self._prefix(own, prompts), own)
+            if TEXT in batch:
+                return self._prefixed_layers.pooled(batch[TEXT], self._prefix_layers(prompts))
+            return self._read(inputs | self._prefix(own, prompts), own)
         if prompts.place == "late":
             layers = self.layers_entered(prompts.values.shape[2])
             states = batch[TRUNK] if TRUNK in batch else self.trunk(batch, layers)
@@ -222,7 +224,8 @@ class Backbone:
         inputs = self.inputs(batch) | {"position_ids": self._positions(own, shift)}
         with passing(self._layers):
             states = self._states(inputs)
-        return attend_to_text(self._first_attention, states, own)
+        first: Any = self._layers[0]
+        return attend_to_text(first.attention.self, states, own)
 
     @contextmanager
     def _above(self, states: torch.Tensor, layers: int) -> Iterator[None]:
@@ -246,21 +249,23 @@ class Backbone:
             states = self._states(inputs)
         return pool(states, own[:, -states.shape[1] :], self.pooling)
 
-    @property
-    def _first_attention(self) -> Any:
-        layer: Any = self._layers[0]
-        return layer.attention.self
-
     @cached_property
     def _layers(self) -> nn.ModuleList:
         return encoder_layers(self.encoder)
 
-    def _prefix(self, own: torch.Tensor, prompts: RowPrompts) -> dict[str, Any]:
+    @cached_property
+    def _prefixed_layers(self) -> PrefixedLayers:
+        return PrefixedLayers(self._layers, self.pooling, fused=self.dtype != "bfloat16")
+
+    def _prefix_layers(self, prompts: RowPrompts) -> list[torch.Tensor]:
         values = prompts.values.to(self.encoder.dtype)
-        entered = self.layers_entered(values.shape[2])
-        per_layer = values.unflatten(2, (entered, 2, self.config.num_attention_heads, -1))
-        layers = list(per_layer.permute(2, 3, 0, 4, 1, 5))  # layer, key or value, row, head, token, dim
-        below = self.config.num_hidden_layers - entered
+        shape = (self.layers_entered(values.shape[2]), 2, self.config.num_attention_heads, -1)
+        # layer, key or value, row, head, token, dim
+        return list(values.unflatten(2, shape).permute(2, 3, 0, 4, 1, 5))
+
+    def _prefix(self, own: torch.Tensor, prompts: RowPrompts) -> dict[str, Any]:
+        layers = self._prefix_layers(prompts)
+        below = self.config.num_hidden_layers - len(layers)
         layers = [layers[0]] * below + layers  # nobody reads those of layers below
         return {
             "attention_mask": torch.cat([prompts.mask, own], dim=1),

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from kdcache.encoder.batching import Padded
 from kdcache.students.row_prompts import RowPrompts
-from kdcache.students.run import TermValues
+from kdcache.students.run import TermValues, known_prefix
 from kdcache.students.stack import Stack
 
 SEEN_BEFORE = 2  # times that a shape came up before it is recorded: it may not come again
@@ -42,7 +42,7 @@ class Step:
         self.replays = (
             Step.records and self.backbone.device.type == "cuda" and all(stack.replayable for stack in stacks)
         )
-        self.prefix_tokens = self._prefix_tokens()
+        self.prefix_tokens = known_prefix([run for stack in stacks for run in stack.runs])
         self._times: Counter[Hashable] = Counter()
         self._recorded: dict[Hashable, tuple[Any, torch.Tensor, torch.Tensor]] = {}
         self._names: list[list[str]] = []
@@ -118,7 +118,8 @@ class Step:
         choices = self.stacks[0].runs[0].rows.encoded.num_choices
         counts = [size * choices for size in sizes]
         batch = self.inputs.with_trunk(batch, rows, self.late_layers)
-        batch = self.inputs.with_text(batch, rows, self.prefix_tokens)
+        one = sum(len(stack.runs) for stack in self.stacks) == 1
+        batch = self.inputs.with_text(batch, rows, self.prefix_tokens, shared=one)
         self.backbone.train(True)
         try:
             states = self.backbone.pooled(batch, self._prompts(counts))
@@ -139,16 +140,6 @@ class Step:
         for stack in self.stacks:
             stack.update(list(itertools.islice(gradients, len(stack.trained))))
         return values.detach()
-
-    def _prefix_tokens(self) -> int:
-        """Return the length of all prefixes, if it pays to know the attention to texts; else 0.
-
-        To compute it for a row costs about what it saves in one or two steps.
-        """
-        runs = [run for stack in self.stacks for run in stack.runs]
-        often = all(run.steps * run.spec.batch_size >= len(self.inputs.encoded) for run in runs)
-        lengths = {run.student.prefix_tokens for run in runs}
-        return lengths.pop() if often and len(lengths) == 1 else 0
 
     def _prompts(self, counts: Sequence[int]) -> RowPrompts | None:
         """Return the prompt of each sequence of a batch; None for a reference, which has none."""

@@ -107,6 +107,8 @@ class Student(nn.Module):
         backbone = self.backbone
         if self.prompt is None or self.prompt.place != "deep" or backbone.config.num_hidden_layers == 1:
             return 0  # a single layer is the last one, of which a head on [CLS] reads one token
+        if getattr(backbone.config, "is_decoder", False):
+            return 0  # its tokens do not see later ones
         return len(self.prompt.weight) if backbone.device.type == "cpu" and not backbone.dropout else 0
 
     @property

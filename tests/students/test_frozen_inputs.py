@@ -79,12 +79,12 @@ def test_the_first_layer_attends_to_the_text_once(tiny_model: Path, rows, poolin
 def test_what_prefixes_of_another_length_read_is_not_kept_beside(tiny_model: Path, rows):
     inputs = FrozenInputs(Backbone.load(tiny_model), rows.encoded)
     batch, some = rows.encoded.batch([2, 0]), torch.tensor([2, 0])
-    first = inputs.with_text(batch, some, 4)["text"]
+    first = inputs.with_text(batch, some, 4, shared=True)["text"].attention
     kept = weakref.ref(inputs._known["text", 4])
-    other = inputs.with_text(batch, some, 5)["text"]
+    other = inputs.with_text(batch, some, 5, shared=True)["text"].attention
     assert kept() is None
     assert (first.queries - other.queries).abs().max() > 1e-3  # of other positions
-    assert torch.equal(inputs.with_text(batch, some, 4)["text"].queries, first.queries)
+    assert torch.equal(inputs.with_text(batch, some, 4, shared=True)["text"].attention.queries, first.queries)
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,17 @@ def test_what_prefixes_of_another_length_read_is_not_kept_beside(tiny_model: Pat
         ({"method": "deep_prompt"}, 0),
         ({"method": "head"}, 0),
         ({"dropout": 0.1}, 0),  # what drops out differs between steps
+        ({"labelled": 4}, 0),  # of more rows than it trains on
         ({"few": True}, 0),  # some rows come up in no step
+        ({"decoder": True}, 0),  # which would hide later tokens
         ({"longer": True}, 0),  # behind another number of virtual tokens, text has other positions
     ],
 )
 def test_the_text_is_attended_to_beforehand_where_that_is_exact_and_pays(tiny_model, rows, changes, known):
     backbone = Backbone.load(tiny_model, dropout=changes.get("dropout", 0.0))
-    run = build_run(tiny_model, backbone, rows, changes.get("method", "prefix"), epochs=2)
+    backbone.config.is_decoder = changes.get("decoder", False)
+    some = rows.first(changes.get("labelled", len(rows)))
+    run = build_run(tiny_model, backbone, some, changes.get("method", "prefix"), epochs=2)
     if changes.get("few"):
         run.steps = (len(rows) - 1) // run.spec.batch_size
     others = [build_run(tiny_model, backbone, rows, num_virtual_tokens=5)] if changes.get("longer") else []
