@@ -12,6 +12,7 @@ import pytest
 import torch
 from engine import build_rows, build_run, double, fit, gap, values
 
+from kdcache import on_disk
 from kdcache.students.frozen_inputs import FrozenInputs, room_for
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.stack import stacked
@@ -85,6 +86,25 @@ def test_what_prefixes_of_another_length_read_is_not_kept_beside(tiny_model: Pat
     assert kept() is None
     assert (first.queries - other.queries).abs().max() > 1e-3  # of other positions
     assert torch.equal(inputs.with_text(batch, some, 4, shared=True)["text"].attention.queries, first.queries)
+
+
+def test_files_are_read_by_a_few_sequences_at_a_time(tiny_model: Path, rows, tmp_path, monkeypatch):
+    backbone, some = Backbone.load(tiny_model), torch.arange(8)
+    batch = rows.encoded.batch(range(8))
+    own = batch["attention_mask"].bool()  # padding has any values
+    reads = []
+    for folder in (None, tmp_path):
+        if folder:
+            monkeypatch.setattr(on_disk, "SMALL", 0)
+            monkeypatch.setattr(on_disk, "PIECE_ROWS", 3)
+        inputs = FrozenInputs(backbone, replace(rows.encoded, folder=folder))
+        text = inputs.with_text(batch, some, 4, shared=True)["text"].attention
+        reads.append([*text, inputs.with_trunk(batch, some, 1)["trunk"][own]])
+    assert all(torch.equal(one, other) for one, other in zip(*reads, strict=True))
+    released: list[bool] = []
+    monkeypatch.setattr(on_disk, "release", lambda: released.append(True))
+    inputs.with_text(batch, some, 4, shared=True)
+    assert len(released) == 3
 
 
 @pytest.mark.parametrize(
