@@ -27,17 +27,6 @@ class KnownText(NamedTuple):
     attention: TextAttention
     groups: TokenGroups
 
-    @classmethod
-    def of_batch(cls, attention: TextAttention, mask: torch.Tensor) -> "KnownText":
-        """Take a padded batch as one group.
-
-        Args:
-            attention: each of its values of shape (sequences, tokens, …).
-            mask: of shape (sequences, tokens), 0 for padding.
-        """
-        groups = TokenGroups.of(mask.sum(1).numpy(), cut=False)
-        return cls(TextAttention(*(value.flatten(0, 1) for value in attention)), groups)
-
 
 class PrefixedLayers:
     """The layers of an encoder, without dropout.

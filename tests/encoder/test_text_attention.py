@@ -9,7 +9,6 @@ from transformers import AutoConfig, AutoModel
 from kdcache.encoder.architectures import ARCHITECTURES
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_tokenizer
-from kdcache.encoder.prefixed_layers import KnownText
 from kdcache.students.frozen_inputs import FrozenInputs
 from kdcache.students.prompted_backbone import TEXT, Backbone
 from kdcache.students.row_prompts import RowPrompts
@@ -45,12 +44,13 @@ def test_states_and_gradients_are_those_of_the_whole_attention(
     towards = torch.randn(16).double()
     for rows in ([2, 1, 0, 3], [1] * 4):  # with padding, and without: then there is no mask
         batch = encoded.batch(rows)
-        one = KnownText.of_batch(backbone.text(batch, VIRTUAL_TOKENS), batch["attention_mask"])
-        shared = len(groups) == 1
-        cut = FrozenInputs(backbone, encoded).with_text(batch, torch.tensor(rows), VIRTUAL_TOKENS, shared)
+        shared, inputs = len(groups) == 1, FrozenInputs(backbone, encoded)
+        one = inputs.with_text(batch, torch.tensor(rows), VIRTUAL_TOKENS, shared=False)
+        cut = inputs.with_text(batch, torch.tensor(rows), VIRTUAL_TOKENS, shared)
+        assert len(one[TEXT].groups.shapes) == 1
         assert len(cut[TEXT].groups.shapes) == (len(set(encoded.lengths[rows])) if shared else 1)
         found = []
-        for known in ({}, {TEXT: one}, cut):
+        for known in ({}, one, cut):
             states = backbone.pooled(batch | known, RowPrompts.of("deep", prompts, groups))
             found.append([states, *torch.autograd.grad((states * towards).sum(), prompts)])
         assert all(one.abs().max() > 1e-4 for one in found[0])
@@ -61,12 +61,13 @@ def test_states_and_gradients_are_those_of_the_whole_attention(
 
 def test_no_token_of_the_first_layer_is_projected_again(tiny_model: Path):
     backbone = Backbone.load(tiny_model, "mean")
-    batch = encode(load_tokenizer(tiny_model), TEXTS, None, max_length=32).batch(range(4))
-    text = KnownText.of_batch(backbone.text(batch, VIRTUAL_TOKENS), batch["attention_mask"])
+    encoded = encode(load_tokenizer(tiny_model), TEXTS, None, max_length=32)
+    batch = encoded.batch(range(4))
+    known = FrozenInputs(backbone, encoded).with_text(batch, torch.arange(4), VIRTUAL_TOKENS, shared=True)
     attention = backbone.encoder.encoder.layer[0].attention.self
     for linear in (attention.query, attention.key, attention.value):
         linear.weight.fill_(torch.nan)
     prompt = torch.randn(VIRTUAL_TOKENS, backbone.prompt_width("deep"))
     prompts = RowPrompts.of("deep", [prompt], [4])
     assert backbone.pooled(batch, prompts).isnan().all()
-    assert backbone.pooled(batch | {TEXT: text}, prompts).isfinite().all()
+    assert backbone.pooled(known, prompts).isfinite().all()
