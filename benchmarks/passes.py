@@ -4,30 +4,38 @@
 
 A third of the students learn by cross-entropy, a third by KL too, a third by KL and ``gram``; 6 layers read
 by the mean, a prefix of 16 tokens, batch size 16. Times are on the wall: of all that comes before the first
-step, of the probes in it, and of the steps. On a GPU, predicted memory is what ``students_per_pass: auto``
-counts for so many students, and measured memory the peak of the pass above what was there before. Prints
-Markdown.
+step, of the probes in it, and of the steps. Predicted memory is what ``students_per_pass: auto`` counts for
+so many students on a GPU, and measured memory the peak of the pass above what was there before, both for
+students with dropout and scores on ``tune``. On a CPU, where the record of its allocator is long, that pass
+has 64 rows and one epoch. Prints Markdown.
 """
 
 import argparse
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from student_variants import KL, MODEL, Case, Ours, write_models
+from torch.profiler import ProfilerActivity, profile
 
 from kdcache.encoder.load import setup
 from kdcache.losses import Term
 from kdcache.students.loop import train_students
-from kdcache.students.memory import FREE_SHARE, students_that_fit
+from kdcache.students.memory import REHEARSED, rehearse
+from kdcache.students.prompted_backbone import Backbone
+from kdcache.students.run import Run
 
+DROPOUT, ROWS_ON_CPU = 0.1, 64
 ROWS, LAYERS, BATCH_SIZE, EPOCHS = 1024, 6, 16, 10
 OBJECTIVES: tuple[dict[str, Any], ...] = ({}, KL, {**KL, "inter_instance": Term("gram", 1.0, 1.0)})
 
 
-def measure(case: Case, students: int) -> tuple[float, ...]:
-    """Seconds before the first step, of probes and of steps; predicted and measured MiB, 0 on a CPU."""
+def time_pass(case: Case, students: int) -> tuple[float, float, float]:
+    """Seconds before the first step, of probes in them, and of steps."""
     ours = Ours(case)
     in_probes = 0.0
     fit = ours.probes.fit
@@ -41,22 +49,46 @@ def measure(case: Case, students: int) -> tuple[float, ...]:
 
     ours.probes.fit = timed  # type: ignore[method-assign]
     start = case.clock()
-    runs = [
-        ours.start(seed // len(OBJECTIVES), OBJECTIVES[seed % len(OBJECTIVES)], case.epochs)
-        for seed in range(students)
-    ]
+    runs = start_runs(ours, students)
     before_steps = case.clock() - start
-    predicted = held = 0.0
-    cuda = case.device == "cuda"
-    if cuda:
-        predicted = students * FREE_SHARE * torch.cuda.mem_get_info()[0] / students_that_fit(runs[-1])
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
     start = case.clock()
     train_students(runs)
-    steps = case.clock() - start
-    peak = torch.cuda.max_memory_allocated() - held if cuda else 0.0
-    return before_steps, in_probes, steps, predicted / 2**20, peak / 2**20
+    return before_steps, in_probes, case.clock() - start
+
+
+def start_runs(ours: Ours, students: int) -> list[Run]:
+    """The students of a pass."""
+    return [
+        ours.start(seed // len(OBJECTIVES), OBJECTIVES[seed % len(OBJECTIVES)], ours.case.epochs)
+        for seed in range(students)
+    ]
+
+
+def memory_of(case: Case, students: int) -> tuple[float, float]:
+    """Predicted and measured MiB of a pass."""
+    if case.device == "cpu":
+        case = replace(case, rows=ROWS_ON_CPU, epochs=1)
+    backbone = Backbone.load(case.models / "student", case.pooling, case.dtype, DROPOUT)
+    runs = start_runs(Ours(case, backbone), students)
+    for run in runs:
+        run.tune = run.rows
+    rehearse(runs[-1])
+    predicted = students * peak_bytes(case.device, lambda: rehearse(runs[-1])) / REHEARSED
+    return predicted / 2**20, peak_bytes(case.device, lambda: train_students(runs)) / 2**20
+
+
+def peak_bytes(device: str, compute: Callable[[], object]) -> int:
+    """What was held at most, above what was held before."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        compute()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        compute()
+    events = [event for event in told.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes))
 
 
 def main() -> None:
@@ -84,13 +116,13 @@ def main() -> None:
             given.dtype, given.epochs,
         )  # fmt: skip
         for students in given.students:
-            before, probes, steps, predicted, measured = measure(case, students)
-            memory = f"{predicted:.0f} | {measured:.0f}" if device == "cuda" else "– | –"
+            before, probes, steps = time_pass(case, students)
+            predicted, measured = memory_of(case, students)
             share = probes / (before + steps)
             print(
-                f"| {students} | {before:.1f} | {probes:.1f} | {steps:.1f} | {share:.0%} | {memory} |",
-                flush=True,
-            )
+                f"| {students} | {before:.1f} | {probes:.1f} | {steps:.1f} | {share:.0%} | {predicted:.0f} | "
+                f"{measured:.0f} |", flush=True,
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

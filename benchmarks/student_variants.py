@@ -155,16 +155,17 @@ def use_trainer(case: Case, live: bool, careful: bool = False, compiled: bool = 
 
 
 class Ours:
-    """What runs of one backbone share."""
+    """What runs of one backbone share: that of the case, if none is given."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, backbone: Backbone | None = None) -> None:
         self.case = case
         device = torch.device(case.device)
         self.encoded, labels = case.read()
         teacher = load_classifier(case.models / "teacher", NUM_LABELS, seed=0)
         logits, features = extract(teacher, self.encoded, NUM_LABELS, 64, device)
         del teacher
-        self.backbone = Backbone.load(case.models / "student", case.pooling, case.dtype).to(device)
+        backbone = backbone or Backbone.load(case.models / "student", case.pooling, case.dtype)
+        self.backbone = backbone.to(device)
         ids = [str(row) for row in range(len(labels))]
         task = Task(case.task, ("0", "1"), "benchmark", ("accuracy",))
         table = pa.table({"example_id": ids, "label": labels.numpy(), "group": ids})

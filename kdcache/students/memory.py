@@ -10,11 +10,14 @@ from tqdm import tqdm
 
 from kdcache.errors import ModelError
 from kdcache.students.arms import Name
+from kdcache.students.looks import batch_of, scored_at_once
 from kdcache.students.run import Run
 from kdcache.students.student import forward
+from kdcache.students.training_rows import StudentRows
 
 # Of a GPU's free memory, that a step may plan to use: recorded steps keep as much as a computed one takes.
 FREE_SHARE = 0.4
+REHEARSED = 2  # students, to learn what each of many takes
 
 
 def students_that_fit(run: Run) -> int:
@@ -24,21 +27,52 @@ def students_that_fit(run: Run) -> int:
         run: one of them; it is not changed.
     """
     device = run.student.backbone.device
-    if device.type == "cpu" or not run.student.tuned:
+    if device.type == "cpu" or run.student.prompt is None:
         return 1
-    padded = run.rows.inputs.padded
-    longest = np.argsort(-padded.lengths, kind="stable")[: run.spec.batch_size]
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    batch = padded.batch(longest)
     try:
-        logits, _ = forward([run.student], batch, [len(batch["input_ids"])])[0]
-        torch.autograd.grad(logits.sum(), run.student.tuned, allow_unused=True)
+        needed = bytes_per_student(run)
     except torch.OutOfMemoryError:
         return 1  # and the pass says what to do
-    needed = torch.cuda.max_memory_allocated(device) - before
     free, _ = torch.cuda.mem_get_info(device)
     return max(1, int(FREE_SHARE * free / needed))
+
+
+def bytes_per_student(run: Run) -> float:
+    """Return what a student like this one adds to the memory that a pass takes on a GPU, in bytes."""
+    device = run.student.backbone.device
+    rehearse(run)  # the first time, libraries and the layers below late prompts take room that stays
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    rehearse(run)
+    return (torch.cuda.max_memory_allocated(device) - before) / REHEARSED
+
+
+def rehearse(run: Run) -> None:
+    """Compute what takes most of a pass's memory: gradients of a step, and scores, each on the longest rows.
+
+    Several students take part, because one by itself shares its prompt among the rows of a batch.
+
+    Args:
+        run: one of them; it is not changed.
+    """
+    runs = [run] * REHEARSED
+    students = [run.student] * REHEARSED
+    backbone = run.student.backbone
+
+    def of_longest(rows: StudentRows, count: int) -> torch.Tensor:
+        longest = np.argsort(-rows.inputs.padded.lengths, kind="stable")[:count]
+        counts = [len(longest) * rows.encoded.num_choices] * REHEARSED
+        outputs = forward(students, batch_of(runs, rows.inputs, np.tile(longest, REHEARSED)), counts)
+        return torch.stack([logits.sum() for logits, _ in outputs]).sum()
+
+    backbone.train(True)
+    try:
+        torch.autograd.grad(of_longest(run.rows, run.spec.batch_size), run.student.tuned, allow_unused=True)
+    finally:
+        backbone.train(False)
+    if run.tune is not None:
+        with torch.no_grad():
+            of_longest(run.tune, scored_at_once(run))
 
 
 def in_what_fits(

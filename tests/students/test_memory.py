@@ -1,10 +1,48 @@
-"""What is done where a GPU's memory takes fewer students than planned."""
+"""What is predicted of a pass's memory, and what is done where a GPU's takes fewer students than planned."""
+
+from itertools import accumulate
 
 import pytest
 import torch
+from engine import KL_GRAM, build_rows, build_run
+from torch.profiler import ProfilerActivity, profile
 
 from kdcache.errors import ModelError
-from kdcache.students.memory import in_what_fits
+from kdcache.students import looks, step
+from kdcache.students.loop import train_students
+from kdcache.students.memory import REHEARSED, in_what_fits, rehearse
+from kdcache.students.prompted_backbone import Backbone
+
+
+def peak_bytes(compute):
+    """What the CPU's allocator held at most, above what it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        compute()
+    events = [event for event in told.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes))
+
+
+@pytest.mark.parametrize("students", [2, 6])
+@pytest.mark.parametrize("dropout", [0, 0.1])
+@pytest.mark.parametrize(
+    ("pooling", "method", "changes"),
+    [("cls", "prefix", {}), ("mean", "prompt", {}), ("mean", "late_prefix", {"late_layers": 1})],
+)
+def test_the_memory_of_a_pass_is_predicted(
+    tiny_model, monkeypatch, pooling, method, changes, dropout, students
+):
+    for module in (step, looks):  # a GPU computes all of the first layer
+        monkeypatch.setattr(module, "known_prefix", lambda runs: None)
+    backbone = Backbone.load(tiny_model, pooling, dropout=dropout)
+    rows = build_rows(tiny_model, backbone)
+    runs = [
+        build_run(tiny_model, backbone, rows, method, seed, rows, terms=KL_GRAM, **changes)
+        for seed in range(students)
+    ]
+    rehearse(runs[0])  # the computation that is kept comes first
+    predicted = students * peak_bytes(lambda: rehearse(runs[0])) / REHEARSED
+    assert peak_bytes(lambda: train_students(runs)) == pytest.approx(predicted, rel=0.1)
 
 
 def test_a_pass_that_does_not_fit_is_trained_in_halves(capsys):
