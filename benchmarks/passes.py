@@ -6,30 +6,30 @@ A third of the students learn by cross-entropy, a third by KL too, a third by KL
 by the mean, a prefix of 16 tokens, batch size 16. Times are on the wall: of all that comes before the first
 step, of the probes in it, and of the steps. Predicted memory is what ``students_per_pass: auto`` counts for
 so many students on a GPU, and measured memory the peak of the pass above what was there before, both for
-students with dropout and scores on ``tune``. On a CPU, where the record of its allocator is long, that pass
-has 64 rows and one epoch. Prints Markdown.
+students with dropout and scores on ``tune``, in a pass of 64 rows and one epoch. Prints Markdown.
 """
 
 import argparse
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from student_variants import KL, MODEL, Case, Ours, write_models
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
+from torch.profiler._utils import traverse_dfs
 
 from kdcache.encoder.load import setup
 from kdcache.losses import Term
 from kdcache.students.loop import train_students
-from kdcache.students.memory import REHEARSED, rehearse
+from kdcache.students.memory import REHEARSED, bytes_per_student, rehearse
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.run import Run
 
-DROPOUT, ROWS_ON_CPU = 0.1, 64
+DROPOUT, FEW_ROWS = 0.1, 64
 ROWS, LAYERS, BATCH_SIZE, EPOCHS = 1024, 6, 16, 10
 OBJECTIVES: tuple[dict[str, Any], ...] = ({}, KL, {**KL, "inter_instance": Term("gram", 1.0, 1.0)})
 
@@ -66,29 +66,33 @@ def start_runs(ours: Ours, students: int) -> list[Run]:
 
 def memory_of(case: Case, students: int) -> tuple[float, float]:
     """Predicted and measured MiB of a pass."""
-    if case.device == "cpu":
-        case = replace(case, rows=ROWS_ON_CPU, epochs=1)
+    case = replace(case, rows=FEW_ROWS, epochs=1)  # for a CPU's allocator, whose record is long
     backbone = Backbone.load(case.models / "student", case.pooling, case.dtype, DROPOUT)
     runs = start_runs(Ours(case, backbone), students)
     for run in runs:
         run.tune = run.rows
-    rehearse(runs[-1])
-    predicted = students * peak_bytes(case.device, lambda: rehearse(runs[-1])) / REHEARSED
-    return predicted / 2**20, peak_bytes(case.device, lambda: train_students(runs)) / 2**20
-
-
-def peak_bytes(device: str, compute: Callable[[], object]) -> int:
-    """What was held at most, above what was held before."""
-    if device == "cuda":
+    if case.device == "cuda":
+        predicted = bytes_per_student(runs[-1])
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        compute()
-        return torch.cuda.max_memory_allocated() - before
+        train_students(runs)
+        measured = torch.cuda.max_memory_allocated() - before
+    else:
+        predicted = peak_bytes(lambda: rehearse(runs[-1])) / REHEARSED
+        measured = peak_bytes(lambda: train_students(runs))
+    return students * predicted / 2**20, measured / 2**20
+
+
+def peak_bytes(compute: Callable[[], object]) -> int:
+    """What a CPU's allocator held at most, above what it held before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
         compute()
-    events = [event for event in told.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    return max(accumulate(changes))
+    nodes = traverse_dfs(told.profiler.kineto_results.experimental_event_tree())
+    events = sorted(
+        (node for node in nodes if node.tag == _EventType.Allocation), key=lambda node: node.start_time_ns
+    )
+    first, *_ = held = [node.typed[1] for node in events]
+    return max(one.total_allocated for one in held) - (first.total_allocated - first.alloc_size)
 
 
 def main() -> None:

@@ -44,6 +44,7 @@ from kdcache.encoder.precision import Dtype
 from kdcache.project import Project, require_tune
 from kdcache.spread import Engine
 from kdcache.students.arms import ArmSpec, DistillParams, resolve_arm
+from kdcache.students.looks import SCORED_AT_ONCE
 from kdcache.students.methods import method_on
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.run import steps_to_look_at
@@ -240,7 +241,8 @@ def _add_students(
         trunk = spec.pooling, kind.below
         for split in {*passes, *both} & splits.keys():  # below late prompts each row is read once
             times = passes.get(split, 0) * (1 - kind.below) + kind.below * (trunk not in trunks)
-            stage.read(kind.reading, splits[split].batches(fixed_plan, EVAL_BATCH_SIZE), times)
+            at_once = SCORED_AT_ONCE if kind.trains and split == "tune" else EVAL_BATCH_SIZE
+            stage.read(kind.reading, splits[split].batches(fixed_plan, at_once), times)
         trunks.add(trunk)
         stage.work += seeds * BUILDS * kind.build
         held = 4 * kind.trained + at(kind.step.held, 1, spec.batch_size * longest_row(splits))

@@ -192,7 +192,8 @@ class Grid:
             size = self.params.students_per_pass
             if size == "auto":
                 on_cpu = self.backbone.device.type == "cpu"  # where stacking gains nothing
-                size = 1 if on_cpu else students_that_fit(self.start(*same[0]))
+                prompts = METHODS[self.specs[same[0][0]].method].place
+                size = students_that_fit(self.start(*same[0])) if prompts and not on_cpu else 1
             for first in range(0, len(same), size):
                 yield same[first : first + size]
 

@@ -11,10 +11,10 @@ import torch
 from kdcache.encoder.plans import fixed_plan, in_row_order
 from kdcache.students.frozen_inputs import FrozenInputs
 from kdcache.students.run import Run, known_prefix
-from kdcache.students.student import EVAL_BATCH_SIZE, forward
+from kdcache.students.student import forward
 from kdcache.students.watch import gradient_norms
 
-SCORED_AT_ONCE = 2  # times a step's rows: without gradients as many take no more memory than a step
+SCORED_AT_ONCE = 64  # rows of tune, of each student of a pass; more of them take more memory than steps
 
 
 def look(runs: Sequence[Run]) -> None:
@@ -36,7 +36,7 @@ def _watch(runs: Sequence[Run]) -> list[dict[str, float]]:
     batches = [run.watch.batch for run in runs]
     students = [run.student for run in runs]
     counts = [len(batch) * first.encoded.num_choices for batch in batches]
-    outputs = forward(students, batch_of(runs, first.inputs, np.concatenate(batches)), counts)
+    outputs = forward(students, _batch(runs, first.inputs, np.concatenate(batches)), counts)
     logits, compared, targets, terms = [], [], [], []
     for run, batch, (some, features) in zip(runs, batches, outputs, strict=True):
         rows = torch.from_numpy(batch).to(some.device)
@@ -60,13 +60,13 @@ def _scores(runs: Sequence[Run]) -> Iterator[dict[str, float]]:
         return
     encoded = tune.encoded
     students = [run.student for run in runs]
-    plan = fixed_plan(encoded.lengths, scored_at_once(runs[0]))
+    plan = fixed_plan(encoded.lengths, SCORED_AT_ONCE)
     logits: list[list[torch.Tensor]] = [[] for _ in runs]
     for rows in plan:
         if all(student.reads_frozen_states for student in students):
             outputs = [student.head(tune.inputs.states_of(rows)) for student in students]
         else:
-            batch = batch_of(runs, tune.inputs, np.tile(rows, len(runs)))
+            batch = _batch(runs, tune.inputs, np.tile(rows, len(runs)))
             outputs = forward(students, batch, [len(rows) * encoded.num_choices] * len(runs))
         for kept, (some, _) in zip(logits, outputs, strict=True):
             kept.append(encoded.by_row(some))
@@ -74,19 +74,8 @@ def _scores(runs: Sequence[Run]) -> Iterator[dict[str, float]]:
         yield run.score(in_row_order(kept, plan).cpu().numpy())
 
 
-def scored_at_once(run: Run) -> int:
-    """Return how many rows of ``tune`` a student of a pass reads at once."""
-    return min(EVAL_BATCH_SIZE, SCORED_AT_ONCE * run.spec.batch_size)
-
-
-def batch_of(runs: Sequence[Run], inputs: FrozenInputs, rows: np.ndarray) -> dict[str, torch.Tensor]:
-    """Return some rows as the students of a pass read them.
-
-    Args:
-        runs: of the pass.
-        inputs: that hold the rows.
-        rows: of all students, one after another.
-    """
+def _batch(runs: Sequence[Run], inputs: FrozenInputs, rows: np.ndarray) -> dict[str, torch.Tensor]:
+    """Return some rows as the students of a pass read them."""
     on_device = torch.from_numpy(rows).to(inputs.backbone.device)
     batch = inputs.with_trunk(inputs.padded.batch(rows), on_device, runs[0].student.late_layers)
     return inputs.with_text(batch, on_device, known_prefix(runs), shared=len(runs) == 1)

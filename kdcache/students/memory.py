@@ -10,7 +10,9 @@ from tqdm import tqdm
 
 from kdcache.errors import ModelError
 from kdcache.students.arms import Name
-from kdcache.students.looks import batch_of, scored_at_once
+from kdcache.students.frozen_inputs import KEPT_SHARE
+from kdcache.students.looks import SCORED_AT_ONCE
+from kdcache.students.prompted_backbone import TRUNK
 from kdcache.students.run import Run
 from kdcache.students.student import forward
 from kdcache.students.training_rows import StudentRows
@@ -18,29 +20,29 @@ from kdcache.students.training_rows import StudentRows
 # Of a GPU's free memory, that a step may plan to use: recorded steps keep as much as a computed one takes.
 FREE_SHARE = 0.4
 REHEARSED = 2  # students, to learn what each of many takes
+STATES = 5  # of a trained weight: itself among those of its pass, two moments, gradients of a step and a look
 
 
 def students_that_fit(run: Run) -> int:
-    """Return how many students like this one a pass may hold: 1 on a CPU, on a GPU what its memory takes.
+    """Return how many students like this one a pass on a GPU may hold.
 
     Args:
-        run: one of them; it is not changed.
+        run: one of them, with a prompt; it is not changed.
     """
-    device = run.student.backbone.device
-    if device.type == "cpu" or run.student.prompt is None:
-        return 1
     try:
         needed = bytes_per_student(run)
     except torch.OutOfMemoryError:
         return 1  # and the pass says what to do
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(1, int(FREE_SHARE * free / needed))
+    torch.cuda.empty_cache()  # what was rehearsed with is free again
+    free, _ = torch.cuda.mem_get_info(run.student.backbone.device)
+    share = FREE_SHARE * (1 - KEPT_SHARE if run.student.late_layers else 1)
+    return max(1, int(share * free / needed))
 
 
 def bytes_per_student(run: Run) -> float:
-    """Return what a student like this one adds to the memory that a pass takes on a GPU, in bytes."""
+    """Return what each student of a pass on a GPU takes, in bytes; see ``students_that_fit``."""
     device = run.student.backbone.device
-    rehearse(run)  # the first time, libraries and the layers below late prompts take room that stays
+    rehearse(run)  # the first time, libraries take room that stays
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     rehearse(run)
@@ -48,31 +50,41 @@ def bytes_per_student(run: Run) -> float:
 
 
 def rehearse(run: Run) -> None:
-    """Compute what takes most of a pass's memory: gradients of a step, and scores, each on the longest rows.
+    """Compute for several students what takes most of a pass's memory: a step, a look, and scores.
 
-    Several students take part, because one by itself shares its prompt among the rows of a batch.
+    One student by itself would take less, because it shares its prompt among the rows of a batch. What a
+    relation of all rows keeps is not counted.
 
     Args:
-        run: one of them; it is not changed.
+        run: one of them, with a prompt; it is not changed.
     """
-    runs = [run] * REHEARSED
-    students = [run.student] * REHEARSED
-    backbone = run.student.backbone
+    student, backbone = run.student, run.student.backbone
 
-    def of_longest(rows: StudentRows, count: int) -> torch.Tensor:
-        longest = np.argsort(-rows.inputs.padded.lengths, kind="stable")[:count]
-        counts = [len(longest) * rows.encoded.num_choices] * REHEARSED
-        outputs = forward(students, batch_of(runs, rows.inputs, np.tile(longest, REHEARSED)), counts)
-        return torch.stack([logits.sum() for logits, _ in outputs]).sum()
+    def logits_of(rows: StudentRows, which: np.ndarray) -> torch.Tensor:
+        batch = dict(rows.inputs.padded.batch(np.tile(which, REHEARSED)))
+        if student.late_layers:
+            batch[TRUNK] = backbone.trunk(batch, student.late_layers)
+        counts = [len(which) * rows.encoded.num_choices] * REHEARSED
+        return torch.cat([logits for logits, _ in forward([student] * REHEARSED, batch, counts)])
 
+    def longest(rows: StudentRows, count: int) -> np.ndarray:
+        return np.argsort(-rows.inputs.padded.lengths, kind="stable")[:count]
+
+    trained = [*student.tuned, *student.head_parameters]
+    states = [torch.empty_like(some) for some in trained for _ in range(STATES * REHEARSED)]
     backbone.train(True)
     try:
-        torch.autograd.grad(of_longest(run.rows, run.spec.batch_size), run.student.tuned, allow_unused=True)
+        logits = logits_of(run.rows, longest(run.rows, run.spec.batch_size))
+        torch.autograd.grad(logits.sum(), student.tuned, allow_unused=True)
     finally:
         backbone.train(False)
+    logits = logits_of(run.rows, run.watch.batch)
+    torch.autograd.grad(logits.sum(), student.tuned, retain_graph=True, allow_unused=True)
+    del logits
     if run.tune is not None:
         with torch.no_grad():
-            of_longest(run.tune, scored_at_once(run))
+            logits_of(run.tune, longest(run.tune, SCORED_AT_ONCE))
+    del states
 
 
 def in_what_fits(

@@ -1,16 +1,17 @@
 """What is predicted of a pass's memory, and what is done where a GPU's takes fewer students than planned."""
 
-from itertools import accumulate
-
 import pytest
 import torch
 from engine import KL_GRAM, build_rows, build_run
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
+from torch.profiler._utils import traverse_dfs
 
 from kdcache.errors import ModelError
 from kdcache.students import looks, step
+from kdcache.students.frozen_inputs import KEPT_SHARE
 from kdcache.students.loop import train_students
-from kdcache.students.memory import REHEARSED, in_what_fits, rehearse
+from kdcache.students.memory import FREE_SHARE, REHEARSED, in_what_fits, rehearse, students_that_fit
 from kdcache.students.prompted_backbone import Backbone
 
 
@@ -18,31 +19,54 @@ def peak_bytes(compute):
     """What the CPU's allocator held at most, above what it held before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
         compute()
-    events = [event for event in told.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    return max(accumulate(changes))
+    nodes = traverse_dfs(told.profiler.kineto_results.experimental_event_tree())
+    events = sorted(
+        (node for node in nodes if node.tag == _EventType.Allocation), key=lambda node: node.start_time_ns
+    )
+    first, *_ = held = [node.typed[1] for node in events]
+    return max(one.total_allocated for one in held) - (first.total_allocated - first.alloc_size)
 
 
 @pytest.mark.parametrize("students", [2, 6])
 @pytest.mark.parametrize("dropout", [0, 0.1])
 @pytest.mark.parametrize(
-    ("pooling", "method", "changes"),
-    [("cls", "prefix", {}), ("mean", "prompt", {}), ("mean", "late_prefix", {"late_layers": 1})],
+    ("pooling", "method", "scored", "changes"),
+    [
+        ("cls", "prefix", True, {}),
+        ("mean", "prefix", False, {"num_virtual_tokens": 32}),
+        ("mean", "prompt", True, {}),
+        ("mean", "late_prefix", True, {"late_layers": 1}),
+    ],
 )
 def test_the_memory_of_a_pass_is_predicted(
-    tiny_model, monkeypatch, pooling, method, changes, dropout, students
+    tiny_model, monkeypatch, pooling, method, scored, changes, dropout, students
 ):
     for module in (step, looks):  # a GPU computes all of the first layer
         monkeypatch.setattr(module, "known_prefix", lambda runs: None)
     backbone = Backbone.load(tiny_model, pooling, dropout=dropout)
     rows = build_rows(tiny_model, backbone)
-    runs = [
-        build_run(tiny_model, backbone, rows, method, seed, rows, terms=KL_GRAM, **changes)
-        for seed in range(students)
-    ]
-    rehearse(runs[0])  # the computation that is kept comes first
+    tune = rows if scored else None
+    first, *runs = (
+        build_run(tiny_model, backbone, rows, method, seed, tune, terms=KL_GRAM, **changes)
+        for seed in range(students + 1)
+    )
+    train_students([first])  # what is kept of rows comes first
     predicted = students * peak_bytes(lambda: rehearse(runs[0])) / REHEARSED
     assert peak_bytes(lambda: train_students(runs)) == pytest.approx(predicted, rel=0.1)
+
+
+def test_a_pass_holds_the_students_that_fit_and_what_late_prompts_keep(tiny_model, monkeypatch):
+    on_gpu = {"memory_allocated": 100, "max_memory_allocated": 700, "mem_get_info": (6000, 8000)}
+    for name, told in on_gpu.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, told=told: told)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    backbone = Backbone.load(tiny_model, "cls")
+    rows = build_rows(tiny_model, backbone)
+    room = FREE_SHARE * 6000
+    students = students_that_fit(build_run(tiny_model, backbone, rows))
+    assert students == int(room / (600 / REHEARSED)) > 1
+    late = students_that_fit(build_run(tiny_model, backbone, rows, "late_prefix", late_layers=1))
+    assert late == int(room * (1 - KEPT_SHARE) / (600 / REHEARSED)) < students
 
 
 def test_a_pass_that_does_not_fit_is_trained_in_halves(capsys):
