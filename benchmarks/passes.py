@@ -5,22 +5,19 @@
 A third of the students learn by cross-entropy, a third by KL too, a third by KL and ``gram``; 6 layers read
 by the mean, a prefix of 16 tokens, batch size 16. Times are on the wall: of all that comes before the first
 step, of the probes in it, and of the steps. Predicted memory is what ``students_per_pass: auto`` counts for
-so many students on a GPU, and measured memory the peak of the pass above what was there before, both for
-students with dropout and scores on ``tune``, in a pass of 64 rows and one epoch. Prints Markdown.
+so many students on a GPU, and measured memory the peak of a pass above what was there before. That pass has
+64 rows, one epoch, dropout and scores on ``tune``; the pass that is timed has none of these. Prints Markdown.
 """
 
 import argparse
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from allocator import peak_bytes
 from student_variants import KL, MODEL, Case, Ours, write_models
-from torch._C._profiler import _EventType
-from torch.profiler import ProfilerActivity, profile
-from torch.profiler._utils import traverse_dfs
 
 from kdcache.encoder.load import setup
 from kdcache.losses import Term
@@ -81,18 +78,6 @@ def memory_of(case: Case, students: int) -> tuple[float, float]:
         predicted = peak_bytes(lambda: rehearse(runs[-1])) / REHEARSED
         measured = peak_bytes(lambda: train_students(runs))
     return students * predicted / 2**20, measured / 2**20
-
-
-def peak_bytes(compute: Callable[[], object]) -> int:
-    """What a CPU's allocator held at most, above what it held before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
-        compute()
-    nodes = traverse_dfs(told.profiler.kineto_results.experimental_event_tree())
-    events = sorted(
-        (node for node in nodes if node.tag == _EventType.Allocation), key=lambda node: node.start_time_ns
-    )
-    first, *_ = held = [node.typed[1] for node in events]
-    return max(one.total_allocated for one in held) - (first.total_allocated - first.alloc_size)
 
 
 def main() -> None:

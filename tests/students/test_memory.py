@@ -1,11 +1,11 @@
 """What is predicted of a pass's memory, and what is done where a GPU's takes fewer students than planned."""
 
+import runpy
+
 import pytest
 import torch
+from conftest import ROOT
 from engine import KL_GRAM, build_rows, build_run
-from torch._C._profiler import _EventType
-from torch.profiler import ProfilerActivity, profile
-from torch.profiler._utils import traverse_dfs
 
 from kdcache.errors import ModelError
 from kdcache.students import looks, step
@@ -14,17 +14,7 @@ from kdcache.students.loop import train_students
 from kdcache.students.memory import FREE_SHARE, REHEARSED, in_what_fits, rehearse, students_that_fit
 from kdcache.students.prompted_backbone import Backbone
 
-
-def peak_bytes(compute):
-    """What the CPU's allocator held at most, above what it held before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
-        compute()
-    nodes = traverse_dfs(told.profiler.kineto_results.experimental_event_tree())
-    events = sorted(
-        (node for node in nodes if node.tag == _EventType.Allocation), key=lambda node: node.start_time_ns
-    )
-    first, *_ = held = [node.typed[1] for node in events]
-    return max(one.total_allocated for one in held) - (first.total_allocated - first.alloc_size)
+peak_bytes = runpy.run_path(str(ROOT / "benchmarks" / "allocator.py"))["peak_bytes"]
 
 
 @pytest.mark.parametrize("students", [2, 6])
