@@ -1,6 +1,7 @@
 """Starting a project: the pipeline, its parameters, and a task guessed from a table or the sample tasks."""
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -27,6 +28,22 @@ SAMPLE_TASK = "tasks/calls.toml"  # the task file of the sample's third task
 HIDDEN = ("dvc", "dvcignore", "gitignore")  # of the template; they get their dot in a project
 EXTENDED = (".gitignore", ".dvcignore")  # where these exist, missing lines are added
 SHOWN_ROWS = 3
+# What --teacher sets beside the model: as in studies/few_labels, which is behind docs/results.md.
+STUDIED = {
+    "prepare.tune_fraction": "0.5",
+    "train_teacher.epochs": "20",
+    "train_teacher.lr": "5e-5",
+    "train_teacher.select": "tune",
+    "student_backbone.num_layers": "all",
+    "distill.num_virtual_tokens": "16",
+    "distill.lr": "3e-2",
+    "distill.steps": "600",
+    "distill.batch_size": "16",
+    "distill.dropout": "0.1",
+    "distill.select": "tune",
+    "distill.kl": "{inter_class: {name: kl, temperature: 2.0}}",
+    "distill.kl+gram": "{inter_class: {name: kl, temperature: 2.0}, inter_instance: {name: gram}}",
+}
 
 Files = dict[str, bytes]  # path in the project → content
 
@@ -39,27 +56,41 @@ def init(
             "--table", metavar="FILE", help="Your texts and labels: a .csv, .tsv, .jsonl or .parquet file."
         ),
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher", metavar="MODEL",
+            help="A larger model to teach: a folder or hub id. Students then get the settings of the study.",
+        ),
+    ] = None,
     debug: Debug = False,
-) -> None:
+) -> None:  # fmt: skip
     """Start a project: write dvc.yaml, params.yaml, pipeline/ and a task file guessed from --table.
 
     Without --table, the project gets the three sample tasks. Existing files are never overwritten.
+    Without --teacher, params.yaml has small, quick settings: a teacher of six layers, students of two.
 
     Examples:
 
         kdcache init reviews --table reviews.csv
+
+        kdcache init reviews --table reviews.csv --teacher sentence-transformers/all-mpnet-base-v2
     """
     with errors_in_one_line(debug):
-        name = start_project(folder, table)
+        name = start_project(folder, table, teacher)
         typer.echo("\n".join(_next_commands(folder, name)))
 
 
-def start_project(folder: Path | str, table: Path | str | None = None) -> str | None:
+def start_project(
+    folder: Path | str, table: Path | str | None = None, teacher: str | None = None
+) -> str | None:
     """Write a project into a folder and print what was written and guessed, as ``kdcache init`` does.
 
     Args:
         folder: the project's; it may be new.
         table: with texts and labels: .csv, .tsv, .jsonl or .parquet. None takes the sample tasks.
+        teacher: a larger model to teach, a hub id or a folder. Teacher and students then get the settings
+            of the study with few labels; None leaves the small ones of the sample.
 
     Returns:
         The name of the task; None for the sample's.
@@ -80,7 +111,19 @@ def start_project(folder: Path | str, table: Path | str | None = None) -> str | 
         name, drafted, lines = _draft(Path(table), folder)
         del files[SAMPLE_TASK]
         files |= drafted
-        files["params.yaml"] = _with_task(files["params.yaml"], name)
+        # A task may be called 2026.
+        item = name if parse_yaml(name, "tasks") == name else f'"{name}"'
+        own = {
+            "tasks": f"[{item}]",
+            "fine_tune": f"[{item}]",
+            "prepare.source": "files",
+            "prepare.path": "tasks",
+        }
+        files["params.yaml"] = _with_values(files["params.yaml"], own)
+    if teacher is not None:
+        # A path is the user's, from where they are; the project may lie elsewhere.
+        model = json.dumps(str(Path(teacher).resolve()) if Path(teacher).is_dir() else teacher)
+        files["params.yaml"] = _with_values(files["params.yaml"], {"train_teacher.model": model, **STUDIED})
     _write(folder, files)
     typer.echo("\n".join([f"Wrote {', '.join(_top_level(files))} in {folder.resolve()}.", *lines]))
     return name
@@ -157,15 +200,21 @@ def _shown_rows(guess: "Guess", rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return shown
 
 
-def _with_task(params: bytes, name: str) -> bytes:
-    """The shipped params.yaml with only this task, from files in tasks/; comments stay."""
+def _with_values(params: bytes, values: Mapping[str, str]) -> bytes:
+    """The shipped params.yaml with other values; comments stay.
+
+    Args:
+        params: the file.
+        values: KEY or SECTION.KEY → YAML, where KEY may be anywhere below its section.
+    """
     text = params.decode()
-    item = name if parse_yaml(name, "tasks") == name else f'"{name}"'  # a task may be called 2026
-    own = {"tasks": f"[{item}]", "fine_tune": f"[{item}]", "  source": "files", "  path": "tasks"}
-    for key, value in own.items():
-        text, count = re.subn(rf"^{key}: .*$", f"{key}: {value}", text, count=1, flags=re.MULTILINE)
-        if not count:
-            raise KdcacheError(f"{TEMPLATE / 'params.yaml'} lacks the key {key.strip()}. Reinstall kdcache.")
+    for name, value in values.items():
+        *section, key = name.split(".")
+        above = rf"^{section[0]}:\n(?:  .*\n)*?  +" if section else "^"
+        found = re.search(rf"{above}{re.escape(key)}: (.*?)(?:  #.*)?$", text, flags=re.MULTILINE)
+        if not found:
+            raise KdcacheError(f"{TEMPLATE / 'params.yaml'} lacks the key {name}. Reinstall kdcache.")
+        text = text[: found.start(1)] + value + text[found.end(1) :]
     return text.encode()
 
 

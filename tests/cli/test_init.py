@@ -251,6 +251,21 @@ def test_bad_table_is_one_line_and_nothing_is_written(empty_folder, name):
     assert not (empty_folder / "project").exists()
 
 
+def test_a_larger_teacher_brings_the_settings_of_the_study(empty_folder):
+    guessed(empty_folder, "reviews.csv", REVIEWS, "--teacher", "some/model")
+    params, shipped = read_params("project/params.yaml"), read_params(ROOT / "params.yaml")
+    study = read_params(ROOT / "studies" / "few_labels" / "params.yaml")
+    assert params["train_teacher"]["model"] == "some/model"
+    assert params["distill"]["arms"].keys() == shipped["distill"]["arms"].keys()
+    assert "ce_weight" not in params["distill"]["arms"]["kl"]
+    compared = {"prepare": ["tune_fraction"], "train_teacher": ["epochs", "lr", "batch_size", "select"]}
+    compared["student_backbone"] = ["num_layers"]
+    compared["distill"] = ["num_virtual_tokens", "lr", "steps", "batch_size", "dropout", "select"]
+    for section, keys in compared.items():
+        for key in keys:
+            assert params[section][key] == study[section][key], key
+
+
 def test_folder_that_is_a_file_is_refused(empty_folder):
     (empty_folder / "project").write_text("")
     assert "project" in fails("init", "project")
