@@ -257,13 +257,22 @@ def test_a_larger_teacher_brings_the_settings_of_the_study(empty_folder):
     study = read_params(ROOT / "studies" / "few_labels" / "params.yaml")
     assert params["train_teacher"]["model"] == "some/model"
     assert params["distill"]["arms"].keys() == shipped["distill"]["arms"].keys()
-    assert "ce_weight" not in params["distill"]["arms"]["kl"]
+    for arm in ("kl", "kl+gram"):  # the study has an arm for each rate, and a teacher for each seed
+        taught = study["distill"]["arms"][f"{arm}@3e-2"]
+        assert params["distill"]["arms"][arm] | {"lr": taught["lr"], "targets": taught["targets"]} == taught
     compared = {"prepare": ["tune_fraction"], "train_teacher": ["epochs", "lr", "batch_size", "select"]}
     compared["student_backbone"] = ["num_layers"]
     compared["distill"] = ["num_virtual_tokens", "lr", "steps", "batch_size", "dropout", "select"]
     for section, keys in compared.items():
         for key in keys:
             assert params[section][key] == study[section][key], key
+
+
+def test_a_teachers_folder_is_found_from_the_project(empty_folder):
+    (empty_folder / "models").mkdir()
+    assert run("init", "project", "--teacher", "models")[0] == 0
+    model = read_params("project/params.yaml")["train_teacher"]["model"]
+    assert Path("project", model).samefile(empty_folder / "models")
 
 
 def test_folder_that_is_a_file_is_refused(empty_folder):
