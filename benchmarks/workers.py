@@ -1,11 +1,12 @@
 """Students of one task, trained by one process and side by side by several; each process has one thread.
 
-    python benchmarks/workers.py PROJECT --task calls [--workers 2] [--rounds 3]
+    python benchmarks/workers.py PROJECT --task calls [--workers 2] [--steps 100] [--rounds 3]
 
 PROJECT holds data, cache and backbone, for example a clone after ``dvc repro``. Each round runs ``kdcache
-distill`` with one process and with several, from empty runs. Time is that on the wall, so the machine
-must have nothing else to do: of the whole command, and without its start, which is the time of the
-command for one student of the arm ``head``, which takes no step. Prints Markdown.
+distill`` with one process and with several, from empty runs. Each arm has four seeds, so that two or four
+processes have as many students each. Time is that on the wall, so the machine must have nothing else to do:
+of the whole command, and without its start, which is the time of the command for one student of the arm
+``head``, which takes no step. Prints Markdown.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+SEEDS = 4
+
 
 def main() -> None:
     """Print the table."""
@@ -26,6 +29,7 @@ def main() -> None:
     parser.add_argument("project", type=Path)
     parser.add_argument("--task", default="calls")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
 
@@ -38,8 +42,10 @@ def main() -> None:
         def seconds(workers: int, *more: str) -> float:
             for left in ("runs", ".kdcache"):
                 shutil.rmtree(project / left, ignore_errors=True)
-            command = [sys.executable, "-m", "kdcache", "distill", "--task", options.task, *more]
-            command += ["--set", f"threads={workers}", "--set", f"distill.workers={workers}"]
+            command = [sys.executable, "-m", "kdcache", "distill", "--task", options.task]
+            command += more or [part for seed in range(SEEDS) for part in ("--seed", str(seed))]
+            values = (f"threads={workers}", f"distill.workers={workers}", f"distill.steps={options.steps}")
+            command += [part for value in values for part in ("--set", value)]
             start = time.perf_counter()
             subprocess.run(command, cwd=project, check=True, capture_output=True)
             return time.perf_counter() - start
@@ -48,7 +54,8 @@ def main() -> None:
         for _ in range(options.rounds):
             start = seconds(1, "--arm", "head", "--seed", "0")
             rounds.append((start, seconds(1), seconds(options.workers)))
-    print(f"| {options.task} | 1 process, s | {options.workers} processes, s | ratio (least … most) |")
+    what = f"{options.task}, {options.steps} steps"
+    print(f"| {what} | 1 process, s | {options.workers} processes, s | ratio (least … most) |")
     print("|---|---:|---:|---:|")
     for name, less in (("whole command", 0), ("without its start", 1)):
         one = [alone - less * start for start, alone, _ in rounds]

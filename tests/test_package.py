@@ -218,7 +218,6 @@ def test_from_the_wheel_to_predictions_in_an_empty_folder(wheel, tmp_path):
     build_tiny_model(own / "tiny")
     make_tiny(own)
     call("kdcache", "run", cwd=own)
-    call("kdcache", "shrink", cwd=own)
     call("kdcache", "distill", "--arm", "kl", "--seed", "0", cwd=own)
     (own / "new.jsonl").write_text('{"text": "a good room"}\n')
     files = ["--input", "new.jsonl", "--output", "out.csv"]

@@ -18,7 +18,6 @@ cd reviews
 sed -i 's/holdout = {fraction = 0.2}/holdout = {fraction = 0.2, test = 0.2}/' tasks/reviews.toml
 kdcache tasks check reviews
 kdcache run --task reviews --set threads=1 --set train_teacher.epochs=4
-kdcache shrink --set threads=1
 kdcache distill --task reviews --arm head --arm ce --arm kl --seed 0 --seed 1 --set distill.steps=20
 kdcache report
 kdcache compare kl ce

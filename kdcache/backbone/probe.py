@@ -133,6 +133,11 @@ def probe_accuracy(
     return float(np.mean(probe.logits(held_out).argmax(1).cpu().numpy() == held_out_labels))
 
 
+def prepared_tasks(project: Project) -> list[str]:
+    """Tasks of the project that are prepared."""
+    return [name for name in project.tasks if (Path(project.paths.data) / name / TASK).is_file()]
+
+
 def read_probes(
     project: Project, names: Sequence[str] | None, tokenizer: Any, max_length: int
 ) -> dict[str, Probe]:
@@ -151,10 +156,8 @@ def read_probes(
         DataError: a named task is not prepared.
     """
     data = Path(project.paths.data)
-    if names is None:
-        names = [name for name in project.tasks if (data / name / TASK).is_file()]
     probes = {}
-    for name in names:
+    for name in prepared_tasks(project) if names is None else names:
         task = read_task(data / name, name)
         if "tune" not in existing_splits(data / name, task):
             print(f"{name}: no probe, since there is no split tune", flush=True)

@@ -14,6 +14,7 @@ from kdcache.backbone.cut import choose_layers, cut
 from kdcache.backbone.probe import (
     BLIND_BELOW,
     encoder_states,
+    prepared_tasks,
     read_probes,
     refuse_blind,
     tabulate,
@@ -67,7 +68,7 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
         ParamsError: more layers than there are.
         ModelError: the reference does not resolve, positions run out, it cannot be cut, or the result is
             blind.
-        DataError: a task is not prepared, or no task has rows to train on.
+        DataError: no task is prepared, or none has rows to train on.
     """
     params = project.section("student_backbone", StudentBackboneParams)
     target = Path(project.paths.backbone)
@@ -151,14 +152,15 @@ def _keep_for_students(project: Project, old: Path, new: Path) -> None:
 
 
 def _examined_texts(project: Project) -> tuple[list[str], list[str]]:
-    """Texts and second texts, or "": the first training rows of every task, as many of each."""
+    """Texts and second texts, or "": the first training rows of every prepared task, as many of each."""
     texts: list[str] = []
     pairs: list[str] = []
-    for name in project.tasks:
+    names = prepared_tasks(project) or project.tasks[:1]  # reading that one says what is missing
+    for name in names:
         folder = Path(project.paths.data) / name
         task = read_task(folder, name)
         if "train" in existing_splits(folder, task):
-            table = read_split(folder, "train", task)[: max(EXAMINED_ROWS // len(project.tasks), 1)]
+            table = read_split(folder, "train", task)[: max(EXAMINED_ROWS // len(names), 1)]
             for found, new in zip((texts, pairs), sequences(table, task), strict=True):
                 found += new
     if not texts:

@@ -32,7 +32,8 @@ app = typer.Typer(
     help=(
         "Distil a larger teacher into small prompt-tuned students, through cached logits. "
         "`kdcache init` starts a project; the other commands run in its folder and read its params.yaml. "
-        "The order is prepare, teach, cache, shrink, distill, report; `dvc repro` runs them all."
+        "The order is run (prepare, teach, cache, shrink, inspect), distill, report; "
+        "`dvc repro` runs all stages."
     ),
 )
 

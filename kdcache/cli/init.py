@@ -255,8 +255,7 @@ def _top_level(files: Files) -> list[str]:
 
 def _next_commands(folder: Path, name: str | None) -> list[str]:
     commands = [
-        ("kdcache run", "prepare the rows, train a teacher, cache its logits, show them"),
-        ("kdcache shrink", "make the students' backbone"),
+        ("kdcache run", "prepare the rows, train a teacher, cache its logits, make the backbone, inspect"),
         ("kdcache distill", "train students, into runs/"),
     ]
     if name:

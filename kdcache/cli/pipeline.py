@@ -153,21 +153,29 @@ def distill(
 def run(
     task: Tasks = None,
     to: Annotated[
-        Literal["prepare", "teach", "cache", "inspect"], typer.Option("--to", help="The last step to take.")
+        Literal["prepare", "teach", "cache", "shrink", "inspect"],
+        typer.Option("--to", help="The last step to take."),
     ] = "inspect",
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """From rows to a cache to look at: prepare, teach, cache, inspect, one after the other.
+    """From rows to a cache to look at: prepare, teach, cache, shrink, inspect, one after the other.
 
     Examples:
 
         kdcache run --task reviews
     """
-    for step in (prepare, teach, cache, inspect):
+    steps = {"prepare": prepare, "teach": teach, "cache": cache, "shrink": _shrink, "inspect": inspect}
+    for name, step in steps.items():
         step(task=task, set_=set_, debug=debug)
-        if step.__name__ == to:
+        if name == to:
             break
+
+
+def _shrink(task: list[str] | None, set_: list[str] | None, debug: bool) -> None:
+    """Make the backbone of params.yaml, and probe it on every task that is prepared."""
+    with open_project(set_, debug, task) as project, project.timed("student_backbone"):
+        load_stage("student_backbone")(project)
 
 
 def report(

@@ -110,7 +110,6 @@ def test_own_table_becomes_the_only_task(empty_folder):
         "cd project",
         "kdcache tasks check reviews",
         "kdcache run",
-        "kdcache shrink",
         "dvc repro",
     ):
         assert command in out

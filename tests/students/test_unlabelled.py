@@ -37,7 +37,7 @@ def built(tmp_path_factory, tiny_model) -> Path:
     write_powered(folder)
     (folder / "clinc150").rename(folder / "own")
     (folder / "own" / "mine.toml").write_text(TASK_FILE)
-    run_all(folder, ["run", "--set", "prepare.max_rows=null", *OWN], ["shrink", *OWN])
+    run_all(folder, ["run", "--set", "prepare.max_rows=null", *OWN])
     return folder
 
 

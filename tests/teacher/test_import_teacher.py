@@ -104,7 +104,7 @@ def test_the_section_gives_the_bytes_of_the_command(two):
     code, out, _ = run("run", "--task", "cb", *set_)  # no teacher is trained, and all else goes its way
     assert code == 0
     assert "outside/cb" in out
-    assert not Path("models").exists()
+    assert not Path("models/teacher").exists()
     assert content() == whole
     Project.load(set_[1::2])
     check_teachers(Project.load(set_[1::2]))
