@@ -1,9 +1,9 @@
 """Students of one task, trained by one process and side by side by several; each process has one thread.
 
-    python benchmarks/workers.py PROJECT --task calls [--workers 2] [--steps 100] [--rounds 3]
+    python benchmarks/workers.py PROJECT --task calls [--workers 2] [--seeds 4] [--steps 100] [--rounds 3]
 
 PROJECT holds data, cache and backbone, for example a clone after ``dvc repro``. Each round runs ``kdcache
-distill`` with one process and with several, from empty runs. Each arm has four seeds, so that two or four
+distill`` with one process and with several, from empty runs. With four seeds of each arm, two or four
 processes have as many students each. Time is that on the wall, so the machine must have nothing else to do:
 of the whole command, and without its start, which is the time of the command for one student of the arm
 ``head``, which takes no step. Prints Markdown.
@@ -18,8 +18,6 @@ import tempfile
 import time
 from pathlib import Path
 
-SEEDS = 4
-
 
 def main() -> None:
     """Print the table."""
@@ -29,6 +27,7 @@ def main() -> None:
     parser.add_argument("project", type=Path)
     parser.add_argument("--task", default="calls")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -43,11 +42,12 @@ def main() -> None:
             for left in ("runs", ".kdcache"):
                 shutil.rmtree(project / left, ignore_errors=True)
             command = [sys.executable, "-m", "kdcache", "distill", "--task", options.task]
-            command += more or [part for seed in range(SEEDS) for part in ("--seed", str(seed))]
-            values = (f"threads={workers}", f"distill.workers={workers}", f"distill.steps={options.steps}")
+            command += more or [part for seed in range(options.seeds) for part in ("--seed", str(seed))]
+            values = [f"threads={workers}", f"distill.workers={workers}"]
+            values += [f"distill.steps={options.steps}", "distill.epochs=null"]
             command += [part for value in values for part in ("--set", value)]
             start = time.perf_counter()
-            subprocess.run(command, cwd=project, check=True, capture_output=True)
+            subprocess.run(command, cwd=project, check=True, stdout=subprocess.DEVNULL)
             return time.perf_counter() - start
 
         rounds = []

@@ -45,7 +45,8 @@ def test_own_data_become_a_labelled_file_as_told(project, monkeypatch, tmp_path)
     small = [
         "threads=1", f"train_teacher.model={tiny}", "train_teacher.epochs=1", "train_teacher.folds=0",
         f"student_backbone.model={tiny}", "student_backbone.num_layers=1", "distill.steps=2",
-        "distill.seeds=[0]", "distill.num_virtual_tokens=4", "distill.arms={kl: {inter_class: {name: kl}}}",
+        "distill.seeds=[0]", "distill.num_virtual_tokens=4",
+        "distill.arms={head+kl: {method: head, ce_weight: 0, inter_class: {name: kl}}}",
         *(f"{section}.max_length=64" for section in ("train_teacher", "student_backbone", "distill")),
     ]  # fmt: skip
     kdcache = [

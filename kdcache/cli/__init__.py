@@ -32,7 +32,7 @@ app = typer.Typer(
     help=(
         "Distil a larger teacher into small prompt-tuned students, through cached logits. "
         "`kdcache init` starts a project; the other commands run in its folder and read its params.yaml. "
-        "The order is run (prepare, teach, cache, shrink, inspect), distill, report; "
+        "The order is run (prepare, shrink, teach, cache, inspect), distill, report; "
         "`dvc repro` runs all stages."
     ),
 )

@@ -255,7 +255,7 @@ def _top_level(files: Files) -> list[str]:
 
 def _next_commands(folder: Path, name: str | None) -> list[str]:
     commands = [
-        ("kdcache run", "prepare the rows, train a teacher, cache its logits, make the backbone, inspect"),
+        ("kdcache run", "prepare the rows, make the backbone, train a teacher, cache its logits, inspect"),
         ("kdcache distill", "train students, into runs/"),
     ]
     if name:

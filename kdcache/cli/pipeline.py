@@ -1,6 +1,8 @@
 """The pipeline's stages as commands. A stage is imported only when it runs, so that --help costs nothing."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -153,19 +155,24 @@ def distill(
 def run(
     task: Tasks = None,
     to: Annotated[
-        Literal["prepare", "teach", "cache", "shrink", "inspect"],
+        Literal["prepare", "shrink", "teach", "cache", "inspect"],
         typer.Option("--to", help="The last step to take."),
     ] = "inspect",
     set_: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """From rows to a cache to look at: prepare, teach, cache, shrink, inspect, one after the other.
+    """From rows to a cache to look at: prepare, shrink, teach, cache, inspect, one after the other.
+
+    A backbone that is there already is kept, and said.
 
     Examples:
 
         kdcache run --task reviews
     """
-    steps = {"prepare": prepare, "teach": teach, "cache": cache, "shrink": _shrink, "inspect": inspect}
+    # The backbone comes before what takes long: a mistake in its section shows at once.
+    steps: dict[str, Callable[..., None]] = {
+        "prepare": prepare, "shrink": _shrink, "teach": teach, "cache": cache, "inspect": inspect,
+    }  # fmt: skip
     for name, step in steps.items():
         step(task=task, set_=set_, debug=debug)
         if name == to:
@@ -173,9 +180,13 @@ def run(
 
 
 def _shrink(task: list[str] | None, set_: list[str] | None, debug: bool) -> None:
-    """Make the backbone of params.yaml, and probe it on every task that is prepared."""
-    with open_project(set_, debug, task) as project, project.timed("student_backbone"):
-        load_stage("student_backbone")(project)
+    """Make the backbone of params.yaml where there is none: `shrink` may have made another on purpose."""
+    with open_project(set_, debug, task) as project:
+        if Path(project.paths.backbone).exists():
+            typer.echo(f"{project.paths.backbone}: it is kept as it is. To make it anew: kdcache shrink")
+            return
+        with project.timed("student_backbone"):
+            load_stage("student_backbone")(project.only(chosen_tasks(project, task)))
 
 
 def report(

@@ -27,7 +27,9 @@ def shrink(
     probe: Annotated[
         list[str] | None,
         typer.Option(
-            "--probe", metavar="TASK", help="Prepared task to probe on; repeatable. All when left out."
+            "--probe",
+            metavar="TASK",
+            help="Prepared task or its task file, to probe on; repeatable. All of params.yaml when left out.",
         ),
     ] = None,
     out: Annotated[
@@ -46,7 +48,7 @@ def shrink(
 
         kdcache shrink path/to/model --num-layers 6 --layers spread --out models/small
     """
-    with open_project(set_, debug) as project:
+    with open_project(set_, debug, probe) as project:
         given = {
             "model": model, "num_layers": num_layers and parse_yaml(num_layers, "--num-layers"),
             "layers": layers and parse_yaml(f"[{layers}]" if layers[0].isdigit() else layers, "--layers"),

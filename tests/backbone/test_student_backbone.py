@@ -66,10 +66,12 @@ def test_any_model_is_cut_to_anywhere(project, tmp_path):
     assert not (folder / "models").exists()
 
 
-def test_every_task_is_examined_in_equal_parts(project, monkeypatch):
+@pytest.mark.parametrize(("prepared", "of_each"), [(("wic", "cb"), 10), (("cb",), 20)])
+def test_every_prepared_task_is_examined_in_equal_parts(project, monkeypatch, prepared, of_each):
     monkeypatch.setattr("kdcache.backbone.student_backbone.EXAMINED_ROWS", 20)
     folder = project()
-    assert run("prepare")[0] == 0
+    for task in prepared:
+        assert run("prepare", "--task", task)[0] == 0
     seen = []
     monkeypatch.setattr(
         "kdcache.backbone.student_backbone.encode", lambda *given: seen.append(given[1:3]) or encode(*given)
@@ -77,10 +79,11 @@ def test_every_task_is_examined_in_equal_parts(project, monkeypatch):
     assert run("shrink")[0] == 0
     (texts, _), *_ = seen
     wanted = [
-        pq.read_table(folder / f"data/{task}/train.parquet")["text"].to_pylist()[:10]
-        for task in ("wic", "cb")
+        text
+        for task in prepared
+        for text in pq.read_table(folder / f"data/{task}/train.parquet")["text"].to_pylist()[:of_each]
     ]
-    assert texts == wanted[0] + wanted[1]
+    assert texts == wanted
 
 
 @pytest.mark.parametrize(
