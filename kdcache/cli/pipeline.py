@@ -183,7 +183,10 @@ def _shrink(task: list[str] | None, set_: list[str] | None, debug: bool) -> None
     """Make the backbone of params.yaml where there is none: `shrink` may have made another on purpose."""
     with open_project(set_, debug, task) as project:
         if Path(project.paths.backbone).exists():
-            typer.echo(f"{project.paths.backbone}: it is kept as it is. To make it anew: kdcache shrink")
+            typer.echo(
+                f"{project.paths.backbone}: kept as it is. kdcache shrink makes it anew, "
+                "and probes it on each prepared task"
+            )
             return
         with project.timed("student_backbone"):
             load_stage("student_backbone")(project.only(chosen_tasks(project, task)))
