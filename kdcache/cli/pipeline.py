@@ -1,5 +1,6 @@
 """The pipeline's stages as commands. A stage is imported only when it runs, so that --help costs nothing."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from kdcache.cli.options import (
     with_engine,
 )
 from kdcache.params import MAX_SEED
-from kdcache.project import load_stage
+from kdcache.project import BACKBONE_RECORD, load_stage
 from kdcache.spread import Engine
 
 
@@ -182,14 +183,23 @@ def run(
 def _shrink(task: list[str] | None, set_: list[str] | None, debug: bool) -> None:
     """Make the backbone of params.yaml where there is none: `shrink` may have made another on purpose."""
     with open_project(set_, debug, task) as project:
-        if Path(project.paths.backbone).exists():
+        backbone = Path(project.paths.backbone)
+        if backbone.exists():
             typer.echo(
-                f"{project.paths.backbone}: kept as it is. kdcache shrink makes it anew, "
-                "and probes it on each prepared task"
+                f"{backbone}: kept as it is{_what_it_is(backbone / BACKBONE_RECORD)}. kdcache shrink makes "
+                "it anew from params.yaml, and probes it on each prepared task"
             )
             return
         with project.timed("student_backbone"):
             load_stage("student_backbone")(project.only(chosen_tasks(project, task)))
+
+
+def _what_it_is(record: Path) -> str:
+    """What a backbone was made of, to hold against params.yaml; "" of one that `shrink` did not make."""
+    if not record.is_file():
+        return ""
+    made = json.loads(record.read_text(encoding="utf-8"))
+    return f", layers {', '.join(map(str, made['layers']))} of {made['model']}, pooling {made['pooling']}"
 
 
 def report(

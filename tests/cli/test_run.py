@@ -29,6 +29,9 @@ def test_a_backbone_that_is_there_is_kept_and_said(project):
     code, out, _ = run("run", "--task", "cb", "--to", "shrink")  # params.yaml keeps one layer
     assert code == 0
     assert f"{BACKBONE}: " in out
+    record = json.loads((BACKBONE / "shrink.json").read_text())
+    first, second = record["layers"]
+    assert f"layers {first}, {second} of {record['model']}, pooling {record['pooling']}" in out
     assert {path.name: path.read_bytes() for path in BACKBONE.iterdir() if path.is_file()} == made
 
 
