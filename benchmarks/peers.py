@@ -56,11 +56,8 @@ def read_rows(folder: Path, task: Task, separator: str, splits: Sequence[str] = 
     rows = {}
     for split in splits:
         table = read_split(folder, split, task)
-        texts = table["text"].to_pylist()
-        if table["text_pair"].null_count < len(table):
-            texts = [
-                f"{a} {separator} {b}" for a, b in zip(texts, table["text_pair"].to_pylist(), strict=True)
-            ]
+        pairs = zip(table["text"].to_pylist(), table["text_pair"].to_pylist(), strict=True)
+        texts = [f"{first} {separator} {second}" if second else first for first, second in pairs]
         rows[split] = texts, np.array(table["label"].to_numpy())
     return rows
 
