@@ -80,7 +80,11 @@ def check_place(target: Path, kind: str) -> None:
     Raises:
         ParamsError: a folder that is neither empty nor of that kind.
     """
-    if target.is_dir() and any(target.iterdir()) and not any(target.glob(MARKS[kind])):
+    if target.is_dir():
+        ours = not any(target.iterdir()) or any(target.glob(MARKS[kind]))
+    else:
+        ours = not target.exists()
+    if not ours:
         raise ParamsError(
             f"{target}: it must be new, empty or a {kind} folder of kdcache, got something else there. "
             "Move it away, or choose another place under paths in params.yaml."

@@ -12,7 +12,8 @@ def tiny_spec(method: str = "prefix", **changes: Any) -> ArmSpec:
         "num_virtual_tokens": 4, "init": "separators", "pooling": "cls",
         "lr": 0.1, "steps": None, "epochs": 2,
         "head_lr": 1e-2, "batch_size": 4, "max_length": 32,
-        "weight_decay": 0.01, "warmup_fraction": 0.1, "select": "last", "ce_weight": 1.0,
-        "label_smoothing": 0.0, "terms": {}, "targets": "cached", "unlabelled": False,
+        "weight_decay": 0.01, "warmup_fraction": 0.1, "dropout": 0.0, "dtype": "float32",
+        "select": "last", "ce_weight": 1.0, "label_smoothing": 0.0, "terms": {}, "targets": "cached",
+        "unlabelled": False,
     }  # fmt: skip
     return ArmSpec(**values | changes)

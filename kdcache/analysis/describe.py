@@ -41,7 +41,8 @@ def describe_analysis(analysis: CacheAnalysis) -> str:
     """
     if "train" not in analysis.splits:
         return "This cache has no train split, so it can score students but not train them."
-    warnings = [_little_entropy(analysis) or _memory(analysis), _majority(analysis), _probes(analysis)]
+    of_seen = None if _mostly_unseen(analysis) else _little_entropy(analysis) or _memory(analysis)
+    warnings = [of_seen, _majority(analysis), _probes(analysis)]
     warnings += [_stale_probe(analysis), _fold_cost(analysis)]
     warnings += [_lost_classes(analysis), _failed_fold(analysis), _calibration(analysis)]
     found = [sentence for sentence in warnings if sentence] or ["No problem was found with these targets."]
@@ -59,6 +60,12 @@ def _summary(analysis: CacheAnalysis) -> str:
         f"The teacher's accuracy is {_percent(accuracy.value)} on {accuracy.rows} training rows{seen}; "
         f"{entropy}."
     )
+
+
+def _mostly_unseen(analysis: CacheAnalysis) -> bool:
+    """Whether the teacher saw few of the rows that students can learn from: most have no label."""
+    train, unlabelled = analysis.splits["train"], analysis.splits.get("unlabelled")
+    return not train.held_out and unlabelled is not None and unlabelled.rows > train.rows
 
 
 def _little_entropy(analysis: CacheAnalysis) -> str | None:

@@ -54,7 +54,8 @@ def dataset_card(manifest: Manifest) -> str:
         table.append(_row(split, str(manifest.sum_of(split, "rows")), *shares))
     columns = ["| column | type | meaning |", "|---|---|---|"]
     for name, kind in manifest.columns:
-        meaning = PLAIN_COLUMNS.get(name, "of one member of the ensemble")
+        of_layer = name.startswith("features_") and "pooled states of one layer"
+        meaning = PLAIN_COLUMNS.get(name) or of_layer or "of one member of the ensemble"
         columns.append(_row(f"`{name}`", kind, meaning))
     code = [
         "import kdcache", "", f'rows = kdcache.load_cache("PATH", "{splits[0]}").rows',

@@ -26,8 +26,9 @@ class SplitDiff:
         rows: number of shared ids.
         only_a, only_b: ids that only one of the caches holds.
         texts, labels: shared ids with different content hashes or labels.
-        max_abs, mean_abs: distance between the logits of shared rows; 0 if there are none. The labels that
-            one of two caches of the largest logits does not keep share their mass in both.
+        max_abs, mean_abs: distance between the logits of shared rows; 0 if there are none, None if the
+            caches are of different numbers of labels. The labels that one of two caches of the largest
+            logits does not keep share their mass in both.
         flips: number of shared rows with different predictions.
     """
 
@@ -36,8 +37,8 @@ class SplitDiff:
     only_b: list[str]
     texts: list[str]
     labels: list[str]
-    max_abs: float
-    mean_abs: float
+    max_abs: float | None
+    mean_abs: float | None
     flips: int
 
 
@@ -50,10 +51,12 @@ class CacheDiff:
             a field that one of them lacks. Digests and sizes of files are left out, since ``splits``
             compares their content.
         splits: split → difference, for the splits that both hold.
+        same: whether the manifests are equal, digests of files and all.
     """
 
     fields: dict[str, tuple[Any, Any]]
     splits: dict[str, SplitDiff]
+    same: bool
 
 
 def diff_caches(a: Location | Path | str, b: Location | Path | str) -> CacheDiff:
@@ -72,7 +75,8 @@ def diff_caches(a: Location | Path | str, b: Location | Path | str) -> CacheDiff
     fields = {name: (facts_a.get(name), facts_b.get(name)) for name in sorted({*facts_a, *facts_b})}
     changed = {name: pair for name, pair in fields.items() if pair[0] != pair[1]}
     shared = [split for split in manifest_a.splits if split in manifest_b.data]
-    return CacheDiff(changed, {s: _diff_split(load_cache(a, s), load_cache(b, s)) for s in shared})
+    splits = {s: _diff_split(load_cache(a, s), load_cache(b, s)) for s in shared}
+    return CacheDiff(changed, splits, manifest_a == manifest_b)
 
 
 def _facts(manifest: Manifest) -> dict[str, Any]:
@@ -99,7 +103,8 @@ def _diff_split(a: CachedSplit, b: CachedSplit) -> SplitDiff:
         rows=rows,
         only_a=list(pick(a.keys, found.only_a)), only_b=list(pick(b.keys, found.only_b)),
         texts=list(pick(a.keys, found.texts)), labels=list(pick(a.keys, found.labels)),
-        max_abs=most, mean_abs=total / max(1, rows * a.num_logits), flips=flips,
+        max_abs=most if comparable else None,
+        mean_abs=total / max(1, rows * a.num_logits) if comparable else None, flips=flips,
     )  # fmt: skip
 
 

@@ -73,6 +73,8 @@ def to_logits(outputs: Outputs, policy: MissingMass, where: str) -> np.ndarray:
     if policy == "spread":
         takers = np.where(given.all(axis=1, keepdims=True), True, ~given)
         p = p + takers * np.clip(1 - total, 0, None)[:, None] / takers.sum(axis=1, keepdims=True)
+    if policy == "renormalise":  # before any is raised to the smallest: all of a row may be below that
+        p /= total[:, None]
     return _log(p)
 
 

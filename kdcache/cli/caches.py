@@ -93,7 +93,7 @@ def diff(
             console.print(f"  {name}: {text}", soft_wrap=True)
         for split, rows in found.splits.items():
             console.print(f"{split}: {_describe(rows)}", soft_wrap=True)
-        if not found.fields:
+        if found.same:
             typer.echo("The two caches are the same.")
 
 
@@ -249,8 +249,9 @@ def _describe(rows: "SplitDiff") -> str:
         ("with different texts", rows.texts), ("with different labels", rows.labels),
     ):  # fmt: skip
         parts += [f"{len(ids)} {what}"] if ids else []
-    moved = f"logits moved by {rows.max_abs:.3g} at most, {rows.mean_abs:.3g} on average"
-    return ", ".join([*parts, moved, f"{rows.flips} argmax flips"])
+    if rows.max_abs is not None:
+        parts += [f"logits moved by {rows.max_abs:.3g} at most, {rows.mean_abs:.3g} on average"]
+    return ", ".join([*parts, f"{rows.flips} argmax flips"])
 
 
 def _prefixed(prefix: str, values: dict[str, float]) -> dict[str, str]:

@@ -43,6 +43,7 @@ def export_student(
         if Path("params.yaml").is_file():
             prepared = Path(Project.load().paths.data) / read_about(folder).task.name
             data = prepared if (prepared / "validation.parquet").is_file() else None
+        folder = folder if folder.name.strip(".") else folder.resolve()  # "." has no name to add to
         out = out or folder.with_name(f"{folder.name}-{to}{'-int8' if int8 else ''}")
         found = export(folder, out, to, int8, data, backbone)
         typer.echo(f"{out}: written")

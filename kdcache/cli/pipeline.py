@@ -149,8 +149,8 @@ def distill(
             for table in (score_table([summary], control), cost_table([summary])):
                 typer.echo("\n".join([*table.markdown(), "", f"{table.caption}.", ""]))
             typer.echo(f"students: {project.paths.runs}/{name}/")
-        chosen = chosen if project.tasks != tuple(chosen) else []
-        typer.echo(f"Next: {' '.join(['kdcache report', *(f'--task {name}' for name in chosen)])}")
+        named = (task or []) if project.tasks != tuple(chosen) else []
+        typer.echo(f"Next: {' '.join(['kdcache report', *(f'--task {name}' for name in named)])}")
 
 
 def run(

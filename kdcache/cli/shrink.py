@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from kdcache.cli.options import Debug, Overrides, chosen_tasks, open_project
-from kdcache.errors import ParamsError
 from kdcache.plain_yaml import parse_yaml
 
 
@@ -57,8 +56,6 @@ def shrink(
         section = project.raw.get("student_backbone", {}) | {k: v for k, v in given.items() if v is not None}
         project = replace(project, raw=project.raw | {"student_backbone": section})
         if out:
-            if out.exists() and not (out / "config.json").is_file():
-                raise ParamsError(f"--out: {out} must be new or a model's folder, got something else there.")
             project = replace(project, paths=replace(project.paths, backbone=str(out)))
         probes = chosen_tasks(project, probe) if probe else None
         from kdcache.backbone.student_backbone import student_backbone as stage

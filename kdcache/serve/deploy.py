@@ -110,7 +110,7 @@ def _write_folder(folder: Path, base: Path, about: About, made: Path) -> None:
     card = (folder / CARD).read_text(encoding="utf-8")
     if about.pooling == "cls" and METHODS[about.method].place is None:
         about = _write_classifier(folder, base, about, made)
-        where, code, within = "It is a whole model of transformers", _pipeline(about), "."
+        where, code, within = "It is a whole model of transformers", _pipeline(about, base), "."
     else:
         shutil.copytree(folder, made)
         shutil.copytree(base, made / EXPORTED_BACKBONE, dirs_exist_ok=True)
@@ -125,7 +125,8 @@ def _write_folder(folder: Path, base: Path, about: About, made: Path) -> None:
     (made / ABOUT).write_text(
         json.dumps(said, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    table = card[card.index("\n# ") : card.rindex("| ") + 2]
+    start, end = card.find("\n# "), card.rfind("|\n") + 1
+    table = card[start:end] if 0 <= start < end else ""  # somebody wrote another card
     front = ["---", "library_name: transformers", "pipeline_tag: text-classification", "---"]
     lines = [f"{where}. PATH is this folder:", "", "```python", *code, "```", ""]
     lines += ['With kdcache, from anywhere: `kdcache.load_student("PATH")`.']
@@ -151,9 +152,9 @@ def _write_classifier(folder: Path, base: Path, about: About, made: Path) -> Abo
     return replace(about, method="full")
 
 
-def _pipeline(about: About) -> list[str]:
+def _pipeline(about: About, base: Path) -> list[str]:
     if about.task.num_choices > 1:  # a pipeline labels single rows
-        return loading_code(about)
+        return loading_code(replace(about, backbone=base.as_posix()))
     text = '{"text": "a text", "text_pair": "its pair"}' if about.task.pairs else '"a text"'
     cut = f'truncation="{STRATEGIES[about.task.truncate] if about.task.pairs else "longest_first"}"'
     return [

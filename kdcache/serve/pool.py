@@ -131,9 +131,9 @@ class StudentPool:
         Raises:
             DataError: the name fits no student, or several.
         """
-        if name in self.students:
+        if isinstance(name, str) and name in self.students:
             return self.students[name]
-        some = self._of_task.get(name, ())
+        some = self._of_task.get(name, ()) if isinstance(name, str) else ()
         if len(some) == 1:
             return self.students[some[0]]
         if some:

@@ -127,10 +127,14 @@ def write_zip(project: Project) -> tuple[Path, list[str]]:
 
 def _load(project: Project, task: Task, folder: Path) -> LoadedStudent:
     student = load_student(folder, setup(project.threads))
-    if (student.labels, student.task.num_choices) != (task.labels, task.num_choices):
+    if student.task.name != task.name:
+        raise ModelError(f"{folder}: it must be a student of {task.name}, got one of {student.task.name}.")
+    now, learned = ((one.template, one.labels, one.num_choices) for one in (task, student.task))
+    if learned != now:
         raise ModelError(
-            f"{folder}: This is a student of {student.task.name}, which has other labels than {task.name}. "
-            f"Name a student of {task.name}."
+            f"{folder}: it must have learned {task.name} as it is prepared now, {task.template} with labels "
+            f"{', '.join(task.labels)}, got {student.task.template} with {', '.join(student.labels)}. "
+            "Train it again, or put back the task file and prepare again."
         )
     return student
 

@@ -13,7 +13,7 @@ from kdcache.cache.manifest import MANIFEST, Manifest, read_manifest
 from kdcache.cache.verify import verify_cache
 from kdcache.digests import SEAL, file_digest
 from kdcache.errors import CacheCorrupt, KdcacheError, shorten
-from kdcache.places import ABOUT, CARD, PLAIN_NAME, replacing
+from kdcache.places import ABOUT, CARD, PLAIN_NAME, replacing, require_plain
 from kdcache.plain_json import MAX_BYTES, parse_json
 from kdcache.project import BACKBONE_RECORD
 from kdcache.serve.deploy import EXPORT
@@ -66,7 +66,11 @@ def push(folder: Path | str, to: Path | str) -> Shared:
         made = {CARD: dataset_card(manifest).encode(), last: manifest.to_bytes()}
     else:
         names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-        files = {name: file_digest(folder / name) for name in names if name != SEAL and not _hidden(name)}
+        names = [name for name in names if name != SEAL and not _hidden(name)]
+        for name in names:
+            for part in name.split("/"):
+                require_plain(part, f"{folder / name}")
+        files = {name: file_digest(folder / name) for name in names}
         made, last = {SEAL: _index(files)}, SEAL
     copied = 0
     remedy = "Fix that and push again; it goes on where it stopped."

@@ -10,7 +10,7 @@ from kdcache.encoder.prompt_init import STARTS
 from kdcache.errors import ParamsError, nearest
 from kdcache.losses.terms import Ramp, Term, check_terms, describe
 from kdcache.params import Count, NonNegativeFloat, PositiveFloat, Range, Seed
-from kdcache.students.methods import Method
+from kdcache.students.methods import METHODS, Method
 
 STUDENT = "student:"  # before the folder of a student whose prompt another one starts from
 
@@ -135,10 +135,12 @@ class DistillParams:
         """Refuse a grid of none.
 
         Raises:
-            ParamsError: there is no arm, or no seed.
+            ParamsError: there is no arm, or no seed, or a seed stands twice.
         """
         if not self.arms or not self.seeds:
             raise ParamsError("distill: arms and seeds must each hold at least one entry, got none.")
+        if twice := sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1}):
+            raise ParamsError(f"distill.seeds: they must differ, got {twice[0]} twice. Remove one.")
 
     def side_by_side(self, threads: int) -> tuple[int, int]:
         """Return how many processes share some threads, and how many threads each has."""
@@ -173,6 +175,8 @@ class ArmSpec:
     max_length: int
     weight_decay: float
     warmup_fraction: float
+    dropout: float
+    dtype: Dtype
     select: Literal["last", "tune"]
     ce_weight: float | Ramp
     label_smoothing: float
@@ -244,6 +248,11 @@ def resolve_arm(params: DistillParams, name: str, backbone: Path | None = None) 
             f"distill.arms.{name}.late_layers: the method must be late_prefix, got {method}. "
             "Remove one of the two."
         )
+    if arm.lr is None and method != params.method and METHODS[method].own_weights:
+        raise ParamsError(
+            f"distill.arms.{name}.lr: method {method} must have a learning rate of its own, got none; "
+            "distill.lr is that of prompts. Set one, such as 1e-4."
+        )
     choice = arm.pooling or params.pooling
     if choice == "auto":
         choice = read_pooling(backbone) if backbone else "cls"
@@ -261,6 +270,8 @@ def resolve_arm(params: DistillParams, name: str, backbone: Path | None = None) 
         max_length=params.max_length,
         weight_decay=params.weight_decay,
         warmup_fraction=params.warmup_fraction,
+        dropout=params.dropout,
+        dtype=params.dtype,
         select=params.select,
         ce_weight=arm.ce_weight,
         label_smoothing=arm.label_smoothing,

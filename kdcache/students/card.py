@@ -31,9 +31,8 @@ def model_card(about: About, facts: Mapping[str, str]) -> str:
         facts: rows of the card's table, in order; ``task``, ``arm`` and ``seed`` are among them.
     """
     loader = METHODS[about.method].loader(about.pooling)
-    library = "transformers" if about.method == "full" else "peft"
     lines = [
-        "---", f"base_model: {about.backbone}", f"library_name: {library}",
+        "---", f"base_model: {about.backbone}", f"library_name: {loader}",
         "pipeline_tag: text-classification", "---", "",
         f"# {facts['task']}: {facts['arm']}, seed {facts['seed']}", "",
         f"A student {'fine-tuned' if about.method == 'full' else 'trained'} by kdcache over the backbone "

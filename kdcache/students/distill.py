@@ -77,7 +77,7 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
     params = project.section("distill", DistillParams)
     for arm in arms:
         resolve_arm(params, arm)
-    arms, seeds = arms or list(params.arms), seeds or params.seeds
+    arms, seeds = (list(dict.fromkeys(some)) for some in (arms or params.arms, seeds or params.seeds))
     runs = Path(project.paths.runs) / task_name
     targets = [runs / f"{arm}-{seed}" for arm in arms for seed in seeds]
     for target in targets:
@@ -124,7 +124,7 @@ def _with_earlier(grid: Grid, new: Sequence[Mapping[str, Any]], runs: Path) -> l
     paths = sorted(runs.glob(f"[!.]*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     backbone = file_digest(grid.folder / WEIGHTS)
-    settings = {arm["arm"]: arm["settings"] for arm in reversed(new)}
+    settings = {one["arm"]: _trained_as(one) for one in reversed(new)}
     kept, left = list(new), []
     for path, result in zip(paths, found, strict=True):
         if (result["arm"], result["seed"]) in {(one["arm"], one["seed"]) for one in new}:
@@ -132,7 +132,7 @@ def _with_earlier(grid: Grid, new: Sequence[Mapping[str, Any]], runs: Path) -> l
         same = result.get("cache") == grid.manifest.digest and (
             read_about(path.parent).backbone_sha256 == backbone
         )
-        if same and settings.setdefault(result["arm"], result["settings"]) == result["settings"]:
+        if same and settings.setdefault(result["arm"], _trained_as(result)) == _trained_as(result):
             kept.append(result)
         else:
             left.append(path.parent.name)
@@ -144,6 +144,11 @@ def _with_earlier(grid: Grid, new: Sequence[Mapping[str, Any]], runs: Path) -> l
         )
     order = {arm: number for number, arm in enumerate(grid.params.arms)}
     return sorted(kept, key=lambda one: (order.get(one["arm"], len(order)), one["arm"], one["seed"]))
+
+
+def _trained_as(result: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What seeds must share to be one arm: settings, and the steps that epochs came to."""
+    return result["settings"], result.get("steps")
 
 
 def _warn_of_unfinished(grid: Grid, curves: pd.DataFrame) -> None:

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from kdcache.cache.schema import top_k_of
 from kdcache.data.task import read_task
-from kdcache.digests import value_digest
-from kdcache.encoder.load import load_tokenizer, machine_kind, model_digests, setup
+from kdcache.digests import file_digest, value_digest
+from kdcache.encoder.load import WEIGHTS, load_tokenizer, machine_kind, model_digests, setup
 from kdcache.encoder.plans import num_batches
 from kdcache.encoder.pooling import check_cls_token
 from kdcache.errors import ModelError
@@ -30,6 +30,7 @@ from kdcache.students.memory import in_what_fits, students_that_fit
 from kdcache.students.methods import METHODS, late_layers_on, method_on
 from kdcache.students.probes import Probes
 from kdcache.students.prompted_backbone import Backbone
+from kdcache.students.prompts import Prompt
 from kdcache.students.results import RESULT, write_student
 from kdcache.students.run import Run
 from kdcache.students.student import build_student
@@ -135,10 +136,13 @@ class Grid:
 
         Raises:
             ParamsError: the backbone cannot carry an arm's prompt.
+            ModelError: a student to start from is missing, or of another backbone.
             CacheMissing: the cache lacks an arm's targets.
         """
         for spec in map(self.specs.__getitem__, arms):
             check_targets(spec, seeds, self.splits["train"].cached)
+            if spec.init.startswith(STUDENT):
+                self._prompt_to_start_from(spec)
             place = METHODS[spec.method].place
             self.backbone.check(place, spec.num_virtual_tokens, spec.max_length, spec.late_layers)
 
@@ -211,8 +215,7 @@ class Grid:
         backbone = self.backbone.read_by(spec.pooling)
         student = build_student(spec, self.task.num_outputs, seed, self.folder, backbone, train.encoded)
         if spec.init.startswith(STUDENT) and student.prompt is not None:
-            other = load_folder(Path(spec.init.removeprefix(STUDENT)), backbone)[0]
-            student.prompt.start_from(other.prompt)
+            student.prompt.start_from(self._prompt_to_start_from(spec))
         torch.manual_seed(seed)
         rows = (self.rows if spec.unlabelled else self.labelled).taught_by(spec.targets, seed)
         if spec.targets == "shuffled_within_class":
@@ -225,6 +228,17 @@ class Grid:
         tune = tune and tune.taught_by(spec.targets, seed).read_by(backbone)
         probe = self.probes.fit(student, rows, spec, tune)
         return Run(student, objective, rows, spec, seed, self.steps_of(spec), probe, tune)
+
+    def _prompt_to_start_from(self, spec: ArmSpec) -> Prompt | None:
+        """Read another student's prompt, which means something on its own backbone only."""
+        folder = Path(spec.init.removeprefix(STUDENT))
+        other, about = load_folder(folder, self.backbone)
+        if about.backbone_sha256 != file_digest(self.folder / WEIGHTS):
+            raise ModelError(
+                f"distill.init: {folder} must be a student of {self.project.paths.backbone}, got one of "
+                "another backbone. Start from a student of this one."
+            )
+        return other.prompt
 
     def train_fitting(self, names: Sequence[Name], made: Path, after_step: Callable[[int], object]) -> None:
         """Train a pass, in smaller ones where memory does not suffice; see ``train_passes``."""
@@ -254,10 +268,7 @@ class Grid:
     def _report(self, run: Run) -> None:
         """Tell the trackers of a student, and the console what it should know."""
         spec, task = run.spec, self.task.name
-        settings = {
-            "task": task, "arm": spec.name, "seed": run.seed, **spec.as_settings(),
-            "pooling": self.backbone.pooling, "dtype": self.params.dtype, "dropout": self.params.dropout,
-        }  # fmt: skip
+        settings = {"task": task, "arm": spec.name, "seed": run.seed, **spec.as_settings()}
         folder = Path(self.project.paths.runs) / "trackers"
         track(self.params.log_with, folder, f"{task}/{spec.name}-{run.seed}", settings, run.history)
         if run.diverged:
@@ -268,10 +279,11 @@ class Grid:
 
     def say_diverged(self, name: Name, step: int, last: float | None) -> None:
         """Tell the console that a student's loss is not finite since a step, and what it was before."""
+        section = f"distill.arms.{name[0]}" if self.params.arms[name[0]].lr else "distill"
         tqdm.write(
             f"distill: {self.task.name} {name[0]}, seed {name[1]}: the loss must stay finite, got none at "
             f"step {step} (last finite: {'none' if last is None else f'{last:.4g}'}). "
-            f"Lower distill.lr (now {self.specs[name[0]].lr:g}).",
+            f"Lower {section}.lr (now {self.specs[name[0]].lr:g}).",
             file=sys.stderr,
         )
 

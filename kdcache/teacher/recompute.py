@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from kdcache.cache.writer import name_part
 from kdcache.data.task import Task
-from kdcache.errors import CacheError
 from kdcache.params import build
 from kdcache.project import Project
 from kdcache.spread import Engine, spread
@@ -53,7 +52,7 @@ def recompute(
 
     Raises:
         ModelError, DataError: see ``open_teacher``.
-        CacheError: something removed the results of workers before they were read.
+        CacheError: what a worker stored is not seen here.
     """
     engine, held = Engine.of(project.raw), dict[str, Arrays]()
     chunks = [chunk for split, table in tables.items() for chunk in _cut(split, len(table))]
@@ -105,8 +104,5 @@ def _compute(teacher: "Teacher", chunk: Chunk) -> Arrays:
 def _read(stored: Parts, chunk: Chunk) -> Arrays:
     found = stored.read(str(chunk))
     if found is None:
-        raise CacheError(
-            f"{stored.folder}: the results of workers must stay until they are read, got none of {chunk}. "
-            "Run the same command again."
-        )
+        raise stored.unseen(chunk)
     return found

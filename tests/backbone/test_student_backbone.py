@@ -123,7 +123,8 @@ def test_all_layers_are_copied(project):
         (["--num-layers", "x"], "num_layers: it must be a whole number or one of all, got 'x'."),
         (["--pooling", "max"], "student_backbone.pooling: it must be one of auto, cls, mean, got 'max'."),
         (["--layers", "last"], "student_backbone.layers: it must be "),
-        (["--out", "full"], "--out: full must be new or a model's folder, got "),
+        (["--out", "full"], "full: it must be new, empty or a backbone folder of kdcache, got "),
+        (["--out", "full/mine.txt"], "full/mine.txt: it must be new, empty or a backbone folder of "),
         (
             ["--set", "student_backbone.max_length=97"],
             "student_backbone: max_length must be at most the 96 positions of tiny, got 97.",

@@ -50,6 +50,15 @@ def test_missing_mass_goes_where_the_policy_says(policy, given, wanted):
             assert np.isfinite(to_logits(outputs([values], kind), policy, "x.csv")).all()
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-7, 1e-12])
+def test_renormalised_probabilities_keep_their_ratio_however_small_they_are(scale):
+    """A language model gives all label words of a row little mass where another word is likelier."""
+    given = outputs([[0.8 * scale, 0.01 * scale, NAN]])
+    found = np.exp(to_logits(given, "renormalise", "x.csv"))[0]
+    assert found[:2] == pytest.approx([80 / 81, 1 / 81], rel=1e-4)
+    assert found[2] == pytest.approx(1e-6, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [

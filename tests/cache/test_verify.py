@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import IDENTITY, rows, write
+from conftest import run
 
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.diff import diff_caches
@@ -236,8 +237,33 @@ def test_diff_says_what_made_them_and_how_far_the_logits_moved(tmp_path: Path):
     with pytest.raises(CacheStale, match="one task, got wic and cb"):
         diff_caches(tmp_path / "a" / "wic", tmp_path / "cb")
     same = diff_caches(tmp_path / "a" / "wic", tmp_path / "a" / "wic")
+    assert same.same
     assert same.fields == {}
     assert same.splits["train"].max_abs == 0
+
+
+def test_caches_that_differ_in_their_logits_only_are_not_the_same(tmp_path: Path):
+    """As those of one teacher on two machines."""
+    whole = rows()
+    write(tmp_path / "a" / "wic", tmp_path)
+    write(tmp_path / "b" / "wic", tmp_path, replace(whole, logits=whole.logits + np.float32(1e-3)))
+    found = diff_caches(tmp_path / "a" / "wic", tmp_path / "b" / "wic")
+    assert (found.fields, found.same) == ({}, False)
+    code, out, _ = run("diff", str(tmp_path / "a" / "wic"), str(tmp_path / "b" / "wic"))
+    assert code == 0
+    assert "moved by 0.001 " in out
+    assert "the same" not in out
+
+
+def test_of_caches_of_other_numbers_of_labels_no_distance_is_told(tmp_path: Path):
+    whole = rows()
+    write(tmp_path / "a" / "wic", tmp_path)
+    wider = np.concatenate([whole.logits, whole.logits[:, :1]], axis=1)
+    labels = IDENTITY | {"labels": ["a", "b", "c"], "num_labels": 3}
+    write(tmp_path / "b" / "wic", tmp_path, replace(whole, logits=wider), identity=labels)
+    found = diff_caches(tmp_path / "a" / "wic", tmp_path / "b" / "wic").splits["train"]
+    assert (found.max_abs, found.mean_abs) == (None, None)
+    assert "moved" not in run("diff", str(tmp_path / "a" / "wic"), str(tmp_path / "b" / "wic"))[1]
 
 
 def ensemble(count: int = 10, members: int = 3) -> CacheRows:

@@ -62,6 +62,10 @@ def test_later_students_join_earlier_ones_if_they_are_comparable(built_project):
     assert arms_of("cb") == {"head": ["0", "1"], "ce": ["7"], "kl": ["0"]}
     labelled = run("predict", "--arm", "ce", "--task", "cb", "--split", "validation")
     assert labelled[0] == 0, "the seed that there is"
+    for key in ("dropout=0.3", "dtype=bfloat16"):  # of the section, not of an arm
+        other = run("distill", "--task", "cb", "--arm", "ce", "--seed", "8", "--set", f"distill.{key}")
+        assert other[0] == 0
+        assert arms_of("cb")["ce"] == ["8"], key
 
 
 def test_two_calls_that_end_at_once_write_one_after_the_other(built_project, monkeypatch):

@@ -39,6 +39,10 @@ def test_csv_becomes_an_inspected_cache_with_one_command(csv_project):
     assert "accuracy" in out
     record = json.loads((folder / "models" / "backbone" / "shrink.json").read_text())
     assert f"of the students' backbone {100 * record['probes']['mine']['cut']:.1f}" in out
+    code, out, _ = run("distill", "--task", "own/mine.toml", "--arm", "head")
+    assert code == 0
+    told = out.strip().splitlines()[-1].removeprefix("Next: kdcache ")
+    assert run(*told.split())[0] == 0, told
 
 
 def test_to_stops_where_told(csv_project):

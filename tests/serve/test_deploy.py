@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import fails, run
+from served import COPA, make_home
 
 import kdcache
 from kdcache.errors import ModelError
@@ -96,6 +97,12 @@ def test_an_exported_folder_loads_anywhere(distilled_project, tmp_path_factory, 
     assert run("export-student", "runs/cb/kl+gram-0", "--to", "folder", "--out", str(out))[0] == 0
     assert not (out / "old").exists(), "an earlier export is replaced"
     assert [path.name for path in out.parent.iterdir()] == ["cb"]
+    rows = [line for line in Path("runs/cb/kl+gram-0/README.md").read_text().splitlines() if "|" in line]
+    assert [line for line in (out / "README.md").read_text().splitlines() if "|" in line] == rows
+    monkeypatch.chdir("runs/cb/kl+gram-0")
+    Path("README.md").write_text("mine")
+    assert run("export-student", ".", "--to", "folder")[0] == 0
+    assert (distilled_project / "runs/cb/kl+gram-0-folder/student.json").is_file()
     shutil.rmtree(distilled_project / "models")
     monkeypatch.chdir(out.parent)
     np.testing.assert_array_equal(kdcache.load_student("cb").logits(texts, pairs), wanted)
@@ -187,6 +194,19 @@ def test_a_backbone_is_found_by_its_digest_or_named(distilled_project, tmp_path_
     assert len(pool.students) == 2
     with pytest.raises(ModelError, match="must be"):
         kdcache.load_student(folder, backbone=distilled_project / "models/backbone")
+
+
+@pytest.mark.parametrize("method", ["head", "full"])
+def test_a_student_of_choices_is_exported_from_any_folder(tiny_model, tmp_path, monkeypatch, method):
+    home = make_home(tmp_path, tiny_model, {"copa": (COPA, method, 4)})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    backbone = ("--backbone", str(home / "backbone"))
+    assert run("export-student", str(home / "copa"), "--to", "folder", *backbone)[0] == 0
+    rows = (["It rains."], [("It is wet.", "It is dry.")])
+    wanted = kdcache.load_student(home / "copa", backbone=home / "backbone").logits(*rows)
+    shutil.rmtree(home / "backbone")
+    np.testing.assert_allclose(kdcache.load_student(home / "copa-folder").logits(*rows), wanted, atol=1e-5)
 
 
 def test_what_cannot_be_exported_is_one_line(distilled_project):

@@ -239,7 +239,9 @@ def test_a_student_answers_to_its_folder_and_to_a_task_of_its_own():
     by_task, by_folder = pool.predict([("cb", "bank", None), ("cb-prefix", "bank", "")])
     assert by_task.label == by_folder.label
     assert by_task.probabilities == pytest.approx(by_folder.probabilities, abs=1e-6)
-    for name, told in (("wic", "wic-prefix, wic-head"), ("wicc", "Did you mean wic?")):
+    for name, told in (
+        ("wic", "wic-prefix, wic-head"), ("wicc", "Did you mean wic?"), (["wic"], "wic"), (None, "None"),
+    ):  # fmt: skip
         with pytest.raises(DataError, match=f"row 1: .*{re.escape(told)}"):
             pool.predict([(name, "bank", None)])
 

@@ -208,6 +208,8 @@ def test_a_students_task_need_not_be_named_and_the_rows_are_those_of_a_file(dist
 
 def test_mistakes_are_one_clear_line(distilled_project):
     student = ["--student", "runs/cb/kl+gram-0"]
+    shutil.copytree("data/cb", "data/twin")  # another task with the same labels
+    write_task(dataclasses.replace(read_task(Path("data/cb"), "cb"), name="twin"), Path("data/twin"))
     for arguments, told in (
         ([], ["--arm NAME", "--student FOLDER"]),
         ([*student, "--arm", "kl"], ["--arm NAME", "--student FOLDER"]),
@@ -216,6 +218,7 @@ def test_mistakes_are_one_clear_line(distilled_project):
         ([*student, "--split", "tune_"], ["data/cb", "'tune_'", "Did you mean tune?"]),
         ([*student, "--task", "cb", "--task", "wic"], ["cb, wic", "Remove --task"]),
         ([*student, "--task", "wic", "--split", "tune"], ["runs/cb/kl+gram-0", "cb", "wic"]),
+        ([*student, "--task", "twin", "--split", "tune", "--set", "tasks=[cb, twin]"], ["twin", "cb"]),
         ([*student, "--set", "tasks=[wic]"], ["'cb'", "wic"]),
         ([*student, "--output", "x.csv"], ["--input", "runs/predictions/"]),
         (["--student", "runs/cb"], ["runs/cb/student.json"]),
@@ -224,6 +227,13 @@ def test_mistakes_are_one_clear_line(distilled_project):
         for part in told:
             assert part in message, arguments
     assert not list(Path("runs/predictions").glob("*.csv"))
+
+
+def test_a_student_does_not_label_texts_that_are_rendered_otherwise(distilled_project):
+    write_task(dataclasses.replace(read_task(Path("data/cb"), "cb"), template="cb/other"), Path("data/cb"))
+    for command in ("predict", "evaluate"):
+        told = fails(command, "--split", "validation", "--arm", "kl+gram", "--task", "cb")
+        assert "cb/other" in told, command
 
 
 def test_a_task_without_a_submission_file_is_refused_before_the_work(distilled_project, monkeypatch):

@@ -162,6 +162,12 @@ def test_only_what_kdcache_made_is_shared(tmp_path: Path):
     assert "train.parquet" in fails("push", str(tmp_path / "cache/wic"), "memory://shared/x")
 
 
+def test_what_no_pull_could_fetch_is_not_pushed(tmp_path: Path, students: Path):
+    (students / "kl-1" / "my notes.md").write_text("x")
+    assert "my notes.md" in fails("push", str(students), str(tmp_path / "share"))
+    assert not (tmp_path / "share").exists()
+
+
 @pytest.mark.slow
 def test_a_pulled_student_labels_as_before(distilled_project, memory):
     wanted = kdcache.load_student("runs/cb/kl+gram-0").logits(["It rains."], ["It is dry."])

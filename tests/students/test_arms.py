@@ -64,6 +64,7 @@ def test_a_schedule_is_the_arms_own_or_that_of_all(arm, section, wanted):
         ({"probe_epochs": 4}, {}, "distill.arms.a.probe_epochs: the parameter is gone: .* solved"),
         ({}, {"probe_lr": 0.1}, "distill.probe_lr: the parameter is gone: .* solved"),
         (KL | {"method": "head"}, {}, "distill.arms.a: method head must have no loss but ce_weight"),
+        ({"method": "full"}, {}, "distill.arms.a.lr: method full must have a learning rate of its own"),
     ],
 )  # fmt: skip
 def test_contradictions_of_a_schedule_are_one_line(arm, section, message):

@@ -107,7 +107,7 @@ def test_a_diverged_student_is_named_and_the_others_are_kept(cached: Path):
     code, _, error = run("distill", "--task", "cb", "--arm", "ce", "--arm", "kl", *huge)
     assert code == 0
     assert "distill: cb ce, seed 0: the loss must stay finite, got none at step" in error
-    assert "Lower distill.lr (now 1e+30)." in error
+    assert "Lower distill.arms.ce.lr (now 1e+30)." in error
     assert sorted(path.name for path in (cached / "runs" / "cb").iterdir()) == ["kl-0"]
     code, _, error = run("distill", "--task", "cb", "--arm", "ce", *huge)
     assert code == 1
@@ -140,6 +140,25 @@ def test_a_prompt_is_transferred_from_another_student(cached: Path):
         "distill.arms.ce.init: it must be separators, words or student:FOLDER, got 'donor'. "
         "Leave it out for distill.init."
     )
+
+
+def test_a_prompt_of_another_backbone_is_no_start(cached: Path):
+    """It would fit by its shape, and mean nothing."""
+    assert run("distill", "--task", "cb", "--arm", "ce")[0] == 0
+    assert run("shrink", "--layers", "1", "--num-layers", "1")[0] == 0
+    assert list(Path("models").glob("backbone-*")), "the student's own is still there"
+    donor = "runs/cb/ce-0"
+    told = fails("distill", "--task", "cb", "--arm", "kl", "--set", f"distill.init=student:{donor}")
+    assert donor in told
+    assert not Path("runs/cb/kl-0").exists()
+
+
+def test_a_seed_or_an_arm_named_twice_is_trained_once(cached: Path):
+    twice = ("--arm", "ce", "--arm", "ce", "--seed", "3", "--seed", "3")
+    assert run("distill", "--task", "cb", *twice)[0] == 0
+    assert [path.name for path in (cached / "runs" / "cb").iterdir()] == ["ce-3"]
+    told = fails("distill", "--task", "cb", "--arm", "ce", "--set", "distill.seeds=[3, 3]")
+    assert told.startswith("distill.seeds: ")
 
 
 def test_all_rows_targets_are_those_of_the_teacher_on_all_rows(cached: Path):

@@ -91,6 +91,7 @@ def test_a_folder_gives_the_students_logits_to_the_code_of_its_card(
     code = code_of(folder)
     assert {name for name in LIBRARIES if f" {name}" in code} >= {METHODS[method].loader(pooling)}
     assert ("import kdcache" in code) == (METHODS[method].loader(pooling) == "kdcache")
+    assert f"library_name: {METHODS[method].loader(pooling)}\n" in (folder / "README.md").read_text()
     assert share_off(card_logits(code), ours) <= 1e-5
 
 

@@ -90,10 +90,11 @@ def test_what_a_killed_process_leaves_is_taken_up(cached_project, monkeypatch):
 
 def test_an_error_of_another_process_is_said_once(cached_project, started):
     cached_project(distill={"seeds": [0, 1]})
-    wrong = ("--set", "distill.init=student:nowhere")
-    code, _, error = run(*DISTILL, *SIDE_BY_SIDE, *wrong)
+    assert run(*DISTILL, "--seed", "7")[0] == 0
+    donor = "distill.init=student:runs/cb/ce-7"
+    code, _, error = run(*DISTILL, *SIDE_BY_SIDE, "--set", donor, "--set", "distill.num_virtual_tokens=3")
     assert code == 1
-    assert error.count("nowhere") == 1
+    assert error.count("num_virtual_tokens") == 1
     assert len(started) == 1
     assert started[0].returncode is not None  # ended with the command
 
