@@ -16,6 +16,8 @@ import numpy as np
 
 from kdcache.stats.runs import TALLIES, Runs
 
+EQUAL = 1e-9  # points: values of seeds that differ by less do so by rounding
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -98,4 +100,9 @@ def covariance(tables: Sequence[Contrast]) -> tuple[np.ndarray, np.ndarray]:
     all_pairs = over_seeds @ over_seeds.T / (groups * (groups - 1))
     roots, axes = np.linalg.eigh((all_pairs - same_seed) / (seeds * (seeds - 1)))  # pairs of two seeds
     of_groups = (axes * np.maximum(roots, 0.0)) @ axes.T  # negative variances are noise
-    return np.atleast_2d(np.cov(values)) / seeds, of_groups
+    of_seeds = np.atleast_2d(np.cov(values))
+    # Where all seeds count as many right rows by chance, they still differ in which rows: the term "rest".
+    equal = np.flatnonzero(np.ptp(values, axis=1) < EQUAL)
+    per_row = pseudo.var(axis=2, ddof=1).mean(axis=1) / groups
+    of_seeds[equal, equal] = np.maximum(per_row - of_groups.diagonal(), 0.0)[equal]
+    return of_seeds / seeds, of_groups

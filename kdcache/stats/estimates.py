@@ -227,10 +227,6 @@ def estimate(table: Contrast) -> Estimate:
     """Estimate a contrast: its mean over seeds, and its variance by source."""
     of_seeds, of_groups = covariance([table])
     seeds, groups = table.pseudo.shape
-    if seeds > 1 and of_seeds[0, 0] == 0:
-        # All seeds count as many right rows by chance. They still differ in which rows: the term "rest".
-        per_row = table.pseudo.var(axis=1, ddof=1).mean() / groups
-        of_seeds[0, 0] = max(per_row - of_groups[0, 0], 0.0) / seeds
     if of_seeds[0, 0] == of_groups[0, 0] == 0:
         # No group differs, so there is no variance to see. Groups that differ may be as frequent as Wilson's
         # bound on none of so many.

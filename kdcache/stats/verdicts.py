@@ -86,8 +86,9 @@ def gap_closed(tasks: Sequence[Runs], arm: str, baseline: str = "ce", upper: str
         (1, [pair[0].pseudo.shape[1] - 1 for pair in pairs]),
     ):
         parts = [covariance(pair)[source] for pair in pairs]
-        df = pooled_df([float(part[1, 1]) for part in parts], dfs)  # as the gap's own interval has it
-        if df:
+        # as the gap's own interval has it, or the gain's where the gap is the same for all seeds
+        of_gain, of_gap = ([float(part[k, k]) for part in parts] for k in (0, 1))
+        if df := pooled_df(of_gap, dfs) or pooled_df(of_gain, dfs):
             spread += np.sum(parts, axis=0) / len(tasks) ** 2 * stdtrit(df, 0.025) ** 2
     square = gap.points**2 - spread[1, 1]
     if gap.low <= 0 or square <= 0:

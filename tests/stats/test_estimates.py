@@ -72,6 +72,23 @@ def test_seeds_that_agree_by_coincidence_do_not_make_an_effect_certain():
     assert found.p > 0.1
 
 
+@pytest.mark.parametrize("rows", [40, 300, 324, 3000])
+def test_equal_gains_are_equal_however_the_scores_are_rounded(rows):
+    """Shares such as 17/300 and 23/300 have no exact binary form: their differences are not quite equal."""
+    right, wrong = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    rng, told = np.random.default_rng(0), set()
+    for _ in range(20):
+        arms = {"a": {}, "b": {}}
+        for seed in range(3):
+            base, gained = rng.integers(1, rows - 4), rng.permutation(rows)
+            arms["a"][seed] = np.where((gained < base)[:, None], right, wrong)
+            arms["b"][seed] = np.where((gained < base + 3)[:, None], right, wrong)
+        found = effect(tally_runs("accuracy", np.zeros(rows, int), arms), "b", "a")
+        assert found.points == pytest.approx(300 / rows)
+        told.add(found.p > 0.01)
+    assert told == {True}, "three rows in each of three seeds"
+
+
 def test_arms_that_never_differ_have_no_effect():
     logits = np.eye(2)[[0, 1, 1]]
     runs = tally_runs("accuracy", np.zeros(3, int), {arm: {0: logits, 1: logits} for arm in "ab"})

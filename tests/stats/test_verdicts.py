@@ -7,6 +7,7 @@ from simulated import World
 
 from kdcache.stats.contrasts import contrast
 from kdcache.stats.estimates import effect, estimate, mean_estimate
+from kdcache.stats.runs import tally_runs
 from kdcache.stats.verdicts import gap_closed, non_inferiority
 
 GAINS = {"ce": 0.0, "kl": 0.5, "full": 1.0}
@@ -36,6 +37,22 @@ def test_over_tasks_it_is_the_ratio_of_means():
     assert share.low < share.percent < share.high
     twice = gap_closed([runs[0], runs[0]], "kl")
     assert twice.high - twice.low < gap_closed([runs[0]], "kl").high - gap_closed([runs[0]], "kl").low
+
+
+def test_a_share_is_as_uncertain_as_its_gain_where_the_gap_is_the_same_for_all_seeds():
+    right, wrong = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+
+    def arm(*counts: int) -> dict[int, np.ndarray]:
+        return {seed: np.where((np.arange(100) < n)[:, None], right, wrong) for seed, n in enumerate(counts)}
+
+    known = {"head": arm(50, 50, 50), "teacher": {0: arm(80)[0]}}
+    shares = [
+        gap_closed([tally_runs("accuracy", np.zeros(100, int), known | {"kl": kl})], "kl", "head", "teacher")
+        for kl in (arm(62, 62, 62), arm(55, 61, 70))
+    ]
+    widths = [share.high - share.low for share in shares]
+    assert widths[1] > 2 * widths[0]
+    assert shares[1].low < 0 < shares[1].gain.points, "as the gain itself"
 
 
 @pytest.mark.parametrize("full", [0.0, -1.0])
