@@ -23,8 +23,9 @@ from kdcache.data.splits import read_split, sequences
 from kdcache.data.task import read_task
 from kdcache.encoder.batching import Encoded, encode, iterate
 from kdcache.encoder.linear_probe import STRENGTHS, fit_probe, one_hot
-from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, setup
+from kdcache.encoder.load import load_encoder, load_tokenizer, setup
 from kdcache.encoder.plans import fixed_plan
+from kdcache.encoder.references import resolve
 
 BATCH_SIZE, MAX_LENGTH = 64, 128
 CONSTANT = 1e-12  # variance of dims that hold rounding errors alone

@@ -26,8 +26,9 @@ from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.taskfile import read_task_file
 from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
-from kdcache.encoder.load import load_classifier, load_tokenizer, resolve, save_model, setup
+from kdcache.encoder.load import load_classifier, load_tokenizer, save_model, setup
 from kdcache.encoder.plans import fixed_plan
+from kdcache.encoder.references import resolve
 
 BATCH_SIZE, MAX_LENGTH, ROUNDS, NUM_LABELS = 32, 256, 2, 2
 ROWS = {"rte": 512, "wic": 2048}

@@ -18,8 +18,9 @@ from kdcache.data.examples import read_examples
 from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.taskfile import read_task_file
 from kdcache.encoder.batching import encode
-from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, setup
+from kdcache.encoder.load import load_encoder, load_tokenizer, setup
 from kdcache.encoder.pooling import Pooling
+from kdcache.encoder.references import resolve
 from kdcache.students.methods import METHODS
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.prompts import build_prompt

@@ -38,7 +38,7 @@ from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.reader import load_cache
 from kdcache.data.splits import read_split
 from kdcache.data.task import Task, read_task
-from kdcache.encoder.load import resolve
+from kdcache.encoder.references import resolve
 
 SEEDS = (0, 1, 2)
 RATES = (2e-5, 1e-4)  # the first is SetFit's default

@@ -21,10 +21,11 @@ from kdcache.data.task import Task
 from kdcache.data.taskfile import read_task_file
 from kdcache.encoder.batching import Encoded, Padded, encode
 from kdcache.encoder.forward import extract
-from kdcache.encoder.load import load_classifier, load_tokenizer, resolve, save_model
+from kdcache.encoder.load import load_classifier, load_tokenizer, save_model
 from kdcache.encoder.plans import TrainingPlan, num_batches
 from kdcache.encoder.pooling import Pooling
 from kdcache.encoder.precision import Dtype
+from kdcache.encoder.references import resolve
 from kdcache.losses import Objective, Term
 from kdcache.students.arms import ArmSpec
 from kdcache.students.frozen_inputs import FrozenInputs

@@ -68,6 +68,7 @@ def bomb(levels: int, width: int = 9) -> str:
     [
         bomb(9), bomb(30, 2), "&a [*a]", "a: &a {b: *a}", "a: &a [[[*a]]]", "[" * 3000, "{a: " * 3000,
         "- " * 3000, "a: \x00", "a: \x1b", "!!python/object:os.system x", "a: !!binary x",
+        "a: !!bool maybe", "a: !!int ''",
     ],
     ids=lambda text: text[:12],
 )  # fmt: skip

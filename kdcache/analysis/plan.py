@@ -37,10 +37,11 @@ from kdcache.data.task import Task
 from kdcache.encoder.architectures import check_positions
 from kdcache.encoder.forward import extract
 from kdcache.encoder.linear_probe import NUM_FOLDS, fit_probe, one_hot
-from kdcache.encoder.load import load_encoder, load_tokenizer, resolve, save_model, setup
+from kdcache.encoder.load import load_encoder, load_tokenizer, save_model, setup
 from kdcache.encoder.plans import fixed_plan, num_batches, plan_for
 from kdcache.encoder.pooling import Pooling, resolve_pooling, write_pooling
 from kdcache.encoder.precision import Dtype
+from kdcache.encoder.references import resolve
 from kdcache.project import Project, require_tune
 from kdcache.spread import Engine
 from kdcache.students.arms import ArmSpec, DistillParams, resolve_arm

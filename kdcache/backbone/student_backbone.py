@@ -25,8 +25,9 @@ from kdcache.data.task import read_task
 from kdcache.digests import file_digest
 from kdcache.encoder.architectures import check_positions
 from kdcache.encoder.batching import encode
-from kdcache.encoder.load import WEIGHTS, load_encoder, load_tokenizer, resolve, save_model, setup
+from kdcache.encoder.load import WEIGHTS, load_encoder, load_tokenizer, save_model, setup
 from kdcache.encoder.pooling import PoolingChoice, check_cls_token, resolve_pooling, write_pooling
+from kdcache.encoder.references import resolve
 from kdcache.errors import DataError
 from kdcache.params import Count, NonNegativeInt, Range
 from kdcache.places import ABOUT, check_place, place
@@ -41,7 +42,7 @@ class StudentBackboneParams:
     """Section ``student_backbone``.
 
     Args:
-        model: model reference (see ``kdcache.encoder.load``).
+        model: model reference (see ``kdcache.encoder.references``).
         num_layers: how many layers to keep, or ``all``.
         max_length: of the rows that are read to examine the model, in tokens.
         layers: which ones: ``spread`` evenly from the first to the last, the ``first``, or their

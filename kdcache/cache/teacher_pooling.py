@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdcache.cache.manifest import OUTSIDE
-from kdcache.encoder.load import resolve
 from kdcache.encoder.pooling import read_pooling
+from kdcache.encoder.references import resolve
 from kdcache.errors import ModelError
 from kdcache.project import IDENTITY_DEFAULTS, Project
 
@@ -24,8 +24,8 @@ def check_teacher_pooling(project: Project, task_name: str, identity: Mapping[st
     Raises:
         ModelError: they differ.
     """
-    section = project.raw.get("train_teacher", {})
-    wanted, model = section.get("pooling", "auto"), section.get("model")
+    section = project.raw.get("train_teacher") or {}
+    wanted, model = section.get("pooling", "auto"), str(section.get("model"))
     if identity.get("kind") == OUTSIDE:
         return
     if wanted == "auto":

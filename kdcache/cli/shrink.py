@@ -53,7 +53,9 @@ def shrink(
             "layers": layers and parse_yaml(f"[{layers}]" if layers[0].isdigit() else layers, "--layers"),
             "pooling": pooling,
         }  # fmt: skip
-        section = project.raw.get("student_backbone", {}) | {k: v for k, v in given.items() if v is not None}
+        section = (project.raw.get("student_backbone") or {}) | {
+            k: v for k, v in given.items() if v is not None
+        }
         project = replace(project, raw=project.raw | {"student_backbone": section})
         if out:
             project = replace(project, paths=replace(project.paths, backbone=str(out)))

@@ -77,7 +77,8 @@ def _encode(project: "Project", task: "Task", rows: Sequence["Example"]) -> "tup
     """Encode rows as the teacher will read them, without cutting; None if its model is not there."""
     from kdcache.data.splits import build_table, sequences
     from kdcache.encoder.batching import encode
-    from kdcache.encoder.load import load_tokenizer, resolve
+    from kdcache.encoder.load import load_tokenizer
+    from kdcache.encoder.references import resolve
     from kdcache.teacher.fine_tune import TrainTeacherParams
 
     params = project.section("train_teacher", TrainTeacherParams)

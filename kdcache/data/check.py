@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 
 import numpy as np
@@ -148,8 +149,8 @@ def _plain(label: str) -> str:
     text = unicodedata.normalize("NFKC", label).casefold()
     text = "".join(char for char in text if unicodedata.category(char) not in ("Cf", "Cc", "Zs"))
     try:
-        return f"{float(text):g}"
-    except ValueError:
+        return str(Decimal(text).normalize())
+    except InvalidOperation:
         return text
 
 

@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,7 +52,7 @@ def read_table(path: Path) -> tuple[list[Values], Layout]:
 
 def _require_header(path: Path, rows: Sequence[Values]) -> None:
     """Refuse a first row that holds data: a number, a sentence, or a value that recurs in its column."""
-    for name in rows[0]:
+    for name in filter(str.strip, rows[0]):  # a blank one heads a column that is not read
         sentence = len(name) > HEADER_CHARACTERS or len(name.split()) > HEADER_WORDS
         if is_number(name) or sentence or sum(row[name] == name for row in rows) > 1:
             raise DataError(
@@ -115,7 +116,8 @@ def task_file_text(guess: Guess, origin: str, layout: Layout, files: Mapping[str
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """A comment's text: TOML allows no control characters there either."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def _quoted(text: str) -> str:
@@ -148,7 +150,10 @@ def _render_rows(path: Path, rows: Sequence[Values], keep: Sequence[bool], layou
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept).encode()
     text = io.StringIO()
     delimiter = layout.delimiter or ("\t" if kind == "tsv" else ",")
-    writer = csv.DictWriter(text, list(kept[0]), delimiter=delimiter, lineterminator="\n")
+    # csv quotes what the line's end holds, and a lone carriage return is none.
+    lone = any("\r" in str(cell) for row in kept for cell in row.values())
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if lone else csv.QUOTE_MINIMAL
+    writer = csv.DictWriter(text, list(kept[0]), delimiter=delimiter, lineterminator="\n", quoting=quoting)
     writer.writeheader()
     writer.writerows(kept)
     return text.getvalue().encode()

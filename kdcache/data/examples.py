@@ -10,11 +10,13 @@ from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kdcache.data.example_rows import ExampleRows
-from kdcache.data.ids import repeated_in_parts
+from kdcache.data.ids import name_some, repeated_in_parts
+from kdcache.data.metrics import TWO_LABELS
 from kdcache.data.parsers import FORMATS, Layout, Row, check_columns
 from kdcache.data.readers import hub_rows, read_rows
 from kdcache.data.render import render
@@ -48,6 +50,12 @@ def read_examples(
     rows = {split: found for split, read in opened.items() if (found := read()) is not None}
     labels = file.spelt_labels or _inferred_labels(file, opened["train"]() or ())
     task = file.task(name, labels.values())
+    metrics = {*task.metrics, *(metric for some in task.diagnostics.values() for metric in some)}
+    if task.num_labels != 2 and (wrong := sorted(metrics & TWO_LABELS)):
+        raise DataError(
+            f"{name}: the metric {wrong[0]} must have two labels, got {name_some(task.labels)}. Name "
+            "another in the task file, such as macro_f1."
+        )
     examples = {}
     for split, part in rows.items():
         own = file.for_split(split)
@@ -175,7 +183,14 @@ def _inferred_labels(file: TaskFile, train: Iterable[Row]) -> dict[str, str]:
             "Check the column that label names."
         )
     numeric = all(label.removeprefix("-").isdecimal() for label in found)
-    return {label: label for label in sorted(found, key=lambda label: (int(label) if numeric else 0, label))}
+    labels = sorted(found, key=lambda label: (int(label) if numeric else 0, label))
+    if file.choices and not (numeric and int(labels[-1]) - int(labels[0]) + 1 == len(file.choices)):
+        raise DataError(
+            f"{next(iter(found.values()))}: the labels of {len(file.choices)} choices must be as many "
+            f"numbers in a row, or listed in the order of choices, got {name_some(labels)}. "
+            "Add labels to the task file."
+        )
+    return {label: label for label in labels}
 
 
 def _examples(file: TaskFile, split: str, rows: Iterable[Row], labels: Sequence[str]) -> Iterator[Example]:
@@ -211,7 +226,7 @@ def _example(file: TaskFile, split: str, row: Row, row_id: str, label: int) -> E
         choices=choices,
         unit=f"{split}-{_cell(row, file.unit)}" if file.unit else "",
         candidate=_cell(row, file.candidate) if file.candidate else "",
-        answers=_answers(row, file.answers) if file.answers else (),
+        answers=_answers(row, file.answers, label) if file.answers else (),
     )
 
 
@@ -220,7 +235,7 @@ def _label(file: TaskFile, split: str, row: Row, indices: Mapping[str, int]) -> 
     label = spell_label(value)
     if label in indices:
         return indices[label]
-    if not _needs_label(split) and value in (None, -1):
+    if not _needs_label(split) and _is_none(value):
         return -1
     origin = "of the task file" if file.labels else "of train"
     remedy = "" if file.labels else " Or list all labels in the task file."
@@ -228,6 +243,13 @@ def _label(file: TaskFile, split: str, row: Row, indices: Mapping[str, int]) -> 
         f"{row.where}: {file.label} must be one of the {len(indices)} labels {origin}, "
         f"got {shorten(value)}. {nearest(label, indices)}{remedy}"
     )
+
+
+def _is_none(value: Any) -> bool:
+    """Whether a cell says that the row has no label, as files of any format do."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value in (None, -1) or (isinstance(value, str) and value.strip() in ("", "-1"))
 
 
 def _row_id(file: TaskFile, row: Row, number: int) -> str:
@@ -242,10 +264,12 @@ def _row_id(file: TaskFile, row: Row, number: int) -> str:
     return "-".join(parts)
 
 
-def _answers(row: Row, column: str) -> tuple[str, ...]:
+def _answers(row: Row, column: str, label: int) -> tuple[str, ...]:
     value = row.values[column]
     if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
         raise DataError(f"{row.where}: {column} must be a list of texts, got {shorten(value)}.")
+    if label >= 0 and not value:
+        raise DataError(f"{row.where}: {column} of a row with a label must hold an answer, got none.")
     return tuple(value)
 
 

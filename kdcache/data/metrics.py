@@ -77,6 +77,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray, Columns], float]] = {
     "answer_exact_match": _answer_score(lambda a, b: float(normalise_answer(a) == normalise_answer(b))),
 }
 
+TWO_LABELS = {"f1a", "answer_f1", "answer_exact_match"}  # metrics of which label is the second one
 # Metric → the columns that it reads; the others read none.
 COLUMNS_READ = {
     "exact_match": ("unit",),

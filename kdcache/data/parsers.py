@@ -117,10 +117,12 @@ def _lines(file: BinaryIO, name: str, encoding: str) -> Lines:
         data = file.readline(MAX_CHARACTERS + 1)
         try:
             text += decoder.decode(data, final=not data)
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:  # UTF-16 may also lack the mark that tells its two orders apart
+            at = error.start if isinstance(error, UnicodeDecodeError) else None
+            found = error if at is None else f"byte {error.args[1][at]:#04x}"
             raise DataError(
-                f"{name}:{number}: the text must be {encoding}, got byte {error.object[error.start]:#04x}. "
-                "Convert the file to UTF-8, or set read.encoding in the task file, for example to latin-1."
+                f"{name}:{number}: the text must be {encoding}, got {found}. Convert the file to UTF-8, or "
+                "set read.encoding in the task file, for example to latin-1 or utf-16-le."
             ) from None
         # Only a newline ends a line: U+0085 and its like are text.
         while "\n" in text or (text and not data) or len(text) > MAX_CHARACTERS:

@@ -51,16 +51,17 @@ def _texts(file: TaskFile, row: Row) -> dict[str, str]:
 
 def _mark(row: Row, column: str, spans: Sequence[Span]) -> str:
     text: str = row.values[column]
-    marks: list[tuple[int, str]] = []
-    for span in spans:
+    marks: list[tuple[int, int, int, int, str]] = []
+    for number, span in enumerate(spans):
         start, end = _position(row, span.start), _position(row, span.end)
         if not 0 <= start < end <= len(text):
             raise DataError(
                 f"{row.where}: {span.start}, {span.end} must be a span of {column} "
                 f"({len(text)} characters), got {start}, {end}."
             )
-        marks += [(start, span.mark), (end, span.mark)]
-    for place, mark in sorted(marks, reverse=True):
+        # Put in from the end. At one place a span ends before another begins, the inner one first.
+        marks += [(start, 1, -end, number, span.mark), (end, 0, -start, -number, span.mark)]
+    for place, *_, mark in sorted(marks, reverse=True):
         text = f"{text[:place]}{mark}{text[place:]}"
     return text
 

@@ -156,7 +156,7 @@ def assign_folds(labels: Sequence[int], groups: Sequence[str], num_folds: int, s
         seed: of the shuffle.
 
     Returns:
-        int8 array of shape (rows,), values 0 … num_folds − 1.
+        int8 array of shape (rows,), values 0 … num_folds − 1; int16 beyond 128 folds.
 
     Raises:
         DataError: fewer groups than folds.
@@ -171,7 +171,7 @@ def assign_folds(labels: Sequence[int], groups: Sequence[str], num_folds: int, s
     if max(Counter(labels).values()) < num_folds:
         labels = [0] * len(labels)  # no class is in every fold anyway, and scikit-learn refuses to try
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-    folds = np.full(len(labels), -1, dtype=np.int8)
+    folds = np.full(len(labels), -1, dtype=np.int8 if num_folds <= 128 else np.int16)
     with warnings.catch_warnings():
         # A class rarer than the folds (CB's neutral under a small max_rows) is dealt as far as it goes.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)

@@ -71,7 +71,7 @@ def _parse(path: Path) -> Any:
     if path.stat().st_size > MAX_TEXT:
         raise ParamsError(f"{path}: a task file must be at most {MAX_TEXT} bytes, got {path.stat().st_size}.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ParamsError(
             f"{path}: a task file must be UTF-8, got byte {error.object[error.start]:#04x}. Convert it."

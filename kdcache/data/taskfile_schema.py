@@ -101,7 +101,7 @@ class TaskFile:
             apart: one label a line, or the column ``label``.
         labels: the labels in index order, or label → name to show. None takes the labels of train, sorted;
             a label that train lacks is then an error.
-        id: a column of unique ids; None numbers the rows of each file from 1.
+        id: a column of unique ids; None numbers the rows of each split from 1.
         group: a column; rows that share its value stay on one side of every cut. None groups rows of the
             same texts.
         unit: a column; rows that share its value are scored together, by the metrics that need it.
@@ -195,6 +195,8 @@ class TaskFile:
         made_of: list[Any] = [self.text, self.text_pair]
         if self.choices or self.spans or self.expand:
             made_of += [self.choices, [asdict(span) for span in self.spans], self.expand]
+        if self.truncate != "longest":  # what a model reads of a long row is part of it
+            made_of += [self.truncate]
         return f"{name}/{value_digest(made_of)[:8]}"
 
     def task(self, name: str, labels: Iterable[str] = ()) -> Task:

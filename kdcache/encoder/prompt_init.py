@@ -42,15 +42,23 @@ def pick_tokens(
 
     Returns:
         A batch of rows, and where in it the tokens are.
+
+    Raises:
+        ModelError: the rows looked at have no such token.
     """
     rng = np.random.default_rng(seed)
     batch = real_text.batch(permuted(rng, len(real_text))[:START_ROWS], device)
     ids, tokenizer = batch["input_ids"], real_text.tokenizer
     if start == "separators":
-        wanted = ids == tokenizer.sep_token_id
+        wanted = torch.isin(ids, torch.tensor([tokenizer.sep_token_id or -1], device=ids.device))
     else:
         wanted = ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
     row, position = torch.nonzero(wanted, as_tuple=True)
+    if not len(row):
+        raise ModelError(
+            f"distill.init: the rows must hold {start} for prompts to start from, got none in "
+            f"{len(ids)} of them. Set it to {'words' if start == 'separators' else 'separators'}."
+        )
     picks = torch.from_numpy(rng.choice(len(row), num_tokens, replace=len(row) < num_tokens))
     return batch, (row[picks], position[picks])
 

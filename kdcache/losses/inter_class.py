@@ -141,7 +141,7 @@ def dkd(
         ShapeError: the shapes differ, or the labels have another batch size.
 
     Needs:
-        Labels. With two classes it equals α · ``kl``.
+        Labels. With two classes it equals α · ``kl`` of the labelled rows.
 
     Cost:
         O(batch · num_labels).

@@ -1,8 +1,8 @@
 """The inter-instance losses with a linear-time form: ``gram``, ``gram_centred``, ``sp`` and ``cka``.
 
-Each compares the student's relation matrix with the teacher's. ``relations.relation_distance`` computes
+Each compares the student's relation matrix with the teacher's. ``linear_time`` computes
 them in O(batch · dim²). They also take ``others``, instances outside the batch that the batch is related
-to, and ``group``, processes whose batches count as one. ``pairwise.py`` holds the relations that have no
+to, and ``group``, processes whose batches count as one. ``quadratic_time`` holds the relations that have no
 linear-time form.
 """
 

@@ -131,7 +131,7 @@ def check_terms(
                 "Prefer gram or sp."
             )
         if term.name == "dkd" and num_labels == 2:
-            warnings.append(f"{key}: with two classes dkd is exactly kl. Name kl to say so.")
+            warnings.append(f"{key}: with two classes dkd is kl of the labelled rows only. Prefer kl.")
     tells = not is_zero(ce_weight) or any(
         LOSSES[term.name].tells_classes_apart and not is_zero(term.weight) for term in given.values()
     )

@@ -83,7 +83,7 @@ def planned_pairs(comparisons: Sequence[Sequence[str]], known: Collection[str]) 
         known: the names of all arms.
 
     Raises:
-        ParamsError: one is not a pair, or names an unknown arm.
+        ParamsError: one is not a pair, names an unknown arm, or stands twice.
     """
     pairs = []
     for k, pair in enumerate(comparisons):
@@ -93,6 +93,8 @@ def planned_pairs(comparisons: Sequence[Sequence[str]], known: Collection[str]) 
         for name in pair:
             if name not in known:
                 raise ParamsError(f"{where}: Unknown arm {name!r}. {nearest(name, known)}")
+        if (pair[0], pair[1]) in pairs:
+            raise ParamsError(f"{where}: A comparison must stand once, got {list(pair)} again. Remove it.")
         pairs.append((pair[0], pair[1]))
     return pairs
 

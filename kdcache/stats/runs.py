@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdcache.data.metrics import METRICS, Columns, group_rows
+from kdcache.data.metrics import COLUMNS_READ, METRICS, TWO_LABELS, Columns, group_rows
 from kdcache.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def tally_runs(
         The runs.
 
     Raises:
-        DataError: the metric is unknown, or there are fewer than two groups.
+        DataError: the metric is unknown or does not fit these rows, or there are fewer than two groups.
 
     >>> runs = tally_runs("accuracy", np.array([0, 1]), {"ce": {0: np.array([[2., 1.], [2., 1.]])}})
     >>> runs.tallies["ce"][0].tolist()
@@ -173,6 +173,11 @@ def tally_runs(
     """
     if metric not in TALLIES:
         raise DataError(f"Unknown metric {metric!r}. {nearest(metric, TALLIES)}")
+    if lacking := [name for name in COLUMNS_READ.get(metric, ()) if name not in (columns or {})]:
+        raise DataError(f"The metric {metric} reads {', '.join(lacking)}, which these rows do not have.")
+    shape = next((outputs.shape for seeds in logits.values() for outputs in seeds.values()), ())
+    if metric in TWO_LABELS and len(shape) == 2 and shape[1] != 2:
+        raise DataError(f"The metric {metric} must have two labels, got {shape[1]}. Name another.")
     numbers: dict[Any, int] = {}  # of the groups, in order of first appearance
     names = range(len(labels)) if groups is None else groups
     group = [numbers.setdefault(name, len(numbers)) for name in names]

@@ -243,6 +243,12 @@ def resolve_arm(params: DistillParams, name: str, backbone: Path | None = None) 
             f"distill.arms.{name}: method head must have no loss but ce_weight, got others. It is a linear "
             "probe of the labels. Remove them, or set ce_weight to 0 for a probe of the teacher."
         )
+    if method == "head" and terms and (*terms.values(),) != (Term("kl"),):
+        raise ParamsError(
+            f"distill.arms.{name}: method head with ce_weight 0 must have inter_class kl of weight and "
+            "temperature 1 and no other loss, got others. It is a linear probe of the teacher's "
+            "probabilities. Remove them."
+        )
     if arm.late_layers and method != "late_prefix":
         raise ParamsError(
             f"distill.arms.{name}.late_layers: the method must be late_prefix, got {method}. "

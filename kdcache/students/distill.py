@@ -77,7 +77,7 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
     params = project.section("distill", DistillParams)
     for arm in arms:
         resolve_arm(params, arm)
-    arms, seeds = (list(dict.fromkeys(some)) for some in (arms or params.arms, seeds or params.seeds))
+    arms, seeds = list(dict.fromkeys(arms or params.arms)), list(dict.fromkeys(seeds or params.seeds))
     runs = Path(project.paths.runs) / task_name
     targets = [runs / f"{arm}-{seed}" for arm in arms for seed in seeds]
     for target in targets:

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from kdcache.cache.schema import top_k_of
 from kdcache.data.task import read_task
-from kdcache.digests import file_digest, value_digest
-from kdcache.encoder.load import WEIGHTS, load_tokenizer, machine_kind, model_digests, setup
+from kdcache.digests import value_digest
+from kdcache.encoder.load import load_tokenizer, machine_kind, model_digests, setup
 from kdcache.encoder.plans import num_batches
 from kdcache.encoder.pooling import check_cls_token
 from kdcache.errors import ModelError
@@ -22,20 +22,19 @@ from kdcache.places import require_plain
 from kdcache.project import Project, require, require_task, require_tune
 from kdcache.spread import Engine
 from kdcache.store.parts import Parts
-from kdcache.students.arms import STUDENT, ArmSpec, DistillParams, Name, resolve_arm
+from kdcache.students.arms import ArmSpec, DistillParams, Name, resolve_arm
 from kdcache.students.backbone_check import check_backbone
-from kdcache.students.folder import load_folder
 from kdcache.students.loop import restore_runs, train_students
 from kdcache.students.memory import in_what_fits, students_that_fit
 from kdcache.students.methods import METHODS, late_layers_on, method_on
 from kdcache.students.probes import Probes
 from kdcache.students.prompted_backbone import Backbone
-from kdcache.students.prompts import Prompt
 from kdcache.students.results import RESULT, write_student
 from kdcache.students.run import Run
 from kdcache.students.student import build_student
 from kdcache.students.trackers import check_trackers, track
 from kdcache.students.training_rows import StudentRows, check_targets, join_rows, load_rows
+from kdcache.students.transfer import donor_digests, donor_of, donor_prompt
 from kdcache.students.watch import idle_terms
 from kdcache.students.workers import take_turns
 
@@ -100,6 +99,7 @@ class Grid:
             __name__, task_name, list(purpose), params, self.threads,
             {name: spec.pooling for name, spec in self.specs.items()},
             project.paths.backbone, model_digests(self.folder), self.manifest.digest,
+            donor_digests(self.specs.values()),
         )  # fmt: skip
         shared = project.paths.parts if Engine.of(project.raw).engine == "ray" else None
         self.stored = Parts(self.scratch, f"the students of {task_name}", shared)
@@ -141,8 +141,8 @@ class Grid:
         """
         for spec in map(self.specs.__getitem__, arms):
             check_targets(spec, seeds, self.splits["train"].cached)
-            if spec.init.startswith(STUDENT):
-                self._prompt_to_start_from(spec)
+            if donor := donor_of(spec):
+                donor_prompt(donor, self.backbone, self.folder)
             place = METHODS[spec.method].place
             self.backbone.check(place, spec.num_virtual_tokens, spec.max_length, spec.late_layers)
 
@@ -214,8 +214,8 @@ class Grid:
         spec, train, tune = self.specs[arm], self.splits["train"], self.splits.get("tune")
         backbone = self.backbone.read_by(spec.pooling)
         student = build_student(spec, self.task.num_outputs, seed, self.folder, backbone, train.encoded)
-        if spec.init.startswith(STUDENT) and student.prompt is not None:
-            student.prompt.start_from(self._prompt_to_start_from(spec))
+        if (donor := donor_of(spec)) and student.prompt is not None:
+            student.prompt.start_from(donor_prompt(donor, backbone, self.folder))
         torch.manual_seed(seed)
         rows = (self.rows if spec.unlabelled else self.labelled).taught_by(spec.targets, seed)
         if spec.targets == "shuffled_within_class":
@@ -228,17 +228,6 @@ class Grid:
         tune = tune and tune.taught_by(spec.targets, seed).read_by(backbone)
         probe = self.probes.fit(student, rows, spec, tune)
         return Run(student, objective, rows, spec, seed, self.steps_of(spec), probe, tune)
-
-    def _prompt_to_start_from(self, spec: ArmSpec) -> Prompt | None:
-        """Read another student's prompt, which means something on its own backbone only."""
-        folder = Path(spec.init.removeprefix(STUDENT))
-        other, about = load_folder(folder, self.backbone)
-        if about.backbone_sha256 != file_digest(self.folder / WEIGHTS):
-            raise ModelError(
-                f"distill.init: {folder} must be a student of {self.project.paths.backbone}, got one of "
-                "another backbone. Start from a student of this one."
-            )
-        return other.prompt
 
     def train_fitting(self, names: Sequence[Name], made: Path, after_step: Callable[[int], object]) -> None:
         """Train a pass, in smaller ones where memory does not suffice; see ``train_passes``."""

@@ -208,10 +208,12 @@ def open_elsewhere(
 
 
 def _made_of(project: Project, teacher: Teacher) -> list[Any]:
-    """All that decides the parts, beside the code."""
+    """All that decides the parts, beside the code, and the place, which one process at a time writes."""
     data = Path(project.paths.data) / teacher.task.name
     digests = [file_digest(data / f"{split}.parquet") for split in teacher.tables]
-    return [teacher.identity, teacher.batch_size, teacher.dtype, project.threads, digests]
+    return [
+        teacher.identity, teacher.batch_size, teacher.dtype, project.threads, digests, project.paths.cache,
+    ]  # fmt: skip
 
 
 def store_parts(

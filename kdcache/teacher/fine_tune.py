@@ -26,6 +26,7 @@ from kdcache.teacher.sharding import fsdp_config, full_weights
 from kdcache.teacher.trainer import TeacherTrainer
 
 SAVE_STEPS = 200  # a checkpoint takes three times the bytes of the trained weights
+MOST_FOLDS = 127  # a cache has 8 bits for the number of a fold
 NO_LABEL = -100  # of a row that adds nothing to a loss
 
 TeacherMethod = Literal["full", "prefix", "lora"]
@@ -41,7 +42,7 @@ class TrainTeacherParams:
     """Section ``train_teacher``.
 
     Args:
-        model: model reference (see ``kdcache.encoder.load``).
+        model: model reference (see ``kdcache.encoder.references``).
         epochs: passes over the training rows.
         lr: peak learning rate of AdamW, after a linear warm-up.
         batch_size: rows per step.
@@ -101,6 +102,11 @@ class TrainTeacherParams:
                         f"train_teacher.{key}: it must be null with method {self.method}, got {value}. "
                         f"Remove it, or set train_teacher.method to {method}."
                     )
+        if self.folds == 1 or self.folds > MOST_FOLDS:
+            problems.append(
+                f"train_teacher.folds: it must be 0, for none, or between 2 and {MOST_FOLDS}, "
+                f"got {self.folds}."
+            )
         if self.shard_weights and self.method != "full":
             problems.append(
                 f"train_teacher.shard_weights: it must be false with method {self.method}, which trains few "

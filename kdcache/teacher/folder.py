@@ -13,8 +13,9 @@ from kdcache.data.splits import table_digest
 from kdcache.data.task import Task
 from kdcache.digests import SEAL, RowsDigest, check_seal, file_digest, value_digest
 from kdcache.encoder import adapter_config, adapters
-from kdcache.encoder.load import WEIGHTS, config_digest, resolve
+from kdcache.encoder.load import WEIGHTS, config_digest
 from kdcache.encoder.mean_pooled import HEAD
+from kdcache.encoder.references import resolve
 from kdcache.errors import DataError, ModelError
 from kdcache.on_disk import open_parquet
 from kdcache.places import IDENTITY

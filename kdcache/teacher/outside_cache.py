@@ -57,7 +57,8 @@ def import_cache(
         identity = outside.identity(task, missing_mass)
         metrics: dict[str, dict[str, float]] = {}
         location = Location.parse(project.paths.cache, task_name)
-        with CacheWriter(location, project.scratch(__name__, identity), parts=project.paths.parts) as writer:
+        made = project.scratch(__name__, identity, project.paths.cache)
+        with CacheWriter(location, made, parts=project.paths.parts) as writer:
             for split, file in files.items():
                 keys = Keys.of(batches_of(file))
                 rows = outside.rows(keys.ids)

@@ -21,9 +21,10 @@ from kdcache.digests import SEAL, file_digest, seal
 from kdcache.encoder.adapters import save_trained
 from kdcache.encoder.encode_file import encode_file
 from kdcache.encoder.forward import extract
-from kdcache.encoder.load import load_tokenizer, machine_kind, model_digests, resolve, setup
+from kdcache.encoder.load import load_tokenizer, machine_kind, model_digests, setup
 from kdcache.encoder.parts import Classifier
 from kdcache.encoder.pooling import check_cls_token, resolve_pooling
+from kdcache.encoder.references import resolve
 from kdcache.errors import DataError
 from kdcache.places import IDENTITY
 from kdcache.project import Project, require_tune, write_json

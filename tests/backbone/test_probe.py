@@ -8,7 +8,8 @@ from encoders import CPU, read_texts, states_of
 from kdcache.backbone.cut import cut
 from kdcache.backbone.probe import encoder_states, probe_accuracy, refuse_blind, variation
 from kdcache.encoder.batching import encode
-from kdcache.encoder.load import load_encoder, load_tokenizer, resolve
+from kdcache.encoder.load import load_encoder, load_tokenizer
+from kdcache.encoder.references import resolve
 from kdcache.errors import ModelError
 
 

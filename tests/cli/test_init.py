@@ -44,6 +44,16 @@ def guessed(folder, name, content, *arguments):
     return read_task_file(path), out
 
 
+def test_blank_columns_and_lone_carriage_returns_of_spreadsheets_are_no_trouble(empty_folder, monkeypatch):
+    rows = "".join(f'"the room\rwas number {i}",{("a", "b", "")[i % 3]},\n' for i in range(60))
+    _, told = guessed(empty_folder, "r.csv", f"text,label,\n{rows}")
+    assert "label" in told
+    monkeypatch.chdir("project")
+    code, told, error = run("prepare", *NO_TUNE)
+    assert code == 0, error
+    assert "unlabelled 20 rows" in told
+
+
 def test_project_is_the_repositorys_own_pipeline(empty_folder):
     assert run("init")[0] == 0
     for name in ("dvc.yaml", "params.yaml", ".dvc/plots/arms.json"):

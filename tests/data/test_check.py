@@ -63,7 +63,13 @@ def test_labels_that_look_alike_are_named_with_their_counts():
         task = Task("mine", names, "mine/1", ("accuracy",))
         (problem,) = find_problems(task, good())
         assert f"{names[0]!r} (320 rows), {names[1]!r} (320 rows)" in problem
-    for names in (("1", "10", "2"), ("-1", "1", "0"), ("a", "b", "ab"), ("é", "e", "x")):
+    for names in (
+        ("1", "10", "2"),
+        ("-1", "1", "0"),
+        ("20230101", "20230102", "x"),
+        ("a", "b", "ab"),
+        ("é", "e", "x"),
+    ):
         assert find_problems(Task("mine", names, "mine/1", ("accuracy",)), good()) == []
 
 

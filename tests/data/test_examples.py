@@ -241,6 +241,64 @@ def test_spans_of_a_csv_are_marked(own):
         own(text.replace("val.csv", "t.csv").replace("train.csv", "t.csv"), t_csv=rows.replace("4,8", "4,9"))
 
 
+def test_marks_of_spans_that_touch_or_hold_each_other_do_not_cross(own):
+    text = TASK_FILE.replace("val.csv", "t.csv").replace("train.csv", "t.csv") + (
+        'spans = [{column = "text", start = "a", end = "b", mark = "*"},\n'
+        '         {column = "text", start = "c", end = "d", mark = "#"}]\n'
+    )
+    rows = "text,a,b,c,d,label\nabcde,0,3,3,5,pos\nabcde,3,5,0,3,neg\nabcde,0,5,0,3,neg\nabcde,2,5,0,5,neg\n"
+    _, splits = own(text, t_csv=rows)
+    assert [e.text for e in splits["train"]] == ["*abc*#de#", "#abc#*de*", "*#abc#de*", "#ab*cde*#"]
+
+
+@pytest.mark.parametrize("cell", ["", " ", "-1"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_test_split_without_labels_is_one_in_any_format(own, tmp_path: Path, cell, kind):
+    text = f'splits = {{train = "train.csv", validation = "val.csv", test = "t.{kind}"}}\ntext = "text"\n'
+    rows = [{"text": "who knows", "label": cell}, {"text": "good", "label": "pos"}]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    elif kind == "jsonl":
+        (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        (tmp_path / "t.csv").write_text(f"text,label\nwho knows,{cell}\ngood,pos\n")
+    _, splits = own(text)
+    assert [e.label for e in splits["test"]] == [-1, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [(("first", "second", "third"), "third"), ((0, 1), "choices"), ((1, 2, 4), "choices"), ((0, 1, 2), "")],
+)
+def test_labels_of_choices_that_are_not_listed_are_numbers_in_a_row(own, labels, told):
+    """Sorted by name they would point at other choices than their author meant."""
+    text = TASK_FILE.replace("val.csv", "t.csv").replace("train.csv", "t.csv") + 'choices = ["a", "b", "c"]\n'
+    rows = "text,a,b,c,label\n" + "".join(f"why {label},x,y,z,{label}\n" for label in labels)
+    if told:
+        with pytest.raises(DataError, match=told):
+            own(text, t_csv=rows)
+    else:
+        assert [e.label for e in own(text, t_csv=rows)[1]["train"]] == [0, 1, 2]
+
+
+def test_a_metric_of_two_labels_is_refused_for_three(own):
+    with pytest.raises(DataError, match="f1a"):
+        own(TASK_FILE + 'metrics = ["f1a"]\n', train=[*TRAIN, "so-so,mixed"])
+
+
+def test_utf_16_that_does_not_say_its_order_is_one_line(own, tmp_path: Path):
+    text = TASK_FILE.replace("val.csv", "t.csv").replace("train.csv", "t.csv")
+    (tmp_path / "t.csv").write_bytes("text,label\na,pos\nb,neg\n".encode("utf-16-le"))
+    with pytest.raises(DataError, match="utf-16-le"):
+        own(text + 'read = {encoding = "utf-16"}\n')
+    _, splits = own(text + 'read = {encoding = "utf-16-le"}\n')
+    assert [e.text for e in splits["train"]] == ["a", "b"]
+
+
+def test_a_task_file_may_begin_with_a_byte_order_mark(own):
+    assert own("\ufeff" + TASK_FILE)[0] == own(TASK_FILE)[0]
+
+
 def test_units_and_diagnostics_are_for_own_tasks_too(own):
     text = TASK_FILE + (
         'unit = "text"\nmetrics = ["exact_match"]\n'

@@ -15,6 +15,7 @@ from kdcache.data.splits import (
     choose_rows,
     count_rows,
     existing_splits,
+    hold_out,
     read_split,
     rows_at,
     table_digest,
@@ -46,6 +47,12 @@ def test_folds_repeat_for_a_seed_and_differ_between_seeds():
     first = assign_folds(labels, groups, 4, seed=1)
     assert (first == assign_folds(labels, groups, 4, seed=1)).all()
     assert (first != assign_folds(labels, groups, 4, seed=2)).any()
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.005, 0.1, 0.5])
+def test_a_share_of_any_size_is_held_out(fraction):
+    labels, groups = [i % 2 for i in range(2000)], [str(i) for i in range(2000)]
+    assert hold_out(labels, groups, fraction, seed=0).sum() == pytest.approx(2000 * fraction, abs=2)
 
 
 def test_more_folds_than_groups_is_refused():

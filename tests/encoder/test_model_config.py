@@ -9,9 +9,10 @@ from conftest import ARCHITECTURES, build_tiny_model
 from fuzzing import read_apart
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from kdcache.encoder.load import load_encoder, load_tokenizer, resolve
+from kdcache.encoder.load import load_encoder, load_tokenizer
 from kdcache.encoder.model_config import MAX_TOKENIZER_BYTES, check_config
 from kdcache.encoder.pooling import read_pooling
+from kdcache.encoder.references import resolve
 from kdcache.errors import ModelError
 
 CLAIMS = [

@@ -166,8 +166,8 @@ def test_a_lift_that_is_not_the_primary_comparison_is_still_the_first_answer(lif
     assert "not planned" in told(unplanned)[LIFT]
 
 
-@pytest.mark.parametrize("pair", [("kl", "cee"), ("kl",), ("kl", "kl")])
-def test_a_comparison_of_no_two_arms_is_refused(lifted, pair):
+@pytest.mark.parametrize("pair", [("kl", "cee"), ("kl",), ("kl", "kl"), ("kl", "ce")])
+def test_a_comparison_of_no_two_arms_or_that_is_there_is_refused(lifted, pair):
     with pytest.raises(ParamsError, match=r"report\.comparisons\[1\]"):
         find(lifted, ReportParams(comparisons=(("kl", "ce"), pair)))
 

@@ -64,6 +64,14 @@ def test_a_schedule_is_the_arms_own_or_that_of_all(arm, section, wanted):
         ({"probe_epochs": 4}, {}, "distill.arms.a.probe_epochs: the parameter is gone: .* solved"),
         ({}, {"probe_lr": 0.1}, "distill.probe_lr: the parameter is gone: .* solved"),
         (KL | {"method": "head"}, {}, "distill.arms.a: method head must have no loss but ce_weight"),
+        (
+            {"method": "head", "ce_weight": 0, "inter_class": {"name": "kl", "temperature": 2}}, {},
+            "distill.arms.a: method head with ce_weight 0",
+        ),
+        (
+            {"method": "head", "ce_weight": 0, "inter_class": {"name": "kl", "weight": 2}}, {},
+            "distill.arms.a: method head with ce_weight 0",
+        ),
         ({"method": "full"}, {}, "distill.arms.a.lr: method full must have a learning rate of its own"),
     ],
 )  # fmt: skip
@@ -74,7 +82,8 @@ def test_contradictions_of_a_schedule_are_one_line(arm, section, message):
 
 
 def test_a_control_may_learn_from_the_teacher_alone():
-    assert resolve(KL | {"method": "head", "ce_weight": 0}).method == "head"
+    kl = {"inter_class": {"name": "kl"}}
+    assert resolve(kl | {"method": "head", "ce_weight": 0}).method == "head"
 
 
 @pytest.mark.parametrize(

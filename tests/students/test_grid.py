@@ -1,6 +1,7 @@
 """The grid from the command line: passes, transfer, targets, and a student that diverges."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,18 @@ def test_a_prompt_is_transferred_from_another_student(cached: Path):
         "distill.arms.ce.init: it must be separators, words or student:FOLDER, got 'donor'. "
         "Leave it out for distill.init."
     )
+
+
+def test_another_student_to_start_from_is_another_run(cached: Path, monkeypatch):
+    """What an interrupted run kept from the one before must not stand beside what starts from this one."""
+    names = []
+    for seed in (0, 1):
+        assert run("distill", "--task", "cb", "--arm", "ce", "--seed", str(seed))[0] == 0
+        shutil.rmtree("donor", ignore_errors=True)
+        shutil.move(f"runs/cb/ce-{seed}", "donor")
+        project = Project.load(["distill.init=student:donor"])
+        names.append(Grid(project, "cb").scratch.name)
+    assert names[0] != names[1]
 
 
 def test_a_prompt_of_another_backbone_is_no_start(cached: Path):

@@ -14,7 +14,8 @@ from transformers import RemBertConfig, RemBertModel
 
 from kdcache.encoder.batching import Padded, encode
 from kdcache.encoder.forward import extract
-from kdcache.encoder.load import load_classifier, load_tokenizer, resolve
+from kdcache.encoder.load import load_classifier, load_tokenizer
+from kdcache.encoder.references import resolve
 from kdcache.errors import ModelError
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.prompts import build_prompt

@@ -18,7 +18,8 @@ from kdcache.encoder import adapters
 from kdcache.encoder.adapters import add_prefix, load_trained, save_adapter
 from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.forward import extract
-from kdcache.encoder.load import load_classifier, load_tokenizer, resolve, save_model
+from kdcache.encoder.load import load_classifier, load_tokenizer, save_model
+from kdcache.encoder.references import resolve
 from kdcache.errors import ModelError, ParamsError
 from kdcache.params import build
 from kdcache.teacher.fine_tune import TrainTeacherParams, fine_tune
@@ -271,6 +272,8 @@ def test_adapter_on_a_package_model_loads_without_a_path(tmp_path: Path):
             "true. Set it to false.",
         ),
         ({"ensemble": 0}, "train_teacher.ensemble: it must be >= 1, got 0."),
+        ({"folds": 1}, "train_teacher.folds: it must be 0, for none, or between 2 and 127, got 1."),
+        ({"folds": 128}, "train_teacher.folds: it must be 0, for none, or between 2 and 127, got 128."),
     ],
 )  # fmt: skip
 def test_contradiction_is_refused_before_anything_starts(keys, message):
