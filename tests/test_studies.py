@@ -34,8 +34,9 @@ LARGER = ROOT / "studies" / "larger_teacher.json"
 AGAIN = ROOT / "studies" / "clinc150.json"
 ALL_LABELS = ROOT / "studies" / "all_labels.json"
 COPA = ROOT / "studies" / "all_labels_copa.json"
+AG_NEWS = ROOT / "studies" / "all_labels_ag_news.json"
 MPNET_PROMPTS = ROOT / "studies" / "mpnet_prompts.json"
-SITTINGS = (LARGER, AGAIN, ALL_LABELS, COPA, MPNET_PROMPTS)
+SITTINGS = (LARGER, AGAIN, ALL_LABELS, COPA, AG_NEWS, MPNET_PROMPTS)
 FEW_EFFECTS = ["head+kl` over `head", "kl` over `ce"]
 ALL_EFFECTS = ["kl` over `ce", "kl+gram` over `kl"]
 # Tables of a page: the heading above it, columns of effects, file, regime, what names of tasks end with.
@@ -46,6 +47,7 @@ TABLES = [
     ("docs/results.md", "## With all labels", ALL_EFFECTS, LARGER, "all labels", ""),
     ("docs/results.md", "## With all labels", ALL_EFFECTS, ALL_LABELS, "all labels", ""),
     ("docs/results.md", "## With all labels", ALL_EFFECTS, COPA, "all labels", ""),
+    ("docs/results.md", "## With all labels", ALL_EFFECTS, AG_NEWS, "all labels", ""),
 ]
 PROJECTS = {
     "few labels": ("few_labels", "few_per_class"),
