@@ -87,9 +87,5 @@ def parse_yaml(text: str, where: str) -> Any:
         ) from None
     except ParamsError:
         raise
-    except (
-        ValueError,
-        AttributeError,
-        LookupError,
-    ) as error:  # a number of thousands of digits, a tag that does not fit
+    except (ValueError, AttributeError, LookupError) as error:  # a number of thousands of digits, a wrong tag
         raise ParamsError(f"{where}: the text must be plain YAML, got an error: {error}.") from None

@@ -50,7 +50,9 @@ def pick_tokens(
     batch = real_text.batch(permuted(rng, len(real_text))[:START_ROWS], device)
     ids, tokenizer = batch["input_ids"], real_text.tokenizer
     if start == "separators":
-        wanted = torch.isin(ids, torch.tensor([tokenizer.sep_token_id or -1], device=ids.device))
+        wanted = torch.zeros_like(ids, dtype=torch.bool)
+        if tokenizer.sep_token_id is not None:
+            wanted = ids == tokenizer.sep_token_id
     else:
         wanted = ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
     row, position = torch.nonzero(wanted, as_tuple=True)
