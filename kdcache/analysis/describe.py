@@ -16,6 +16,7 @@ HIGH_ACCURACY = 0.95  # … unless they are often wrong: an overconfident teache
 # Difference in accuracy between train and tune from which on train was memorised. On half of the sample's
 # rows, fold teachers were 23 points below the same teacher on rows that it was trained on.
 MEMORY = 0.1
+UNSEEN = "It matters little if students also learn from the unlabelled rows, which are more"
 # Loss of accuracy of the fold teachers against the teacher on all rows: as large as a student's gain.
 FOLD_COST = 0.03
 STANDARD_ERRORS = 2  # a difference must have these to be mentioned …
@@ -41,8 +42,7 @@ def describe_analysis(analysis: CacheAnalysis) -> str:
     """
     if "train" not in analysis.splits:
         return "This cache has no train split, so it can score students but not train them."
-    of_seen = None if _mostly_unseen(analysis) else _little_entropy(analysis) or _memory(analysis)
-    warnings = [of_seen, _majority(analysis), _probes(analysis)]
+    warnings = [_little_entropy(analysis) or _memory(analysis), _majority(analysis), _probes(analysis)]
     warnings += [_stale_probe(analysis), _fold_cost(analysis)]
     warnings += [_lost_classes(analysis), _failed_fold(analysis), _calibration(analysis)]
     found = [sentence for sentence in warnings if sentence] or ["No problem was found with these targets."]
@@ -63,9 +63,9 @@ def _summary(analysis: CacheAnalysis) -> str:
 
 
 def _mostly_unseen(analysis: CacheAnalysis) -> bool:
-    """Whether the teacher saw few of the rows that students can learn from: most have no label."""
-    train, unlabelled = analysis.splits["train"], analysis.splits.get("unlabelled")
-    return not train.held_out and unlabelled is not None and unlabelled.rows > train.rows
+    """Whether most rows that students can learn from have no label."""
+    unlabelled = analysis.splits.get("unlabelled")
+    return unlabelled is not None and unlabelled.rows > analysis.splits["train"].rows
 
 
 def _little_entropy(analysis: CacheAnalysis) -> str | None:
@@ -80,7 +80,8 @@ def _little_entropy(analysis: CacheAnalysis) -> str | None:
         False: "Cross-fit (train_teacher.folds) or raise the temperature",
         None: "Import logits of a teacher that was not trained on these rows, or raise the temperature",
     }
-    return f"The logits say little more than the labels. {cure[train.held_out]}."
+    advice = UNSEEN if train.held_out is False and _mostly_unseen(analysis) else cure[train.held_out]
+    return f"The logits say little more than the labels. {advice}."
 
 
 def _memory(analysis: CacheAnalysis) -> str | None:
@@ -91,7 +92,7 @@ def _memory(analysis: CacheAnalysis) -> str | None:
     gap = train.accuracy.value - tune.labels.accuracy.value
     if gap < MEMORY or train.accuracy.value <= tune.labels.accuracy.high:
         return None
-    cure = "Cross-fit (train_teacher.folds)"
+    cure = UNSEEN if _mostly_unseen(analysis) else "Cross-fit (train_teacher.folds)"
     if analysis.external:
         cure = "Import logits of a teacher that was not trained on these rows"
     return (

@@ -199,7 +199,8 @@ def _what_it_is(record: Path) -> str:
     if not record.is_file():
         return ""
     made = json.loads(record.read_text(encoding="utf-8"))
-    return f", layers {', '.join(map(str, made['layers']))} of {made['model']}, pooling {made['pooling']}"
+    layers, pooling = ", ".join(map(str, made["layers"])), made.get("pooling", "cls")
+    return f", layers {layers} of {made['model']}, pooling {pooling}"
 
 
 def report(

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +15,7 @@ Splits = Mapping[str, Sequence[Example]]
 
 RARE_LABEL_ROWS = 10  # of a label in train; with fewer, folds and the tune split may lack it
 SKEWED = 0.8  # share of the largest class above which accuracy says little
+EXACT = Context(prec=1000)  # digits of a label that is a number
 DELIMITER = re.compile(r"[,;|\t]")
 BIN_EDGES = (8, 16, 32, 64, 128, 256, 512)  # of the histogram, in tokens
 
@@ -149,8 +150,8 @@ def _plain(label: str) -> str:
     text = unicodedata.normalize("NFKC", label).casefold()
     text = "".join(char for char in text if unicodedata.category(char) not in ("Cf", "Cc", "Zs"))
     try:
-        return str(Decimal(text).normalize())
-    except InvalidOperation:
+        return str(EXACT.normalize(Decimal(text)))
+    except ArithmeticError:
         return text
 
 

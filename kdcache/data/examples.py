@@ -248,7 +248,7 @@ def _label(file: TaskFile, split: str, row: Row, indices: Mapping[str, int]) -> 
 def _is_none(value: Any) -> bool:
     """Whether a cell says that the row has no label, as files of any format do."""
     if isinstance(value, float):
-        return math.isnan(value)
+        return value == -1 or math.isnan(value)
     return value in (None, -1) or (isinstance(value, str) and value.strip() in ("", "-1"))
 
 

@@ -76,20 +76,22 @@ def _hub_folder(reference: str, download: bool) -> Path:
 
     remedy = "Name a folder, package:NAME/PATH, or a hub id that is cached or can be reached."
     looks_like_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", reference)
-    patterns, cached = [*FILES, POOLING], None
+    patterns = [*FILES, POOLING]
     try:
         if not looks_like_id:
             raise HFValidationError
-        cached = Path(snapshot_download(reference, local_files_only=True, allow_patterns=patterns))
-        if not download or _is_whole(reference, cached):
-            return cached
+        cached = snapshot_download(reference, local_files_only=True, allow_patterns=patterns)
+        whole = _is_whole(reference, Path(cached))
     except HFValidationError:
         raise ModelError(f"{reference}: it must be a model, got no such folder. {remedy}") from None
-    except LocalEntryNotFoundError:
-        if not download:
+    except LocalEntryNotFoundError as error:
+        cached, whole = getattr(error, "snapshot_path", ""), False  # of a part, if there is one
+        if not cached and not download:
             raise ModelError(
                 f"{reference}: it must be on this machine, got no such model. {remedy}"
             ) from None
+    if cached and (whole or not download):
+        return Path(cached)
     try:
         # Ask once with a short time-out: loading straight away retries for most of a minute.
         HfApi().model_info(reference, timeout=HUB_TIMEOUT_S)
@@ -104,7 +106,7 @@ def _hub_folder(reference: str, download: bool) -> Path:
                 f"{reference}: what is cached may lack files, such as {POOLING}, without which pooling: auto "
                 f"reads [CLS], and the hub was not reached ({reason})", file=sys.stderr,
             )  # fmt: skip
-            return cached
+            return Path(cached)
         raise ModelError(
             f"{reference}: it must be a folder or a model on the hub, got neither ({reason}). {remedy}"
         ) from None

@@ -16,7 +16,7 @@ import numpy as np
 
 from kdcache.stats.runs import TALLIES, Runs
 
-EQUAL = 1e-9  # points: values of seeds that differ by less do so by rounding
+EQUAL = 1e-9  # points, or their square: smaller differences and variances are rounding
 
 
 @dataclass(frozen=True)
@@ -104,5 +104,6 @@ def covariance(tables: Sequence[Contrast]) -> tuple[np.ndarray, np.ndarray]:
     # Where all seeds count as many right rows by chance, they still differ in which rows: the term "rest".
     equal = np.flatnonzero(np.ptp(values, axis=1) < EQUAL)
     per_row = pseudo.var(axis=2, ddof=1).mean(axis=1) / groups
-    of_seeds[equal, equal] = np.maximum(per_row - of_groups.diagonal(), 0.0)[equal]
+    rest = per_row - of_groups.diagonal()
+    of_seeds[equal, equal] = np.where(rest > EQUAL, rest, 0.0)[equal]  # none between seeds that are the same
     return of_seeds / seeds, of_groups

@@ -147,8 +147,8 @@ def _with_earlier(grid: Grid, new: Sequence[Mapping[str, Any]], runs: Path) -> l
 
 
 def _trained_as(result: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What seeds must share to be one arm: settings, and the steps that epochs came to."""
-    return result["settings"], result.get("steps")
+    """What seeds must share to be one arm: settings, the steps that epochs came to, where prompts started."""
+    return result["settings"], result.get("steps"), result.get("donor")
 
 
 def _warn_of_unfinished(grid: Grid, curves: pd.DataFrame) -> None:

@@ -141,9 +141,9 @@ class Grid:
         """
         for spec in map(self.specs.__getitem__, arms):
             check_targets(spec, seeds, self.splits["train"].cached)
-            if donor := donor_of(spec):
-                donor_prompt(donor, self.backbone, self.folder)
             place = METHODS[spec.method].place
+            if place and (donor := donor_of(spec)):
+                donor_prompt(donor, self.backbone, self.folder)
             self.backbone.check(place, spec.num_virtual_tokens, spec.max_length, spec.late_layers)
 
     def is_trained(self, made: Path, name: Name) -> bool:

@@ -21,6 +21,7 @@ from kdcache.students.folder import save_student
 from kdcache.students.run import Run
 from kdcache.students.student import predict
 from kdcache.students.training_rows import StudentRows
+from kdcache.students.transfer import donor_digests
 
 RESULT = "result.json"  # in each student's folder, as is:
 PREDICTIONS = "validation.parquet"
@@ -52,7 +53,7 @@ def write_student(
     spec, student = run.spec, run.student
     result: dict[str, Any] = {
         "arm": spec.name, "seed": run.seed, "method": spec.method, "cache": manifest.digest,
-        "settings": spec.as_settings(),
+        "settings": spec.as_settings(), "donor": donor_digests([spec]),
     }  # fmt: skip
     if run.diverged:
         step, last = run.diverged

@@ -266,6 +266,12 @@ def test_a_test_split_without_labels_is_one_in_any_format(own, tmp_path: Path, c
     assert [e.label for e in splits["test"]] == [-1, 1]
 
 
+def test_numbers_of_parquet_that_stand_for_no_label(own, tmp_path: Path):
+    text = 'splits = {train = "train.csv", validation = "val.csv", test = "t.parquet"}\ntext = "text"\n'
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [-1.0, float("nan")]}), tmp_path / "t.parquet")
+    assert [e.label for e in own(text)[1]["test"]] == [-1, -1]
+
+
 @pytest.mark.parametrize(
     ("labels", "told"),
     [(("first", "second", "third"), "third"), ((0, 1), "choices"), ((1, 2, 4), "choices"), ((0, 1, 2), "")],

