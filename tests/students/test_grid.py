@@ -143,7 +143,7 @@ def test_a_prompt_is_transferred_from_another_student(cached: Path):
     )
 
 
-def test_another_student_to_start_from_is_another_run(cached: Path, monkeypatch):
+def test_another_student_to_start_from_is_another_run(cached: Path):
     """What an interrupted run kept from the one before must not stand beside what starts from this one."""
     names = []
     for seed in (0, 1):
