@@ -77,7 +77,7 @@ def _little_entropy(analysis: CacheAnalysis) -> str | None:
         return None
     cure = {
         True: "Raise the temperature",
-        False: "Cross-fit (train_teacher.folds) or raise the temperature",
+        False: "Raise the temperature, or cross-fit for arms with prompts (train_teacher.folds)",
         None: "Import logits of a teacher that was not trained on these rows, or raise the temperature",
     }
     advice = UNSEEN if train.held_out is False and _mostly_unseen(analysis) else cure[train.held_out]
@@ -92,7 +92,9 @@ def _memory(analysis: CacheAnalysis) -> str | None:
     gap = train.accuracy.value - tune.labels.accuracy.value
     if gap < MEMORY or train.accuracy.value <= tune.labels.accuracy.high:
         return None
-    cure = UNSEEN if _mostly_unseen(analysis) else "Cross-fit (train_teacher.folds)"
+    cure = "Cross-fitting (train_teacher.folds) may help arms with prompts"
+    if _mostly_unseen(analysis):
+        cure = UNSEEN
     if analysis.external:
         cure = "Import logits of a teacher that was not trained on these rows"
     return (

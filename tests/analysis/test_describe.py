@@ -38,7 +38,7 @@ def test_sound_cache_is_called_sound(tmp_path):
 @pytest.mark.parametrize(
     ("folds", "kind", "cure"),
     [
-        (0, "", "Cross-fit (train_teacher.folds) or raise the temperature."),
+        (0, "", "Raise the temperature, or cross-fit for arms with prompts (train_teacher.folds)."),
         (2, "", "Raise the temperature."),
         (0, "external",
          "Import logits of a teacher that was not trained on these rows, or raise the temperature."),
@@ -63,7 +63,7 @@ def test_memorised_training_rows(tmp_path):
     analysis = analyse(tmp_path / "a", train=train, tune=tune)
     assert sentences(describe_analysis(analysis)) == (
         "The teacher has memorised its training rows: its accuracy on tune is only 73.0%. "
-        "Cross-fit (train_teacher.folds)."
+        "Cross-fitting (train_teacher.folds) may help arms with prompts."
     )
     outside = analyse(tmp_path / "b", kind="external", train=train, tune=tune)
     assert sentences(describe_analysis(outside)) == (
