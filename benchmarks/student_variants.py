@@ -184,7 +184,7 @@ class Ours:
             steps=None, epochs=epochs, head_lr=5e-4, batch_size=self.case.batch_size,
             max_length=MAX_LENGTH, weight_decay=0.01, warmup_fraction=0.1, select="last", ce_weight=1.0,
             label_smoothing=0.0, terms=terms, targets="cached", unlabelled=False,
-            pooling=self.case.pooling,
+            pooling=self.case.pooling, dropout=self.backbone.dropout, dtype=self.case.dtype,
         )  # fmt: skip
         student = build_student(
             spec, NUM_LABELS, seed, self.case.models / "student", self.backbone, self.encoded

@@ -183,6 +183,11 @@ place, then run the same command again.'
     return f"{where}: {must}, got: {error.strerror}. {remedy}, then run the same command again."
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the first line of what a library said, or the name of its error."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
 def printable(text: str) -> str:
     r"""Return text that a terminal only shows: its control characters are spelt out, but for ends of lines.
 

@@ -103,7 +103,7 @@ def read_params(path: str | Path = "params.yaml", overrides: Iterable[str] = ())
         Nested plain dicts, sections not yet checked beyond their names.
 
     Raises:
-        ParamsError: no file, broken YAML, an unknown section, an override of no known key.
+        ParamsError: no file, broken YAML, an unknown section, an override of an unknown section.
     """
     path = Path(path)
     if not path.is_file():

@@ -37,6 +37,12 @@ T = TypeVar("T")
 IDENTITY_DEFAULTS = {"pooling": "cls", "processes": 1, "shard_weights": False}
 SCRATCH = re.compile(r"[a-z_]+-[0-9a-f]{16}")  # what clean removes
 
+# Teachers among the arms of predictions.
+ALL_ROWS = "teacher"  # trained on all rows, where others were trained on folds
+MEMBER = "teacher_member"  # of an ensemble; the member's number is its seed
+CACHED = "teacher_cached"  # the one whose logits are cached
+TEACHERS = (ALL_ROWS, MEMBER, CACHED)
+
 # The file in the backbone's folder that says how it was made, and what probes read from it.
 BACKBONE_RECORD = "shrink.json"
 

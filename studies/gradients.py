@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from kdcache.losses import gram, kl
-from kdcache.stats.runs import CACHED, MEMBER
+from kdcache.project import CACHED, MEMBER
 
 BATCH_SIZES, BATCHES = (16, 256), 50
 

@@ -21,8 +21,9 @@ import pandas as pd
 import yaml
 
 import kdcache
+from kdcache.project import ALL_ROWS, CACHED, MEMBER, TEACHERS
 from kdcache.stats.estimates import Estimate, effect, level, mean_estimate
-from kdcache.stats.runs import ALL_ROWS, CACHED, MEMBER, TEACHERS, Runs, read_runs
+from kdcache.stats.runs import Runs, read_runs
 from kdcache.stats.verdicts import gap_closed, non_inferiority
 
 STUDIES = Path(__file__).parent

@@ -19,10 +19,9 @@ from test_dvc import stages_run
 from kdcache.backbone.student_backbone import StudentBackboneParams
 from kdcache.data.prepare import PrepareParams
 from kdcache.params import read_params
-from kdcache.project import Project
+from kdcache.project import TEACHERS, Project
 from kdcache.report.report import ReportParams
 from kdcache.spread import Engine
-from kdcache.stats.runs import TEACHERS
 from kdcache.students.arms import DistillParams
 from kdcache.teacher.cache_teacher import CacheTeacherParams
 from kdcache.teacher.fine_tune import TrainTeacherParams

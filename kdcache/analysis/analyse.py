@@ -191,7 +191,8 @@ def analyse_split(
     >>> found.labels.accuracy.value, round(found.entropy, 3), round(found.labels.ece, 3)
     (0.5, 0.365, 0.381)
     """
-    if not len(ids) == len(labels) == len(logits) or min(logits.shape, default=0) < 1 or logits.shape[1] < 2:
+    same = logits.ndim == 2 and len(ids) == len(labels) == len(logits)
+    if not same or len(logits) < 1 or logits.shape[1] < 2:
         raise ShapeError(
             "analyse_split: logits must be (rows, num_labels), at least (1, 2), of as many ids and labels, "
             f"got {logits.shape} of {len(ids)} ids and {len(labels)} labels."

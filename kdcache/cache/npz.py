@@ -12,7 +12,7 @@ import numpy as np
 
 from kdcache.data.ids import repeated
 from kdcache.data.parquet_claims import MAX_RATIO, SLACK
-from kdcache.errors import DataError
+from kdcache.errors import DataError, reason_of
 
 ROWS = 1024  # held at a time
 VERSIONS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -56,8 +56,7 @@ def read_npz(path: Path, wanted: Callable[[str], bool]) -> Iterator[dict[str, An
                 for values in zip(*parts.values(), strict=True):
                     yield dict(zip(parts, values, strict=True))
     except READ_ERRORS as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise DataError(f"{path}: the arrays cannot be read: {reason}.") from None
+        raise DataError(f"{path}: the arrays cannot be read: {reason_of(error)}.") from None
 
 
 def _open_arrays(path: Path, file: zipfile.ZipFile, wanted: Callable[[str], bool]) -> dict[str, _Array]:

@@ -14,7 +14,7 @@ from kdcache.cache.schema import describe_columns, find_unlawful
 from kdcache.cache.split_files import name_span
 from kdcache.data.ids import name_some, repeated_in_parts
 from kdcache.data.parquet_claims import NOT_WHOLE, find_impossible, read_claims
-from kdcache.errors import CacheCorrupt
+from kdcache.errors import CacheCorrupt, reason_of
 from kdcache.on_disk import open_parquet
 from kdcache.store.location import Location
 
@@ -66,7 +66,7 @@ class OpenSplit:
             yield
         except NOT_WHOLE as error:
             raise CacheCorrupt(
-                f"{self.location}/{name}: its pages must be whole, got: {str(error).splitlines()[0]}. "
+                f"{self.location}/{name}: its pages must be whole, got: {reason_of(error)}. "
                 f"{self.manifest.rebuild}"
             ) from None
 
@@ -109,9 +109,8 @@ def _open_file(location: Location, manifest: Manifest, name: str) -> pq.ParquetF
         file = open_parquet(source, hold=location.folder is None)
         schema, claims = file.schema_arrow, read_claims(source)
     except NOT_WHOLE as error:
-        reason = str(error).splitlines()[0]
         raise CacheCorrupt(
-            f"{location}/{name}: it must be a Parquet file, got: {reason}. {manifest.rebuild}"
+            f"{location}/{name}: it must be a Parquet file, got: {reason_of(error)}. {manifest.rebuild}"
         ) from None
     if schema != manifest.schema:
         refuse("its columns", manifest.schema.names, schema.names)

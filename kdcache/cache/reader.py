@@ -225,7 +225,7 @@ class CachedSplit:
         return frame.merge(text[added], on="example_id", how="left", validate="one_to_one")
 
     def _sound(self, rows: CacheRows) -> CacheRows:
-        for what, wrong in find_faults(rows, self.manifest).items():
+        for what, wrong in find_faults(rows, self.manifest).values():
             if ids := [rows.example_id[i] for i in np.flatnonzero(wrong)]:
                 raise CacheCorrupt(f"{self._name}: {what} {name_some(ids)}. {self.manifest.rebuild}")
         return rows
@@ -238,12 +238,15 @@ class CachedSplit:
             )
 
 
-def find_faults(rows: CacheRows, manifest: Manifest) -> dict[str, np.ndarray]:
-    """Find rows that no teacher and no task can have: what is wrong → whether it is, of shape (rows,).
+def find_faults(rows: CacheRows, manifest: Manifest) -> dict[str, tuple[str, np.ndarray]]:
+    """Find rows that no teacher and no task can have.
 
     Args:
         rows: with the columns to look at.
         manifest: of their cache.
+
+    Returns:
+        What is looked at → what to say of it, and whether a row has that fault, of shape (rows,).
     """
     finite = np.ones(len(rows), bool)
     for values in rows.vectors.values():
@@ -251,8 +254,9 @@ def find_faults(rows: CacheRows, manifest: Manifest) -> dict[str, np.ndarray]:
     possible = (rows.label >= -1) & (rows.label < len(manifest.identity["labels"]))
     possible &= (rows.fold >= MEAN_OF_FOLDS) & (rows.fold < max(1, manifest.num_folds))
     return {
-        "every number must be finite, not so in": ~finite, "label or fold is impossible in": ~possible
-    }  # fmt: skip
+        "finite": ("every number must be finite, not so in", ~finite),
+        "labels, folds": ("label or fold is impossible in", ~possible),
+    }
 
 
 def load_cache(path: Location | Path | str, split: str) -> CachedSplit:

@@ -53,7 +53,10 @@ def verify_cache(path: Location | Path | str, data: Mapping[str, Batches] | None
         data: split → opens the prepared rows (example_id, content_hash, label), such as ``table.to_batches``.
 
     Returns:
-        One entry per check. Nothing is raised.
+        One entry per check; faults of the cache are not raised.
+
+    Raises:
+        CacheError, OSError: the place cannot be reached.
     """
     location = Location.parse(path)
     try:
@@ -85,7 +88,7 @@ def _check_rows(opened: OpenSplit, split: str) -> Iterator[Check]:
     names = manifest.files_of(split)
     name, file_rows = name_span(names), manifest.files[names[0]]["rows"]
     digest, correct, labelled = RowsDigest(), Counter[str](), Counter[str]()
-    faults: dict[str, list[str]] = {}
+    faults: dict[str, tuple[str, list[str]]] = {}
     not_mean: list[str] = []
     has_members = f"{MEMBER_PREFIX}0" in manifest.schema.names  # with top_k each keeps labels of its own
     num_labels = len(manifest.identity["labels"])
@@ -97,8 +100,9 @@ def _check_rows(opened: OpenSplit, split: str) -> Iterator[Check]:
 
     for file, rows in parts():
         digest.update(rows.example_id, rows.content_hash, rows.label)
-        for fault, rows_with_it in find_faults(rows, manifest).items():
-            faults.setdefault(fault, []).extend(rows.example_id[i] for i in np.flatnonzero(rows_with_it))
+        for what, (fault, rows_with_it) in find_faults(rows, manifest).items():
+            ids = faults.setdefault(what, (fault, []))[1]
+            ids += [rows.example_id[i] for i in np.flatnonzero(rows_with_it)]
         if has_members:
             distance = np.abs(np.mean(rows.members, axis=0) - rows.logits)
             not_mean += [rows.example_id[i] for i in np.flatnonzero((distance > ROUNDING).any(axis=1))]
@@ -108,7 +112,7 @@ def _check_rows(opened: OpenSplit, split: str) -> Iterator[Check]:
     def check(what: str, wrong: bool, problem: str) -> Check:
         return Check(f"{name}: {what}", f"{name}: {problem}. {manifest.rebuild}" if wrong else "")
 
-    for what, (fault, ids) in zip(("finite", "labels, folds"), faults.items(), strict=False):
+    for what, (fault, ids) in faults.items():
         yield check(what, bool(ids), f"{fault} {name_some(ids)}")
     if has_members:
         yield check(

@@ -16,6 +16,7 @@ from kdcache.cli.options import (
     chosen_tasks,
     console,
     open_project,
+    refuse_beside,
     with_engine,
 )
 from kdcache.errors import ParamsError
@@ -40,9 +41,9 @@ def verify(
     cache: Where = None,
     task: Tasks = None,
     teacher_rows: Annotated[
-        int,
-        typer.Option(min=0, help="Random rows per split that the teacher computes again."),
-    ] = 8,
+        int | None,
+        typer.Option(min=0, show_default="8", help="Random rows per split that the teacher computes again."),
+    ] = None,
     engine: Engines = None,
     workers: Workers = None,
     set_: Overrides = None,
@@ -60,6 +61,8 @@ def verify(
     """
     if cache:
         with errors_in_one_line(debug):
+            others = {"--task": task, "--teacher-rows": teacher_rows, "--set": set_}
+            refuse_beside("CACHE", others | {"--engine": engine, "--workers": workers})
             from kdcache.cache.verify import verify_cache
 
             sound = _show_checks(cache, verify_cache(cache))
@@ -68,7 +71,8 @@ def verify(
             chosen = chosen_tasks(project, task)
             from kdcache.teacher.verify_against_data import verify_task
 
-            sound = all([_show_checks(name, verify_task(project, name, teacher_rows)) for name in chosen])
+            rows = 8 if teacher_rows is None else teacher_rows
+            sound = all([_show_checks(name, verify_task(project, name, rows)) for name in chosen])
     if not sound:
         raise typer.Exit(1)
 

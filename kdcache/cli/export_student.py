@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from kdcache.cli.options import Debug
-from kdcache.project import Project, errors_in_one_line
+from kdcache.cli.options import Debug, project_here
+from kdcache.project import errors_in_one_line
 
 
 def export_student(
@@ -28,7 +28,7 @@ def export_student(
 ) -> None:
     """Write a student with its tokenizer, labels and backbone, so that it runs outside the project.
 
-    In the project, the export is compared with PyTorch on validation, and its card says so.
+    In the project, a graph is compared with PyTorch on validation, and its card says so.
 
     Examples:
 
@@ -40,8 +40,8 @@ def export_student(
         from kdcache.students.about import read_about
 
         data = None
-        if Path("params.yaml").is_file():
-            prepared = Path(Project.load().paths.data) / read_about(folder).task.name
+        if project := project_here():
+            prepared = Path(project.paths.data) / read_about(folder).task.name
             data = prepared if (prepared / "validation.parquet").is_file() else None
         folder = folder if folder.name.strip(".") else folder.resolve()  # "." has no name to add to
         out = out or folder.with_name(f"{folder.name}-{to}{'-int8' if int8 else ''}")

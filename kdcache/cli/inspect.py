@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from kdcache.cli.caches import Where, show_cache
-from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, console, open_project
+from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, console, open_project, refuse_beside
 from kdcache.errors import ParamsError
 from kdcache.places import replacing
 from kdcache.project import errors_in_one_line
@@ -51,6 +51,8 @@ def inspect(
         kdcache inspect --task reviews --texts 3
     """
     with errors_in_one_line(debug):
+        if cache:
+            refuse_beside("CACHE", {"--task": task, "--set": set_})
         if cache and texts:
             raise ParamsError(
                 f"--texts: the texts are in a task's prepared data, which {cache} does not name. "

@@ -1,7 +1,7 @@
 """What all commands share: their common options, the project, one-line errors."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -61,12 +61,35 @@ def open_project(
         yield replace(project, tasks=tuple(names), task_files=tuple(files))
 
 
+def project_here() -> Project | None:
+    """The project in the current folder; None where there is none, or another program's params.yaml."""
+    if not Path("params.yaml").is_file():
+        return None
+    try:
+        return Project.load()
+    except ParamsError as error:
+        typer.echo(f"No project is read here. {printable(str(error)).splitlines()[0]}", err=True)
+        return None
+
+
 def chosen_tasks(project: Project, tasks: list[str] | None) -> list[str]:
     """The tasks asked for, all checked before the first one runs."""
     chosen = [Path(task).stem for task in tasks or project.tasks]
     for task in chosen:
         require_task(project, task)
     return chosen
+
+
+def refuse_beside(what: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that have no meaning beside another, where they were given.
+
+    Args:
+        what: the other option or argument.
+        options: name → value; None and empty ones were not given.
+    """
+    for name, value in options.items():
+        if value is not None and value != []:
+            raise ParamsError(f"{name} has no meaning with {what}. Remove it.")
 
 
 def with_engine(overrides: list[str] | None, engine: str | None, workers: int | None) -> list[str]:

@@ -95,8 +95,11 @@ def _run_stage(
             if share and stage != "cache_teacher":
                 typer.echo(f"{one}: its cache is imported at once, without shards")
                 continue
+            if share:  # its time is not that of a cache
+                load_stage(stage)(project, one, share)
+                continue
             with project.timed(stage, one):
-                load_stage(stage)(project, one, *((share,) if share else ()))
+                load_stage(stage)(project, one)
 
 
 def distill(

@@ -5,9 +5,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from kdcache.cli.options import Debug, Overrides, Tasks, chosen_tasks, open_project
-from kdcache.errors import ParamsError, printable
-from kdcache.project import Project, errors_in_one_line
+from kdcache.cli.options import (
+    Debug,
+    Overrides,
+    Tasks,
+    chosen_tasks,
+    open_project,
+    project_here,
+    refuse_beside,
+)
+from kdcache.errors import ParamsError
+from kdcache.project import errors_in_one_line
 
 
 def predict(
@@ -66,8 +74,8 @@ def predict(
     and their other columns.
 
     A prepared split goes to runs/predictions/. The rows of --input go to
-    --output. They need no project, unless they have the columns of a task
-    file of your own. A pipe is labelled as its rows arrive.
+    --output. Rows with the columns of prepared data need no project; those with
+    the columns of a task's own files do. A pipe is labelled as its rows arrive.
 
     Examples:
 
@@ -82,9 +90,7 @@ def predict(
     students = student or []
     if input_ is not None:
         with errors_in_one_line(debug):
-            others = {"--task": task, "--split": split, "--arm": arm, "--set": set_}
-            for option in (name for name, value in others.items() if value):
-                raise ParamsError(f"{option} has no meaning with --input. Remove it.")
+            refuse_beside("--input", {"--task": task, "--split": split, "--arm": arm, "--set": set_})
             if not students:
                 raise ParamsError("--input needs a student. Add: --student FOLDER")
             if form == "superglue":
@@ -131,11 +137,5 @@ def _own_tasks() -> dict[str, Path]:
     from kdcache.data.superglue import SUPERGLUE
     from kdcache.data.taskfile import own_tasks
 
-    if not Path("params.yaml").is_file():
-        return {}
-    try:
-        tasks = Path(Project.load().paths.tasks)
-    except ParamsError as error:  # perhaps those of another program, beside which a student serves
-        typer.echo(f"No task file is looked for. {printable(str(error)).splitlines()[0]}", err=True)
-        return {}
-    return SUPERGLUE | own_tasks(tasks)
+    project = project_here()
+    return SUPERGLUE | own_tasks(Path(project.paths.tasks)) if project else {}

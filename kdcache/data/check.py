@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from kdcache.data.ids import name_some
 from kdcache.data.task import Example, Task
 
 Splits = Mapping[str, Sequence[Example]]
@@ -99,9 +100,9 @@ def _class_problems(task: Task, splits: Splits) -> list[str]:
     none = [label for label, rows in train.items() if rows == 0]
     few = [label for label, rows in train.items() if 0 < rows < RARE_LABEL_ROWS]
     if none:
-        found.append(f"No training row has the label {_list(none)}: it cannot be learned.")
+        found.append(f"No training row has the label {_quote(none)}: it cannot be learned.")
     if few:
-        found.append(f"Fewer than {RARE_LABEL_ROWS} training rows have the label {_list(few)}.")
+        found.append(f"Fewer than {RARE_LABEL_ROWS} training rows have the label {_quote(few)}.")
     share = max(train.values()) / max(1, sum(train.values()))
     if share > SKEWED and task.metrics[0] == "accuracy":
         found.append(
@@ -110,7 +111,7 @@ def _class_problems(task: Task, splits: Splits) -> list[str]:
         )
     absent = [label for label, rows in counts.items() if rows.get("validation", 0) == 0]
     if absent:
-        found.append(f"No validation row has the label {_list(absent)}: no score covers it.")
+        found.append(f"No validation row has the label {_quote(absent)}: no score covers it.")
     return found
 
 
@@ -176,6 +177,5 @@ def _read(row: Example) -> tuple[str, ...]:
     return (row.text, row.text_pair, *row.choices)
 
 
-def _list(labels: Sequence[str]) -> str:
-    more = f" and {len(labels) - 5} more" if len(labels) > 5 else ""
-    return ", ".join(map(repr, labels[:5])) + more
+def _quote(labels: Sequence[str]) -> str:
+    return name_some([repr(label) for label in labels])

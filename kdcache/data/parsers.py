@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 from kdcache.data.line_pattern import cut_line
 from kdcache.data.parquet_claims import NOT_WHOLE, find_impossible, read_claims
-from kdcache.errors import DataError, ParamsError, nearest, shorten
+from kdcache.errors import DataError, ParamsError, nearest, reason_of, shorten
 from kdcache.on_disk import open_parquet
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
@@ -297,4 +297,4 @@ def _parquet_rows(
                         raise DataError(f"{name} row {number}: {column} must be {most}.")
                 yield Row(f"{name} row {number}", values)
     except NOT_WHOLE as error:
-        raise DataError(f"{name}: it must be a Parquet file, got: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{name}: it must be a Parquet file, got: {reason_of(error)}") from None

@@ -193,9 +193,14 @@ def hold_out(labels: Sequence[int], groups: Sequence[str], fraction: float, seed
         bool array of shape (rows,).
 
     Raises:
-        DataError: there are fewer groups than folds.
+        DataError: there are too few groups for such a share.
     """
     share = Fraction(fraction).limit_denominator(max(20, round(1 / fraction)))
+    if (found := len(set(groups))) < share.denominator:
+        raise DataError(
+            f"prepare.tune_fraction, holdout: to hold out {share} of train, it must have at least "
+            f"{share.denominator} groups of rows, got {found}. Hold out a larger share, or add rows."
+        )
     return assign_folds(labels, groups, share.denominator, seed) < share.numerator
 
 

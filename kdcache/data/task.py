@@ -19,7 +19,7 @@ class Example:
     Args:
         example_id: unique within the task.
         label: index of the class; −1 is unlabelled.
-        group: rows of one group never fall on both sides of a split that kdcache makes.
+        group: labelled rows of one group never fall on both sides of a split that kdcache makes.
         text: the first sequence.
         text_pair: the second sequence; empty in a task of single sequences or of choices.
         choices: the second sequences of a task of choices, one per choice.

@@ -102,8 +102,8 @@ class TaskFile:
         labels: the labels in index order, or label → name to show. None takes the labels of train, sorted;
             a label that train lacks is then an error.
         id: a column of unique ids; None numbers the rows of each split from 1.
-        group: a column; rows that share its value stay on one side of every cut. None groups rows of the
-            same texts.
+        group: a column; labelled rows that share its value stay on one side of every cut. None groups rows
+            of the same texts.
         unit: a column; rows that share its value are scored together, by the metrics that need it.
         candidate: the column of the answer that a row proposes, for metrics that compare answers.
         answers: the column of the list of right answers, for the same metrics.

@@ -178,7 +178,7 @@ def load_trained(
     """
     whole = not is_adapter(folder)
     if base is None:
-        base = folder if whole else resolve(base_of(folder))
+        base = folder if whole else resolve(read_base(folder))
     model: Any = load_classifier(base, num_labels, 0, pooling, complete=whole)
     if not whole:
         model = put_adapter(model, folder, kind)
@@ -223,8 +223,3 @@ def saved_pooling(folder: Path) -> Pooling:
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter, and not a whole model."""
     return (folder / CONFIG).is_file()
-
-
-def base_of(folder: Path) -> str:
-    """Return the reference of the model that an adapter adapts."""
-    return read_base(folder)

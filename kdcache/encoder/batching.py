@@ -13,6 +13,7 @@ from kdcache.errors import DataError, ModelError, ParamsError
 from kdcache.on_disk import Growing, empty, join_arrays, release
 
 ENCODED_AT_ONCE = 4096  # sequences
+STRATEGIES = {"longest": "longest_first", "first": "only_first", "second": "only_second"}  # of tokenizers
 LENGTH_STEP = 8  # on an accelerator, batches have lengths of these multiples: few shapes, and aligned ones
 
 
@@ -197,7 +198,7 @@ def encode_parts(
         both = [i for i in over if pairs[i] and truncate != "longest"]
         needed = max(needed, _least_length(tokenizer, full, both, kept=1 if truncate == "first" else 0))
         either = [i for i in over if i not in set(both)]
-        for which, strategy in ((either, "longest_first"), (both, f"only_{truncate}")):
+        for which, strategy in ((either, "longest_first"), (both, STRATEGIES[truncate])):
             if which and needed <= max_length:
                 cut = tokenizer([inputs[i] for i in which], truncation=strategy, max_length=max_length)
                 for k, i in enumerate(which):
@@ -211,8 +212,8 @@ def encode_parts(
         done += len(texts)
     if needed > max_length:
         raise ParamsError(
-            f"max_length: it must be at least {needed} tokens, so that a question and its answer fit "
-            f"whole beside their passage, got {max_length}. Raise max_length in every section that has it."
+            f"max_length: it must be at least {needed} tokens, so that the text that is kept whole fits "
+            f"beside one token of the other, got {max_length}. Raise max_length in every section that has it."
         )
     lengths = tokens.whole()
     starts = empty(lengths.shape, np.int64, folder)

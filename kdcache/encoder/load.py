@@ -12,11 +12,11 @@ from transformers.utils import logging as transformers_logging
 
 from kdcache.digests import file_digest, value_digest
 from kdcache.encoder.mean_pooled import MeanPooledClassifier
-from kdcache.encoder.model_config import check_config, check_tokenizer_files, read_config, reason_of
+from kdcache.encoder.model_config import check_config, check_tokenizer_files, read_config
 from kdcache.encoder.pooling import Pooling
 from kdcache.encoder.precision import Dtype, set_products
 from kdcache.encoder.weights import check_weights
-from kdcache.errors import ModelError
+from kdcache.errors import ModelError, reason_of
 
 FILES = ["config.json", "*.safetensors", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json"]
 WEIGHTS = "model.safetensors"

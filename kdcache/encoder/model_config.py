@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
-from kdcache.errors import ModelError, shorten
+from kdcache.errors import ModelError, reason_of, shorten
 from kdcache.plain_json import parse_json, read_json
 
 CONFIG = "config.json"
@@ -125,8 +125,3 @@ def _num_weights(auto: Any, content: bytes) -> int:
     with torch.device("meta"):
         model = auto.from_config(AutoConfig.for_model(**said), trust_remote_code=False)
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def reason_of(error: BaseException) -> str:
-    """Return the first line of what a library said, or the name of its error."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

@@ -58,8 +58,8 @@ def pick_tokens(
     row, position = torch.nonzero(wanted, as_tuple=True)
     if not len(row):
         raise ModelError(
-            f"distill.init: the rows must hold {start} for prompts to start from, got none in "
-            f"{len(ids)} of them. Set it to {'words' if start == 'separators' else 'separators'}."
+            f"prompts start from {start} in real rows, got none in {len(ids)} of them. Students can start "
+            f"from {'words' if start == 'separators' else 'separators'}: distill.init."
         )
     picks = torch.from_numpy(rng.choice(len(row), num_tokens, replace=len(row) < num_tokens))
     return batch, (row[picks], position[picks])

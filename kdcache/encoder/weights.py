@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from kdcache.errors import ModelError
+from kdcache.errors import ModelError, reason_of
 
 SHOWN = 3
 
@@ -23,8 +23,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0].rstrip(".")
-        raise ModelError(f"{path}: it must be a safetensors file, got: {reason}.") from None
+        raise ModelError(f"{path}: it must be a safetensors file, got: {reason_of(error)}.") from None
 
 
 def check_weights(

@@ -15,11 +15,11 @@ from kdcache.data.splits import existing_splits, metric_columns, read_split
 from kdcache.data.task import Task, read_task
 from kdcache.digests import file_digest, value_digest
 from kdcache.errors import DataError, nearest
-from kdcache.project import Project, require, require_task, write_json
+from kdcache.project import ALL_ROWS, Project, require, require_task, write_json
 from kdcache.report.tables import NONE, Table
 from kdcache.serve.prepared_split import split_logits, student_folders
 from kdcache.stats.estimates import Estimate, decimal, effect, level
-from kdcache.stats.runs import ALL_ROWS, tally_runs
+from kdcache.stats.runs import tally_runs
 from kdcache.store.location import Location
 from kdcache.students.results import RESULT
 

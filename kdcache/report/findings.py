@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from kdcache.project import ALL_ROWS, CACHED, MEMBER, TEACHERS
 from kdcache.report.comparisons import (
     Comparison,
     Pair,
@@ -18,7 +19,7 @@ from kdcache.report.comparisons import (
 )
 from kdcache.stats.estimates import Estimate, level, mean_estimate
 from kdcache.stats.plan import components, half_width, seeds_needed, seeds_to_know
-from kdcache.stats.runs import ALL_ROWS, CACHED, MEMBER, TEACHERS, Runs, read_runs
+from kdcache.stats.runs import Runs, read_runs
 from kdcache.stats.verdicts import GapShare, Verdict, gap_closed, non_inferiority
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcache.project import MEMBER, TEACHERS
 from kdcache.report import figures, tables
 from kdcache.report.answer import answer
 from kdcache.report.cautions import Sentence, not_done
@@ -14,7 +15,6 @@ from kdcache.report.figures import GREY, SIGNS, Interval, Style
 from kdcache.report.findings import Findings
 from kdcache.report.tables import Table
 from kdcache.stats.estimates import Estimate
-from kdcache.stats.runs import MEMBER, TEACHERS
 
 if TYPE_CHECKING:
     import pandas as pd

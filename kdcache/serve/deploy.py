@@ -13,7 +13,7 @@ from tqdm import tqdm
 from kdcache.data.splits import read_split, sequences
 from kdcache.data.task import read_task
 from kdcache.encoder.adapters import adapter_of, merge_adapter
-from kdcache.encoder.batching import Encoded, encode
+from kdcache.encoder.batching import STRATEGIES, Encoded, encode
 from kdcache.encoder.load import load_classifier, load_tokenizer, save_model
 from kdcache.encoder.parts import take_apart, with_weights
 from kdcache.encoder.plans import fixed_plan
@@ -22,6 +22,7 @@ from kdcache.places import ABOUT, CARD
 from kdcache.project import write_json
 from kdcache.serve.mixed_batches import LoadedStudent
 from kdcache.serve.pool import load_student
+from kdcache.serve.prepared_split import require_learned
 from kdcache.students.about import EXPORTED_BACKBONE, About, find_backbone, read_about
 from kdcache.students.card import loading_code
 from kdcache.students.folder import load_folder
@@ -34,7 +35,6 @@ EXPORT = "export.json"  # the mark of an export, the only thing that another one
 WANTED = {"float32": 0.995, "int8": 0.98}  # share of validation rows with the label of PyTorch
 ROWS_AT_ONCE = 32
 ROWS_TO_RANK = 256
-STRATEGIES = {"longest": "longest_first", "first": "only_first", "second": "only_second"}
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,15 @@ def export_student(
         backbone: see ``load_student``.
 
     Returns:
-        What was measured on validation: ``agreement`` with PyTorch, ``drift``, the largest difference of
-        logits, ``accuracy`` of the export and ``accuracy_pytorch``; empty without data.
+        What was measured of a graph on validation: ``agreement`` with PyTorch, ``drift``, the largest
+        difference of logits, ``size``, the largest logit, ``accuracy`` of the export, ``accuracy_pytorch``
+        and ``rows``, their number. Empty without data, and for a folder.
 
     Raises:
         ParamsError: int8 of a folder, or ``out`` holds something else.
         DataError: int8 without prepared data.
-        ModelError: the folder holds no student, or one that torch cannot export.
+        ModelError: the folder holds no student, one that torch cannot export, or one whose task was
+            prepared again with another template or other labels.
     """
     if int8 and form == "folder":
         raise ParamsError("--int8 is for --to onnx. Remove it, or write a graph.")
@@ -98,7 +100,8 @@ def export_student(
             _write_folder(folder, find_backbone(folder, about, backbone), about, made)
             found: dict[str, float] = {}
         else:
-            found = _write_onnx(load_student(folder, backbone=backbone), made, int8, data)
+            loaded = load_student(folder, backbone=backbone)
+            found = _write_onnx(loaded, made, int8, _validate(loaded, folder, data) if data else None)
         write_json({"form": form, "measured": found}, made / EXPORT)
         if out.exists():
             out.rename(Path(scratch) / "replaced")
@@ -163,7 +166,7 @@ def _pipeline(about: About, base: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _write_onnx(loaded: LoadedStudent, made: Path, int8: bool, data: Path | None) -> dict[str, float]:
+def _write_onnx(loaded: LoadedStudent, made: Path, int8: bool, rows: Validation | None) -> dict[str, float]:
     from kdcache.serve.onnx_graph import write_graph
 
     about, tokenizer = loaded.about, loaded.tokenizer
@@ -174,8 +177,7 @@ def _write_onnx(loaded: LoadedStudent, made: Path, int8: bool, data: Path | None
     write_graph(loaded.student, about.max_length, inputs, made / GRAPH)
     found: dict[str, float] = {}
     computes = "float32"
-    if data:
-        rows = _validate(loaded, data)
+    if rows:
         found, computes = _quantise(made / GRAPH, rows) if int8 else (_measure(made / GRAPH, rows), computes)
     pairs = about.task.pairs or about.task.num_choices > 1
     fast = tokenizer.backend_tokenizer
@@ -221,12 +223,12 @@ def _quantise(graph: Path, rows: Validation) -> tuple[dict[str, float], str]:
     return found, f"int8 in {count} of {len(names)} products with weights, else float32"
 
 
-def _validate(loaded: LoadedStudent, data: Path) -> Validation:
+def _validate(loaded: LoadedStudent, folder: Path, data: Path) -> Validation:
     task = read_task(data, loaded.task.name)
+    require_learned(loaded, task, folder)
     table = read_split(data, "validation", task)
-    encoded = encode(
-        loaded.tokenizer, *sequences(table, task), loaded.about.max_length, task.truncate, task.num_choices
-    )
+    max_length, truncate = loaded.about.max_length, loaded.task.truncate
+    encoded = encode(loaded.tokenizer, *sequences(table, task), max_length, truncate, task.num_choices)
     return Validation(encoded, table["label"].to_numpy(), predict(loaded.student, encoded)[0])
 
 

@@ -45,7 +45,7 @@ def label_file(
             the task's own files.
         output: the file to write; None is standard output.
         form: of the output; None goes by the ending of ``output``, else of ``source``.
-        tasks: name → task file, beside those of SuperGLUE.
+        tasks: name → task file; needed where the source has the columns of a task's own files.
         columns: which of the two the source has; None goes by their names, and refuses what fits both. With
             ``task``, one student's file is also read as ``read`` of its task file says.
 

@@ -111,6 +111,28 @@ def diagnostics(project: Project, task_name: str) -> list[str]:
     return [split for split in existing_splits(data, task) if split in task.diagnostics]
 
 
+def require_learned(student: LoadedStudent, task: Task, folder: Path) -> None:
+    """Refuse prepared rows that are not of the task that a student learned.
+
+    Args:
+        student: to read them.
+        task: of the rows.
+        folder: the student's.
+
+    Raises:
+        ModelError: another task, or the same one with another template or other labels.
+    """
+    learned = student.task
+    if learned.name != task.name:
+        raise ModelError(f"{folder}: it must be a student of {task.name}, got one of {learned.name}.")
+    if any(getattr(learned, key) != getattr(task, key) for key in ("template", "labels", "num_choices")):
+        raise ModelError(
+            f"{folder}: it must have learned {task.name} as it is prepared now, {task.template} with labels "
+            f"{', '.join(task.labels)}, got {learned.template} with {', '.join(learned.labels)}. "
+            "Train it again, or put back the task file and prepare again."
+        )
+
+
 def write_zip(project: Project) -> tuple[Path, list[str]]:
     """Pack all submission files in runs/predictions/.
 
@@ -127,15 +149,7 @@ def write_zip(project: Project) -> tuple[Path, list[str]]:
 
 def _load(project: Project, task: Task, folder: Path) -> LoadedStudent:
     student = load_student(folder, setup(project.threads))
-    if student.task.name != task.name:
-        raise ModelError(f"{folder}: it must be a student of {task.name}, got one of {student.task.name}.")
-    now, learned = ((one.template, one.labels, one.num_choices) for one in (task, student.task))
-    if learned != now:
-        raise ModelError(
-            f"{folder}: it must have learned {task.name} as it is prepared now, {task.template} with labels "
-            f"{', '.join(task.labels)}, got {student.task.template} with {', '.join(student.labels)}. "
-            "Train it again, or put back the task file and prepare again."
-        )
+    require_learned(student, task, folder)
     return student
 
 

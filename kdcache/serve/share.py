@@ -12,7 +12,7 @@ from kdcache.cache.dataset_card import dataset_card
 from kdcache.cache.manifest import MANIFEST, Manifest, read_manifest
 from kdcache.cache.verify import verify_cache
 from kdcache.digests import SEAL, file_digest
-from kdcache.errors import CacheCorrupt, KdcacheError, shorten
+from kdcache.errors import CacheCorrupt, KdcacheError, reason_of, shorten
 from kdcache.places import ABOUT, CARD, PLAIN_NAME, replacing, require_plain
 from kdcache.plain_json import MAX_BYTES, parse_json
 from kdcache.project import BACKBONE_RECORD
@@ -219,5 +219,4 @@ def _one_line(location: Location, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise KdcacheError(f"{location}: it must be reachable, got: {reason}. {remedy}") from error
+        raise KdcacheError(f"{location}: it must be reachable, got: {reason_of(error)}. {remedy}") from error

@@ -13,15 +13,10 @@ import numpy as np
 
 from kdcache.data.metrics import COLUMNS_READ, METRICS, TWO_LABELS, Columns, group_rows
 from kdcache.errors import DataError, nearest
+from kdcache.project import TEACHERS
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# The teachers among the arms of the predictions.
-ALL_ROWS = "teacher"  # trained on all rows, where others were trained on folds
-MEMBER = "teacher_member"  # of an ensemble; the member's number is its seed
-CACHED = "teacher_cached"  # the one whose logits are cached
-TEACHERS = (ALL_ROWS, MEMBER, CACHED)
 
 
 @dataclass(frozen=True)
@@ -109,11 +104,6 @@ class Runs:
 
     metric: str
     tallies: Mapping[str, Mapping[int, np.ndarray]]
-
-    @property
-    def groups(self) -> int:
-        """The number of groups of rows."""
-        return next(iter(next(iter(self.tallies.values())).values())).shape[0]
 
     def paired(self, arms: Iterable[str]) -> dict[str, list[np.ndarray]]:
         """Return the sums of several arms over the seeds that they share.

@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 from fsspec.core import url_to_fs
 
 from kdcache.digests import stream_digest
-from kdcache.errors import CacheError
+from kdcache.errors import CacheError, reason_of
 from kdcache.places import check_place, place
 
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]+")  # of a URI
@@ -59,7 +59,7 @@ class Location:
         except (ValueError, ImportError, OSError, TypeError, NotImplementedError) as error:
             raise CacheError(
                 f"{text}: it must be a folder or a URI that pyarrow or fsspec opens, "
-                f"got: {_first_line(error)}. Check its scheme, or install what fsspec needs for it."
+                f"got: {reason_of(error)}. Check its scheme, or install what fsspec needs for it."
             ) from None
 
     def __str__(self) -> str:
@@ -194,7 +194,7 @@ def one_line(place: object, must: str = "it must fit where it is written") -> It
     try:
         yield
     except (OSError, pa.ArrowException, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or _first_line(error)
+        reason = getattr(error, "strerror", None) or reason_of(error)
         raise CacheError(
             f"{place}: {must}, got: {reason}. "
             "Fix that, then run the same command again. Finished parts are kept."
@@ -210,7 +210,3 @@ def _open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     except pa.ArrowInvalid:
         filesystem, path = url_to_fs(uri)
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

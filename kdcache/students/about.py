@@ -64,7 +64,8 @@ def find_backbone(folder: Path, about: About, named: Path | str | None = None) -
     for place in dict.fromkeys([*places, *beside]):
         if (place / "config.json").is_file() and (weights := place / WEIGHTS).is_file():
             seen[place] = file_digest(weights)
-            if seen[place] == about.backbone_sha256 or about.method == "full":  # it has weights of its own
+            whole = about.method == "full" and place.samefile(folder)  # exported with weights of its own
+            if whole or seen[place] == about.backbone_sha256:
                 return place
     if not seen:
         raise ModelError(

@@ -6,8 +6,7 @@ import torch
 
 from kdcache.encoder.batching import Encoded, check_ids
 from kdcache.encoder.forward import pooled_states
-from kdcache.encoder.model_config import reason_of
-from kdcache.errors import KdcacheError, ModelError
+from kdcache.errors import KdcacheError, ModelError, reason_of
 from kdcache.students.prompted_backbone import Backbone
 
 

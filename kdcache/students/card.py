@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdcache.encoder.batching import STRATEGIES
 from kdcache.students.about import About
 from kdcache.students.methods import METHODS
-
-TRUNCATION = {"longest": '"longest_first"', "first": '"only_first"', "second": '"only_second"'}
 
 
 def head_options(about: About) -> dict[str, Any]:
@@ -115,7 +114,7 @@ def _mean_pooled(about: About, loader: str, within: str | None) -> list[str]:
         f"tokenizer = AutoTokenizer.from_pretrained({backbone})",
         "batch = tokenizer(",
         f"    texts, seconds, padding=True, max_length={about.max_length}, "
-        f'truncation={TRUNCATION[about.task.truncate]}, return_tensors="pt"',
+        f'truncation="{STRATEGIES[about.task.truncate]}", return_tensors="pt"',
         ")",
         'ids, mask = batch["input_ids"], batch["attention_mask"]',
         "with torch.no_grad():",

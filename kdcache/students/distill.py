@@ -95,7 +95,7 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
                 for result in finished:
                     name = f"{result['arm']}-{result['seed']}"
                     place(made / name, runs / name)
-                _write_together(grid, _with_earlier(grid, finished, runs), runs)
+                _write_together(grid, _with_earlier(grid, results, runs), runs)
                 _place_together(grid.scratch, project.paths.explored, task_name)
             grid.stored.remove()
         shutil.rmtree(grid.scratch, ignore_errors=True)

@@ -16,10 +16,10 @@ from kdcache.digests import value_digest
 from kdcache.encoder.load import load_tokenizer, machine_kind, model_digests, setup
 from kdcache.encoder.plans import num_batches
 from kdcache.encoder.pooling import check_cls_token
-from kdcache.errors import ModelError
+from kdcache.errors import ModelError, ParamsError
 from kdcache.losses import Objective, check_terms
 from kdcache.places import require_plain
-from kdcache.project import Project, require, require_task, require_tune
+from kdcache.project import TEACHERS, Project, require, require_task, require_tune
 from kdcache.spread import Engine
 from kdcache.store.parts import Parts
 from kdcache.students.arms import ArmSpec, DistillParams, Name, resolve_arm
@@ -57,6 +57,8 @@ class Grid:
         self.params = project.section("distill", DistillParams)
         for name in self.params.arms:
             require_plain(name, "distill.arms")
+            if name in TEACHERS:
+                raise ParamsError(f"distill.arms: {name} is what the teacher is called. Rename the arm.")
             resolve_arm(self.params, name)  # refuse what is wrong in it before asking for a backbone
         check_trackers(self.params.log_with, "distill.log_with")
         self.params.require_students()

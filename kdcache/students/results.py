@@ -16,7 +16,7 @@ from kdcache.data.splits import metric_columns
 from kdcache.data.task import Task
 from kdcache.digests import file_digest, value_digest
 from kdcache.encoder.parts import last_linear
-from kdcache.project import write_json
+from kdcache.project import ALL_ROWS, CACHED, MEMBER, write_json
 from kdcache.students.folder import save_student
 from kdcache.students.run import Run
 from kdcache.students.student import predict
@@ -225,11 +225,11 @@ def gather_predictions(results: Sequence[Result], validation: StudentRows, stude
         table = pq.read_table(students / f"{result['arm']}-{result['seed']}" / PREDICTIONS)
         tables.append(_with_arm(table, result["arm"], result["seed"]))
     cached = validation.cached
-    tables.append(_with_arm(_logits_table(validation, cached.logits), "teacher_cached", 0))
+    tables.append(_with_arm(_logits_table(validation, cached.logits), CACHED, 0))
     if cached.logits_plain is not None:
-        tables.append(_with_arm(_logits_table(validation, cached.logits_plain), "teacher", 0))
+        tables.append(_with_arm(_logits_table(validation, cached.logits_plain), ALL_ROWS, 0))
     for member, logits in enumerate(cached.members):
-        tables.append(_with_arm(_logits_table(validation, logits), "teacher_member", member))
+        tables.append(_with_arm(_logits_table(validation, logits), MEMBER, member))
     return pa.concat_tables(tables)
 
 

@@ -1,7 +1,7 @@
 """Choosing a student's parameter by k-fold cross-validation on train; nothing is written.
 
-This is for tasks whose tune split is too small to tell two values apart. Neither ``tune`` nor
-``validation`` is used.
+This is for tasks whose tune split is too small to tell two values apart. ``validation`` is not used, and
+``tune`` only where ``distill.select`` keeps each student's best step on it.
 """
 
 import shutil
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from kdcache.data.splits import assign_folds
+from kdcache.errors import TrainingDiverged
 from kdcache.project import Project
 from kdcache.students.arms import resolve_arm
 from kdcache.students.grid import Grid
@@ -35,15 +36,23 @@ def select(
 
     Returns:
         value → first metric of each fold. All values share folds and seed, so that scores of
-        one fold are paired.
+        one fold are paired. A value with which a student diverges is left out.
 
     Raises:
         As ``distill``.
+        TrainingDiverged: no value is left.
     """
     scores: dict[str, list[float]] = {}
     for value, project in projects.items():
         with project.alone(Path(project.paths.runs) / "select" / f"{task_name}-{arm}"):
-            scores[value] = _score(project, task_name, arm, num_folds, value)
+            try:
+                scores[value] = _score(project, task_name, arm, num_folds, value)
+            except TrainingDiverged as error:
+                print(f"{error} It is left out.", flush=True)
+    if not scores:
+        raise TrainingDiverged(
+            f"{task_name} {arm}: a student diverged with each of {', '.join(projects)}. Lower distill.lr."
+        )
     return scores
 
 
@@ -55,7 +64,8 @@ def _score(project: Project, task_name: str, arm: str, num_folds: int, value: st
     grid.params = replace(grid.params, log_with=())  # a fold is no run of its own
     train, seed = grid.splits["train"], grid.params.seeds[0]
     folds = assign_folds(train.labels.tolist(), train.table["group"].to_pylist(), num_folds, seed)
-    others = {split: part for split, part in grid.splits.items() if split == "unlabelled"}
+    kept = {"unlabelled", *(["tune"] if grid.params.select == "tune" else [])}
+    others = {split: part for split, part in grid.splits.items() if split in kept}
     made = grid.scratch / f"{num_folds}-folds"
     scores = []
     for fold in range(num_folds):
@@ -67,6 +77,9 @@ def _score(project: Project, task_name: str, arm: str, num_folds: int, value: st
         }
         grid.use(others | parts)
         (result,) = train_grid(grid, [arm], [seed], made / str(fold))
+        if "diverged" in result:
+            shutil.rmtree(grid.scratch)
+            raise TrainingDiverged(f"{task_name} {arm}, {value}: a student diverged.")
         scores.append(result["validation"][grid.task.metrics[0]])
     shutil.rmtree(grid.scratch)
     return scores

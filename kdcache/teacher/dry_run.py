@@ -9,8 +9,7 @@ from kdcache.encoder.adapters import Trained
 from kdcache.encoder.architectures import check_positions
 from kdcache.encoder.batching import Encoded, check_ids
 from kdcache.encoder.forward import extract
-from kdcache.encoder.model_config import reason_of
-from kdcache.errors import KdcacheError, ModelError
+from kdcache.errors import KdcacheError, ModelError, reason_of
 
 
 def check_model(

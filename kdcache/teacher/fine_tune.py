@@ -46,7 +46,8 @@ class TrainTeacherParams:
         epochs: passes over the training rows.
         lr: peak learning rate of AdamW, after a linear warm-up.
         batch_size: rows per step.
-        max_length: in tokens. The longer text of a pair is cut at its end.
+        max_length: in tokens. Of a pair that is too long the longer text is cut at its end, or the one that
+            the task's ``truncate`` names.
         weight_decay: of AdamW.
         warmup_fraction: share of the steps that warm up, 0 … 0.9.
         folds: k ≥ 2 trains k more teachers, each without one fold, so that the cached logits of a

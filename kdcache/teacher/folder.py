@@ -168,7 +168,7 @@ def _weights_digest(folder: Path) -> str:
     if (folder / HEAD).is_file():
         parts.append(folder / HEAD)
     if adapters.is_adapter(folder):
-        base = resolve(adapters.base_of(folder))
+        base = resolve(adapter_config.read_base(folder))
         parts += [path for path in sorted(base.iterdir()) if path.suffix in (".safetensors", ".bin")]
     digests = [file_digest(path) for path in parts]
     return digests[0] if len(digests) == 1 else value_digest(digests)
@@ -179,4 +179,4 @@ def _config_digest(folder: Path) -> str:
         return config_digest(folder)
     config = json.loads((folder / adapter_config.CONFIG).read_text(encoding="utf-8"))
     config.pop("peft_version", None)
-    return value_digest([config, config_digest(resolve(adapters.base_of(folder)))])
+    return value_digest([config, config_digest(resolve(adapter_config.read_base(folder)))])

@@ -224,7 +224,9 @@ def test_what_is_no_split_is_refused():
         "analyse_split: logits must be (rows, num_labels), at least (1, 2), of as many ids and labels, "
         "got (1, 1) of 1 ids and 1 labels."
     )
-    for ids, labels, logits in ((["a"], [0, 1], np.zeros((2, 2))), ([], [], np.zeros((0, 2)))):
+    for ids, labels, logits in (
+        (["a"], [0, 1], np.zeros((2, 2))), ([], [], np.zeros((0, 2))), (["a", "b"], [0, 1], np.zeros(2)),
+    ):  # fmt: skip
         with pytest.raises(ShapeError):
             analyse_split(ids, np.array(labels), logits)
     with pytest.raises(CacheMissing):

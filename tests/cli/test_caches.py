@@ -95,6 +95,8 @@ def test_verify_asks_the_teacher_again(cached):
     assert "validation.parquet: 5 rows by the teacher" in out
     assert "by the teacher" not in run("verify", "--task", "cb", "--teacher-rows", "0")[1]
     assert "16 checks passed" in run("verify", "cache/cb")[1]
+    for option in (("--task", "cb"), ("--teacher-rows", "0"), ("--set", "threads=1"), ("--workers", "2")):
+        assert fails("verify", "cache/cb", *option).startswith(option[0]), "it would be ignored"
     shutil.move("data", "elsewhere")
     assert "cb: 17 checks passed, 0 failed" in run("verify", "--task", "cb")[1]
     shutil.move("elsewhere", "data")

@@ -166,6 +166,7 @@ def test_mistaken_commands_are_one_line(project):
     assert fails("inspect", "cache/wic", "--texts", "2") == (
         "--texts: the texts are in a task's prepared data, which cache/wic does not name. Use: --task TASK"
     )
+    assert fails("inspect", "cache/wic", "--task", "cb").startswith("--task")
     assert fails("inspect", "--task", "wic", "--figure", "x.png") == (
         "--figure: the file must end in .svg, got x.png."
     )

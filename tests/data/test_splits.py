@@ -55,6 +55,12 @@ def test_a_share_of_any_size_is_held_out(fraction):
     assert hold_out(labels, groups, fraction, seed=0).sum() == pytest.approx(2000 * fraction, abs=2)
 
 
+def test_a_share_of_too_few_groups_is_refused_by_its_name():
+    with pytest.raises(DataError, match=r"1/10 of train.* 10 groups of rows, got 2") as caught:
+        hold_out([0, 1, 0, 1], ["a", "a", "b", "b"], 0.1, seed=0)
+    assert "folds" not in str(caught.value)
+
+
 def test_more_folds_than_groups_is_refused():
     with pytest.raises(DataError, match=r"at least as many groups as folds \(3\), got 2"):
         assign_folds([0, 1, 0, 1], ["a", "a", "b", "b"], 3, seed=0)

@@ -5,16 +5,18 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import fails, run
-from served import COPA, make_home
+from served import COPA, WIC, make_home
 
 import kdcache
 from kdcache.errors import ModelError
+from kdcache.students.about import find_backbone, read_about
 
 pytest.importorskip("onnxruntime")
 
@@ -194,6 +196,33 @@ def test_a_backbone_is_found_by_its_digest_or_named(distilled_project, tmp_path_
     assert len(pool.students) == 2
     with pytest.raises(ModelError, match="must be"):
         kdcache.load_student(folder, backbone=distilled_project / "models/backbone")
+
+
+@pytest.mark.parametrize("method", ["prefix", "full"])
+def test_every_student_finds_its_own_backbone_beside_another(tiny_model, tmp_path, monkeypatch, method):
+    home = make_home(tmp_path, tiny_model, {"wic": (WIC, method, 4)})
+    monkeypatch.chdir(home)
+    about = read_about(home / "wic")
+    assert find_backbone(home / "wic", about) == Path("backbone")
+    (home / "models").mkdir()
+    (home / "backbone").rename(home / "models" / "z")
+    another = shutil.copytree(home / "models" / "z", home / "models" / "a")
+    weights = bytearray((another / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (another / "model.safetensors").write_bytes(weights)
+    assert find_backbone(home / "wic", replace(about, backbone="models/a")).name == "z"
+
+
+def test_an_export_is_not_scored_on_rows_of_other_labels(distilled_project):
+    path = distilled_project / "runs/cb/kl+gram-0/student.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {"task": said["task"] | {"labels": said["task"]["labels"][::-1]}}))
+    assert "as it is prepared now" in fails(
+        "export-student", "runs/cb/kl+gram-0", "--to", "onnx", "--out", "cb"
+    )
+    assert not Path("cb").exists()
+    Path("params.yaml").write_text("batch_size: 3\n")  # another program's
+    assert run("export-student", "runs/cb/kl+gram-0", "--to", "folder", "--out", "cb")[0] == 0
 
 
 @pytest.mark.parametrize("method", ["head", "full"])

@@ -46,6 +46,29 @@ def test_values_are_compared_on_train_alone_and_nothing_is_written(cached, monke
     assert [ids for *_, ids in looked_at[:3]] == [ids for *_, ids in looked_at[3:]]  # paired
 
 
+def test_a_value_whose_students_diverge_is_left_out(cached):
+    command = ("select", "--task", "cb", "--folds", "2", "--arm", "ce", "--grid")
+    code, out, _ = run(*command, "distill.lr=1e-3,1e38,1e-2")
+    assert code == 0
+    assert "ce, 1e38: a student diverged" in out
+    assert "1e38" not in out.partition("mean, %")[2]
+    code, _, error = run(*command, "distill.lr=1e37,1e38")
+    assert code == 1
+    assert "1e37, 1e38" in error.splitlines()[-1]
+
+
+def test_the_step_is_chosen_as_in_distill(cached, monkeypatch):
+    splits = []
+
+    def see(grid, *_):
+        splits.append(set(grid.splits))
+        return [{"validation": {"accuracy": 0.5}}]
+
+    monkeypatch.setattr("kdcache.students.select.train_grid", see)
+    assert run("select", "--task", "cb", "--grid", LR, "--folds", "2", "--set", "distill.select=tune")[0] == 0
+    assert splits == [{"train", "validation", "tune"}] * 4
+
+
 def test_mistake_is_one_line(cached):
     grid = "--grid: it must be distill.KEY and at least two values, got {}. "
     grid += "For example: --grid distill.lr=1e-2,3e-2"

@@ -110,6 +110,9 @@ def test_a_diverged_student_is_named_and_the_others_are_kept(cached: Path):
     assert "distill: cb ce, seed 0: the loss must stay finite, got none at step" in error
     assert "Lower distill.arms.ce.lr (now 1e+30)." in error
     assert sorted(path.name for path in (cached / "runs" / "cb").iterdir()) == ["kl-0"]
+    told = json.loads((cached / "runs" / "metrics" / "cb.json").read_text())
+    assert [(student["arm"], student["seed"]) for student in told["diverged"]] == [("ce", 0)]
+    assert told["arm_order"] == ["kl"]
     code, _, error = run("distill", "--task", "cb", "--arm", "ce", *huge)
     assert code == 1
     assert error.splitlines()[-1] == (
@@ -129,6 +132,10 @@ def test_a_student_that_never_had_a_finite_loss_is_told_of_the_rate_at_work(cach
     assert json.loads(result.read_text(), parse_constant=pytest.fail)["diverged"] == {
         "step": 1, "last_finite_loss": None,
     }  # fmt: skip
+
+
+def test_an_arm_is_not_called_as_a_teacher(cached: Path):
+    assert "teacher_cached" in fails("distill", "--task", "cb", "--set", "distill.arms.teacher_cached={}")
 
 
 def test_a_prompt_is_transferred_from_another_student(cached: Path):

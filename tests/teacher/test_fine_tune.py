@@ -14,7 +14,7 @@ from peft import AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainingArguments
 
-from kdcache.encoder import adapters
+from kdcache.encoder import adapter_config, adapters
 from kdcache.encoder.adapters import add_prefix, load_trained, save_adapter
 from kdcache.encoder.batching import Encoded, encode
 from kdcache.encoder.forward import extract
@@ -236,7 +236,7 @@ def test_adapter_on_a_package_model_loads_without_a_path(tmp_path: Path):
     rows = rows_of(folder)
     model = add_prefix(load_classifier(folder, 3, 0), 4, rows, 0)
     save_adapter(model, tmp_path / "t", reference)
-    assert adapters.base_of(tmp_path / "t") == reference
+    assert adapter_config.read_base(tmp_path / "t") == reference
     assert "/" + "site-packages" not in (tmp_path / "t" / "adapter_config.json").read_text()
     loaded = load_trained(tmp_path / "t", 3, "cls")
     ours, again = (extract(m, rows, 3, 8, CPU)[0] for m in (model.eval(), loaded))

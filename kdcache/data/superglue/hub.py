@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from kdcache.data.readers import ask_hub
 from kdcache.data.taskfile_schema import Files, TaskFile
-from kdcache.errors import DataError
+from kdcache.errors import DataError, reason_of
 
 HUB_ID = "aps/super_glue"
 HUB_REVISION = "3de24cf8022e94f4ee4b9d55a6f539891524d646"
@@ -86,7 +86,7 @@ def _check_classes(path: Path, labels: tuple[str, ...]) -> None:
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: it must be a Parquet file, got: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{path}: it must be a Parquet file, got: {reason_of(error)}") from None
     about = json.loads(metadata.get(b"huggingface", b"{}"))
     names = about.get("info", {}).get("features", {}).get("label", {}).get("names")
     if names is not None and tuple(name.lower() for name in names) != labels:
