@@ -185,7 +185,7 @@ place, then run the same command again.'
 
 def reason_of(error: BaseException) -> str:
     """Return the first line of what a library said, or the name of its error."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500].rstrip(".")
 
 
 def printable(text: str) -> str:

@@ -30,6 +30,7 @@ _HOST = value_digest(platform.node())[:8]  # several machines may write on one d
 
 # A name that becomes part of a path: never a path itself, nor what a shell or a file system reads otherwise.
 PLAIN_NAME = re.compile(r"(?!(?i:con|nul|aux|prn)$)\w[\w+=,.@-]{0,99}")
+RUN_FOLDERS = ("metrics", "predictions", "curves", "reports", "trackers")  # of runs/, beside those of tasks
 # A file of several of one split, without its ending: the split, its number from 0, and how many there are.
 FILE_OF_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 SPLIT_LETTERS = 77  # of a split's name; -00000-of-00002.parquet after it makes 100
@@ -50,6 +51,21 @@ def require_plain(name: str, where: str) -> None:
             f"{where}: a name must be at most 100 letters, digits and _ + = , . @ -, and begin with a "
             f"letter, a digit or _, got {shorten(name)}. Rename it."
         )
+
+
+def require_task_name(name: str, where: str) -> None:
+    """Refuse a task's name that is not plain, or that of a folder beside those of tasks.
+
+    Args:
+        name: of the task.
+        where: for the message.
+
+    Raises:
+        ParamsError: it cannot name a task.
+    """
+    require_plain(name, where)
+    if name in RUN_FOLDERS:
+        raise ParamsError(f"{where}: a task cannot be called {name}, as a folder of runs/ is. Rename it.")
 
 
 def require_split(name: str, where: str) -> None:

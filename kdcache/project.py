@@ -28,7 +28,7 @@ from kdcache.errors import (
     system_line,
 )
 from kdcache.params import Count, build, read_params
-from kdcache.places import CLEANING, LOCKS, alone, replacing, require_plain
+from kdcache.places import CLEANING, LOCKS, alone, replacing, require_task_name
 from kdcache.torchrun import first_shows_errors, is_first, require_one_process
 
 T = TypeVar("T")
@@ -120,7 +120,7 @@ class Project:
         keys = [field.name for field in fields(_TopLevel)]
         top = build(_TopLevel, {key: raw[key] for key in keys if key in raw}, "params")
         for task in top.tasks:
-            require_plain(task, "tasks")
+            require_task_name(task, "tasks")
         return cls(raw, top.tasks, top.threads, top.paths, fine_tune=top.fine_tune)
 
     def only(self, tasks: Iterable[str]) -> "Project":

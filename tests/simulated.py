@@ -90,7 +90,8 @@ def crossed_bootstrap(
         The weighted sum of the arms' scores on each resample, in points, of shape (resamples,).
     """
     rng = np.random.default_rng(seed)
-    value, groups = TALLIES[runs.metric].value, runs.groups
+    value = TALLIES[runs.metric].value
+    groups = len(next(iter(next(iter(runs.tallies.values())).values())))
     arms = runs.paired(weights)
     seeds = len(next(iter(arms.values())))
     effects = []

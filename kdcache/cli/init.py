@@ -14,7 +14,7 @@ import typer
 import kdcache
 from kdcache.cli.options import Debug
 from kdcache.errors import DataError, KdcacheError, ParamsError, shorten
-from kdcache.places import replacing
+from kdcache.places import replacing, require_task_name
 from kdcache.plain_yaml import parse_yaml
 from kdcache.project import errors_in_one_line
 
@@ -165,6 +165,7 @@ def _draft(path: Path, folder: Path) -> tuple[str, Files, list[str]]:
     from kdcache.data.superglue import SUPERGLUE
 
     name = task_name(path)
+    require_task_name(name, str(path))
     if name in SUPERGLUE:
         raise DataError(f"{path}: {name!r} is the name of a SuperGLUE task. Rename the file.")
     rows, layout = read_table(path)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from kdcache.errors import ParamsError, printable
+from kdcache.places import require_task_name
 from kdcache.project import Project, errors_in_one_line, require, require_task
 
 
@@ -57,6 +58,7 @@ def open_project(
         files = [Path(task) for task in tasks or () if Path(task).suffix]
         for path in files:
             require(path, "the task file", f"kdcache tasks check {path}", ParamsError)
+            require_task_name(path.stem, "--task")
         names = dict.fromkeys([*project.tasks, *(path.stem for path in files)])
         yield replace(project, tasks=tuple(names), task_files=tuple(files))
 

@@ -5,6 +5,7 @@ Every defect of a row is an error of one line that names file, line and value.
 
 import glob
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
@@ -81,7 +82,7 @@ def cut_off(train: ExampleRows, split: str, fraction: float, seed: int) -> dict[
 def _split_rows(name: str, file: TaskFile, split: str, folder: Path) -> Iterator[Row] | None:
     """The rows of a split, expanded; None if its file may be absent and is."""
     columns: list[str] = [] if file.expand else [*file.columns]
-    optional = None if file.expand else [file.label] if split != "unlabelled" else []
+    optional = None if file.expand else [file.label]
     if _needs_label(split) and not file.expand and split not in file.label_files:
         columns.append(file.label)
     place = file.files[split]
@@ -195,9 +196,16 @@ def _inferred_labels(file: TaskFile, train: Iterable[Row]) -> dict[str, str]:
 
 def _examples(file: TaskFile, split: str, rows: Iterable[Row], labels: Sequence[str]) -> Iterator[Example]:
     indices = {label: index for index, label in enumerate(labels)}
+    with_label = 0
     for number, row in enumerate(rows, start=1):
         label = -1 if split == "unlabelled" else _label(file, split, row, indices)
+        with_label += split == "unlabelled" and not _is_none(row.values.get(file.label))
         yield _example(file, split, row, _row_id(file, row, number), label)
+    if with_label:
+        print(
+            f"{file.files[split]}: {with_label} rows of unlabelled have a label, which is not read. To learn "
+            "from these labels, move the rows to the file of train.", file=sys.stderr,
+        )  # fmt: skip
 
 
 def _repeated(file: TaskFile, split: str, rows: Iterable[Row], twice: Set[str]) -> DataError:

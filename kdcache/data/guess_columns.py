@@ -119,8 +119,8 @@ def _choose_label(path: Path, columns: Mapping[str, Sequence[Any]]) -> str:
     if not possible:
         found = ", ".join(f"{name!r} {problem}" for name, problem in list(problems.items())[:5])
         raise DataError(
-            f"{path}: no column can be the label: {found}. A label column has at least 2 labels with several "
-            "rows each; call it 'label'."
+            f"{path}: no column can be the label: {found}. A label column has at least 2 labels, as text or "
+            "whole numbers, with several rows each; call it 'label'."
         )
     if named:
         return possible[0]

@@ -297,4 +297,4 @@ def _parquet_rows(
                         raise DataError(f"{name} row {number}: {column} must be {most}.")
                 yield Row(f"{name} row {number}", values)
     except NOT_WHOLE as error:
-        raise DataError(f"{name}: it must be a Parquet file, got: {reason_of(error)}") from None
+        raise DataError(f"{name}: it must be a Parquet file, got: {reason_of(error)}.") from None

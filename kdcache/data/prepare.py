@@ -3,7 +3,9 @@
 ``tune`` is cut from ``train`` here, before any training.
 """
 
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +17,7 @@ import pyarrow as pa
 
 from kdcache.data.example_rows import ExampleRows
 from kdcache.data.examples import cut_off, read_examples
+from kdcache.data.ids import name_some
 from kdcache.data.splits import GROUP_ROWS, build_table, choose_rows, write_split
 from kdcache.data.superglue import SUPERGLUE
 from kdcache.data.superglue.hub import hub_layout
@@ -98,6 +101,9 @@ def prepare(project: Project, task_name: str) -> None:
             write_split(_tables(rows, task), made / f"{split}.parquet")
         place(made, target)
     print(f"{task_name}: " + ", ".join(f"{split} {len(rows)} rows" for split, rows in examples.items()))
+    path = Path(project.paths.tasks) / f"{task_name}.toml"
+    if path.is_file() and all(own.samefile(path) for own in project.task_files if own.stem == task_name):
+        _tell_of_unwatched(project, params, path)
 
 
 def read_source(
@@ -135,6 +141,23 @@ def read_source(
             "(no such folder). Set prepare.path to where the data lies."
         )
     return read_examples(task_name, file, folder, scratch)
+
+
+def _tell_of_unwatched(project: Project, params: PrepareParams, path: Path) -> None:
+    """Name files of a task file that DVC does not watch."""
+    file, folder = read_task_file(path), Path(params.path) if params.source == "files" else path.parent
+    watched = [project.paths.tasks, params.path]
+    names = [] if file.hub else [*file.files.values(), *file.label_files.values()]
+    outside = [
+        name for name in names
+        if not any(Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(w)) for w in watched)
+    ]  # fmt: skip
+    if outside:
+        print(
+            f"{path}: dvc repro does not see changes of {name_some(outside)}, outside "
+            f"{' and '.join(watched)}. If one changes, run: kdcache prepare --task {path.stem}",
+            file=sys.stderr,
+        )
 
 
 def _chosen(rows: ExampleRows, split: str, params: PrepareParams) -> np.ndarray:

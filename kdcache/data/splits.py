@@ -168,8 +168,12 @@ def assign_folds(labels: Sequence[int], groups: Sequence[str], num_folds: int, s
             f"folds: there must be at least as many groups as folds ({num_folds}), "
             f"got {len(set(groups))}. Lower the number of folds or raise prepare.max_rows."
         )
+    count = len(labels)
     if max(Counter(labels).values()) < num_folds:
-        labels = [0] * len(labels)  # no class is in every fold anyway, and scikit-learn refuses to try
+        # scikit-learn wants a class that is in every fold: one of its own, which is left out again.
+        labels = [*labels, *[max(labels) + 1] * num_folds]
+        names, numbers = np.unique(groups, return_inverse=True)
+        groups = [*numbers, *range(len(names), len(names) + num_folds)]
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
     folds = np.full(len(labels), -1, dtype=np.int8 if num_folds <= 128 else np.int16)
     with warnings.catch_warnings():
@@ -177,7 +181,7 @@ def assign_folds(labels: Sequence[int], groups: Sequence[str], num_folds: int, s
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         for fold, (_, held_out) in enumerate(splitter.split(labels, labels, groups)):
             folds[held_out] = fold
-    return folds
+    return folds[:count]
 
 
 def hold_out(labels: Sequence[int], groups: Sequence[str], fraction: float, seed: int) -> np.ndarray:

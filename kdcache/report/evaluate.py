@@ -1,7 +1,8 @@
 """Scoring teacher and chosen students on a labelled split, and counting how often it was looked at."""
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kdcache.cache.manifest import read_manifest
+from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.reader import load_cache
 from kdcache.data.splits import existing_splits, metric_columns, read_split
 from kdcache.data.task import Task, read_task
 from kdcache.digests import file_digest, value_digest
-from kdcache.errors import DataError, nearest
+from kdcache.errors import DataError, ModelError, nearest
+from kdcache.plain_json import read_json
 from kdcache.project import ALL_ROWS, Project, require, require_task, write_json
 from kdcache.report.tables import NONE, Table
 from kdcache.serve.prepared_split import split_logits, student_folders
 from kdcache.stats.estimates import Estimate, decimal, effect, level
 from kdcache.stats.runs import tally_runs
 from kdcache.store.location import Location
-from kdcache.students.results import RESULT
+from kdcache.students.results import RESULT, trained_as
 
 Look = dict[str, Any]
 
@@ -72,9 +74,9 @@ def evaluate(project: Project, task_name: str, split: str, arms: Sequence[str]) 
     if split not in (there := existing_splits(data, task)):
         raise DataError(f"{data}: There is no prepared split {split!r}. {nearest(split, there)}")
     table = read_split(data, split, task)
-    folders = {arm: student_folders(project, task_name, arm) for arm in dict.fromkeys(arms)}
     location = Location.parse(project.paths.cache, task_name)
     manifest = read_manifest(location)
+    folders = {arm: _of_one_arm(project, task_name, arm, manifest) for arm in dict.fromkeys(arms)}
     asked = {
         "rows": file_digest(data / f"{split}.parquet"),
         "teacher": manifest.teacher_digest if split in manifest.splits else None,
@@ -86,9 +88,9 @@ def evaluate(project: Project, task_name: str, split: str, arms: Sequence[str]) 
     with project.alone(path):  # a look that another process takes meanwhile must not be lost
         looks: list[Look] = json.loads(path.read_text(encoding="utf-8"))["looks"] if path.is_file() else []
         digest = value_digest(asked)
-        known = [look["digest"] for look in looks]
-        if digest in known:
-            return Evaluation(path, looks, known.index(digest) + 1, again=True)
+        known = [(look["digest"], *look["metrics"]) for look in looks]
+        if (question := (digest, *task.metrics_of(split))) in known:
+            return Evaluation(path, looks, known.index(question) + 1, again=True)
         labelled = table["label"].to_numpy() >= 0
         if not labelled.any():
             raise DataError(
@@ -109,6 +111,43 @@ def evaluate(project: Project, task_name: str, split: str, arms: Sequence[str]) 
         )
         write_json({"task": task_name, "split": split, "looks": looks}, path)
         return Evaluation(path, looks, len(looks), again=False)
+
+
+def _of_one_arm(project: Project, task_name: str, arm: str, manifest: Manifest) -> dict[int, Path]:
+    """An arm's students that learned from the rows of the cache, in the way of the newest: seed → folder.
+
+    Others may have been trained on rows that are scored now. They are named.
+
+    Raises:
+        ModelError: there is none.
+    """
+    folders = student_folders(project, task_name, arm)
+    paths = {folder: folder / RESULT for folder in folders.values()}
+    results = {folder: read_json(path) for folder, path in paths.items() if path.is_file()}
+
+    def learned_now(result: Mapping[str, Any]) -> bool:
+        if "data" not in result:  # of an older version
+            return bool(result.get("cache") == manifest.digest)
+        return all(manifest.data.get(split) == digest for split, digest in result["data"].items())
+
+    fitting = [folder for folder, result in results.items() if learned_now(result)]
+    fitting.sort(key=lambda folder: paths[folder].stat().st_mtime, reverse=True)
+    if not fitting:
+        folder = next(iter(paths))
+        again = f"kdcache distill --task {task_name} --arm {arm}"
+        if folder.is_relative_to(project.paths.students):
+            again = "dvc repro"
+        raise ModelError(
+            f"{folder}: it must have learned from the rows of the cache of {task_name}, got others, perhaps "
+            f"those to score. Run: {again}"
+        )
+    kept = [folder for folder in fitting if trained_as(results[folder]) == trained_as(results[fitting[0]])]
+    if left := [folder.as_posix() for folder in paths if folder not in kept]:
+        print(
+            f"evaluate: left out, as they learned from other rows or with other settings: {', '.join(left)}",
+            file=sys.stderr,
+        )
+    return {seed: folder for seed, folder in folders.items() if folder in kept}
 
 
 def evaluation_table(found: Evaluation) -> Table:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from kdcache.encoder.batching import STRATEGIES, Encoded, encode
 from kdcache.encoder.load import load_classifier, load_tokenizer, save_model
 from kdcache.encoder.parts import take_apart, with_weights
 from kdcache.encoder.plans import fixed_plan
-from kdcache.errors import DataError, ParamsError
+from kdcache.errors import DataError, ModelError, ParamsError
 from kdcache.places import ABOUT, CARD
 from kdcache.project import write_json
 from kdcache.serve.mixed_batches import LoadedStudent
@@ -76,8 +77,8 @@ def export_student(
     Raises:
         ParamsError: int8 of a folder, or ``out`` holds something else.
         DataError: int8 without prepared data.
-        ModelError: the folder holds no student, one that torch cannot export, or one whose task was
-            prepared again with another template or other labels.
+        ModelError: the folder holds no student, or one that torch cannot export; int8 of a student whose task
+            was prepared again with another template or other labels.
     """
     if int8 and form == "folder":
         raise ParamsError("--int8 is for --to onnx. Remove it, or write a graph.")
@@ -101,7 +102,7 @@ def export_student(
             found: dict[str, float] = {}
         else:
             loaded = load_student(folder, backbone=backbone)
-            found = _write_onnx(loaded, made, int8, _validate(loaded, folder, data) if data else None)
+            found = _write_onnx(loaded, made, int8, _validate(loaded, folder, data, int8) if data else None)
         write_json({"form": form, "measured": found}, made / EXPORT)
         if out.exists():
             out.rename(Path(scratch) / "replaced")
@@ -223,9 +224,15 @@ def _quantise(graph: Path, rows: Validation) -> tuple[dict[str, float], str]:
     return found, f"int8 in {count} of {len(names)} products with weights, else float32"
 
 
-def _validate(loaded: LoadedStudent, folder: Path, data: Path) -> Validation:
+def _validate(loaded: LoadedStudent, folder: Path, data: Path, needed: bool) -> Validation | None:
     task = read_task(data, loaded.task.name)
-    require_learned(loaded, task, folder)
+    try:
+        require_learned(loaded, task, folder)
+    except ModelError as error:
+        if needed:
+            raise
+        print(f"{error} The graph is not compared with PyTorch.", file=sys.stderr)
+        return None
     table = read_split(data, "validation", task)
     max_length, truncate = loaded.about.max_length, loaded.task.truncate
     encoded = encode(loaded.tokenizer, *sequences(table, task), max_length, truncate, task.num_choices)

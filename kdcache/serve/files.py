@@ -97,7 +97,7 @@ def label_file(
                 raise
             bad = error
     if bad:
-        raise bad
+        raise DataError(f"{bad} {output or 'The output'} has the {count} rows before it.")
     return count
 
 
@@ -139,7 +139,9 @@ def _kind(source: str) -> Kind:
     if not path.is_file():
         raise DataError(f"There is no input file {source}. Check the path.")
     if path.suffix not in KINDS:
-        raise ParamsError(f"--input takes files that end in {', '.join(KINDS)}, got {source}. Rename it.")
+        raise ParamsError(
+            f"--input takes files that end in {', '.join(KINDS)}, got {source}. Convert it, or rename it."
+        )
     return KINDS[path.suffix]
 
 

@@ -4,7 +4,7 @@ A prompt-tuned student adds a few vectors and a head to its backbone. So rows fo
 many tasks fit into one batch: each row takes its own student's prompt through the shared layers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -124,10 +124,11 @@ class LoadedStudent:
         return Request(self, text, tuple(second), where)
 
     def _requests(self, texts: Sequence[str], pairs: Sequence[Second] | None) -> list["Request"]:
-        if isinstance(texts, str) or isinstance(pairs, str):
-            raise DataError(
-                f"texts and pairs must be lists, got a single text, {shorten(texts)}. Put it in a list."
-            )
+        for given in (texts, [] if pairs is None else pairs):
+            table = isinstance(given, Mapping) or hasattr(given, "columns")
+            if isinstance(given, (str, bytes)) or table or not hasattr(given, "__len__"):
+                got = shorten(given) if isinstance(given, str) else type(given).__name__
+                raise DataError(f"texts and pairs must be lists, got {got}. Put texts in a list.")
         pairs = [None] * len(texts) if pairs is None else pairs
         if len(pairs) != len(texts):
             raise DataError(f"texts and pairs must have one length, got {len(texts)} and {len(pairs)}.")

@@ -46,14 +46,15 @@ def read_requests(
     for row in rows:
         student = _student(row, pool)
         file = None if columns == "prepared" else files.get(student.task.name)
+        if quoted and file and not file.read.quotes and row.values.keys() & set(file.text_columns):
+            raise DataError(
+                f"{row.where}: quotes must be text, as in the files of {student.task.name}, got a file whose "
+                "quotes enclose cells. Add --columns task if they are text here, --columns prepared if they "
+                "enclose cells, or give JSON lines."
+            )
         if file is None or not (columns == "task" or _has_own_columns(row, student, file)):
             yield row, _prepared(row, student, file)
             continue
-        if quoted and not file.read.quotes:
-            raise DataError(
-                f"{row.where}: quotes must be text, as in the files of {student.task.name}, got a file whose "
-                "quotes enclose cells. Add --columns task if they are text here, or give JSON lines."
-            )
         yield from _own(row, student, file)
 
 

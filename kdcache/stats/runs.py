@@ -220,9 +220,7 @@ def read_runs(predictions: "pd.DataFrame", metric: str, rows: "pd.DataFrame | No
         return tally_runs(metric, labels, logits)
     beside = rows.set_index("example_id")
     if absent := labelled.difference(beside.index).tolist():
-        raise DataError(
-            f"The split lacks the predicted example {absent[0]!r}. Read the split that was predicted."
-        )
+        raise DataError(f"The split lacks the predicted example {absent[0]!r}. Run: kdcache distill")
     beside = beside.loc[labelled]
     columns = {name: beside[name].tolist() for name in ("unit", "candidate", "answers") if name in beside}
     return tally_runs(metric, labels, logits, beside["group"].tolist(), columns)

@@ -1,6 +1,6 @@
 """Arms of two projects, joined by their predictions of the same examples."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from kdcache.errors import DataError, nearest
+from kdcache.project import ALL_ROWS, CACHED
 from kdcache.stats.runs import Runs, read_runs
 
 if TYPE_CHECKING:
@@ -74,7 +75,13 @@ class Side:
         import pandas as pd
 
         rows = pd.read_parquet(self.folder_of(task) / f"{task}.parquet")
-        return rows[rows["arm"] == self.arm]
+        return rows[rows["arm"] == self._named(set(rows["arm"]))].assign(arm=self.arm)
+
+    def _named(self, there: Set[str]) -> str | None:
+        """What the arm is called among those that are there: without folds, one teacher is both."""
+        if self.arm == ALL_ROWS and ALL_ROWS not in there:
+            return CACHED if CACHED in there else None
+        return self.arm if self.arm in there else None
 
     def folder_of(self, task: str) -> Path:
         """Return the folder whose predictions of a task hold the arm.
@@ -85,8 +92,8 @@ class Side:
         known: list[str] = []
         for folder in self.folders:
             path = folder / f"{task}.parquet"
-            there = set(pq.read_table(path, columns=["arm"])["arm"].to_pylist()) if path.is_file() else ()
-            if self.arm in there:
+            there = set(pq.read_table(path, columns=["arm"])["arm"].to_pylist()) if path.is_file() else set()
+            if self._named(there):
                 return folder
             known += there
         remedy = nearest(self.arm, known) if known else f"Run: kdcache distill --task {task}"

@@ -18,7 +18,7 @@ from kdcache.project import Paths, Project, write_json
 from kdcache.students.about import read_about
 from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.grid import Grid
-from kdcache.students.results import RESULT, gather_predictions, mean_curves, sealed, summarise
+from kdcache.students.results import RESULT, gather_predictions, mean_curves, sealed, summarise, trained_as
 from kdcache.students.still_rising import still_rising
 from kdcache.students.train_grid import train_grid
 
@@ -124,15 +124,17 @@ def _with_earlier(grid: Grid, new: Sequence[Mapping[str, Any]], runs: Path) -> l
     paths = sorted(runs.glob(f"[!.]*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     backbone = file_digest(grid.folder / WEIGHTS)
-    settings = {one["arm"]: _trained_as(one) for one in reversed(new)}
+    settings = {one["arm"]: trained_as(one) for one in reversed(new) if "diverged" not in one}
     kept, left = list(new), []
+    trained = {(one["arm"], one["seed"]): "diverged" not in one for one in new}
     for path, result in zip(paths, found, strict=True):
-        if (result["arm"], result["seed"]) in {(one["arm"], one["seed"]) for one in new}:
+        if trained.get((result["arm"], result["seed"])):
             continue
         same = result.get("cache") == grid.manifest.digest and (
             read_about(path.parent).backbone_sha256 == backbone
         )
-        if same and settings.setdefault(result["arm"], _trained_as(result)) == _trained_as(result):
+        same = same and (result["arm"], result["seed"]) not in trained  # one that diverged now
+        if same and settings.setdefault(result["arm"], trained_as(result)) == trained_as(result):
             kept.append(result)
         else:
             left.append(path.parent.name)
@@ -142,13 +144,13 @@ def _with_earlier(grid: Grid, new: Sequence[Mapping[str, Any]], runs: Path) -> l
             f"another cache, backbone or settings: {', '.join(sorted(left))}",
             file=sys.stderr,
         )
+    told = Path(grid.project.paths.explored.metrics) / f"{grid.task.name}.json"
+    earlier = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+    if earlier.get("cache") == grid.manifest.digest:
+        trained |= {(one["arm"], one["seed"]): True for one in kept}
+        kept += [one for one in earlier["diverged"] if (one["arm"], one["seed"]) not in trained]
     order = {arm: number for number, arm in enumerate(grid.params.arms)}
     return sorted(kept, key=lambda one: (order.get(one["arm"], len(order)), one["arm"], one["seed"]))
-
-
-def _trained_as(result: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What seeds must share to be one arm: settings, the steps that epochs came to, where prompts started."""
-    return result["settings"], result.get("steps"), result.get("donor")
 
 
 def _warn_of_unfinished(grid: Grid, curves: pd.DataFrame) -> None:

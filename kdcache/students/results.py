@@ -23,6 +23,7 @@ from kdcache.students.student import predict
 from kdcache.students.training_rows import StudentRows
 from kdcache.students.transfer import donor_digests
 
+LEARNED_FROM = ("train", "tune", "unlabelled")
 RESULT = "result.json"  # in each student's folder, as is:
 PREDICTIONS = "validation.parquet"
 
@@ -35,6 +36,15 @@ def diagnostic_splits(task: Task, splits: SplitRows) -> list[str]:
     return [
         split for split in task.diagnostics if split in splits and bool((splits[split].labels >= 0).any())
     ]
+
+
+def trained_as(result: Result) -> tuple[Any, ...]:
+    """Return what seeds must share to be one arm: settings, steps, and where prompts started.
+
+    Args:
+        result: of a student, as ``write_student`` writes it.
+    """
+    return result["settings"], result.get("steps"), result.get("donor")
 
 
 def write_student(
@@ -54,6 +64,7 @@ def write_student(
     result: dict[str, Any] = {
         "arm": spec.name, "seed": run.seed, "method": spec.method, "cache": manifest.digest,
         "settings": spec.as_settings(), "donor": donor_digests([spec]),
+        "data": {name: manifest.data[name] for name in LEARNED_FROM if name in manifest.data},
     }  # fmt: skip
     if run.diverged:
         step, last = run.diverged

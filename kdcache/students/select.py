@@ -6,6 +6,7 @@ This is for tasks whose tune split is too small to tell two values apart. ``vali
 
 import shutil
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,10 +49,10 @@ def select(
             try:
                 scores[value] = _score(project, task_name, arm, num_folds, value)
             except TrainingDiverged as error:
-                print(f"{error} It is left out.", flush=True)
+                print(f"{error} It is left out.", file=sys.stderr)
     if not scores:
         raise TrainingDiverged(
-            f"{task_name} {arm}: a student diverged with each of {', '.join(projects)}. Lower distill.lr."
+            f"{task_name} {arm}: a student diverged with each of {', '.join(projects)}. Try others."
         )
     return scores
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -77,7 +78,9 @@ def cache_teacher(project: Project, task_name: str, shard: tuple[int, int] | Non
     """
     params = project.section("cache_teacher", CacheTeacherParams)
     require_task(project, task_name)
-    check_teacher_pooling(project, task_name, read_identity_of(_require_teacher(project, task_name)) or {})
+    identity = read_identity_of(_require_teacher(project, task_name)) or {}
+    check_teacher_pooling(project, task_name, identity)
+    _tell_of_another(project, task_name, identity)
     task, tables = open_tables(project.paths.data, task_name)
     teacher = open_teacher(project, task, params, tables)
     cost = json.loads((teacher.folder / COST).read_text(encoding="utf-8"))
@@ -128,6 +131,21 @@ def cache_teacher(project: Project, task_name: str, shard: tuple[int, int] | Non
             print(
                 f"{task_name} {split}: {count / count_rows(tables[split]):.1%} of rows are cut at max_length"
             )
+
+
+def _tell_of_another(project: Project, task_name: str, identity: Mapping[str, Any]) -> None:
+    """Say where the teacher that is there is not the one that params.yaml describes."""
+    section = project.raw.get("train_teacher") or {}
+    differing = [
+        f"{key} {identity[key]}, not {section[key]}"
+        for key in ("model", "method", "max_length", "ensemble")
+        if key in section and key in identity and section[key] != identity[key]
+    ]
+    if differing:
+        print(
+            f"{task_name}: its teacher was trained with train_teacher.{', '.join(differing)} as is set now. "
+            f"To train another: kdcache teach --task {task_name}", file=sys.stderr,
+        )  # fmt: skip
 
 
 def open_teacher(

@@ -15,6 +15,7 @@ from kdcache.cache.read_outputs import require_ending
 from kdcache.cache.reader import load_cache
 from kdcache.cache.schema import ALL_ROWS_TEACHER, top_k_of
 from kdcache.cache.writer import CacheWriter
+from kdcache.data.ids import name_some
 from kdcache.data.metrics import COLUMNS_READ, compute_metrics
 from kdcache.data.splits import TEST, metric_columns, open_tables
 from kdcache.data.task import Task
@@ -71,6 +72,11 @@ def import_cache(
                     metrics[split] = scores
             metrics = {split: scores for split, scores in metrics.items() if scores}
             cost = dict.fromkeys(("training_steps", "training_examples", "forward_examples"), 0)
+            if without := [str(teacher.path) for teacher in outside.teachers if not teacher.hashed]:
+                print(
+                    f"{task_name}: no content_hash in {name_some(without)}, so outputs are matched to rows "
+                    "by id alone. Make them anew when texts or the order of rows change.", file=sys.stderr,
+                )  # fmt: skip
             return writer.finish(identity, metrics=metrics, all_rows_teacher=metrics, cost=cost)
 
 

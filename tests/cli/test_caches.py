@@ -123,6 +123,12 @@ def test_verify_asks_the_teacher_again(cached):
     assert fails("verify", "--task", "cb").startswith("cache of cb: teacher folds_sha256 must be [")
 
 
+def test_a_teacher_of_other_parameters_is_said(cached):
+    assert "max_length" not in run("cache", "--task", "cb")[2]
+    told = run("cache", "--task", "cb", "--set", "train_teacher.max_length=32")[2]
+    assert "train_teacher.max_length 64, not 32" in told
+
+
 @pytest.mark.parametrize("flips", [30, pytest.param(500, marks=pytest.mark.slow)])
 def test_random_flips_of_a_real_cache_are_found(cached, flips):
     rng = random.Random(0)
@@ -159,8 +165,9 @@ def test_three_commands_from_a_csv_of_probabilities_to_a_student(built_project):
     shutil.rmtree("data")
 
     assert run("prepare", "--task", "cb")[0] == 0
-    code, out, _ = run("import", str(outside_teacher(Path("p.csv"))), "--task", "cb")
+    code, out, error = run("import", str(outside_teacher(Path("p.csv"))), "--task", "cb")
     assert code == 0
+    assert "content_hash" in error, "whether texts are the same cannot be known"
     assert run("distill", "--task", "cb", "--arm", "kl+gram", "--seed", "0")[0] == 0
 
     assert "100.0%" in out

@@ -218,6 +218,17 @@ def test_task_is_named_after_the_file(empty_folder, monkeypatch, file, name):
     assert run("prepare")[0] == 0
 
 
+def test_a_task_is_not_called_as_a_folder_beside_those_of_tasks(empty_folder, monkeypatch):
+    rows = "".join(f"the room was number {i},{'ab'[i % 2]}\n" for i in range(40))
+    Path("reports.csv").write_text(f"text,label\n{rows}")
+    assert "reports" in fails("init", "project", "--table", "reports.csv")
+    assert not Path("project").exists()
+    assert run("init", "project")[0] == 0
+    monkeypatch.chdir("project")
+    for command in ("prepare", "distill"):
+        assert "cannot be called metrics" in fails(command, "--set", "tasks=[metrics]")
+
+
 def test_table_may_lie_in_its_place_already(empty_folder):
     (empty_folder / "tasks").mkdir()
     (empty_folder / "tasks" / "reviews.csv").write_text(REVIEWS)

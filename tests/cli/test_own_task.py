@@ -1,6 +1,7 @@
 """A new user's CSV: checked, then an inspected cache with one task file and one command."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -71,7 +72,13 @@ def test_files_of_task_files_may_lie_elsewhere(csv_project):
     folder = csv_project()
     (folder / "own" / "mine.toml").rename(folder / "tasks" / "mine.toml")
     arguments = ["prepare", "--task", "tasks/mine.toml", "--set", "prepare.source=files"]
-    assert run(*arguments, "--set", "prepare.path=own")[0] == 0
+    code, _, error = run(*arguments, "--set", "prepare.path=own")
+    assert (code, "dvc repro" in error) == (0, False)
+    shutil.copy("own/train.csv", "elsewhere.csv")
+    task = Path("tasks/mine.toml")
+    task.write_text(task.read_text().replace("train.csv", "../elsewhere.csv"))
+    code, _, error = run(*arguments, "--set", "prepare.path=own")
+    assert (code, "../elsewhere.csv" in error) == (0, True), "dvc repro does not see it change"
     code, _, error = run("prepare", "--task", "cb", "--set", "prepare.source=files")
     assert code == 1
     assert error.strip() == (

@@ -55,6 +55,17 @@ def test_a_share_of_any_size_is_held_out(fraction):
     assert hold_out(labels, groups, fraction, seed=0).sum() == pytest.approx(2000 * fraction, abs=2)
 
 
+@pytest.mark.parametrize(
+    ("classes", "rows", "fraction"), [(10, 19, 0.15), (60, 3, 0.2), (30, 4, 0.2), (900, 3, 0.2)]
+)
+def test_classes_smaller_than_the_folds_are_dealt_as_far_as_they_go(classes, rows, fraction):
+    labels, groups = np.repeat(np.arange(classes), rows).tolist(), [str(i) for i in range(classes * rows)]
+    held_out = np.bincount(np.array(labels)[hold_out(labels, groups, fraction, seed=0)], minlength=classes)
+    assert held_out.sum() == pytest.approx(classes * rows * fraction, rel=0.1)
+    assert held_out.max() - held_out.min() <= 1 + round(rows * fraction) // 2
+    assert held_out.max() < rows
+
+
 def test_a_share_of_too_few_groups_is_refused_by_its_name():
     with pytest.raises(DataError, match=r"1/10 of train.* 10 groups of rows, got 2") as caught:
         hold_out([0, 1, 0, 1], ["a", "a", "b", "b"], 0.1, seed=0)

@@ -1,6 +1,7 @@
 """Test rows: scored once, by one command, and counted."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +83,45 @@ def test_test_is_scored_by_evaluate_alone_and_counted(own_task):
     assert "Did you mean test?" in fails("evaluate", "--task", "own", "--arm", "kl", "--split", "tset")
     assert "kdcache distill --task own --arm ce" in fails("evaluate", "--task", "own", "--arm", "ce")
     assert "got 0" in fails("evaluate", "--task", "own", "--arm", "kl", "--split", "unlabelled")
+
+    task = own_task / "tasks" / "own.toml"
+    task.write_text(task.read_text().replace('["accuracy", "macro_f1"]', '["macro_f1"]'))
+    assert run("prepare", "--task", "own")[0] == 0
+    assert "look 3 of 3" in run("evaluate", "--task", "own", "--arm", "kl")[1], "another metric is asked for"
+
+
+def test_seeds_of_other_settings_are_no_arm(own_task):
+    again = ("distill", "--task", "own", "--arm", "kl", "--seed", "1", "--set", "distill.lr=0.3")
+    assert run(*again)[0] == 0
+    code, _, error = run("evaluate", "--task", "own", "--arm", "kl")
+    assert (code, "kl-0" in error) == (0, True)
+    (look,) = json.loads(Path("evaluations/own-test.json").read_text())["looks"]
+    assert look["scores"]["kl"]["accuracy"]["seeds"] == 1
+
+
+def test_students_of_other_rows_are_not_scored(own_task):
+    """One row more deals all rows anew, so old students may have been trained on those to score."""
+
+    def append(split):
+        with (own_task / "rows" / f"{split}.jsonl").open("a") as file:
+            file.write(json.dumps({"text": f"one more boat of {split}", "label": "no"}) + "\n")
+
+    append("test")
+    for command in ("prepare", "cache"):
+        assert run(command, "--task", "own")[0] == 0
+    code, _, error = run("evaluate", "--task", "own", "--arm", "kl")
+    assert (code, "left out" in error) == (0, False), "no student learned from test"
+    append("train")
+    for command in ("prepare", "teach", "cache"):
+        assert run(command, "--task", "own")[0] == 0
+    message = fails("evaluate", "--task", "own", "--arm", "kl")
+    remedy = message.rpartition("Run: kdcache ")[2].split()
+    assert run(*remedy)[0] == 0
+    assert run("evaluate", "--task", "own", "--arm", "kl")[0] == 0
+
+
+def test_labels_that_are_not_read_are_named(own_task):
+    rows = own_task / "rows" / "unlabelled.jsonl"
+    assert "5 rows of unlabelled have a label" in run("prepare", "--task", "own")[2]
+    rows.write_text(re.sub(r'"label": "\w+"', '"label": ""', rows.read_text()))
+    assert "have a label" not in run("prepare", "--task", "own")[2]

@@ -32,6 +32,14 @@ def test_distill_and_compare_return_what_the_commands_print(distilled_project):
         kdcache.compare("ce", "ce", project=project)
 
 
+def test_the_only_teacher_is_one_to_compare_with(built_project):
+    arm = "distill --task cb --arm head"
+    built_project("prepare", "teach --task cb", "cache --task cb", "shrink", arm, train_teacher={"folds": 0})
+    project = kdcache.Project.load()
+    over = [kdcache.compare("head", name, project=project) for name in ("teacher", "teacher_cached")]
+    assert over[0].equals(over[1])
+
+
 def test_evaluate_returns_what_is_written(distilled_project):
     project = kdcache.Project.load()
     frame = kdcache.evaluate(project, "cb", ["head"], "validation")

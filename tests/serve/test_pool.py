@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import build_tiny_model
@@ -250,6 +251,8 @@ def test_a_student_answers_to_its_folder_and_to_a_task_of_its_own():
     ("name", "texts", "pairs", "told"),
     [
         ("wic-head", "bank", None, ["lists", "'bank'"]),
+        ("wic-head", iter(["a"]), None, ["lists", "iterator"]),
+        ("wic-head", pd.DataFrame({"text": ["a"]}), None, ["lists", "DataFrame"]),
         ("wic-head", ["a", "b"], ["c"], ["2 and 1"]),
         ("wic-head", ["a", " "], None, ["row 2: ", "text", "empty", "' '"]),
         ("wic-head", ["a"], [5], ["row 1: ", "text_pair", "5"]),
@@ -267,6 +270,12 @@ def test_a_row_unlike_the_task_is_one_clear_line(name, texts, pairs, told, stude
     assert len(message.splitlines()) == 1
     for part in told:
         assert part in message
+
+
+def test_texts_come_as_any_sequence(students):
+    wanted = students["wic-head"].predict(["bank", "bat"])
+    for texts in (("bank", "bat"), pd.Series(["bank", "bat"], index=[7, 3]), np.array(["bank", "bat"])):
+        assert students["wic-head"].predict(texts) == wanted
 
 
 @pytest.mark.parametrize("value", [float("inf"), 1e38])

@@ -86,7 +86,7 @@ def _check_classes(path: Path, labels: tuple[str, ...]) -> None:
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: it must be a Parquet file, got: {reason_of(error)}") from None
+        raise DataError(f"{path}: it must be a Parquet file, got: {reason_of(error)}.") from None
     about = json.loads(metadata.get(b"huggingface", b"{}"))
     names = about.get("info", {}).get("features", {}).get("label", {}).get("names")
     if names is not None and tuple(name.lower() for name in names) != labels:
