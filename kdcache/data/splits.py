@@ -161,19 +161,25 @@ def assign_folds(labels: Sequence[int], groups: Sequence[str], num_folds: int, s
     Raises:
         DataError: fewer groups than folds.
     """
-    from sklearn.model_selection import StratifiedGroupKFold  # slow import, rarely needed
-
     if len(set(groups)) < num_folds:
         raise DataError(
             f"folds: there must be at least as many groups as folds ({num_folds}), "
             f"got {len(set(groups))}. Lower the number of folds or raise prepare.max_rows."
         )
-    count = len(labels)
     if max(Counter(labels).values()) < num_folds:
         # scikit-learn wants a class that is in every fold: one of its own, which is left out again.
-        labels = [*labels, *[max(labels) + 1] * num_folds]
         names, numbers = np.unique(groups, return_inverse=True)
-        groups = [*numbers, *range(len(names), len(names) + num_folds)]
+        made = [*labels, *[max(labels) + 1] * num_folds]
+        folds = _deal(made, [*numbers, *(len(names) + np.arange(num_folds))], num_folds, seed)[: len(labels)]
+        if len(np.unique(folds)) == num_folds:
+            return folds
+        labels = [0] * len(labels)  # so few rows that it took whole folds
+    return _deal(labels, groups, num_folds, seed)
+
+
+def _deal(labels: Sequence[int], groups: Sequence[Any], num_folds: int, seed: int) -> np.ndarray:
+    from sklearn.model_selection import StratifiedGroupKFold  # slow import, rarely needed
+
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
     folds = np.full(len(labels), -1, dtype=np.int8 if num_folds <= 128 else np.int16)
     with warnings.catch_warnings():
@@ -181,7 +187,7 @@ def assign_folds(labels: Sequence[int], groups: Sequence[str], num_folds: int, s
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         for fold, (_, held_out) in enumerate(splitter.split(labels, labels, groups)):
             folds[held_out] = fold
-    return folds[:count]
+    return folds
 
 
 def hold_out(labels: Sequence[int], groups: Sequence[str], fraction: float, seed: int) -> np.ndarray:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from kdcache.cache.join import batches_of
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.reader import load_cache
-from kdcache.data.splits import existing_splits, metric_columns, read_split
+from kdcache.data.splits import digest_of, existing_splits, metric_columns, open_tables, read_split
 from kdcache.data.task import Task, read_task
 from kdcache.digests import file_digest, value_digest
-from kdcache.errors import DataError, ModelError, nearest
+from kdcache.errors import CacheStale, DataError, ModelError, nearest
 from kdcache.plain_json import read_json
 from kdcache.project import ALL_ROWS, Project, require, require_task, write_json
 from kdcache.report.tables import NONE, Table
@@ -23,7 +24,8 @@ from kdcache.serve.prepared_split import split_logits, student_folders
 from kdcache.stats.estimates import Estimate, decimal, effect, level
 from kdcache.stats.runs import tally_runs
 from kdcache.store.location import Location
-from kdcache.students.results import RESULT, trained_as
+from kdcache.students.about import read_about
+from kdcache.students.results import LEARNED_FROM, RESULT, trained_as
 
 Look = dict[str, Any]
 
@@ -76,6 +78,7 @@ def evaluate(project: Project, task_name: str, split: str, arms: Sequence[str]) 
     table = read_split(data, split, task)
     location = Location.parse(project.paths.cache, task_name)
     manifest = read_manifest(location)
+    _require_rows(project, task_name, manifest)
     folders = {arm: _of_one_arm(project, task_name, arm, manifest) for arm in dict.fromkeys(arms)}
     asked = {
         "rows": file_digest(data / f"{split}.parquet"),
@@ -113,6 +116,17 @@ def evaluate(project: Project, task_name: str, split: str, arms: Sequence[str]) 
         return Evaluation(path, looks, len(looks), again=False)
 
 
+def _require_rows(project: Project, task_name: str, manifest: Manifest) -> None:
+    """Refuse a cache of other rows than are prepared: what students learned from would not be known."""
+    _, files = open_tables(project.paths.data, task_name)
+    for split in (name for name in LEARNED_FROM if name in files and name in manifest.data):
+        if digest_of(batches_of(files[split])()) != manifest.data[split]:
+            raise CacheStale(
+                f"cache of {task_name}: it must be of the rows that are prepared, got others in {split}. "
+                f"{manifest.rebuild}"
+            )
+
+
 def _of_one_arm(project: Project, task_name: str, arm: str, manifest: Manifest) -> dict[int, Path]:
     """An arm's students that learned from the rows of the cache, in the way of the newest: seed → folder.
 
@@ -141,10 +155,15 @@ def _of_one_arm(project: Project, task_name: str, arm: str, manifest: Manifest) 
             f"{folder}: it must have learned from the rows of the cache of {task_name}, got others, perhaps "
             f"those to score. Run: {again}"
         )
-    kept = [folder for folder in fitting if trained_as(results[folder]) == trained_as(results[fitting[0]])]
+
+    def way(folder: Path) -> tuple[Any, ...]:
+        return results[folder]["cache"], read_about(folder).backbone_sha256, *trained_as(results[folder])
+
+    kept = [folder for folder in fitting if way(folder) == way(fitting[0])]
     if left := [folder.as_posix() for folder in paths if folder not in kept]:
         print(
-            f"evaluate: left out, as they learned from other rows or with other settings: {', '.join(left)}",
+            "evaluate: left out, as they have other rows, another cache or backbone, or other settings: "
+            f"{', '.join(left)}",
             file=sys.stderr,
         )
     return {seed: folder for seed, folder in folders.items() if folder in kept}

@@ -47,10 +47,12 @@ def read_requests(
         student = _student(row, pool)
         file = None if columns == "prepared" else files.get(student.task.name)
         if quoted and file and not file.read.quotes and row.values.keys() & set(file.text_columns):
+            remedy = "Add --columns task if they are text here, --columns prepared if they enclose cells"
+            if columns == "task":
+                remedy = "Give each student a file of its own"
             raise DataError(
                 f"{row.where}: quotes must be text, as in the files of {student.task.name}, got a file whose "
-                "quotes enclose cells. Add --columns task if they are text here, --columns prepared if they "
-                "enclose cells, or give JSON lines."
+                f"quotes enclose cells. {remedy}, or give JSON lines."
             )
         if file is None or not (columns == "task" or _has_own_columns(row, student, file)):
             yield row, _prepared(row, student, file)

@@ -127,13 +127,20 @@ def _with_earlier(grid: Grid, new: Sequence[Mapping[str, Any]], runs: Path) -> l
     settings = {one["arm"]: trained_as(one) for one in reversed(new) if "diverged" not in one}
     kept, left = list(new), []
     trained = {(one["arm"], one["seed"]): "diverged" not in one for one in new}
+    told = Path(grid.project.paths.explored.metrics) / f"{grid.task.name}.json"
+    earlier = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+    diverged = [
+        one for one in earlier.get("diverged", [])
+        if earlier.get("cache") == grid.manifest.digest and (one["arm"], one["seed"]) not in trained
+    ]  # fmt: skip
+    trained |= {(one["arm"], one["seed"]): False for one in diverged}
     for path, result in zip(paths, found, strict=True):
         if trained.get((result["arm"], result["seed"])):
             continue
         same = result.get("cache") == grid.manifest.digest and (
             read_about(path.parent).backbone_sha256 == backbone
         )
-        same = same and (result["arm"], result["seed"]) not in trained  # one that diverged now
+        same = same and (result["arm"], result["seed"]) not in trained  # one that diverged since
         if same and settings.setdefault(result["arm"], trained_as(result)) == trained_as(result):
             kept.append(result)
         else:
@@ -141,14 +148,13 @@ def _with_earlier(grid: Grid, new: Sequence[Mapping[str, Any]], runs: Path) -> l
     if left:
         print(
             f"distill: {grid.task.name}: left out of {grid.project.paths.explored.metrics}/, as they have "
-            f"another cache, backbone or settings: {', '.join(sorted(left))}",
+            f"another cache, backbone or settings, or diverged since: {', '.join(sorted(left))}",
             file=sys.stderr,
         )
-    told = Path(grid.project.paths.explored.metrics) / f"{grid.task.name}.json"
-    earlier = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
-    if earlier.get("cache") == grid.manifest.digest:
-        trained |= {(one["arm"], one["seed"]): True for one in kept}
-        kept += [one for one in earlier["diverged"] if (one["arm"], one["seed"]) not in trained]
+    for one in diverged:
+        arms = settings.get(one["arm"], trained_as(one))
+        if (arms[0], arms[2]) == (one["settings"], one.get("donor")):  # it took no known number of steps
+            kept.append(one)
     order = {arm: number for number, arm in enumerate(grid.params.arms)}
     return sorted(kept, key=lambda one: (order.get(one["arm"], len(order)), one["arm"], one["seed"]))
 

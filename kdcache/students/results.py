@@ -64,7 +64,10 @@ def write_student(
     result: dict[str, Any] = {
         "arm": spec.name, "seed": run.seed, "method": spec.method, "cache": manifest.digest,
         "settings": spec.as_settings(), "donor": donor_digests([spec]),
-        "data": {name: manifest.data[name] for name in LEARNED_FROM if name in manifest.data},
+        "data": {
+            name: manifest.data[name] for name in LEARNED_FROM
+            if name in manifest.data and (name != "unlabelled" or spec.unlabelled)
+        },
     }  # fmt: skip
     if run.diverged:
         step, last = run.diverged

@@ -66,6 +66,13 @@ def test_classes_smaller_than_the_folds_are_dealt_as_far_as_they_go(classes, row
     assert held_out.max() < rows
 
 
+@pytest.mark.parametrize(("classes", "rows", "folds"), [(5, 1, 5), (2, 3, 5), (2, 12, 20)])
+def test_no_fold_is_empty_however_few_rows_there_are(classes, rows, folds):
+    labels, groups = np.repeat(np.arange(classes), rows).tolist(), [str(i) for i in range(classes * rows)]
+    for seed in range(40):
+        assert len(set(assign_folds(labels, groups, folds, seed).tolist())) == folds
+
+
 def test_a_share_of_too_few_groups_is_refused_by_its_name():
     with pytest.raises(DataError, match=r"1/10 of train.* 10 groups of rows, got 2") as caught:
         hold_out([0, 1, 0, 1], ["a", "a", "b", "b"], 0.1, seed=0)
