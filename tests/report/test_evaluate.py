@@ -112,7 +112,9 @@ def test_students_of_other_rows_are_not_scored(own_task):
     code, _, error = run("evaluate", "--task", "own", "--arm", "kl")
     assert (code, "left out" in error) == (0, False), "no student learned from test"
     append("train")
-    for command in ("prepare", "teach", "cache"):
+    assert run("prepare", "--task", "own")[0] == 0
+    assert "others in train" in fails("evaluate", "--task", "own", "--arm", "kl")
+    for command in ("teach", "cache"):
         assert run(command, "--task", "own")[0] == 0
     message = fails("evaluate", "--task", "own", "--arm", "kl")
     remedy = message.rpartition("Run: kdcache ")[2].split()
