@@ -154,14 +154,23 @@ class Project:
 
     @contextlib.contextmanager
     def timed(self, stage: str, task: str = "all") -> Iterator[None]:
-        """Write the wall time of a block to ``timings/``, which DVC does not track."""
-        start = time.perf_counter()
+        """Write the wall time of a block to ``timings/``, which DVC does not track.
+
+        One that ended what an earlier run had begun leaves none: it took only the rest of the time.
+        """
+        begun, start = self._unfinished(), time.perf_counter()
         yield
         if not is_first():
             return
+        path = Path(self.paths.timings) / f"{stage}-{task}.json"
+        if begun - self._unfinished():
+            return path.unlink(missing_ok=True)
         seconds = round(time.perf_counter() - start, 1)
-        entry = {"stage": stage, "task": task, "seconds": seconds, "threads": self.threads}
-        write_json(entry, Path(self.paths.timings) / f"{stage}-{task}.json")
+        write_json({"stage": stage, "task": task, "seconds": seconds, "threads": self.threads}, path)
+
+    def _unfinished(self) -> set[Path]:
+        """Folders of ``scratch``, whose runs did not end yet."""
+        return {path for path in Path(self.paths.scratch).glob("*") if SCRATCH.fullmatch(path.name)}
 
     def alone(self, *targets: Path) -> contextlib.AbstractContextManager[None]:
         """Keep other processes from writing the same places, see ``places.alone``."""

@@ -3,14 +3,20 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from kdcache.cache.manifest import read_manifest
+from kdcache.digests import file_digest
+from kdcache.errors import CacheMissing, DataError
 from kdcache.plain_json import read_json
+from kdcache.project import TEACHERS, Project
 from kdcache.report.comparisons import steps_per_student
 from kdcache.report.findings import Findings
 from kdcache.report.tables import base_probe_score, percent
 from kdcache.stats.estimates import decimal
 from kdcache.stats.two_projects import Side
+from kdcache.store.location import Location
 from kdcache.students.still_rising import still_rising
 
 ENOUGH_SEEDS = 3
@@ -153,23 +159,31 @@ def _probes(task: Mapping[str, Any], control: str | None, baseline: str | None) 
     return probes
 
 
-def pair_cautions(sides: Sequence[Side], tasks: Sequence[str]) -> list[str]:
-    """Say which of two compared arms are not done, and where the teacher has nothing to give.
+def pair_cautions(sides: Sequence[Side], tasks: Sequence[str], project: Project | None) -> list[str]:
+    """Say which of two compared arms are not done, where the teacher has nothing to give, or is another.
 
     Args:
         sides: the arms. What is known of them lies beside their predictions, in metrics/ and curves/.
         tasks: the tasks.
+        project: whose caches its own arms should have learned from; None knows of none.
+
+    Raises:
+        DataError: predictions are not those that distill wrote together with the metrics beside them.
     """
     import pandas as pd
 
     rising: dict[str, list[str]] = {}
     weak: list[str] = []
-    for side, task in itertools.product(sides, tasks):
+    taught_by: dict[str, dict[Side, str]] = {}
+    for task, side in itertools.product(tasks, sides):
         folder = side.folder_of(task).parent
         path, curves = folder / "metrics" / f"{task}.json", folder / "curves" / f"{task}.csv"
         if not (path.is_file() and curves.is_file()):
             continue
         metrics = read_json(path)
+        _require_beside(side.folder_of(task) / f"{task}.parquet", metrics, path)
+        if "cache" in metrics and (side.arm in TEACHERS or metrics["arms"].get(side.arm, {}).get("targets")):
+            taught_by.setdefault(task, {})[side] = metrics["cache"]
         if rows := metrics["rows"].get("tune"):
             found = still_rising(pd.read_csv(curves), f"tune_{metrics['metric']}", rows)
             if side.arm in found:
@@ -183,7 +197,37 @@ def pair_cautions(sides: Sequence[Side], tasks: Sequence[str]) -> list[str]:
         "its steps. More may help it: raise distill.steps."
         for arm, on in rising.items()
     ]
-    return told + list(dict.fromkeys(weak))
+    told += list(dict.fromkeys(weak))
+    return told + [text for task, of in taught_by.items() for text in _other_caches(task, of, project)]
+
+
+def _require_beside(predictions: Path, metrics: Mapping[str, Any], path: Path) -> None:
+    wanted = metrics.get("sha256", {}).get("predictions")  # metrics did not have it before
+    if wanted and file_digest(predictions) != wanted:
+        raise DataError(
+            f"{predictions}: it must be the file that distill wrote together with {path}, got another. "
+            f"Run: kdcache distill --task {path.stem}"
+        )
+
+
+def _other_caches(task: str, taught_by: Mapping[Side, str], project: Project | None) -> list[str]:
+    """Say where a task's arms learned from two caches, or from another than the project has now."""
+    if len(set(taught_by.values())) > 1:
+        arms = " and ".join(map(str, taught_by))
+        return [f"{task}: {arms} have two caches: a difference may come from the teacher, not from the arm."]
+    if project is None:
+        return []
+    location = Location.parse(project.paths.cache, task)
+    own = {Path(paths.predictions) for paths in project.paths.lookup}
+    try:
+        now = read_manifest(location).digest
+    except CacheMissing:
+        return []
+    return [
+        f"{task}: {side.arm} has another cache than {location} holds now. Train its students again."
+        for side, digest in taught_by.items()
+        if digest != now and side.folder_of(task) in own
+    ]
 
 
 def _teacher_score(task: Mapping[str, Any]) -> float | None:

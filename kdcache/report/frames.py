@@ -81,7 +81,8 @@ def compare(
 ) -> pd.DataFrame:
     """Compare two arms on the same rows, of one project or of two, as ``kdcache compare`` does.
 
-    What limits the answer is printed: few seeds, arms that are not done, a teacher with nothing to give.
+    What limits the answer is printed: few seeds, arms that are not done, a teacher with nothing to give,
+    two teachers, or another cache than the project has now.
 
     Args:
         arm: ``ARM`` or ``FOLDER:ARM``; ``teacher`` is one too.
@@ -97,7 +98,7 @@ def compare(
 
     Raises:
         ParamsError: the arms are the same.
-        DataError: predictions are missing, or of other rows.
+        DataError: predictions are missing, of other rows, or not those of the metrics beside them.
     """
     folders = [Path(paths.predictions) for paths in project.paths.lookup] if project else OWN_FOLDERS
     sides = Side.parse(arm, folders), Side.parse(over, folders)
@@ -116,7 +117,7 @@ def compare(
     if len(effects) > 1:
         effects["mean"] = mean_estimate(list(effects.values()))
     few = few_seeds(min(one.seeds for one in effects.values()))
-    for caution in filter(None, [few, *pair_cautions(sides, tasks or known)]):
+    for caution in filter(None, [few, *pair_cautions(sides, tasks or known, project)]):
         print(caution)
     rows = {name: _effect_row(found) for name, found in effects.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("task")

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,17 @@ from kdcache.errors import TrainingDiverged
 from kdcache.places import check_place, in_turn, place
 from kdcache.project import Paths, Project, write_json
 from kdcache.students.about import read_about
-from kdcache.students.arms import DistillParams, resolve_arm
+from kdcache.students.arms import DistillParams, Name, resolve_arm
 from kdcache.students.grid import Grid
-from kdcache.students.results import RESULT, gather_predictions, mean_curves, sealed, summarise, trained_as
+from kdcache.students.results import (
+    RESULT,
+    Result,
+    gather_predictions,
+    mean_curves,
+    sealed,
+    summarise,
+    trained_as,
+)
 from kdcache.students.still_rising import still_rising
 from kdcache.students.train_grid import train_grid
 
@@ -44,7 +52,7 @@ def distill(project: Project, task_name: str) -> None:
         shutil.rmtree(grid.scratch, ignore_errors=True)
 
 
-def _put_in_place(grid: Grid, results: Sequence[Mapping[str, Any]], target: Path) -> None:
+def _put_in_place(grid: Grid, results: Sequence[Result], target: Path) -> None:
     """Write what comes of all students beside them in the scratch folder, then move all of it."""
     paths, scratch, made = grid.project.paths, grid.scratch, grid.scratch / "students"
     finished = _finished(results)
@@ -102,7 +110,7 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
     return summarise(results, grid.task, grid.splits, grid.manifest)
 
 
-def _write_together(grid: Grid, results: Sequence[Mapping[str, Any]], students: Path) -> None:
+def _write_together(grid: Grid, results: Sequence[Result], students: Path) -> None:
     """Write metrics, curves and predictions of some students into scratch."""
     scratch, finished = grid.scratch, _finished(results)
     mean_curves(finished).to_csv(scratch / "curves.csv", index=False, lineterminator="\n")
@@ -119,44 +127,56 @@ def _place_together(scratch: Path, paths: Paths, task_name: str) -> None:
     place(scratch / "predictions.parquet", Path(paths.predictions) / f"{task_name}.parquet")
 
 
-def _with_earlier(grid: Grid, new: Sequence[Mapping[str, Any]], runs: Path) -> list[Mapping[str, Any]]:
-    """Put students of earlier calls beside the new ones; name those that are not comparable."""
-    paths = sorted(runs.glob(f"[!.]*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+def _with_earlier(grid: Grid, new: Sequence[Result], runs: Path) -> list[Result]:
+    """Put students of earlier calls beside the new ones; name those that are not comparable.
+
+    An arm's settings are those of its newest student that finished.
+    """
+    diverged = _diverged_before(grid, {_name(result) for result in new})
+    finished = {_name(result) for result in new if "diverged" not in result}
+    unfinished = {_name(result) for result in [*new, *diverged]} - finished
+    settings = {result["arm"]: trained_as(result) for result in reversed(new) if _name(result) in finished}
     backbone = file_digest(grid.folder / WEIGHTS)
-    settings = {one["arm"]: trained_as(one) for one in reversed(new) if "diverged" not in one}
     kept, left = list(new), []
-    trained = {(one["arm"], one["seed"]): "diverged" not in one for one in new}
-    told = Path(grid.project.paths.explored.metrics) / f"{grid.task.name}.json"
-    earlier = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
-    diverged = [
-        one for one in earlier.get("diverged", [])
-        if earlier.get("cache") == grid.manifest.digest and (one["arm"], one["seed"]) not in trained
-    ]  # fmt: skip
-    trained |= {(one["arm"], one["seed"]): False for one in diverged}
-    for path, result in zip(paths, found, strict=True):
-        if trained.get((result["arm"], result["seed"])):
-            continue
-        same = result.get("cache") == grid.manifest.digest and (
-            read_about(path.parent).backbone_sha256 == backbone
-        )
-        same = same and (result["arm"], result["seed"]) not in trained  # one that diverged since
-        if same and settings.setdefault(result["arm"], trained_as(result)) == trained_as(result):
-            kept.append(result)
-        else:
+    paths = sorted(runs.glob(f"[!.]*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in paths:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if _name(result) in finished:
+            continue  # it is among the new ones
+        if (
+            _name(result) in unfinished
+            or result.get("cache") != grid.manifest.digest
+            or read_about(path.parent).backbone_sha256 != backbone
+            or settings.setdefault(result["arm"], trained_as(result)) != trained_as(result)
+        ):
             left.append(path.parent.name)
+        else:
+            kept.append(result)
     if left:
         print(
             f"distill: {grid.task.name}: left out of {grid.project.paths.explored.metrics}/, as they have "
             f"another cache, backbone or settings, or diverged since: {', '.join(sorted(left))}",
             file=sys.stderr,
         )
-    for one in diverged:
-        arms = settings.get(one["arm"], trained_as(one))
-        if (arms[0], arms[2]) == (one["settings"], one.get("donor")):  # it took no known number of steps
-            kept.append(one)
+    for result in diverged:  # it took no known number of steps, so that these cannot differ
+        of_arm, _, donor = settings.get(result["arm"], trained_as(result))
+        if (of_arm, donor) == (result["settings"], result.get("donor")):
+            kept.append(result)
     order = {arm: number for number, arm in enumerate(grid.params.arms)}
-    return sorted(kept, key=lambda one: (order.get(one["arm"], len(order)), one["arm"], one["seed"]))
+    return sorted(kept, key=lambda one: (order.get(one["arm"], len(order)), *_name(one)))
+
+
+def _diverged_before(grid: Grid, trained_now: Set[Name]) -> list[Result]:
+    """Read which students of the same cache diverged in earlier calls; they have no folder in runs/."""
+    told = Path(grid.project.paths.explored.metrics) / f"{grid.task.name}.json"
+    earlier = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+    if earlier.get("cache") != grid.manifest.digest:
+        return []
+    return [result for result in earlier.get("diverged", []) if _name(result) not in trained_now]
+
+
+def _name(result: Result) -> Name:
+    return result["arm"], result["seed"]
 
 
 def _warn_of_unfinished(grid: Grid, curves: pd.DataFrame) -> None:
@@ -176,7 +196,7 @@ def _warn_of_unfinished(grid: Grid, curves: pd.DataFrame) -> None:
         )
 
 
-def _finished(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _finished(results: Sequence[Result]) -> list[Result]:
     finished = [result for result in results if "diverged" not in result]
     if not finished:
         names = ", ".join(f"{result['arm']}-{result['seed']}" for result in results)

@@ -50,7 +50,8 @@ def content(folder: Path = CACHE) -> dict[str, bytes]:
 def test_interrupted_extraction_goes_on_and_equals_an_uninterrupted_one(taught, monkeypatch):
     monkeypatch.setattr(writer, "PART_ROWS", 8)
     assert run("cache", "--task", "cb")[0] == 0
-    whole = content()
+    whole, time = content(), Path("timings/cache_teacher-cb.json")
+    assert time.exists()
     shutil.rmtree(CACHE)
     ran: list[int] = []
     extract = extraction.extract
@@ -68,6 +69,7 @@ def test_interrupted_extraction_goes_on_and_equals_an_uninterrupted_one(taught, 
     ran[:] = [0] * 7  # no stop any more
     assert run("cache", "--task", "cb")[0] == 0
     assert content() == whole
+    assert not time.exists(), "that of the rest is not that of a cache"
     cost = json.loads(whole["manifest.json"])["cost"]["forward_examples"]
     assert first + sum(ran) == cost == 24 * 2 + 8 * 3 + 32 * 3  # no row twice: one pass on all, k on the rest
     assert not list(Path(".kdcache").glob("cache_teacher-*/parts"))

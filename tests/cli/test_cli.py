@@ -223,6 +223,7 @@ def test_interrupted_distill_goes_on_and_equals_an_uninterrupted_one(cached_proj
     assert error.splitlines()[-1].startswith("Interrupted: finished work is kept")
     assert not (folder / "runs").exists()
     assert run(*arguments)[0] == 0
+    assert not (folder / "timings/explore-cb.json").exists()
     for seed, first in ((0, 0), (1, 12), (2, 0)):  # the first was done, the second went on at step 12
         steps = [step for some, step in taken if some == seed]
         assert steps.count(5) == 1, seed

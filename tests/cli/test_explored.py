@@ -1,6 +1,7 @@
 """The verbs after ``kdcache distill``: report, compare and predict on the students in runs/."""
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -113,6 +114,35 @@ def test_a_report_of_another_cache_is_refused(built_project):
     built_project(*COMMANDS, HEAD_KL)
     assert run("cache", "--task", "cb", "--set", "cache_teacher.dtype=bfloat16")[0] == 0
     assert "kdcache distill --task cb" in fails("report")
+
+
+def test_compare_says_where_the_caches_are_not_one(built_project):
+    built_project(*COMMANDS, HEAD_KL)
+    shutil.copytree("runs", "before/runs")
+    assert "cache" not in run("compare", "before/runs:kl", "kl")[1], "one cache"
+    assert run("cache", "--task", "cb", "--set", "cache_teacher.dtype=bfloat16")[0] == 0
+    code, out, _ = run("compare", "kl", "head")
+    assert code == 0
+    told = [line for line in out.splitlines() if "another cache" in line]
+    assert [re.findall("kl|head", line) for line in told] == [["kl"]], "head learns from no teacher"
+    assert any(
+        "teacher has another cache" in line for line in run("compare", "kl", "teacher")[1].splitlines()
+    )
+    assert run("distill", "--task", "cb", "--arm", "kl")[0] == 0
+    assert "another cache" not in run("compare", "kl", "teacher")[1]
+    told = [line for line in run("compare", "before/runs:kl", "kl")[1].splitlines() if "two caches" in line]
+    assert len(told) == 1
+    assert {"cb:", "before/runs/predictions:kl", "predictions:kl"} < set(told[0].split())
+
+
+def test_compare_refuses_predictions_that_are_not_those_of_the_metrics(built_project):
+    built_project(*COMMANDS, HEAD_KL)
+    path = Path("runs/predictions/cb.parquet")
+    rows = pd.read_parquet(path)
+    rows[rows["seed"] == 0].to_parquet(path)
+    error = fails("compare", "kl", "head")
+    assert path.as_posix() in error
+    assert "Run: kdcache distill --task cb" in error
 
 
 def test_errors_name_what_helps(built_project):

@@ -97,6 +97,7 @@ def test_interrupted_teacher_goes_on_and_equals_an_uninterrupted_one(built_proje
 
     monkeypatch.setattr(transformers.Trainer, "training_step", count)
     run("teach", "--task", "cb")
+    assert not Path("timings/train_teacher-cb.json").exists()
     assert len(ran) == 5  # of nine steps the checkpoint held four; a finished member is not trained again
     monkeypatch.chdir(folder.parent / "whole")
     run("teach", "--task", "cb")
