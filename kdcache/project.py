@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,6 +93,7 @@ class Project:
 
     ``task_files`` are those named on the command line, beside the ones in ``paths.tasks``. ``fine_tune`` is
     None in a params.yaml from before it was a key: the pipeline then fine-tunes a teacher for each task.
+    ``taken_up`` are the scratch folders in which an earlier run had left something.
     """
 
     raw: dict[str, Any]
@@ -101,6 +102,7 @@ class Project:
     paths: Paths
     task_files: tuple[Path, ...] = ()
     fine_tune: tuple[str, ...] | None = None
+    taken_up: list[Path] = field(default_factory=list, compare=False)
 
     @classmethod
     def load(cls, overrides: Iterable[str] = ()) -> "Project":
@@ -149,6 +151,8 @@ class Project:
     def scratch(self, module: str, *made_of: Any) -> Path:
         """Make a resumable folder, see ``scratch_name``."""
         folder = Path(self.paths.scratch) / self.scratch_name(module, *made_of)
+        if folder.is_dir() and any(folder.iterdir()):
+            self.taken_up.append(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -158,19 +162,15 @@ class Project:
 
         One that ended what an earlier run had begun leaves none: it took only the rest of the time.
         """
-        begun, start = self._unfinished(), time.perf_counter()
+        taken_up, start = len(self.taken_up), time.perf_counter()
         yield
         if not is_first():
             return
         path = Path(self.paths.timings) / f"{stage}-{task}.json"
-        if begun - self._unfinished():
+        if len(self.taken_up) > taken_up:
             return path.unlink(missing_ok=True)
         seconds = round(time.perf_counter() - start, 1)
         write_json({"stage": stage, "task": task, "seconds": seconds, "threads": self.threads}, path)
-
-    def _unfinished(self) -> set[Path]:
-        """Folders of ``scratch``, whose runs did not end yet."""
-        return {path for path in Path(self.paths.scratch).glob("*") if SCRATCH.fullmatch(path.name)}
 
     def alone(self, *targets: Path) -> contextlib.AbstractContextManager[None]:
         """Keep other processes from writing the same places, see ``places.alone``."""

@@ -116,7 +116,7 @@ class Manifest:
         """Names of a split's files, in the order of their rows."""
         return name_files(split, sum(split_of(name) == split for name in self.files))
 
-    def sum_of(self, split: str, name: Literal["rows", "bytes", "labelled", "correct"]) -> int:
+    def sum_of(self, split: str, name: Literal["rows", "bytes"]) -> int:
         """Sum of one field of a split's files, see ``FileEntry``."""
         return sum(self.files[file][name] for file in self.files_of(split))
 

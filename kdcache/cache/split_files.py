@@ -18,7 +18,8 @@ class FileEntry(TypedDict):
         rows: how many it has.
         bytes: its length.
         sha256: its digest.
-        labelled: rows with a label.
+        labelled: rows with a label. This and the next are 0 in the split test, which nothing scores but
+            ``kdcache evaluate``.
         correct: labelled rows whose largest logit is that of the label.
     """
 

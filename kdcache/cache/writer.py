@@ -20,6 +20,7 @@ from kdcache.cache.manifest import MANIFEST, Manifest, parse_manifest
 from kdcache.cache.schema import FILE_ROWS, PARQUET, ROW_GROUP_ROWS, describe_columns, format_version
 from kdcache.cache.split_files import name_files
 from kdcache.data.ids import name_some, repeated_in_parts
+from kdcache.data.splits import TEST
 from kdcache.digests import RowsDigest, file_digest, value_digest
 from kdcache.errors import CacheError, ShapeError
 from kdcache.on_disk import open_parquet
@@ -144,7 +145,8 @@ class CacheWriter:
         made: list[tuple[Path, dict[str, Any]]] = []
         for number, of_file in groupby(pieces(), lambda piece: piece[0]):
             path = self.made / f"{split}.{number}.unfinished"  # the names of several tell their number
-            made.append((path, self._write_file(path, ((rows, table) for _, rows, table in of_file))))
+            rows_and_tables = ((rows, table) for _, rows, table in of_file)
+            made.append((path, self._write_file(path, rows_and_tables, scored=split != TEST)))
         if not made:
             raise ShapeError(f"cache rows: {split} must hold at least one row, got none.")
         if twice := repeated_in_parts(lambda: _ids_of(path for path, _ in made)):
@@ -189,15 +191,18 @@ class CacheWriter:
         shutil.rmtree(self.scratch, ignore_errors=True)
         return manifest
 
-    def _write_file(self, path: Path, pieces: Iterable[tuple[CacheRows, pa.Table]]) -> dict[str, Any]:
+    def _write_file(
+        self, path: Path, pieces: Iterable[tuple[CacheRows, pa.Table]], scored: bool
+    ) -> dict[str, Any]:
         """Write a file of at least one row, and return its entry in the manifest."""
         counts = {"rows": 0, "labelled": 0, "correct": 0}
 
         def tables() -> Iterator[pa.Table]:
             for rows, table in pieces:
                 counts["rows"] += len(rows)
-                counts["labelled"] += int((rows.label >= 0).sum())
-                counts["correct"] += rows.num_correct
+                if scored:
+                    counts["labelled"] += int((rows.label >= 0).sum())
+                    counts["correct"] += rows.num_correct
                 yield table
 
         file = None

@@ -1,5 +1,6 @@
 """Guessing which columns of a table are the text, the label, the id and the group."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -170,4 +171,4 @@ def is_number(text: str) -> bool:
 def _is_fraction(value: Any) -> bool:
     if isinstance(value, str):
         return "." in value and is_number(value) and not float(value).is_integer()
-    return isinstance(value, float) and value == value  # NaN is a missing value
+    return isinstance(value, float) and not math.isnan(value) and not value.is_integer()

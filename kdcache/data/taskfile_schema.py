@@ -236,9 +236,13 @@ def places(template: str) -> list[str]:
 def spell_label(value: Any) -> str:
     """Spell a label as text, "" if the row has none.
 
-    >>> spell_label(True), spell_label(3), spell_label(None), spell_label(0.5)
-    ('true', '3', '', '')
+    A whole number counts in any form: pandas writes whole numbers with a gap among them as 1.0 and NaN.
+
+    >>> spell_label(True), spell_label(3), spell_label(3.0), spell_label(None), spell_label(0.5)
+    ('true', '3', '3', '', '')
     """
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return str(value) if isinstance(value, (str, int)) and str(value).strip() else ""

@@ -17,15 +17,13 @@ from kdcache.data.splits import digest_of, existing_splits, metric_columns, open
 from kdcache.data.task import Task, read_task
 from kdcache.digests import file_digest, value_digest
 from kdcache.errors import CacheStale, DataError, ModelError, nearest
-from kdcache.plain_json import read_json
 from kdcache.project import ALL_ROWS, Project, require, require_task, write_json
 from kdcache.report.tables import NONE, Table
 from kdcache.serve.prepared_split import split_logits, student_folders
 from kdcache.stats.estimates import Estimate, decimal, effect, level
 from kdcache.stats.runs import tally_runs
 from kdcache.store.location import Location
-from kdcache.students.about import read_about
-from kdcache.students.results import LEARNED_FROM, RESULT, trained_as
+from kdcache.students.results import LEARNED_FROM, RESULT, read_result, trained_as
 
 Look = dict[str, Any]
 
@@ -136,8 +134,7 @@ def _of_one_arm(project: Project, task_name: str, arm: str, manifest: Manifest) 
         ModelError: there is none.
     """
     folders = student_folders(project, task_name, arm)
-    paths = {folder: folder / RESULT for folder in folders.values()}
-    results = {folder: read_json(path) for folder, path in paths.items() if path.is_file()}
+    results = {folder: result for folder in folders.values() if (result := read_result(folder))}
 
     def learned_now(result: Mapping[str, Any]) -> bool:
         if "data" not in result:  # of an older version
@@ -145,9 +142,9 @@ def _of_one_arm(project: Project, task_name: str, arm: str, manifest: Manifest) 
         return all(manifest.data.get(split) == digest for split, digest in result["data"].items())
 
     fitting = [folder for folder, result in results.items() if learned_now(result)]
-    fitting.sort(key=lambda folder: paths[folder].stat().st_mtime, reverse=True)
+    fitting.sort(key=lambda folder: (folder / RESULT).stat().st_mtime, reverse=True)
     if not fitting:
-        folder = next(iter(paths))
+        folder = next(iter(folders.values()))
         again = f"kdcache distill --task {task_name} --arm {arm}"
         if folder.is_relative_to(project.paths.students):
             again = "dvc repro"
@@ -156,11 +153,9 @@ def _of_one_arm(project: Project, task_name: str, arm: str, manifest: Manifest) 
             f"those to score. Run: {again}"
         )
 
-    def way(folder: Path) -> tuple[Any, ...]:
-        return results[folder]["cache"], read_about(folder).backbone_sha256, *trained_as(results[folder])
-
-    kept = [folder for folder in fitting if way(folder) == way(fitting[0])]
-    if left := [folder.as_posix() for folder in paths if folder not in kept]:
+    newest = trained_as(results[fitting[0]])
+    kept = [folder for folder in fitting if trained_as(results[folder]) == newest]
+    if left := [folder.as_posix() for folder in folders.values() if folder not in kept]:
         print(
             "evaluate: left out, as they have other rows, another cache or backbone, or other settings: "
             f"{', '.join(left)}",

@@ -14,7 +14,7 @@ from kdcache.data.task import Task, read_task
 from kdcache.encoder.load import setup
 from kdcache.errors import DataError, ModelError, nearest
 from kdcache.places import ABOUT, replacing
-from kdcache.project import Project, require
+from kdcache.project import Project
 from kdcache.serve.files import CHUNK
 from kdcache.serve.mixed_batches import LoadedStudent, Request, compute_logits, to_prediction
 from kdcache.serve.output import LabelledWriter
@@ -97,11 +97,11 @@ def student_folders(project: Project, task_name: str, arm: str) -> dict[int, Pat
             return {seed: students / f"{arm}-{seed}" for seed in own}
     params = project.section("distill", DistillParams)
     resolve_arm(params, arm)
-    require(
-        Path(project.paths.runs) / task_name / f"{arm}-{params.seeds[0]}", "the student",
-        f"kdcache distill --task {task_name} --arm {arm}", ModelError,
-    )  # fmt: skip
-    return {}
+    folder = Path(project.paths.runs) / task_name / f"{arm}-{params.seeds[0]}"
+    raise ModelError(
+        f"{folder}: the student must exist, got none there. "
+        f"Run: kdcache distill --task {task_name} --arm {arm}"
+    )
 
 
 def diagnostics(project: Project, task_name: str) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from kdcache.encoder.load import WEIGHTS
 from kdcache.errors import TrainingDiverged
 from kdcache.places import check_place, in_turn, place
 from kdcache.project import Paths, Project, write_json
-from kdcache.students.about import read_about
 from kdcache.students.arms import DistillParams, Name, resolve_arm
 from kdcache.students.grid import Grid
 from kdcache.students.results import (
@@ -23,6 +22,7 @@ from kdcache.students.results import (
     Result,
     gather_predictions,
     mean_curves,
+    read_result,
     sealed,
     summarise,
     trained_as,
@@ -130,49 +130,39 @@ def _place_together(scratch: Path, paths: Paths, task_name: str) -> None:
 def _with_earlier(grid: Grid, new: Sequence[Result], runs: Path) -> list[Result]:
     """Put students of earlier calls beside the new ones; name those that are not comparable.
 
-    An arm's settings are those of its newest student that finished.
+    An arm's students were trained as the newest of them that finished.
     """
-    diverged = _diverged_before(grid, {_name(result) for result in new})
-    finished = {_name(result) for result in new if "diverged" not in result}
-    unfinished = {_name(result) for result in [*new, *diverged]} - finished
-    settings = {result["arm"]: trained_as(result) for result in reversed(new) if _name(result) in finished}
-    backbone = file_digest(grid.folder / WEIGHTS)
-    kept, left = list(new), []
     paths = sorted(runs.glob(f"[!.]*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in paths:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if _name(result) in finished:
-            continue  # it is among the new ones
-        if (
-            _name(result) in unfinished
-            or result.get("cache") != grid.manifest.digest
-            or read_about(path.parent).backbone_sha256 != backbone
-            or settings.setdefault(result["arm"], trained_as(result)) != trained_as(result)
-        ):
-            left.append(path.parent.name)
-        else:
-            kept.append(result)
+    in_runs = {path.parent.name: read_result(path.parent) for path in paths}
+    taught_by = grid.manifest.digest, file_digest(grid.folder / WEIGHTS)
+
+    def of_now(results: Iterable[Result | None]) -> list[Result]:
+        return [one for one in results if one and (one.get("cache"), one.get("backbone")) == taught_by]
+
+    finished, diverged = of_now(in_runs.values()), of_now(_diverged_before(grid))
+    newest: dict[str, Any] = {}
+    for result in finished:
+        newest.setdefault(result["arm"], trained_as(result))
+    kept: dict[Name, Result] = {}
+    for result in [*new, *diverged, *finished]:
+        if trained_as(result) == newest.get(result["arm"], trained_as(result)):
+            kept.setdefault(_name(result), result)
+    left = [name for name, result in in_runs.items() if result is None or _name(result) not in kept]
     if left:
         print(
             f"distill: {grid.task.name}: left out of {grid.project.paths.explored.metrics}/, as they have "
-            f"another cache, backbone or settings, or diverged since: {', '.join(sorted(left))}",
+            f"another cache, backbone or settings, or cannot be read: {', '.join(sorted(left))}",
             file=sys.stderr,
         )
-    for result in diverged:  # it took no known number of steps, so that these cannot differ
-        of_arm, _, donor = settings.get(result["arm"], trained_as(result))
-        if (of_arm, donor) == (result["settings"], result.get("donor")):
-            kept.append(result)
     order = {arm: number for number, arm in enumerate(grid.params.arms)}
-    return sorted(kept, key=lambda one: (order.get(one["arm"], len(order)), *_name(one)))
+    return sorted(kept.values(), key=lambda one: (order.get(one["arm"], len(order)), *_name(one)))
 
 
-def _diverged_before(grid: Grid, trained_now: Set[Name]) -> list[Result]:
-    """Read which students of the same cache diverged in earlier calls; they have no folder in runs/."""
+def _diverged_before(grid: Grid) -> list[Result]:
+    """Read which students diverged in earlier calls; they have no folder in runs/."""
     told = Path(grid.project.paths.explored.metrics) / f"{grid.task.name}.json"
     earlier = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
-    if earlier.get("cache") != grid.manifest.digest:
-        return []
-    return [result for result in earlier.get("diverged", []) if _name(result) not in trained_now]
+    return list(earlier.get("diverged", []))
 
 
 def _name(result: Result) -> Name:

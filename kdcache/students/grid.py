@@ -137,8 +137,9 @@ class Grid:
         """Refuse what would fail at the first step.
 
         Raises:
-            ParamsError: the backbone cannot carry an arm's prompt.
-            ModelError: a student to start from is missing, or of another backbone.
+            ParamsError: the teacher has no such member as an arm's targets need.
+            ModelError: the backbone cannot carry an arm's prompt, or a student to start from is missing or of
+                another backbone.
             CacheMissing: the cache lacks an arm's targets.
         """
         for spec in map(self.specs.__getitem__, arms):
@@ -268,12 +269,13 @@ class Grid:
         for sentence in idle_terms([entry for entry in run.history if entry["step"]]):
             tqdm.write(f"{task} {spec.name}, seed {run.seed}: {sentence}", file=sys.stderr)
 
-    def say_diverged(self, name: Name, step: int, last: float | None) -> None:
+    def say_diverged(self, name: Name, step: int, last_finite_loss: float | None) -> None:
         """Tell the console that a student's loss is not finite since a step, and what it was before."""
         section = f"distill.arms.{name[0]}" if self.params.arms[name[0]].lr else "distill"
+        last = "none" if last_finite_loss is None else f"{last_finite_loss:.4g}"
         tqdm.write(
             f"distill: {self.task.name} {name[0]}, seed {name[1]}: the loss must stay finite, got none at "
-            f"step {step} (last finite: {'none' if last is None else f'{last:.4g}'}). "
+            f"step {step} (last finite: {last}). "
             f"Lower {section}.lr (now {self.specs[name[0]].lr:g}).",
             file=sys.stderr,
         )

@@ -15,8 +15,12 @@ from kdcache.data.metrics import compute_metrics, majority_metrics
 from kdcache.data.splits import metric_columns
 from kdcache.data.task import Task
 from kdcache.digests import file_digest, value_digest
+from kdcache.encoder.load import WEIGHTS
 from kdcache.encoder.parts import last_linear
+from kdcache.errors import ModelError
+from kdcache.plain_json import read_json
 from kdcache.project import ALL_ROWS, CACHED, MEMBER, write_json
+from kdcache.students.about import read_about
 from kdcache.students.folder import save_student
 from kdcache.students.run import Run
 from kdcache.students.student import predict
@@ -24,8 +28,8 @@ from kdcache.students.training_rows import StudentRows
 from kdcache.students.transfer import donor_digests
 
 LEARNED_FROM = ("train", "tune", "unlabelled")
-RESULT = "result.json"  # in each student's folder, as is:
-PREDICTIONS = "validation.parquet"
+RESULT = "result.json"  # in each student's folder
+PREDICTIONS = "validation.parquet"  # likewise
 
 Result = Mapping[str, Any]
 SplitRows = Mapping[str, StudentRows]
@@ -39,12 +43,22 @@ def diagnostic_splits(task: Task, splits: SplitRows) -> list[str]:
 
 
 def trained_as(result: Result) -> tuple[Any, ...]:
-    """Return what seeds must share to be one arm: settings, steps, and where prompts started.
+    """Return what seeds must share to be one arm: cache, backbone, settings, steps, and start of the prompts.
 
     Args:
         result: of a student, as ``write_student`` writes it.
     """
-    return result["settings"], result.get("steps"), result.get("donor")
+    return tuple(result.get(key) for key in ("cache", "backbone", "settings", "steps", "donor"))
+
+
+def read_result(folder: Path) -> Result | None:
+    """Read what ``write_student`` wrote of a student; None where it is not there, or not readable."""
+    try:
+        result = dict(read_json(folder / RESULT))
+        result.setdefault("backbone", read_about(folder).backbone_sha256)  # older ones do not have it
+    except (OSError, ValueError, TypeError, ModelError):
+        return None
+    return result if {"arm", "seed", "settings"} <= result.keys() else None
 
 
 def write_student(
@@ -63,7 +77,8 @@ def write_student(
     spec, student = run.spec, run.student
     result: dict[str, Any] = {
         "arm": spec.name, "seed": run.seed, "method": spec.method, "cache": manifest.digest,
-        "settings": spec.as_settings(), "donor": donor_digests([spec]),
+        "backbone": file_digest(backbone / WEIGHTS), "settings": spec.as_settings(), "steps": run.steps,
+        "donor": donor_digests([spec]),
         "data": {
             name: manifest.data[name] for name in LEARNED_FROM
             if name in manifest.data and (name != "unlabelled" or spec.unlabelled)
@@ -90,7 +105,6 @@ def write_student(
         "diagnostics": scores,
         "history": run.history,
         "step": run.steps if run.best.step is None else run.best.step,
-        "steps": run.steps,
         "examples": run.examples,
         "probe_strength": run.probe.strength,
         "prompt_parameters": sum(p.numel() for p in student.tuned),

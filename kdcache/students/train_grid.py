@@ -38,7 +38,11 @@ def train_grid(grid: Grid, arms: Sequence[str], seeds: Sequence[int], made: Path
         _train(grid, list(grid.passes(missing)), made, bar.update)
     if unseen := [name for name in names if not grid.is_trained(made, name)]:
         raise grid.stored.unseen("{}-{}".format(*unseen[0]))
-    return [_result(made, name) for name in names]
+    results = {name: _result(made, name) for name in names}
+    for name, result in results.items():
+        if name not in missing and "diverged" in result:  # in an earlier run, of which this is the rest
+            grid.say_diverged(name, **result["diverged"])
+    return list(results.values())
 
 
 def _train(
@@ -56,7 +60,7 @@ def _train(
         after_steps(sum(grid.steps_of(grid.specs[arm]) for arm, _ in units[unit]))
         for name in units[unit]:  # what a worker says elsewhere is not seen here
             if grid.is_trained(made, name) and (diverged := _result(made, name).get("diverged")):
-                grid.say_diverged(name, diverged["step"], diverged["last_finite_loss"])
+                grid.say_diverged(name, **diverged)
 
     spread(list(units), partial(open_trainer, units, str(made), *made_of), engine, grid.threads, after)
 

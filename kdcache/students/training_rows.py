@@ -206,10 +206,11 @@ def load_rows(
     files = {split: open_split(data, split, task) for split in there}
     location = Location.parse(project.paths.cache, task.name)
     manifest = read_manifest(location)
-    if "unlabelled" in files and "unlabelled" not in manifest.data:
+    if lost := [split for split in files if split not in manifest.data]:
+        without = "Add: --set distill.unlabelled=false, or make" if "unlabelled" in lost else "Make"
         raise CacheMissing(
-            f"{location}: the cache must hold the split unlabelled, got {', '.join(manifest.data)}. "
-            f"Add: --set distill.unlabelled=false, or make the cache of all rows. {manifest.rebuild}"
+            f"{location}: the cache must hold the splits {', '.join(files)}, got none of the rows of "
+            f"{' and '.join(lost)}. {without} the cache of all rows. {manifest.rebuild}"
         )
     cached = {split: load_cache(location, split) for split in files}
     teacher = read_identity_of(Path(project.paths.teacher) / task.name)

@@ -67,9 +67,7 @@ def import_cache(
                     continue
                 outside.require_rows(split, batches_of(file), keys, rows)
                 del keys  # of its arrays only ``rows`` are needed to write the split
-                scores = _write_split(writer, task, split, file, rows, outside)
-                if split != TEST:
-                    metrics[split] = scores
+                metrics[split] = _write_split(writer, task, split, file, rows, outside)
             metrics = {split: scores for split, scores in metrics.items() if scores}
             cost = dict.fromkeys(("training_steps", "training_examples", "forward_examples"), 0)
             if without := [str(teacher.path) for teacher in outside.teachers if not teacher.hashed]:
@@ -119,7 +117,7 @@ def _write_split(
     writer: CacheWriter, task: Task, split: str, file: pq.ParquetFile, rows: np.ndarray,
     outside: OutsideTeachers,
 ) -> dict[str, float]:  # fmt: skip
-    """Write the rows of a split in the order of the data; return the metrics of their logits."""
+    """Write the rows of a split in the order of the data; return metrics of its logits, but for test."""
     names = task.metrics_of(split)
     ranked = any(name in COLUMNS_READ for name in names)
     answers: list[np.ndarray] = []
@@ -140,6 +138,8 @@ def _write_split(
             )  # fmt: skip
 
     writer.write(split, chunks())
+    if split == TEST:
+        return {}
     columns = file.read(columns=list(task.columns))
     return compute_metrics(
         names, np.concatenate(labels), np.concatenate(answers), metric_columns(columns, task)

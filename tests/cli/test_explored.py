@@ -69,6 +69,44 @@ def test_later_students_join_earlier_ones_if_they_are_comparable(built_project):
         assert arms_of("cb")["ce"] == ["8"], key
 
 
+def test_metrics_are_of_the_students_in_runs_however_often_it_is_called(built_project):
+    """A student that diverges with other settings puts none out, at once and later."""
+    built_project(*COMMANDS, "distill --task cb --arm kl --seed 0")
+    huge = ("--set", "distill.arms.kl.lr=1e38")
+    assert run("distill", "--task", "cb", "--arm", "head", "--arm", "kl", "--seed", "0", *huge)[0] == 0
+    assert arms_of("cb") == {"head": ["0"], "kl": ["0"]}
+    assert run("distill", "--task", "cb", "--arm", "kl", "--seed", "1")[0] == 0
+    assert arms_of("cb") == {"head": ["0"], "kl": ["0", "1"]}
+    assert run("distill", "--task", "cb", "--arm", "head", "--seed", "0")[0] == 0
+    assert arms_of("cb") == {"head": ["0"], "kl": ["0", "1"]}
+    for path, content in (("head-0/student.json", None), ("kl-1/result.json", "{")):
+        path = Path("runs/cb", path)
+        path.write_text(content) if content else path.unlink()
+    error = run("distill", "--task", "cb", "--arm", "ce", "--seed", "0")[2]
+    assert "kl-1" in error, "what cannot be read is left out and named"
+    assert arms_of("cb")["kl"] == ["0"]
+
+
+def test_a_backbone_of_its_own_is_one_more_setting(built_project):
+    """A student that diverged over another backbone is not among the diverged of this one."""
+    built_project(*COMMANDS)
+    huge = ("--set", "distill.arms.kl.lr=1e38")
+    assert run("distill", "--task", "cb", "--arm", "head", "--arm", "kl", "--seed", "0", *huge)[0] == 0
+    path = Path("runs/metrics/cb.json")
+    assert [one["arm"] for one in json.loads(path.read_text())["diverged"]] == ["kl"]
+    assert run("shrink", "--set", "student_backbone.num_layers=2")[0] == 0
+    assert run("distill", "--task", "cb", "--arm", "ce", "--seed", "0")[0] == 0
+    assert arms_of("cb") == {"ce": ["0"]}
+    assert json.loads(path.read_text())["diverged"] == []
+
+
+def test_a_folder_without_its_student_is_told_in_one_line(built_project):
+    built_project(*COMMANDS)
+    Path("runs/cb/kl-0").mkdir(parents=True)
+    error = fails("predict", "--arm", "kl", "--task", "cb", "--split", "validation")
+    assert "Run: kdcache distill --task cb --arm kl" in error
+
+
 def test_two_calls_that_end_at_once_write_one_after_the_other(built_project, monkeypatch):
     """Another process puts a student there while this one wants to: the metrics are of all three."""
     built_project(*COMMANDS, "distill --task cb --arm ce --seed 7")

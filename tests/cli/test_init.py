@@ -207,6 +207,20 @@ def test_rows_without_a_label_become_the_unlabelled_split(empty_folder, monkeypa
     assert texts == [row["text"] for row in rows[16:]]
 
 
+def test_whole_numbers_with_gaps_as_pandas_writes_them_are_labels(empty_folder, monkeypatch):
+    """NaN makes floats of the column: 0.0 and 1.0 are the labels 0 and 1."""
+    rows = pa.table({
+        "text": [f"a text, number {i}" for i in range(20)],
+        "label": pa.array([float(i % 2) if i < 16 else float("nan") for i in range(20)]),
+    })  # fmt: skip
+    guessed(empty_folder, "some.parquet", rows)
+    monkeypatch.chdir("project")
+    code, out, error = run("prepare", *NO_TUNE)
+    assert code == 0, error
+    assert "unlabelled 4 rows" in out
+    assert json.loads(Path("data/some/task.json").read_text())["labels"] == ["0", "1"]
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
     [("Ärger im Büro (2).csv", "arger-im-buro-2"), ("2026.csv", "2026"), ("null.csv", "null")],

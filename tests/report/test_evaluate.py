@@ -55,6 +55,13 @@ def test_test_is_scored_by_evaluate_alone_and_counted(own_task):
     assert "test" in manifest.splits
     assert "test" not in manifest.metrics
     assert "test" not in manifest.all_rows_teacher
+    counts = {name: (entry["labelled"], entry["correct"]) for name, entry in manifest.files.items()}
+    assert counts["test.parquet"] == (0, 0)
+    assert counts["validation.parquet"][0] == 40
+    code, out, error = run("verify", "--task", "own")
+    assert code == 0, error
+    assert "validation.parquet: accuracy" in out
+    assert "test.parquet: accuracy" not in out
     assert "test" not in json.loads(Path("models/teacher/own/probe.json").read_text())
     code, out, _ = run("inspect", "--task", "own", "--json")
     assert code == 0

@@ -93,6 +93,20 @@ def test_a_teacher_alone_in_its_folder_is_kept_as_it_is(two):
     assert {**json.loads(manifest)["identity"], **named} == {**read_manifest(CACHE).identity, **named}
 
 
+def test_outputs_that_lack_a_split_students_need_are_named_with_what_to_do(two):
+    lines = Path("outside/cb/llm.jsonl").read_text().splitlines(keepends=True)
+    tune = set(pq.read_table("data/cb/tune.parquet")["example_id"].to_pylist())
+    Path("some.jsonl").write_text(
+        "".join(line for line in lines if json.loads(line)["example_id"] not in tune)
+    )
+    assert run("import", "some.jsonl", "--task", "cb")[0] == 0
+    assert run("shrink")[0] == 0
+    error = fails("distill", "--task", "cb", "--arm", "head")
+    assert "none of the rows of tune" in error
+    assert "unlabelled" not in error
+    assert "import" in error
+
+
 def test_the_section_gives_the_bytes_of_the_command(two):
     options = ("--weight", "llm=2", "--weight", "words=1")
     _, out, _ = run("import", "outside/cb", "--task", "cb", *options)
