@@ -19,7 +19,7 @@ PLAIN_COLUMNS = {
 def dataset_card(manifest: Manifest) -> str:
     """Write the card in Markdown, with the front matter that the Hugging Face hub reads.
 
-    It holds no score of test rows, as the manifest has none.
+    It holds no score of test rows, nor does the manifest.
 
     Args:
         manifest: of the cache.

@@ -8,6 +8,7 @@ from typing import Literal
 from kdcache.digests import check_seal, seal
 from kdcache.errors import DataError, ParamsError
 from kdcache.params import build
+from kdcache.project import write_json
 
 TASK = "task.json"
 
@@ -94,8 +95,7 @@ class Task:
 
 def write_task(task: Task, folder: Path) -> None:
     """Write ``task.json``. The same task gives the same bytes."""
-    text = json.dumps(asdict(task), indent=2, sort_keys=True, ensure_ascii=False)
-    (folder / TASK).write_text(text + "\n", encoding="utf-8")
+    write_json(asdict(task), folder / TASK)
     seal(folder / TASK)
 
 

@@ -51,7 +51,11 @@ def last_attention(model: nn.Module) -> list[nn.Module]:
 
 
 def attend_from_cls(attention: Sequence[nn.Module]) -> ExitStack:
-    """Do what ``finish_only_cls`` does, to a ``last_attention`` already found: the search takes time."""
+    """Make a model's last layer compute the first token only, until the stack is closed.
+
+    Args:
+        attention: a ``last_attention``. ``finish_only_cls`` searches for it, which takes time.
+    """
     undo = ExitStack()
     for module in attention:
         if hasattr(module, "query"):

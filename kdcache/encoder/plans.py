@@ -59,9 +59,9 @@ def plan_for(
 class TrainingPlan(Sequence[np.ndarray]):
     """Batches of one epoch: shuffled, sorted by length within a window, batches shuffled again.
 
-    Every arm of one seed sees the same batches in the same order. A smaller batch comes last, so that
-    students of as many rows have batches of one size at each step. A window is sorted when a batch of
-    it is asked for: most runs end long before they have drawn all of many rows.
+    Arms of one seed, of as many rows and one batch size, see the same batches in the same order. A smaller
+    batch comes last, so that they have batches of one size at each step. A window is sorted when a batch
+    of it is asked for: most runs end long before they have drawn all of many rows.
 
     Args:
         lengths: shape (rows,), in tokens.
@@ -111,7 +111,7 @@ def permuted(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def num_batches(num_rows: int, batch_size: int) -> int:
-    """Batches of one epoch; the last of a window may be smaller.
+    """Batches of one epoch; the last may be smaller.
 
     >>> num_batches(33, 32)
     2

@@ -26,20 +26,17 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise ModelError(f"{path}: it must be a safetensors file, got: {reason_of(error)}.") from None
 
 
-def check_weights(
-    path: Path, found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor] | None = None
-) -> None:
+def check_weights(path: Path, found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
     """Refuse weights that are not those of the model: what it lacks would be random, and the rest unread.
 
     Args:
         path: where they lie, for messages.
         found: name → weight.
-        wanted: weights of the same names and shapes; None checks that all are finite, as always.
+        wanted: weights of the same names and shapes.
 
     Raises:
         ModelError: names the first weights that are missing, surplus, of another shape or not finite.
     """
-    wanted = found if wanted is None else wanted
     for what, names in (
         ("hold all weights of the model, got none of", wanted.keys() - found.keys()),
         ("hold the model's weights only, got also", found.keys() - wanted.keys()),

@@ -86,7 +86,7 @@ def _not_done(findings: Findings) -> list[Sentence]:
     arms = ", ".join(f"`{arm}` ({on_tasks})" for arm, on_tasks in told.items())
     text = (
         "These arms score best on tune in the last tenth of their steps, in points over all that came "
-        f"before: {arms}. More steps may help them: raise distill.steps."
+        f"before: {arms}. More steps may help them: raise the steps or epochs of distill, or of the arm."
     )
     if findings.baseline in rises:
         text += f" A gain over `{findings.baseline}` may then come from more steps, not from the teacher."
@@ -194,7 +194,7 @@ def pair_cautions(sides: Sequence[Side], tasks: Sequence[str], project: Project 
             weak.append(text)
     told = [
         f"{arm} is not done on {list_words(list(dict.fromkeys(on)))}: it scores best on tune at the end of "
-        "its steps. More may help it: raise distill.steps."
+        "its steps. More may help it: raise the steps or epochs of distill, or of the arm."
         for arm, on in rising.items()
     ]
     told += list(dict.fromkeys(weak))

@@ -167,7 +167,7 @@ class Findings:
         return found[0] if found else Comparison(self.distilled, self.baseline, gain, mean, "unplanned")
 
 
-def find(records: Sequence[Record], params: ReportParams) -> Findings:
+def compute_findings(records: Sequence[Record], params: ReportParams) -> Findings:
     """Compute everything.
 
     Raises:

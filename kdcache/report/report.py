@@ -14,7 +14,7 @@ from kdcache.places import check_place, place
 from kdcache.project import Paths, Project, require, write_json
 from kdcache.report.cost import savings, timed_saving_table
 from kdcache.report.figures import draw_results
-from kdcache.report.findings import Record, ReportParams, find
+from kdcache.report.findings import Record, ReportParams, compute_findings
 from kdcache.report.page import build_sections, page_html, page_json, page_markdown, score_panels
 from kdcache.report.tables import Table, score_table
 from kdcache.store.location import Location
@@ -48,8 +48,8 @@ def write_report(project: Project) -> Path:
     for paths in (project.paths, project.paths.explored):
         check_place(Path(paths.reports), "reports")
     target = _report_folder(project)
-    findings = find([_read_record(project, task) for task in project.tasks], params)
-    commands = [*dict.fromkeys(_command(project, _outputs(project, task), task)[0] for task in project.tasks)]
+    findings = compute_findings([_read_record(project, task) for task in project.tasks], params)
+    commands = [*dict.fromkeys(_command(project, _outputs(project, task), task) for task in project.tasks)]
     sections = build_sections(findings, commands, _shared_identities(project))
     title = f"Distilled prompts on {', '.join(project.tasks)}"
     with project.alone(target):
@@ -91,7 +91,7 @@ def _read_record(project: Project, task: str) -> Record:
     import pandas as pd
 
     paths = _outputs(project, task)
-    again = _command(project, paths, task)[1]
+    again = _command_of_students(project, paths, task)
     metrics = _read_metrics(project, task)
     curves = require(Path(paths.curves) / f"{task}.csv", "the curves", again, DataError)
     predictions = require(Path(paths.predictions) / f"{task}.parquet", "the predictions", again, DataError)
@@ -127,7 +127,7 @@ def _read_record(project: Project, task: str) -> Record:
 def _read_metrics(project: Project, task: str) -> dict[str, Any]:
     paths = _outputs(project, task)
     path = Path(paths.metrics) / f"{task}.json"
-    again = _command(project, paths, task)[1]
+    again = _command_of_students(project, paths, task)
     try:
         metrics = json.loads(path.read_bytes())
         wanted = metrics.pop("digest", None)
@@ -145,11 +145,14 @@ def _outputs(project: Project, task: str) -> Paths:
     return paths
 
 
-def _command(project: Project, paths: Paths, task: str) -> tuple[str, str]:
-    """Return what makes the outputs of a task, all of them and the students alone."""
-    if paths == project.paths:
-        return "dvc repro", f"dvc repro distill@{task}"
-    return f"kdcache distill --task {task}", f"kdcache distill --task {task}"
+def _command(project: Project, paths: Paths, task: str) -> str:
+    """Return what makes all outputs of a task."""
+    return "dvc repro" if paths == project.paths else f"kdcache distill --task {task}"
+
+
+def _command_of_students(project: Project, paths: Paths, task: str) -> str:
+    """Return what makes the students of a task again."""
+    return f"dvc repro distill@{task}" if paths == project.paths else f"kdcache distill --task {task}"
 
 
 def _require_digest(path: Path, found: str, wanted: Any, command: str, whose: str = "") -> None:

@@ -126,9 +126,7 @@ def _write_folder(folder: Path, base: Path, about: About, made: Path) -> None:
         code = loading_code(replace(about, backbone=base.as_posix()), EXPORTED_BACKBONE)
     said = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     said |= {"backbone": within, "method": about.method}
-    (made / ABOUT).write_text(
-        json.dumps(said, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_json(said, made / ABOUT)
     start, end = card.find("\n# "), card.rfind("|\n") + 1
     table = card[start:end] if 0 <= start < end else ""  # somebody wrote another card
     front = ["---", "library_name: transformers", "pipeline_tag: text-classification", "---"]
@@ -236,7 +234,7 @@ def _validate(loaded: LoadedStudent, folder: Path, data: Path, needed: bool) -> 
     table = read_split(data, "validation", task)
     max_length, truncate = loaded.about.max_length, loaded.task.truncate
     encoded = encode(loaded.tokenizer, *sequences(table, task), max_length, truncate, task.num_choices)
-    return Validation(encoded, table["label"].to_numpy(), predict(loaded.student, encoded)[0])
+    return Validation(encoded, table["label"].to_numpy(), predict(loaded.student, encoded))
 
 
 def _measure(graph: Path, rows: Validation, most_rows: int | None = None) -> dict[str, float]:

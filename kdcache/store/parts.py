@@ -161,7 +161,7 @@ class Parts:
         )
 
     def require_machine_of_files(self, kind: str) -> None:
-        """Do as ``require_machine``, of files that lie in scratch too.
+        """Let one kind of machine make all files, also those that lie in scratch; see ``require_machine``.
 
         Raises:
             KdcacheError: another kind has begun, here or elsewhere.

@@ -1,6 +1,5 @@
 """Writing students to folders and reading them back, in the formats of PEFT and transformers."""
 
-import json
 import os
 import re
 import sys
@@ -38,6 +37,7 @@ from kdcache.encoder.parts import head_names, last_linear, take_apart, with_weig
 from kdcache.encoder.pooling import pool
 from kdcache.encoder.weights import check_weights, read_weights
 from kdcache.places import ABOUT
+from kdcache.project import write_json
 from kdcache.students.about import About, find_backbone, read_about
 from kdcache.students.card import head_options, model_card
 from kdcache.students.methods import METHODS, Method
@@ -47,8 +47,8 @@ from kdcache.students.student import Head, Student, predict
 
 EMBEDDINGS = "prompt_embeddings"  # a prompt's name in a file
 PEFT = re.compile(r"^base_model\.(model\.)?")  # what PEFT puts before the name of a module
-PROMPT = "prompt.safetensors"  # of a prompt that PEFT does not know:
-OWN_FILE = ("late", "states")
+PROMPT = "prompt.safetensors"
+OWN_FILE = ("late", "states")  # places of prompts that PEFT does not know, which have that file
 RELOAD_ROWS = 8
 # By the precision that the student was scored in: how far its logits may be off those of the reload, in
 # float32, as a share of their size. On six layers of MiniLM, over all methods with prompts, the furthest
@@ -83,8 +83,7 @@ def save_student(
     _write_weights(student, folder, backbone, base, task)
     digest = file_digest(backbone / BACKBONE_WEIGHTS)
     known = About(cast(Method, student.method), base, digest, tokens, about["max_length"], task, pooling)
-    text = json.dumps(asdict(known), indent=2, sort_keys=True, ensure_ascii=False)
-    (folder / ABOUT).write_text(text + "\n", encoding="utf-8")
+    write_json(asdict(known), folder / ABOUT)
     loader = METHODS[student.method].loader(pooling)
     reader = loader if loader == "kdcache" else f"plain {loader}"
     tolerance = RELOAD_TOLERANCE[student.backbone.precision]
@@ -228,10 +227,10 @@ def _as_peft(student: Student, backbone: Path, num_outputs: int) -> PeftModel:
 @torch.no_grad()
 def _reload_gap(student: Student, folder: Path, about: About, probe: Encoded) -> float:
     """The largest difference of logits, as a share of their size."""
-    wanted = torch.from_numpy(predict(student, probe, RELOAD_ROWS)[0])
+    wanted = torch.from_numpy(predict(student, probe, RELOAD_ROWS))
     loader = METHODS[about.method].loader(about.pooling)
     if loader == "kdcache":
-        found = torch.from_numpy(predict(load_folder(folder)[0], probe, RELOAD_ROWS)[0])
+        found = torch.from_numpy(predict(load_folder(folder)[0], probe, RELOAD_ROWS))
     else:
         found = probe.by_row(_plain_logits(folder, about, loader, probe.batch(range(len(probe)))))
     return ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1)).item()

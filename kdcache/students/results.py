@@ -94,7 +94,7 @@ def write_student(
     for split in scored:
         rows = splits[split]
         frozen = rows.inputs.read_by(student.backbone) if student.model is None else None
-        logits[split] = predict(student, rows.encoded, frozen=frozen)[0]
+        logits[split] = predict(student, rows.encoded, frozen=frozen)
     # Without steps the pooler stays as it was loaded.
     fitted = student.head if run.steps else last_linear(student.head, task.num_outputs)
     scores = {split: splits[split].taught_by(spec.targets, run.seed).score(logits[split]) for split in scored}

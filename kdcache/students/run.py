@@ -93,8 +93,8 @@ class Run:
         self._looks = {0, *steps_to_look_at(steps, spec.select)}
         # Of steps that were not read yet: the values of all students, where this one's terms are, and rows.
         self._seen: list[tuple[TermValues, Mapping[str, int], int]] = []
-        self._sums: dict[str, float] = {}  # since the last look, over this many rows:
-        self._summed = 0
+        self._sums: dict[str, float] = {}  # since the last look
+        self._summed = 0  # how many rows they are over
         self._plan: Sequence[np.ndarray] = []
         decay = 0.0 if student.prompt is not None else spec.weight_decay
         head = [*student.head_parameters, *objective.parameters()]

@@ -16,7 +16,7 @@ import numpy as np
 from kdcache.data.splits import assign_folds
 from kdcache.errors import TrainingDiverged
 from kdcache.project import Project
-from kdcache.students.arms import resolve_arm
+from kdcache.students.arms import DistillParams, resolve_arm
 from kdcache.students.grid import Grid
 from kdcache.students.train_grid import train_grid
 
@@ -60,8 +60,8 @@ def select(
 def _score(project: Project, task_name: str, arm: str, num_folds: int, value: str) -> list[float]:
     """Train a student per fold with one value, in this process: only it knows the folds."""
     project = replace(project, raw={**project.raw, "engine": "local"})
+    resolve_arm(project.section("distill", DistillParams), arm)
     grid = Grid(project, task_name, ["select", arm, num_folds])
-    resolve_arm(grid.params, arm)
     grid.params = replace(grid.params, log_with=())  # a fold is no run of its own
     train, seed = grid.splits["train"], grid.params.seeds[0]
     folds = assign_folds(train.labels.tolist(), train.table["group"].to_pylist(), num_folds, seed)

@@ -1,6 +1,6 @@
 """A student (backbone, head and perhaps a prompt), and the forward pass of many students at once."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -190,31 +190,22 @@ def predict(
     student: Student,
     encoded: Encoded,
     batch_size: int = EVAL_BATCH_SIZE,
-    after_batch: Callable[[int], object] | None = None,
     frozen: FrozenInputs | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Run every row through a student.
+) -> np.ndarray:
+    """Compute a student's logits of every row.
 
     Args:
         student: on any device.
         encoded: the rows.
         batch_size: rows per forward pass.
-        after_batch: called with the number of rows of each batch that is done.
         frozen: the same rows, of whose states students share those that their prompts do not change.
 
     Returns:
-        float32 logits of shape (rows, num_labels) and features of shape (rows, dim), in row order.
+        float32, of shape (rows, num_labels), in row order.
     """
     plan = plan_for(student.backbone.device, encoded.lengths, batch_size, encoded.num_choices)
-    logits, features = [], []
-    for some_logits, some_features in _outputs(student, encoded, plan, frozen):
-        logits.append(some_logits)
-        features.append(some_features)
-        if after_batch:
-            after_batch(len(some_logits))
-    return (
-        in_row_order(logits, plan).cpu().numpy(), in_row_order(features, plan).float().cpu().numpy()
-    )  # fmt: skip
+    logits = [some for some, _ in _outputs(student, encoded, plan, frozen)]
+    return in_row_order(logits, plan).cpu().numpy()
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ WANTED_SHARE = 0.1
 
 
 class Watch:
-    """Measures the same rows at every look, in every arm and seed of a task.
+    """Measures the same rows at every look, and in all students of as many rows and one batch size.
 
     Args:
         num_rows: of the training split.

@@ -143,7 +143,7 @@ def _tell_of_another(project: Project, task_name: str, identity: Mapping[str, An
     ]
     if differing:
         print(
-            f"{task_name}: its teacher was trained with train_teacher.{', '.join(differing)} as is set now. "
+            f"{task_name}: its teacher was trained with {'; '.join(differing)}, as train_teacher has it now. "
             f"To train another: kdcache teach --task {task_name}", file=sys.stderr,
         )  # fmt: skip
 

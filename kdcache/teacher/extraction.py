@@ -177,7 +177,14 @@ class Teacher:
     def logits(
         self, split: str, fold: int | None, rows: np.ndarray, dtype: Dtype | None = None
     ) -> np.ndarray:
-        """The same from one fold's teacher, or from the one trained on all rows."""
+        """Compute logits by one teacher, of shape (members, rows, num_labels).
+
+        Args:
+            split: of the rows.
+            fold: without which the teacher was trained; None is the teacher trained on all rows.
+            rows: their numbers.
+            dtype: of the computation; None takes the teacher's.
+        """
         encoded = self._encode(rows_at(self.tables[split], rows))
         return np.stack([self._extract(fold, member, encoded, dtype)["logits"] for member in self.members])
 

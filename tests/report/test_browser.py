@@ -8,7 +8,7 @@ from html import escape
 import pytest
 from records import LIFTED, PARAMS, build_record
 
-from kdcache.report.findings import find
+from kdcache.report.findings import compute_findings
 from kdcache.report.page import build_sections, page_html
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -46,7 +46,7 @@ def widths(page: str, tmp_path) -> dict[int, int]:
 
 def test_page_fits_phone_and_desk(tmp_path):
     records = [build_record(LIFTED | {LONG: 70}, f"task-number-{k}", rows=100, seed=k) for k in range(4)]
-    sections = build_sections(find(records, PARAMS), ["dvc repro"], {"backbone": "0" * 64})
+    sections = build_sections(compute_findings(records, PARAMS), ["dvc repro"], {"backbone": "0" * 64})
     for width, taken in widths(page_html(sections, "Four tasks"), tmp_path).items():
         assert taken <= width
 

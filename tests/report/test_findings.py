@@ -9,7 +9,7 @@ from kdcache.errors import ParamsError
 from kdcache.report import figures
 from kdcache.report.answer import answer, shown
 from kdcache.report.comparisons import Comparison
-from kdcache.report.findings import ReportParams, find
+from kdcache.report.findings import ReportParams, compute_findings
 from kdcache.report.page import build_sections, page_json, score_panels
 from kdcache.report.tables import gain_table
 from kdcache.stats.estimates import Estimate, effect, holm, level, mean_estimate
@@ -27,7 +27,7 @@ def lifted():
 @pytest.fixture(scope="module")
 def findings(lifted):
     """What the report finds in these."""
-    return find(lifted, PARAMS)
+    return compute_findings(lifted, PARAMS)
 
 
 def told(findings):
@@ -74,7 +74,7 @@ def test_a_planted_effect_is_found_and_comes_first(findings):
 
 
 def test_no_effect_is_said_to_be_none():
-    findings = find([build_record(LEVEL, seed=3)], PARAMS)
+    findings = compute_findings([build_record(LEVEL, seed=3)], PARAMS)
     text = told(findings)
     assert text[LIFT].startswith("No difference is shown.")
     assert "Better" not in text["Other comparisons, after Holm's correction."]
@@ -84,7 +84,7 @@ def test_no_effect_is_said_to_be_none():
 
 def test_a_harm_is_said_to_be_one():
     worse = build_record(LIFTED | {"kl": 55}, rows=1500, seed=1)
-    assert told(find([worse], PARAMS))[LIFT].startswith("No, it is worse.")
+    assert told(compute_findings([worse], PARAMS))[LIFT].startswith("No, it is worse.")
 
 
 def test_what_holm_takes_back_is_not_called_better():
@@ -96,13 +96,13 @@ def test_what_holm_takes_back_is_not_called_better():
 
 
 def test_an_arm_that_is_not_above_the_control_is_named():
-    findings = find([build_record(LIFTED | {"ce": 50}, seed=1)], PARAMS)
+    findings = compute_findings([build_record(LIFTED | {"ce": 50}, seed=1)], PARAMS)
     assert findings.not_working == {"wic": ["ce"]}
     assert "on wic: `ce`." in told(findings)["Not working."]
 
 
 def test_arms_are_those_that_the_parameters_name(lifted):
-    findings = find(lifted, ReportParams(control="ce", baseline="head", upper="kl+gram"))
+    findings = compute_findings(lifted, ReportParams(control="ce", baseline="head", upper="kl+gram"))
     assert (findings.control, findings.baseline, findings.upper) == ("ce", "head", "kl+gram")
     runs = [read_runs(record.predictions, "accuracy", record.rows) for record in lifted]
     assert findings.gains["kl"]["wic"] == effect(runs[0], "kl", over="head")
@@ -111,7 +111,7 @@ def test_arms_are_those_that_the_parameters_name(lifted):
 
 
 def test_without_an_upper_arm_no_share_is_reported(lifted):
-    findings = find(without(lifted, "full"), PARAMS)
+    findings = compute_findings(without(lifted, "full"), PARAMS)
     assert (findings.upper, findings.shares) == (None, {})
     assert not any("gap" in sentence.topic + sentence.text for sentence in answer(findings))
     assert "gap" not in str(gain_table(findings).header)
@@ -123,7 +123,7 @@ def test_without_an_upper_arm_no_share_is_reported(lifted):
 def test_a_missing_arm_leaves_out_what_needs_it_with_one_sentence(gone, topic, missing, monkeypatch):
     monkeypatch.setattr(figures, "_svg", lambda *_, **__: BLANK)
     truth = {arm: points for arm, points in LIFTED.items() if arm in {"head", "ce", "kl", "teacher"} - {gone}}
-    findings = find([build_record(truth, rows=100)], PARAMS)
+    findings = compute_findings([build_record(truth, rows=100)], PARAMS)
     about = [sentence for sentence in answer(findings) if f"`{gone}`" in sentence.text]
     assert [sentence.topic for sentence in about] == [topic]
     assert about[0].text.startswith(f"Not known: `{gone}` ({missing})")
@@ -134,16 +134,16 @@ def test_a_missing_arm_leaves_out_what_needs_it_with_one_sentence(gone, topic, m
 def test_standing_comparisons_are_every_other_prompt_arm_over_the_baseline(lifted):
     kinds = KINDS | {"p": ("p_tuning", None)}
     record = build_record({"p": 70} | LIFTED, kinds=kinds, rows=200)
-    pairs = [(c.arm, c.over, c.place) for c in find([record], PARAMS).comparisons]
+    pairs = [(c.arm, c.over, c.place) for c in compute_findings([record], PARAMS).comparisons]
     assert pairs[0] == ("kl", "ce", "primary")  # the first arm that learns from the teacher
     assert pairs[1:] == [(arm, "ce", "secondary") for arm in ("p", "kl+gram", "feature")]
-    controlled = find([record], ReportParams(control="p")).comparisons
+    controlled = compute_findings([record], ReportParams(control="p")).comparisons
     assert [c.arm for c in controlled] == ["kl", "kl+gram", "feature"]
 
 
 def test_a_plan_has_its_primary_comparison_and_its_own_family(lifted):
     planned = [("kl", "ce"), ("kl", "head"), ("full", "kl")]
-    findings = find(lifted, ReportParams(comparisons=tuple(planned)))
+    findings = compute_findings(lifted, ReportParams(comparisons=tuple(planned)))
     assert [(c.arm, c.over) for c in findings.comparisons] == planned
     assert [c.place for c in findings.comparisons] == ["primary", "secondary", "secondary"]
     runs = [read_runs(record.predictions, "accuracy", record.rows) for record in lifted]
@@ -155,13 +155,13 @@ def test_a_plan_has_its_primary_comparison_and_its_own_family(lifted):
 
 def test_a_lift_that_is_not_the_primary_comparison_is_still_the_first_answer(lifted):
     params = ReportParams(comparisons=(("kl+gram", "kl"), ("kl+gram", "ce")))
-    findings = find(lifted, params)
+    findings = compute_findings(lifted, params)
     assert findings.distilled == "kl+gram"
     text = told(findings)
     assert "`kl+gram` over `ce`" in text[LIFT]
     assert "Holm" in text[LIFT]
     assert "`kl+gram` over `kl`" in text["Primary comparison."]
-    unplanned = find(lifted, ReportParams(comparisons=(("kl+gram", "kl"),)))
+    unplanned = compute_findings(lifted, ReportParams(comparisons=(("kl+gram", "kl"),)))
     assert unplanned.lift.place == "unplanned"
     assert "not planned" in told(unplanned)[LIFT]
 
@@ -169,33 +169,33 @@ def test_a_lift_that_is_not_the_primary_comparison_is_still_the_first_answer(lif
 @pytest.mark.parametrize("pair", [("kl", "cee"), ("kl",), ("kl", "kl"), ("kl", "ce")])
 def test_a_comparison_of_no_two_arms_or_that_is_there_is_refused(lifted, pair):
     with pytest.raises(ParamsError, match=r"report\.comparisons\[1\]"):
-        find(lifted, ReportParams(comparisons=(("kl", "ce"), pair)))
+        compute_findings(lifted, ReportParams(comparisons=(("kl", "ce"), pair)))
 
 
 def test_arms_that_share_no_seed_are_named(lifted):
     (record,) = without(lifted[:1], "full")
     student = {"arm": "full", "seed": 0, "diverged": {"step": 7, "last_finite_loss": 9.0}}
     record = dataclasses.replace(record, metrics=dict(record.metrics) | {"diverged": [student]})
-    findings = find([record], ReportParams(comparisons=(("kl", "ce"), ("full", "kl"))))
+    findings = compute_findings([record], ReportParams(comparisons=(("kl", "ce"), ("full", "kl"))))
     assert "`full` and `kl`" in told(findings)["Not compared."]
     assert "`full`, seed 0, on wic at step 7" in told(findings)["Diverged and left out."]
 
 
 def test_the_control_may_lack_a_student_on_one_task(lifted):
     records = [*without(lifted[:1], "head"), lifted[1]]
-    assert "Not known on wic" in told(find(records, PARAMS))[TEACHER]
+    assert "Not known on wic" in told(compute_findings(records, PARAMS))[TEACHER]
 
 
 def test_a_diverged_student_leaves_its_other_seeds_compared(lifted):
     (record,) = lifted[:1]
     rest = record.predictions[~((record.predictions["arm"] == "kl") & (record.predictions["seed"] == 1))]
-    findings = find([dataclasses.replace(record, predictions=rest)], PARAMS)
+    findings = compute_findings([dataclasses.replace(record, predictions=rest)], PARAMS)
     assert findings.gains["kl"]["wic"].seeds == 2
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_few_seeds_are_said_first_with_what_to_do(seeds):
-    findings = find([build_record(LIFTED, seeds=seeds)], PARAMS)
+    findings = compute_findings([build_record(LIFTED, seeds=seeds)], PARAMS)
     assert (findings.plan is None) == (seeds == 1)
     topic, text = next(iter(told(findings).items()))
     assert topic == "Too few seeds."
@@ -203,7 +203,7 @@ def test_few_seeds_are_said_first_with_what_to_do(seeds):
 
 
 def test_a_teacher_below_the_baseline_is_said_with_what_to_do():
-    findings = find([build_record(LIFTED | {"teacher": 62})], PARAMS)
+    findings = compute_findings([build_record(LIFTED | {"teacher": 62})], PARAMS)
     text = told(findings)["Is there anything to distil?"]
     assert "`ce`" in text
     assert "train_teacher" in text
@@ -219,7 +219,7 @@ def test_planning_says_how_many_seeds(findings):
 
 
 def test_a_task_without_a_gap_is_left_out_of_shares(lifted):
-    findings = find([*lifted, build_record(LEVEL | {"full": 65}, "rte", seed=4)], PARAMS)
+    findings = compute_findings([*lifted, build_record(LEVEL | {"full": 65}, "rte", seed=4)], PARAMS)
     assert findings.gap_tasks == ["wic", "cb"]
     runs = [read_runs(record.predictions, "accuracy", record.rows) for record in lifted]
     assert findings.shares["kl"] == gap_closed(runs, "kl")
@@ -232,7 +232,7 @@ def test_students_with_teachers_of_their_own_are_compared_with_these(monkeypatch
     truth = {"head": 60, "ce": 66, "kl@mean": 74, "kl": 76, "teacher": 85, "teacher_member": 76}
     record = build_record(truth, rows=1000, kinds=kinds)
     record.metrics["teacher"]["folds"] = 0
-    findings = find([record], PARAMS)
+    findings = compute_findings([record], PARAMS)
     assert findings.teacher == "teacher_member"
     runs = read_runs(record.predictions, "accuracy", record.rows)
     verdict = findings.verdicts["wic"]["kl"]
@@ -245,9 +245,9 @@ def test_students_with_teachers_of_their_own_are_compared_with_these(monkeypatch
     # With folds, a member is a mean over folds and no single teacher.
     crossed = dict(record.metrics["teacher"], folds=2)
     folded = dataclasses.replace(record, metrics={**record.metrics, "teacher": crossed})
-    assert find([folded], PARAMS).teacher == "teacher"
+    assert compute_findings([folded], PARAMS).teacher == "teacher"
     # Without such an arm, the teacher on all rows is the one to reach.
-    others = find(without([record], "kl"), PARAMS)
+    others = compute_findings(without([record], "kl"), PARAMS)
     assert others.teacher == "teacher"
 
 
@@ -271,7 +271,7 @@ def test_an_arm_that_is_not_done_is_named_before_anything_else(findings, lifted)
     curves = {
         "ce": (0.5, 0.6, 0.7), "kl": (0.5, 0.7, 0.6), "kl+gram": (0.5, 0.7, 0.72),  # one of 50 rows: no rise
     }  # fmt: skip
-    findings = find([with_curves(lifted[0], curves), lifted[1]], PARAMS)
+    findings = compute_findings([with_curves(lifted[0], curves), lifted[1]], PARAMS)
     text = told(findings)
     assert next(iter(text)) == "Not done."
     assert "`ce` (wic +10.0)" in text["Not done."]
@@ -279,7 +279,8 @@ def test_an_arm_that_is_not_done_is_named_before_anything_else(findings, lifted)
     assert "more steps" in text["Not done."]
     numbers = page_json(findings)
     assert numbers["not_done"] == {"ce": {"wic": pytest.approx(0.1)}}
-    others = told(find([with_curves(lifted[0], {"kl": (0.5, 0.6, 0.7)}), lifted[1]], PARAMS))["Not done."]
+    curved = [with_curves(lifted[0], {"kl": (0.5, 0.6, 0.7)}), lifted[1]]
+    others = told(compute_findings(curved, PARAMS))["Not done."]
     assert "from more steps" not in others
 
 
@@ -288,7 +289,7 @@ def test_unequal_steps_are_said_before_any_gain_and_kept(findings, lifted):
     assert findings.comparisons[0].steps == {"wic": (10, 10), "cb": (10, 10)}
     metrics = dict(lifted[0].metrics)
     metrics["arms"] = dict(metrics["arms"], kl=metrics["arms"]["kl"] | {"steps": 3 * 40})
-    findings = find([dataclasses.replace(lifted[0], metrics=metrics), lifted[1]], PARAMS)
+    findings = compute_findings([dataclasses.replace(lifted[0], metrics=metrics), lifted[1]], PARAMS)
     text = told(findings)
     assert list(text).index("Unequal steps.") < list(text).index(LIFT)
     assert "`kl` 40 and `ce` 10 on wic" in text["Unequal steps."]
@@ -297,7 +298,7 @@ def test_unequal_steps_are_said_before_any_gain_and_kept(findings, lifted):
 
 
 def test_a_probe_that_takes_no_steps_is_no_case_of_unequal_ones(lifted):
-    findings = find(lifted, ReportParams(comparisons=(("kl", "head"),)))
+    findings = compute_findings(lifted, ReportParams(comparisons=(("kl", "head"),)))
     assert findings.comparisons[0].steps["wic"] == (10, 0)
     assert "Unequal steps." not in told(findings)
 
@@ -308,7 +309,7 @@ def test_a_teacher_no_better_than_a_linear_probe_has_nothing_to_distil(findings,
         "The teacher is above the linear probes of frozen encoders on wic and cb."
     )
     weak = build_record(LIFTED | {"head": 85}, "cb", seed=2)
-    text = told(find([lifted[0], weak], PARAMS))
+    text = told(compute_findings([lifted[0], weak], PARAMS))
     assert list(text).index(topic) < list(text).index(LIFT)
     assert "Nothing on cb: the teacher (" in text[topic]
     assert "students' backbone (8" in text[topic]
@@ -316,8 +317,8 @@ def test_a_teacher_no_better_than_a_linear_probe_has_nothing_to_distil(findings,
     metrics = dict(lifted[0].metrics)
     metrics["teacher"] = metrics["teacher"] | {"probe": {"strength": 0.1, "validation": {"accuracy": 0.95}}}
     record = dataclasses.replace(lifted[0], metrics=metrics)
-    text = told(find([record], PARAMS))[topic]
+    text = told(compute_findings([record], PARAMS))[topic]
     assert text.startswith("On wic fine-tuning added nothing: "), "the students have less than the teacher"
     assert "started from (95.0)" in text
     assert "students' backbone" not in text
-    assert topic not in told(find(without(lifted, "head"), PARAMS))
+    assert topic not in told(compute_findings(without(lifted, "head"), PARAMS))

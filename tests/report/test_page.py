@@ -17,7 +17,7 @@ from kdcache.errors import DataError, ParamsError
 from kdcache.project import Project
 from kdcache.report import figures
 from kdcache.report.figures import COLOURS, arm_styles
-from kdcache.report.findings import find
+from kdcache.report.findings import compute_findings
 from kdcache.report.page import mean_shares
 from kdcache.report.report import report
 from kdcache.stats.estimates import decimal
@@ -132,7 +132,7 @@ def test_html_markdown_and_json_say_the_same_numbers(html, reports):
     text = unescape(re.sub(r"<[^>]+>", " ", re.sub(r"<svg.*?</svg>", " ", html, flags=re.DOTALL)))
     markdown = (reports / "results.md").read_text(encoding="utf-8")
     numbers = json.loads((reports / "results.json").read_text(encoding="utf-8"))
-    findings = find(build_records(), PARAMS)
+    findings = compute_findings(build_records(), PARAMS)
     told = 0
     for arm, by_task in findings.gains.items():
         for task, found in [*by_task.items(), ("mean", findings.mean_gains[arm])]:
@@ -156,7 +156,7 @@ def test_html_markdown_and_json_say_the_same_numbers(html, reports):
 
 def test_figures_tell_the_scores_that_they_draw(elements):
     labels = [attributes["aria-label"] for tag, attributes in elements if attributes.get("role") == "img"]
-    level = find(build_records(), PARAMS).levels["cb"]["kl"]
+    level = compute_findings(build_records(), PARAMS).levels["cb"]["kl"]
     number = f"kl {decimal(level.points)} ({decimal(level.low)} to {decimal(level.high)})"
     assert any(label.startswith("cb: percent") and number in label for label in labels)
 

@@ -186,7 +186,7 @@ def test_a_students_logits_are_those_of_its_training(name, students):
     task, n = about.task, about.task.num_choices
     texts = [text for text in TEXTS[: len(TEXTS) // n] for _ in range(n)]
     encoded = encode(load_tokenizer(Path("backbone")), texts, TEXTS, 32, task.truncate, n)
-    wanted = predict(student, encoded, 4)[0]
+    wanted = predict(student, encoded, 4)
     rows = texts[::n], TEXTS if n == 1 else list(zip(TEXTS[::2], TEXTS[1::2], strict=True))
     loaded = students[name]
     assert (loaded.task, loaded.labels) == (task, task.labels)
@@ -203,7 +203,7 @@ def test_a_students_logits_are_those_of_its_training(name, students):
 def test_students_with_weights_of_their_own_are_served_by_themselves(method, tmp_path):
     folder = make_student(tmp_path / method, Path("backbone"), WIC, method)
     encoded = encode(load_tokenizer(Path("backbone")), TEXTS, TEXTS[::-1], 32)
-    wanted = predict(load_folder(folder)[0], encoded, 4)[0]
+    wanted = predict(load_folder(folder)[0], encoded, 4)
     assert np.abs(kdcache.load_student(folder).logits(TEXTS, TEXTS[::-1]) - wanted).max() <= 1e-5
     rows = [("wic", text, second) for text, second in zip(TEXTS, TEXTS[::-1], strict=True)]
     assert np.abs(np.stack(kdcache.StudentPool([folder]).logits(rows)) - wanted).max() <= 1e-5

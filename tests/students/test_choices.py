@@ -14,7 +14,7 @@ from kdcache.losses import Term
 from kdcache.students.folder import save_student
 from kdcache.students.methods import METHODS
 from kdcache.students.prompted_backbone import Backbone
-from kdcache.students.student import Student, predict
+from kdcache.students.student import Student, features_of, predict
 from kdcache.students.training_rows import StudentRows
 
 TASK = Task("copa", ("choice1", "choice2"), "copa/1", ("accuracy",), num_choices=2)
@@ -52,8 +52,11 @@ def trained(folder: Path, rows: StudentRows, method: str, pooling: str = "cls") 
 )
 def test_swapping_the_choices_swaps_the_logits(tiny_model: Path, rows, method, pooling):
     student = trained(tiny_model, rows, method, pooling)
-    logits, features = predict(student, rows.encoded, 8)
-    swapped, swapped_features = predict(student, encoded_rows(tiny_model, swapped=True), 8)
+    mirrored = encoded_rows(tiny_model, swapped=True)
+    logits, swapped = (predict(student, encoded, 8) for encoded in (rows.encoded, mirrored))
+    features, swapped_features = (
+        features_of(student, encoded).numpy() for encoded in (rows.encoded, mirrored)
+    )
     assert (logits.shape, features.shape) == ((len(ROWS), 2), (len(ROWS), 32))
     assert np.abs(logits[:, ::-1] - swapped).max() < 1e-5
     assert np.abs(np.roll(features, 16, axis=1) - swapped_features).max() < 1e-5

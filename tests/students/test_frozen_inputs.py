@@ -47,9 +47,9 @@ def test_what_lies_below_late_prompts_is_computed_once(tiny_model: Path, rows, m
     assert len(passes) == 2  # of rows, of tune: here both are in one batch
     assert gap(values(kept), values(anew)) < 1e-6
     assert [e["tune_accuracy"] for e in kept.history] == [e["tune_accuracy"] for e in anew.history]
-    wanted = predict(kept.student, rows.encoded)[0]
+    wanted = predict(kept.student, rows.encoded)
     passes.clear()
-    found = predict(kept.student, rows.encoded, 4, frozen=kept.rows.inputs)[0]
+    found = predict(kept.student, rows.encoded, 4, frozen=kept.rows.inputs)
     assert not passes
     assert np.abs(found - wanted).max() < 1e-5
 

@@ -58,14 +58,14 @@ def test_only_what_the_method_names_is_trained(tiny_model: Path, rows, backbone,
 
 def test_heads_without_a_prompt_share_one_pass_over_the_rows(tiny_model: Path, rows, backbone, monkeypatch):
     students = [build_run(tiny_model, backbone, rows, method).student for method in ("head", "prefix")]
-    wanted = [predict(student, rows.encoded)[0] for student in students]
+    wanted = [predict(student, rows.encoded) for student in students]
     assert len(rows.inputs.states) == len(rows.encoded)
     passes: list[Any] = []
     pooled = Backbone.pooled
     monkeypatch.setattr(Backbone, "pooled", lambda *some: passes.append(some) or pooled(*some))
     found = []
     for student in students:
-        found.append(predict(student, rows.encoded, frozen=rows.inputs)[0])
+        found.append(predict(student, rows.encoded, frozen=rows.inputs))
         assert bool(passes) == (student.prompt is not None)
     assert all(map(np.array_equal, found, wanted))
 
@@ -319,7 +319,7 @@ def test_teacher_targets_matter(tiny_model: Path, rows, backbone):
     runs = [build_run(tiny_model, backbone, some, terms=terms) for some in (rows, other)]
     for run in runs:
         fit(run)
-    outputs = [predict(run.student, rows.encoded, 8)[0] for run in runs]
+    outputs = [predict(run.student, rows.encoded, 8) for run in runs]
     assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
 
 
@@ -329,9 +329,7 @@ def test_dropout_acts_while_prompts_train_and_nowhere_else(tiny_model: Path, row
     for seed, run in enumerate(runs):
         torch.manual_seed(seed)
         fit(run)
-        assert np.array_equal(
-            predict(run.student, rows.encoded, 8)[0], predict(run.student, rows.encoded, 8)[0]
-        )
+        assert np.array_equal(predict(run.student, rows.encoded, 8), predict(run.student, rows.encoded, 8))
     assert gap(*map(values, runs)) > 1e-3
 
 
@@ -342,7 +340,7 @@ def test_bfloat16_stays_near_float32(tiny_model: Path, rows, backbone):
         fit(run)
     assert {value.dtype for value in values(runs[1])} == {torch.float32}
     assert {p.dtype for p in half.encoder.parameters()} == {torch.bfloat16}
-    exact, found = (predict(run.student, rows.encoded)[0] for run in runs)
+    exact, found = (predict(run.student, rows.encoded) for run in runs)
     assert 0 < share_off(found, exact) < 0.1
 
 
@@ -391,7 +389,7 @@ def test_losses_are_means_over_the_rows_since_the_last_look(tiny_model: Path, ro
 def test_a_run_scores_its_student_on_tune(tiny_model: Path, rows, backbone):
     run = build_run(tiny_model, backbone, rows, tune=rows, select="tune")
     fit(run)
-    logits = predict(run.student, rows.encoded)[0]
+    logits = predict(run.student, rows.encoded)
     right = (logits.argmax(1) == rows.labels.numpy()).mean()
     assert run.score(logits)["tune_accuracy"] == pytest.approx(right)
     assert max(entry["tune_accuracy"] for entry in run.history) == pytest.approx(right)  # the best is kept

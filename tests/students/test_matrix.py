@@ -114,11 +114,11 @@ def test_it_trains_only_what_it_should_and_reloads_to_the_same_logits(
     moving = own if student.tuned else set()  # the control is a probe, fitted already
     mine = {name for name, p in student.named_parameters(remove_duplicate=False) if p in moving}
     assert own == {*student.tuned, *student.head_parameters}
-    untrained = predict(student, part.encoded, 8)[0]
+    untrained = predict(student, part.encoded, 8)
     fit(run)
     assert changed(shared.encoder, frozen) == set()
     assert changed(student, before) == mine, "all that requires a gradient moves, nothing else"
-    logits = predict(student, part.encoded, 8)[0]
+    logits = predict(student, part.encoded, 8)
     assert (np.abs(logits - untrained).max() > 1e-3) == bool(student.tuned)
 
     folder = tmp_path / "student"
@@ -126,7 +126,7 @@ def test_it_trains_only_what_it_should_and_reloads_to_the_same_logits(
     card = {"task": "tiny", "arm": "a", "seed": "0"}
     assert save_student(student, folder, part.folder, about, card, part.encoded) == {}
     reloaded = load_folder(folder)[0]
-    assert share_off(predict(reloaded, part.encoded, 8)[0], logits) < 1e-5
+    assert share_off(predict(reloaded, part.encoded, 8), logits) < 1e-5
     if METHODS[method].place:  # p_tuning's MLP is gone, its sum is there
         assert torch.equal(reloaded.prompt(), student.prompt())
     if METHODS[method].place in ("deep", "input"):
@@ -163,7 +163,7 @@ def test_positions_run_out_where_the_table_says(tiny, architecture, method, most
     longest = most - (0 if method == "head" else TOKENS)
     student = untrained(part, shared, method, max_length=longest)
     row = encode(part.encoded.tokenizer, ["the " * 200], None, max_length=longest)
-    assert np.isfinite(predict(student, row, 1)[0]).all()
+    assert np.isfinite(predict(student, row, 1)).all()
     with pytest.raises(ModelError) as error:
         untrained(part, shared, method, max_length=longest + 1)
     tokens, either = (

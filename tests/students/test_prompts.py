@@ -20,7 +20,7 @@ from kdcache.errors import ModelError
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.prompts import build_prompt
 from kdcache.students.row_prompts import RowPrompts
-from kdcache.students.student import build_student, forward, predict
+from kdcache.students.student import build_student, features_of, forward
 from kdcache.students.training_rows import StudentRows
 
 CPU = torch.device("cpu")
@@ -94,7 +94,7 @@ def test_a_student_starts_nearer_to_its_backbone_than_with_pefts_own_start():
     student = build_student(
         tiny_spec(num_virtual_tokens=16, max_length=64), 2, 0, folder, Backbone.load(folder), encoded
     )
-    ours = predict(student, encoded, 12)[1]
+    ours = features_of(student, encoded).numpy()
     plain = load_classifier(folder, 2, seed=0)
     config = PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=16)
     default = extract(get_peft_model(plain, config), encoded, 2, 12, CPU)[1]

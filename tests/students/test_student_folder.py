@@ -84,8 +84,8 @@ def test_a_folder_gives_the_students_logits_to_the_code_of_its_card(
     student, folder = trained(tiny_model, rows, method, pooling), tmp_path / "s"
     assert save_student(student, folder, tiny_model, ABOUT, CARD, rows.encoded) == {}
     again, about = load_folder(folder)
-    ours, _ = predict(student, rows.encoded, len(TEXTS))
-    assert share_off(predict(again, rows.encoded, 4)[0], ours) <= 1e-5
+    ours = predict(student, rows.encoded, len(TEXTS))
+    assert share_off(predict(again, rows.encoded, 4), ours) <= 1e-5
     assert (about.method, about.backbone, about.task, about.pooling) == (method, "model", TASK, pooling)
     assert again.backbone.pooling == pooling
     code = code_of(folder)
@@ -103,7 +103,7 @@ def test_the_code_of_the_cards_runs_where_there_is_no_kdcache(tiny_model: Path, 
             if facts.loader(pooling) != "kdcache":
                 student, folder = trained(tiny_model, rows, method, pooling), tmp_path / f"{method}-{pooling}"
                 save_student(student, folder, tiny_model, ABOUT, CARD, rows.encoded)
-                wanted[code_of(folder)] = predict(student, rows.encoded, len(TEXTS))[0]
+                wanted[code_of(folder)] = predict(student, rows.encoded, len(TEXTS))
     (tmp_path / "cards.json").write_text(json.dumps(list(wanted)))
     needed = f"import json, numpy as np, torch\nfrom transformers import AutoTokenizer\nTEXTS = {TEXTS}\n"
     script = (
@@ -148,7 +148,7 @@ def test_the_labels_are_the_tasks_whatever_the_base_was_trained_for(
     if method == "full":
         AutoTokenizer.from_pretrained("model").save_pretrained(folder)
         ask = pipeline("text-classification", str(folder), device="cpu")
-        ours = predict(student, rows.encoded, len(TEXTS))[0]
+        ours = predict(student, rows.encoded, len(TEXTS))
         found = [ask({"text": a, "text_pair": b}) for a, b in zip(TEXTS, TEXTS[::-1], strict=True)]
         assert [one["label"] for one in found] == [TASK.labels[k] for k in ours.argmax(1)]
         p = np.exp(ours) / np.exp(ours).sum(1, keepdims=True)
@@ -211,9 +211,7 @@ def test_a_student_whose_folder_does_not_load_is_kept_and_marked(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("x: ")]
     assert "got OSError: no such model second line." in line
     assert "kept" in line
-    assert (
-        share_off(predict(load_folder(folder)[0], rows.encoded)[0], predict(student, rows.encoded)[0]) <= 1e-5
-    )
+    assert share_off(predict(load_folder(folder)[0], rows.encoded), predict(student, rows.encoded)) <= 1e-5
 
 
 def test_the_reload_check_allows_for_the_precision_of_training(tiny_model: Path, rows, tmp_path):
@@ -223,7 +221,7 @@ def test_the_reload_check_allows_for_the_precision_of_training(tiny_model: Path,
     assert student.backbone.precision == "bfloat16"
     assert save_student(student, tmp_path / "x", tiny_model, ABOUT, CARD, rows.encoded) == {}
     exact, half = (
-        predict(load_folder(tmp_path / "x", Backbone.load(tiny_model, "mean", dtype))[0], rows.encoded)[0]
+        predict(load_folder(tmp_path / "x", Backbone.load(tiny_model, "mean", dtype))[0], rows.encoded)
         for dtype in ("float32", "bfloat16")
     )
     assert RELOAD_TOLERANCE["float32"] < share_off(half, exact) < RELOAD_TOLERANCE["bfloat16"]
@@ -237,7 +235,7 @@ def test_a_student_made_before_pooling_existed_reads_cls(tiny_model: Path, rows,
     (tmp_path / "student.json").write_text(json.dumps(about))
     again, about = load_folder(tmp_path, Backbone.load(tiny_model, "mean"))
     assert (again.backbone.pooling, about.pooling) == ("cls", "cls")
-    assert share_off(predict(again, rows.encoded)[0], predict(student, rows.encoded)[0]) <= 1e-5
+    assert share_off(predict(again, rows.encoded), predict(student, rows.encoded)) <= 1e-5
 
 
 def test_plain_peft_reads_cls_of_a_modernbert_that_says_mean(tmp_path, monkeypatch):
