@@ -55,42 +55,18 @@ class Grid:
         require_task(project, task_name)
         self.project, self.purpose = project, purpose
         self.params = project.section("distill", DistillParams)
-        for name in self.params.arms:
-            require_plain(name, "distill.arms")
-            if name in TEACHERS:
-                raise ParamsError(f"distill.arms: {name} is what the teacher is called. Rename the arm.")
-            resolve_arm(self.params, name)  # refuse what is wrong in it before asking for a backbone
-        check_trackers(self.params.log_with, "distill.log_with")
-        self.params.require_students()
+        self._check_params()
         self.folder = require(
             Path(project.paths.backbone), "the student backbone", "kdcache shrink", ModelError
         )
         self.specs = {name: resolve_arm(self.params, name, self.folder) for name in self.params.arms}
         self.task = read_task(Path(project.paths.data) / task_name, task_name)
-        for name, spec in self.specs.items():
-            for warning in check_terms(
-                spec.terms, spec.ce_weight, f"distill.arms.{name}",
-                self.task.num_labels, self.task.num_choices, spec.batch_size,
-            ):  # fmt: skip
-                print(warning, file=sys.stderr)
-        self.processes, self.threads = self.params.side_by_side(project.threads)
-        device = setup(self.threads, self.params.dtype)
-        if device.type != "cpu":
-            self.processes = 1
-        tokenizer = load_tokenizer(self.folder)
-        for spec in self.specs.values():
-            check_cls_token(spec.pooling, tokenizer, f"distill.arms.{spec.name}.pooling")
-        pooling = next(iter(self.specs.values())).pooling
-        self.backbone = Backbone.load(self.folder, pooling, self.params.dtype, self.params.dropout).to(device)
-        self._fit_methods()
+        self._check_terms()
+        self._load_backbone()
         splits, self.manifest = load_rows(
-            project,
-            self.task,
-            self.backbone,
-            self.params.max_length,
-            self.params.expect,
+            project, self.task, self.backbone, self.params.max_length, self.params.expect,
             self.params.unlabelled,
-        )
+        )  # fmt: skip
         rows = {split: part.encoded for split, part in splits.items()}
         check_backbone(self.backbone, rows, project.paths.backbone)
         self.use(splits)
@@ -106,6 +82,38 @@ class Grid:
         shared = project.paths.parts if Engine.of(project.raw).engine == "ray" else None
         self.stored = Parts(self.scratch, f"the students of {task_name}", shared)
         self.probes = Probes(self.scratch)
+
+    def _check_params(self) -> None:
+        """Refuse what is wrong in the parameters, before a backbone is asked for."""
+        for name in self.params.arms:
+            require_plain(name, "distill.arms")
+            if name in TEACHERS:
+                raise ParamsError(f"distill.arms: {name} is what the teacher is called. Rename the arm.")
+            resolve_arm(self.params, name)
+        check_trackers(self.params.log_with, "distill.log_with")
+        self.params.require_students()
+
+    def _check_terms(self) -> None:
+        """Refuse losses that the task cannot have, and say which tell little."""
+        for name, spec in self.specs.items():
+            for warning in check_terms(
+                spec.terms, spec.ce_weight, f"distill.arms.{name}",
+                self.task.num_labels, self.task.num_choices, spec.batch_size,
+            ):  # fmt: skip
+                print(warning, file=sys.stderr)
+
+    def _load_backbone(self) -> None:
+        """Load what all students share, for as many processes and threads as the machine has."""
+        self.processes, self.threads = self.params.side_by_side(self.project.threads)
+        device = setup(self.threads, self.params.dtype)
+        if device.type != "cpu":
+            self.processes = 1
+        tokenizer = load_tokenizer(self.folder)
+        for spec in self.specs.values():
+            check_cls_token(spec.pooling, tokenizer, f"distill.arms.{spec.name}.pooling")
+        pooling = next(iter(self.specs.values())).pooling
+        self.backbone = Backbone.load(self.folder, pooling, self.params.dtype, self.params.dropout).to(device)
+        self._fit_methods()
 
     def _fit_methods(self) -> None:
         """Replace a method that the backbone cannot carry, and say so."""
@@ -131,7 +139,7 @@ class Grid:
         train = self.splits["train"]
         more = [self.splits["unlabelled"]] if self.params.unlabelled and "unlabelled" in splits else []
         self.rows = join_rows([train, *more])
-        self.labelled = self.splits["train"] = self.rows.first(len(train))  # held once
+        self.splits["train"] = self.rows.first(len(train))  # held once
 
     def check(self, arms: Sequence[str], seeds: Sequence[int]) -> None:
         """Refuse what would fail at the first step.
@@ -192,8 +200,7 @@ class Grid:
             facts = METHODS[spec.method]
             kind: Any = name if facts.own_weights else (facts.place, spec.pooling)
             if facts.place:
-                size_of = spec.num_virtual_tokens, spec.late_layers
-                kind = facts.place, spec.pooling, size_of, spec.batch_size
+                kind = (*kind, spec.num_virtual_tokens, spec.late_layers, spec.batch_size)
             kinds.setdefault(kind, []).append(name)
         for same in kinds.values():
             size = self.params.students_per_pass
@@ -220,7 +227,7 @@ class Grid:
         if (donor := donor_of(spec)) and student.prompt is not None:
             student.prompt.start_from(donor_prompt(donor, backbone, self.folder))
         torch.manual_seed(seed)
-        rows = (self.rows if spec.unlabelled else self.labelled).taught_by(spec.targets, seed)
+        rows = (self.rows if spec.unlabelled else train).taught_by(spec.targets, seed)
         if spec.targets == "shuffled_within_class":
             rows = rows.shuffled_within_class(seed)
         objective = Objective(

@@ -163,12 +163,61 @@ def fine_tune(
     start_alike(model)
     steps = params.epochs * math.ceil(len(indices) / params.batch_size)
     checkpoints = KeepWhole(scratch)
-    shard: Any = params.shard_weights  # transformers' annotation knows its former form only
+    arguments = _arguments(
+        params, checkpoints.unfinished, fsdp_config(model) if params.shard_weights else None
+    )
+
+    def collate(rows: list[int]) -> dict[str, torch.Tensor]:
+        own = rows[process_number() :: processes]  # none, in a small last batch: then one that does not count
+        known = [labels[row] for row in own] or [NO_LABEL]
+        return {**encoded.batch(own or rows[:1]), "labels": torch.tensor(known)}
+
+    best = None if score is None else KeepBest(score, steps // params.epochs, scratch)
+    trainer = TeacherTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=indices,
+        callbacks=[best, checkpoints] if best else [checkpoints],
+        data_collator=collate,
+        compute_loss_func=_loss(encoded, processes),
+    )
+    if processes > 1:
+        # Else all would drop out the same, or as the next member of an ensemble does.
+        torch.manual_seed(params.seed + 1_000_003 * process_number())
+    result = trainer.train(resume_from_checkpoint=checkpoints.last())
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if not all(map(math.isfinite, [*losses, result.training_loss])):
+        raise TrainingDiverged(
+            f"train_teacher: the loss must stay finite, got {losses[-1]} after "
+            f"{trainer.state.global_step} steps. Lower train_teacher.lr (now {params.lr:g})."
+        )
+    cost = {"steps": steps, "examples": params.epochs * len(indices)}
+    trained: Any = trainer.model
+    weights = full_weights(trained) if params.shard_weights else {}
+    if not is_main():  # the first process soon removes what the others could read here
+        return model, cost
+    if params.shard_weights:
+        model = build(_as_it_is)
+        model.load_state_dict(weights)
+        vars(model.config).update(vars(trained.config))
+    if best:
+        best.restore(model)
+    model.eval().to("cpu")
+    if params.method == "lora":
+        model = merge_adapter(model)
+    return model, cost
+
+
+def _arguments(
+    params: TrainTeacherParams, output_dir: Path, fsdp: dict[str, Any] | None
+) -> TrainingArguments:
+    """Say to the Trainer what ``params`` say; ``fsdp`` is of a model whose weights are sharded."""
+    shard: Any = fsdp is not None  # transformers' annotation knows its former form only
     arguments = TrainingArguments(
-        output_dir=str(checkpoints.unfinished),
+        output_dir=str(output_dir),
         num_train_epochs=params.epochs,
         learning_rate=params.lr,
-        per_device_train_batch_size=params.batch_size // processes,
+        per_device_train_batch_size=params.batch_size // num_processes(),
         weight_decay=params.weight_decay,
         warmup_steps=params.warmup_fraction,
         lr_scheduler_type="linear",
@@ -184,17 +233,17 @@ def fine_tune(
         use_cpu=not torch.cuda.is_available(),
         bf16=params.dtype == "bfloat16",
         fsdp=shard,
-        fsdp_config=fsdp_config(model) if shard else None,
+        fsdp_config=fsdp,
         ddp_find_unused_parameters=False,
         ddp_static_graph=True,  # weights that no pass uses are found once
         log_level_replica="error",
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # else each GPU in sight gets a batch
+    return arguments
 
-    def collate(rows: list[int]) -> dict[str, torch.Tensor]:
-        own = rows[process_number() :: processes]  # none, in a small last batch: then one that does not count
-        known = [labels[row] for row in own] or [NO_LABEL]
-        return {**encoded.batch(own or rows[:1]), "labels": torch.tensor(known)}
+
+def _loss(encoded: Encoded, processes: int) -> Callable[..., torch.Tensor] | None:
+    """Return the loss of a batch; None is the model's own."""
 
     def choice_loss(outputs: Any, labels: torch.Tensor, **_: Any) -> torch.Tensor:
         return cross_entropy(encoded.by_row(outputs.logits), labels)
@@ -203,41 +252,7 @@ def fine_tune(
         # The trainer counts the rows of all processes.
         return cross_entropy(encoded.by_row(outputs.logits), labels, reduction="sum") / num_items_in_batch
 
-    loss = share_of_loss if processes > 1 else choice_loss if encoded.num_choices > 1 else None
-    best = None if score is None else KeepBest(score, steps // params.epochs, scratch)
-    trainer = TeacherTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=indices,
-        callbacks=[best, checkpoints] if best else [checkpoints],
-        data_collator=collate,
-        compute_loss_func=loss,
-    )
-    if processes > 1:
-        # Else all would drop out the same, or as the next member of an ensemble does.
-        torch.manual_seed(params.seed + 1_000_003 * process_number())
-    result = trainer.train(resume_from_checkpoint=checkpoints.last())
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if not all(map(math.isfinite, [*losses, result.training_loss])):
-        raise TrainingDiverged(
-            f"train_teacher: the loss must stay finite, got {losses[-1]} after "
-            f"{trainer.state.global_step} steps. Lower train_teacher.lr (now {params.lr:g})."
-        )
-    cost = {"steps": steps, "examples": params.epochs * len(indices)}
-    trained: Any = trainer.model
-    weights = full_weights(trained) if shard else {}
-    if not is_main():  # the first process soon removes what the others could read here
-        return model, cost
-    if shard:
-        model = build(_as_it_is)
-        model.load_state_dict(weights)
-        vars(model.config).update(vars(trained.config))
-    if best:
-        best.restore(model)
-    model.eval().to("cpu")
-    if params.method == "lora":
-        model = merge_adapter(model)
-    return model, cost
+    return share_of_loss if processes > 1 else choice_loss if encoded.num_choices > 1 else None
 
 
 def _as_it_is(model: Classifier) -> None:
