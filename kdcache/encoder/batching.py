@@ -254,7 +254,7 @@ def check_ids(config: Any, encoded: Encoded, split: str, name: str) -> None:
         ModelError: names the token.
     """
     known = config.vocab_size
-    if len(encoded.tokenizer) <= known:
+    if len(encoded.tokenizer) <= known or not len(encoded):
         return
     ids = encoded.sequences.flat["input_ids"]
     highest = max(int(ids[start : start + 2**20].max()) for start in range(0, len(ids), 2**20))

@@ -13,13 +13,13 @@ import pyarrow as pa
 from kdcache.cache.join import batches_of
 from kdcache.cache.manifest import Manifest, read_manifest
 from kdcache.cache.reader import load_cache
-from kdcache.data.splits import digest_of, existing_splits, metric_columns, open_tables, read_split
-from kdcache.data.task import Task, read_task
+from kdcache.data.splits import digest_of, metric_columns, open_tables
+from kdcache.data.task import Task
 from kdcache.digests import file_digest, value_digest
-from kdcache.errors import CacheStale, DataError, ModelError, nearest
-from kdcache.project import ALL_ROWS, Project, require, require_task, write_json
+from kdcache.errors import CacheStale, DataError, ModelError
+from kdcache.project import ALL_ROWS, Project, require_task, write_json
 from kdcache.report.tables import NONE, Table
-from kdcache.serve.prepared_split import split_logits, student_folders
+from kdcache.serve.prepared_split import logits_of, open_prepared, prepared_rows, student_folders
 from kdcache.stats.estimates import Estimate, decimal, effect, level
 from kdcache.stats.runs import tally_runs
 from kdcache.store.location import Location
@@ -69,11 +69,7 @@ def evaluate(project: Project, task_name: str, split: str, arms: Sequence[str]) 
     """
     require_task(project, task_name)
     data = Path(project.paths.data) / task_name
-    require(data, "the prepared data", f"kdcache prepare --task {task_name}", DataError)
-    task = read_task(data, task_name)
-    if split not in (there := existing_splits(data, task)):
-        raise DataError(f"{data}: There is no prepared split {split!r}. {nearest(split, there)}")
-    table = read_split(data, split, task)
+    task, table = open_prepared(project, task_name, split)
     location = Location.parse(project.paths.cache, task_name)
     manifest = read_manifest(location)
     _require_rows(project, task_name, manifest)
@@ -97,15 +93,15 @@ def evaluate(project: Project, task_name: str, split: str, arms: Sequence[str]) 
             raise DataError(
                 f"{data}: {split} must have labels to score it, got 0 labelled rows. Name another split."
             )
+        rows = prepared_rows(table, task, split)
         logits = {
-            arm: {s: split_logits(project, task, split, f) for s, f in of.items()}
-            for arm, of in folders.items()
+            arm: {s: logits_of(project, task, rows, f) for s, f in of.items()} for arm, of in folders.items()
         }
         if split in manifest.splits:
-            rows = load_cache(location, split).align(
+            cached = load_cache(location, split).align(
                 table["example_id"].to_pylist(), table["content_hash"].to_pylist()
             )
-            logits = {ALL_ROWS: {0: rows.all_rows_teacher().logits}} | logits
+            logits = {ALL_ROWS: {0: cached.all_rows_teacher().logits}} | logits
         kept = {arm: {seed: z[labelled] for seed, z in of.items()} for arm, of in logits.items()}
         looks.append(
             {"digest": digest, **asked, **_scores(task, table.filter(pa.array(labelled)), split, kept)}

@@ -1,6 +1,5 @@
 """A prepared split, labelled by one student of the project: predictions, or SuperGLUE's submission files."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -47,14 +46,10 @@ def label_split(
         ModelError: the folder holds no student, or one of another task.
         ParamsError: a submission file of a task that SuperGLUE does not have.
     """
-    data = Path(project.paths.data) / task_name
-    task = read_task(data, task_name)
-    if split not in (there := existing_splits(data, task)):
-        raise DataError(f"{data}: There is no prepared split {split!r}. {nearest(split, there)}")
+    task, table = open_prepared(project, task_name, split)
     name = submission_name(task_name, split) if form == "superglue" else f"{task_name}-{split}.{form}"
-    table = read_split(data, split, task)
-    rows = list(_rows(table, task, f"{data}/{split}.parquet"))
-    logits = _logits(_load(project, task, folder), rows)
+    rows = prepared_rows(table, task, split)
+    logits = logits_of(project, task, rows, folder)
     path = Path(project.paths.runs) / PREDICTIONS_FOLDER / name
     with replacing(path) as part, part.open("wb") as file:
         if form == "superglue":
@@ -67,15 +62,17 @@ def label_split(
     return path
 
 
-def split_logits(project: Project, task: Task, split: str, folder: Path) -> np.ndarray:
-    """Compute a student's logits of a prepared split, of shape (rows, num_labels).
+def open_prepared(project: Project, task_name: str, split: str) -> tuple[Task, pa.Table]:
+    """Read a task and one of its prepared splits.
 
     Raises:
-        As ``label_split``.
+        DataError: the task or the split was not prepared.
     """
-    data = Path(project.paths.data) / task.name
-    rows = list(_rows(read_split(data, split, task), task, f"{data}/{split}.parquet"))
-    return _logits(_load(project, task, folder), rows)
+    data = Path(project.paths.data) / task_name
+    task = read_task(data, task_name)
+    if split not in (there := existing_splits(data, task)):
+        raise DataError(f"{data}: There is no prepared split {split!r}. {nearest(split, there)}")
+    return task, read_split(data, split, task)
 
 
 def student_folder(project: Project, task_name: str, arm: str) -> Path:
@@ -147,24 +144,26 @@ def write_zip(project: Project) -> tuple[Path, list[str]]:
     return folder / ZIP, [name for name in names if name not in texts]
 
 
-def _load(project: Project, task: Task, folder: Path) -> LoadedStudent:
-    student = load_student(folder, setup(project.threads))
-    require_learned(student, task, folder)
-    return student
-
-
-def _rows(table: pa.Table, task: Task, where: str) -> Iterator[Row]:
-    """Rows as an input file would have them, labels by name."""
+def prepared_rows(table: pa.Table, task: Task, split: str) -> list[Row]:
+    """Return rows as an input file would have them, labels by name."""
     second = "text_pair" if task.num_choices == 1 else "choices"
     names = ["example_id", "label", "text", second, "group", *task.columns]
+    rows = []
     for number, values in enumerate(table.select(names).to_pylist(), start=1):
         label = values["label"]
         values["label"] = None if label < 0 else task.labels[label]
-        yield Row(f"{where} row {number}", values)
+        rows.append(Row(f"{task.name} {split} row {number}", values))
+    return rows
 
 
-def _logits(student: LoadedStudent, rows: list[Row]) -> np.ndarray:
-    """Logits of shape (rows, num_labels). ``prepare`` has checked the rows."""
+def logits_of(project: Project, task: Task, rows: list[Row], folder: Path) -> np.ndarray:
+    """Compute a student's logits of prepared rows, of shape (rows, num_labels).
+
+    Raises:
+        ModelError: the folder holds no student, or one of another task.
+    """
+    student = load_student(folder, setup(project.threads))
+    require_learned(student, task, folder)
     requests = [
         Request(
             student,

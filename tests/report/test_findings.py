@@ -8,13 +8,14 @@ from records import BLANK, KINDS, LEVEL, LIFTED, PARAMS, build_record
 from kdcache.errors import ParamsError
 from kdcache.report import figures
 from kdcache.report.answer import answer, shown
-from kdcache.report.comparisons import Comparison
+from kdcache.report.comparisons import PROMPTLESS, Comparison
 from kdcache.report.findings import ReportParams, compute_findings
 from kdcache.report.page import build_sections, page_json, score_panels
 from kdcache.report.tables import gain_table
 from kdcache.stats.estimates import Estimate, effect, holm, level, mean_estimate
 from kdcache.stats.runs import read_runs
 from kdcache.stats.verdicts import gap_closed
+from kdcache.students.methods import METHODS
 
 LIFT, TEACHER = "Does distillation lift the students over the baseline?", "Is the teacher reached?"
 
@@ -129,6 +130,10 @@ def test_a_missing_arm_leaves_out_what_needs_it_with_one_sentence(gone, topic, m
     assert about[0].text.startswith(f"Not known: `{gone}` ({missing})")
     assert findings.shares == {}
     assert build_sections(findings, [], {})
+
+
+def test_methods_without_a_prompt_are_those_of_the_students():
+    assert {name for name, method in METHODS.items() if method.place is None} == set(PROMPTLESS)
 
 
 def test_standing_comparisons_are_every_other_prompt_arm_over_the_baseline(lifted):
