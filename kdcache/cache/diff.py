@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from kdcache.cache.join import join_keys, pick
 from kdcache.cache.manifest import Manifest, read_manifest
@@ -26,8 +27,8 @@ class SplitDiff:
         rows: number of shared ids.
         only_a, only_b: ids that only one of the caches holds.
         texts, labels: shared ids with different content hashes or labels.
-        max_abs, mean_abs: distance between the logits of shared rows; 0 if there are none, None if the
-            caches are of different numbers of labels. The labels that one of two caches of the largest
+        max_abs, mean_abs: distance between the logits of shared rows, label by label; 0 if there are none,
+            None if the caches do not have the same labels. The labels that one of two caches of the largest
             logits does not keep share their mass in both.
         flips: number of shared rows with different predictions.
     """
@@ -75,7 +76,11 @@ def diff_caches(a: Location | Path | str, b: Location | Path | str) -> CacheDiff
     fields = {name: (facts_a.get(name), facts_b.get(name)) for name in sorted({*facts_a, *facts_b})}
     changed = {name: pair for name, pair in fields.items() if pair[0] != pair[1]}
     shared = [split for split in manifest_a.splits if split in manifest_b.data]
-    splits = {s: _diff_split(load_cache(a, s), load_cache(b, s)) for s in shared}
+    names = manifest_a.identity["labels"], manifest_b.identity["labels"]
+    known = list(dict.fromkeys([*names[0], *names[1]]))
+    # A label of b has the index that a gives it; those that only b has come last.
+    index_of_b = np.array([known.index(name) for name in names[1]])
+    splits = {s: _diff_split(load_cache(a, s), load_cache(b, s), index_of_b) for s in shared}
     return CacheDiff(changed, splits, manifest_a == manifest_b)
 
 
@@ -89,13 +94,22 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     return flat
 
 
-def _diff_split(a: CachedSplit, b: CachedSplit) -> SplitDiff:
-    found = join_keys(a.keys, b.keys)
+def _diff_split(a: CachedSplit, b: CachedSplit, index_of_b: np.ndarray) -> SplitDiff:
+    """Compare a split; labels of b have other indices where the two caches list them in another order."""
+
+    def keys_of_b() -> Iterator[pa.RecordBatch]:
+        for batch in b.keys():  # noqa: SIM118 (a cached split is no dict)
+            label = batch["label"].to_numpy()
+            label = pa.array(np.where(label < 0, label, index_of_b[label]), batch["label"].type)
+            yield batch.set_column(batch.schema.get_field_index("label"), "label", label)
+
+    found = join_keys(a.keys, keys_of_b)
     rows, most, total, flips = int((found.row >= 0).sum()), 0.0, 0.0, 0
-    comparable = a.num_logits == b.num_logits
+    comparable = a.num_logits == b.num_logits == index_of_b.max() + 1
     for ours, theirs in _paired_logits(a, b, found.row):
-        flips += int((ours.argmax(1) != theirs.argmax(1)).sum())
+        flips += int((ours.argmax(1) != index_of_b[theirs.argmax(1)]).sum())
         if comparable:
+            theirs = theirs[:, np.argsort(index_of_b)]
             ours, theirs = _alike(ours, theirs, [top_k_of(one.manifest.schema) for one in (a, b)])
             moved = np.abs(ours - theirs)
             most, total = max(most, float(moved.max())), total + float(moved.sum(dtype=np.float64))

@@ -43,7 +43,7 @@ def to_logits(outputs: Outputs, policy: MissingMass, where: str) -> np.ndarray:
     Raises:
         DataError: a number is not a probability, or mass is missing under ``refuse``; names the ids.
 
-    >>> some = Outputs(["a"], "probabilities", np.array([[0.5, 0.3]]), np.empty((1, 0)), None)
+    >>> some = Outputs(["a"], "probabilities", np.array([[0.5, 0.3]]), np.empty((1, 0)), None, np.array([-1]))
     >>> np.exp(to_logits(some, "spread", "x.csv")).round(3).tolist()
     [[0.6000000238418579, 0.4000000059604645]]
     """

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.reader import CachedSplit
-from kdcache.errors import DataError
+from kdcache.data.ids import name_some
+from kdcache.errors import CacheStale, DataError
 
 TARGETS = ("teacher_logits", "teacher_features")
 IGNORED = -100  # the label that PyTorch's and transformers' losses leave out
@@ -19,7 +21,8 @@ def join(dataset: Any, cache: CachedSplit, id_column: str = "example_id", featur
 
     Args:
         dataset: any subset of the cache's examples, in any order. If it has a column
-            ``content_hash``, each text must be the one that the teacher read.
+            ``content_hash``, each text must be the one that the teacher read. If it has a column ``label`` of
+            whole numbers, they must be those of the cache: each logit is of the label with its index.
         cache: from ``load_cache``.
         id_column: name of the column of ids.
         features: add ``teacher_features`` too.
@@ -29,7 +32,7 @@ def join(dataset: Any, cache: CachedSplit, id_column: str = "example_id", featur
 
     Raises:
         DataError: the dataset lacks the column, or the cache lacks features.
-        CacheStale: an id is not in the cache or occurs twice, or a text has changed.
+        CacheStale: an id is not in the cache or occurs twice, or a text or a label has changed.
     """
     if id_column not in dataset.column_names:
         raise DataError(
@@ -38,12 +41,27 @@ def join(dataset: Any, cache: CachedSplit, id_column: str = "example_id", featur
         )
     hashes = list(dataset["content_hash"]) if "content_hash" in dataset.column_names else None
     rows = cache.align([str(i) for i in dataset[id_column]], hashes)
+    if "label" in dataset.column_names:
+        _require_labels(rows, dataset["label"], cache)
     dataset = dataset.add_column("teacher_logits", list(rows.logits))
     if not features:
         return dataset
     if not rows.features.shape[1]:
         raise DataError(f"join: the cache must hold features, got {cache!r}. Leave features=True out.")
     return dataset.add_column("teacher_features", list(rows.features.astype(np.float32)))
+
+
+def _require_labels(rows: CacheRows, labels: Sequence[Any], cache: CachedSplit) -> None:
+    """Refuse whole numbers that are not the labels of the cached rows; −1 is none."""
+    given = np.array([one if isinstance(one, (int, np.integer)) else -1 for one in labels])
+    other = (given >= 0) & (rows.label >= 0) & (given != rows.label)
+    if other.any():
+        names = ", ".join(f"{k} {name}" for k, name in enumerate(cache.manifest.identity["labels"]))
+        raise CacheStale(
+            f"join: the column label must hold the labels of the cache, {names}, got others for "
+            f"{name_some([rows.example_id[i] for i in np.flatnonzero(other)])}. Number your labels as the "
+            "cache does, or make it again of the new labels."
+        )
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ class Outputs:
         values: float64 array of shape (rows, num_labels), NaN for a label without a number.
         features: float32 array of shape (rows, dim); dim is 0 if the file has no features.
         content_hash: of each row, if the file has them.
+        label: int64 array of shape (rows,): the index in a column ``label``, which tells whether numbers
+            without names are in the order of the labels; −1 where there is none, or the numbers have names.
     """
 
     example_id: list[str]
@@ -45,6 +47,7 @@ class Outputs:
     values: np.ndarray
     features: np.ndarray
     content_hash: list[str] | None
+    label: np.ndarray
 
 
 def read_outputs(path: Path, labels: Sequence[str], id_column: str = "example_id") -> Outputs:
@@ -64,8 +67,10 @@ def read_outputs(path: Path, labels: Sequence[str], id_column: str = "example_id
     if twice := repeated(ids):
         raise DataError(f"{path}: ids must be unique, got twice {name_some(twice)}.")
     hashes = [i for part in parts for i in part.content_hash or ()]
-    values, features = (np.concatenate([getattr(p, n) for p in parts]) for n in ("values", "features"))
-    return Outputs(ids, parts[0].kind, values, features, hashes or None)
+    values, features, label = (
+        np.concatenate([getattr(p, n) for p in parts]) for n in ("values", "features", "label")
+    )
+    return Outputs(ids, parts[0].kind, values, features, hashes or None, label)
 
 
 def stream_outputs(path: Path, labels: Sequence[str], id_column: str = "example_id") -> Iterator[Outputs]:
@@ -105,7 +110,7 @@ class _Reader:
         self.labels, self.id_column = labels, id_column
         self.ids: list[str] = []
         self.hashes: list[str] = []
-        self.values, self.features = array("d"), array("f")
+        self.values, self.features, self.label = array("d"), array("f"), array("q")
         self.kind, self.dim = "", -1
         self.read = self.hashed = 0
         self.found: dict[tuple[str, ...], tuple[str, dict[str, int]]] = {}
@@ -137,8 +142,10 @@ class _Reader:
             raise DataError(f"{path}: each of {self.read} rows must have a content_hash, got {self.hashed}.")
         values = np.array(self.values, np.float64).reshape(rows, len(self.labels))
         features = np.array(self.features, np.float32).reshape(rows, max(self.dim, 0))
-        outputs = Outputs(self.ids, self.kind, values, features, self.hashes or None)
-        self.ids, self.hashes, self.values, self.features = [], [], array("d"), array("f")
+        label = np.array(self.label, np.int64)
+        outputs = Outputs(self.ids, self.kind, values, features, self.hashes or None, label)
+        self.ids, self.hashes = [], []
+        self.values, self.features, self.label = array("d"), array("f"), array("q")
         return outputs
 
     def _find(self, where: str, columns: Sequence[str]) -> tuple[str, dict[str, int]]:
@@ -193,6 +200,12 @@ class _Reader:
     def _numbers(self, row: Row, kind: str, flat: dict[str, int]) -> list[float]:
         index: dict[Any, int]
         given = row.values[kind] if not flat else {c: row.values[c] for c in flat}
+        if isinstance(given, list) and given and all(isinstance(one, tuple) for one in given):
+            given = dict(given)  # a map of Arrow
+        named = bool(flat) or isinstance(given, dict)
+        label = row.values.get("label")
+        known = isinstance(label, (int, np.integer)) and not isinstance(label, bool) and not named
+        self.label.append(int(label) if known and 0 <= label < len(self.labels) else -1)  # type: ignore
         if flat:
             index = flat
         elif isinstance(given, dict):
@@ -231,7 +244,7 @@ def _number(value: Any, where: str) -> float:
     if value is None or value == "":
         return float("nan")
     try:
-        if isinstance(value, (bool, np.bool_)):
+        if isinstance(value, (bool, np.bool_, complex, np.complexfloating)):
             raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError):
@@ -251,5 +264,5 @@ def _npz_rows(path: Path, id_column: str) -> Iterator[Row]:
 
 
 def _is_read(name: str, id_column: str) -> bool:
-    known = (id_column, "content_hash", "features", *KINDS)
+    known = (id_column, "content_hash", "label", "features", *KINDS)
     return name in known or name.startswith(tuple(f"{prefix}_" for prefix in KINDS.values()))

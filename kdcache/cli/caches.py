@@ -1,5 +1,6 @@
 """Commands on caches: verify, diff, import, export, clean."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -162,7 +163,7 @@ def import_(
                 f"Change the path there, and run: kdcache cache --task {task}"
             )
         given = {
-            "path": str(file), "weights": dict(_parse_weight(one) for one in weight or ()),
+            "path": str(file), "weights": _parse_weights(weight or ()),
             "missing_mass": missing_mass, "id_column": id_column,
         }  # fmt: skip
         params = build(ImportTeacherParams, given, "import")
@@ -177,11 +178,16 @@ def import_(
         )
 
 
-def _parse_weight(text: str) -> tuple[str, Any]:
-    name, equals, number = text.rpartition("=")
-    if not equals:
-        raise ParamsError(f"--weight {text}: it must be NAME=NUMBER, got no '='.")
-    return name, parse_yaml(number, f"--weight {text}")
+def _parse_weights(texts: Sequence[str]) -> dict[str, Any]:
+    weights: dict[str, Any] = {}
+    for text in texts:
+        name, equals, number = text.rpartition("=")
+        if not equals:
+            raise ParamsError(f"--weight {text}: it must be NAME=NUMBER, got no '='.")
+        if name in weights:
+            raise ParamsError(f"--weight {text}: a teacher must have one weight, got two. Leave one of them.")
+        weights[name] = parse_yaml(number, f"--weight {text}")
+    return weights
 
 
 def export(

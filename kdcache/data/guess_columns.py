@@ -70,12 +70,17 @@ def guess_columns(path: Path, rows: Sequence[Values]) -> Guess:
     }
     if not lengths:
         raise DataError(
-            f"{path}: no column besides the label {label!r} holds text. Add one with the text to classify."
+            f"{path}: no column besides the label {label!r} holds texts that differ between rows. Add one "
+            "with the text to classify."
         )
     first = max(lengths, key=lengths.__getitem__)
     others = [name for name in lengths if name != first and _mean_words(rest[name]) >= SECOND_WORDS]
     longest = {first, *sorted(others, key=lengths.__getitem__)[-1:]}
     texts = [name for name in names if name in longest]  # in the order of the file
+    if braced := [name for name in texts if "{" in name or "}" in name]:
+        raise DataError(
+            f"{path}: a column of text must have no braces in its name, got {braced[0]!r}. Rename it."
+        )
     used = {label, id_, group, *texts}
     return Guess(
         text=texts[0],

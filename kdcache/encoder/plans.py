@@ -7,6 +7,7 @@ from typing import overload
 import numpy as np
 import torch
 
+from kdcache.errors import ParamsError
 from kdcache.on_disk import empty, pieces, release
 
 # On a GPU, a batch without gradients takes so many tokens for each row of its size: short rows come in more,
@@ -27,11 +28,16 @@ def fixed_plan(lengths: np.ndarray, batch_size: int, tokens: int = 0) -> list[np
     Returns:
         Index arrays that together hold every row once.
 
+    Raises:
+        ParamsError: batch_size is not at least 1.
+
     >>> [b.tolist() for b in fixed_plan(np.array([3, 9, 5]), 2)]
     [[1, 2], [0]]
     >>> [b.tolist() for b in fixed_plan(np.array([3, 9, 5, 4]), 1, tokens=15)]
     [[1], [2, 3, 0]]
     """
+    if batch_size < 1:
+        raise ParamsError(f"batch_size: it must be at least 1, got {batch_size}.")
     order = np.argsort(-lengths.astype(np.int32), kind="stable")
     plan, start = [], 0
     while start < len(order):

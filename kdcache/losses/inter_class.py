@@ -27,8 +27,10 @@ def cross_entropy(student: torch.Tensor, labels: torch.Tensor, label_smoothing: 
     >>> round(cross_entropy(torch.zeros(2, 2), torch.tensor([1, -1])).item(), 4)
     0.6931
     """
+    # In half precision the sum would overflow.
+    wide = student.float() if student.dtype in (torch.float16, torch.bfloat16) else student
     total = functional.cross_entropy(
-        student, labels.clamp(min=-1), ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
+        wide, labels.clamp(min=-1), ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
     )
     return total / (labels >= 0).sum().clamp(min=1)
 

@@ -81,7 +81,7 @@ def rkd_distance(student: torch.Tensor, teacher: torch.Tensor, on: On = "logits"
         ShapeError: the batch sizes differ, or the shapes of logits do.
 
     Needs:
-        Two rows that differ. Another term that tells the classes apart.
+        Two rows that differ. Another term that tells the classes apart. It has no second derivative.
 
     Cost:
         O(batch² · dim), memory O(block · batch).
@@ -123,7 +123,7 @@ def rkd_angle(student: torch.Tensor, teacher: torch.Tensor, on: On = "logits") -
 
     Needs:
         At least three classes on logits: with two, all rows lie on a line and every cosine is ±1.
-        Another term that tells the classes apart.
+        Another term that tells the classes apart. It has no second derivative.
 
     Cost:
         O(batch³ + batch² · dim), memory O(block · batch²).

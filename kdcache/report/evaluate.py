@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,13 @@ def evaluate(project: Project, task_name: str, split: str, arms: Sequence[str]) 
     manifest = read_manifest(location)
     _require_rows(project, task_name, manifest)
     folders = {arm: _of_one_arm(project, task_name, arm, manifest) for arm in dict.fromkeys(arms)}
+    strangers = {arm for arm, of in folders.items() if _by_another(of.values(), manifest)}
+    if strangers:
+        print(
+            "evaluate: not compared with the teacher, as they learned from another one: "
+            f"{', '.join(sorted(strangers))}",
+            file=sys.stderr,
+        )
     asked = {
         "rows": file_digest(data / f"{split}.parquet"),
         "teacher": manifest.teacher_digest if split in manifest.splits else None,
@@ -103,9 +110,8 @@ def evaluate(project: Project, task_name: str, split: str, arms: Sequence[str]) 
             )
             logits = {ALL_ROWS: {0: cached.all_rows_teacher().logits}} | logits
         kept = {arm: {seed: z[labelled] for seed, z in of.items()} for arm, of in logits.items()}
-        looks.append(
-            {"digest": digest, **asked, **_scores(task, table.filter(pa.array(labelled)), split, kept)}
-        )
+        scores = _scores(task, table.filter(pa.array(labelled)), split, kept, strangers)
+        looks.append({"digest": digest, **asked, **scores})
         write_json({"task": task_name, "split": split, "looks": looks}, path)
         return Evaluation(path, looks, len(looks), again=False)
 
@@ -160,6 +166,13 @@ def _of_one_arm(project: Project, task_name: str, arm: str, manifest: Manifest) 
     return {seed: folder for seed, folder in folders.items() if folder in kept}
 
 
+def _by_another(students: Iterable[Path], manifest: Manifest) -> bool:
+    """Whether students learned from another teacher than that of the cache."""
+    own = manifest.teacher_digest, manifest.digest
+    results = filter(None, map(read_result, students))
+    return any(one.get("targets") and one.get("teacher", one["cache"]) not in own for one in results)
+
+
 def evaluation_table(found: Evaluation) -> Table:
     """Tabulate a look: each score with its interval, and the students' points over the teacher."""
     look = found.look
@@ -181,7 +194,10 @@ def evaluation_table(found: Evaluation) -> Table:
     return Table(caption, header, rows)
 
 
-def _scores(task: Task, table: pa.Table, split: str, logits: dict[str, dict[int, np.ndarray]]) -> Look:
+def _scores(
+    task: Task, table: pa.Table, split: str, logits: dict[str, dict[int, np.ndarray]], strangers: Set[str]
+) -> Look:
+    """Score all; ``strangers`` are arms that the teacher did not teach, which are not compared with it."""
     labels, groups = table["label"].to_numpy(), table["group"].to_pylist()
     scores: dict[str, dict[str, Any]] = {arm: {} for arm in logits}
     over: dict[str, Any] = {}
@@ -190,7 +206,7 @@ def _scores(task: Task, table: pa.Table, split: str, logits: dict[str, dict[int,
         runs = tally_runs(metric, labels, logits, groups, metric_columns(table, task))
         for arm in logits:
             scores[arm][metric] = _plain(level(runs, arm))
-            if arm != ALL_ROWS and ALL_ROWS in logits and metric == metrics[0]:
+            if arm not in {ALL_ROWS, *strangers} and ALL_ROWS in logits and metric == metrics[0]:
                 over[arm] = _plain(effect(runs, arm, ALL_ROWS))
     counts = {"labelled": len(labels), "groups": len(set(groups))}
     return {**counts, "metrics": list(metrics), "scores": scores, "over_teacher": over}

@@ -96,6 +96,8 @@ def label_file(
             if not count:
                 raise
             bad = error
+        if not count:
+            writer.write_header()
     if bad:
         raise DataError(f"{bad} {output or 'The output'} has the {count} rows before it.")
     return count

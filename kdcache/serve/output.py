@@ -65,6 +65,15 @@ class LabelledWriter:
         # JSON can spell half a character, which UTF-8 cannot: it is written as JSON spells it.
         self._out.write(text.encode("utf-8", "backslashreplace"))
 
+    def write_header(self) -> None:
+        """Write the columns of labelled rows, where there is no row to tell the others; CSV only."""
+        if self._form == "csv":
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerow(
+                [EXAMPLE_ID, PREDICTION, *self._probabilities.values()]
+            )
+            self._out.write(text.getvalue().encode())
+
     def _csv_lines(self, where: str, ours: dict[str, str], others: dict[str, Any]) -> str:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

@@ -85,7 +85,7 @@ def push(folder: Path | str, to: Path | str) -> Shared:
                 "Choose another place."
             )
         for name in sorted({*files, *made} - there, key=lambda name: (name == last, name)):
-            with arriving.create(name) as target:
+            with _whole(arriving, name) as target:
                 if name in made:
                     target.write(made[name])
                 else:
@@ -121,6 +121,13 @@ def pull(source: Path | str, folder: Path | str) -> Shared:
                     f"{target}: it must be new, empty or the same copy, got another {name} there. "
                     "Choose another folder."
                 )
+        if last == MANIFEST:
+            if not (target / last).is_file() or (target / last).read_bytes() != index:
+                raise KdcacheError(
+                    f"{target}: it must be new, empty or the same copy, got another {last} there. "
+                    "Choose another folder."
+                )
+            _sound_cache(target)
         return Shared(kind_to_share(target), str(target), files, 0)
     if target.is_dir():
         target.rmdir()
@@ -212,6 +219,23 @@ def _arriving(location: Location) -> Iterator[Location]:
     with replacing(folder) as part:
         part.mkdir()
         yield Location.parse(part)
+
+
+@contextlib.contextmanager
+def _whole(location: Location, name: str) -> Iterator[Any]:
+    """Open a new file that gets its name when all of it is there; object stores do so by themselves."""
+    if location.folder is None:
+        with location.create(name) as target:
+            yield target
+        return
+    path = location.folder / name
+    part = path.with_name(f".{path.name}.part")  # hidden, so that the next push does not take it for a file
+    try:
+        with location.create(part.relative_to(location.folder).as_posix()) as target:
+            yield target
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

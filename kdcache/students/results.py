@@ -77,6 +77,7 @@ def write_student(
     spec, student = run.spec, run.student
     result: dict[str, Any] = {
         "arm": spec.name, "seed": run.seed, "method": spec.method, "cache": manifest.digest,
+        "teacher": manifest.teacher_digest,
         "backbone": file_digest(backbone / WEIGHTS), "settings": spec.as_settings(), "steps": run.steps,
         "donor": donor_digests([spec]),
         "data": {

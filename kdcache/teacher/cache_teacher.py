@@ -137,13 +137,13 @@ def _tell_of_another(project: Project, task_name: str, identity: Mapping[str, An
     """Say where the teacher that is there is not the one that params.yaml describes."""
     section = project.raw.get("train_teacher") or {}
     differing = [
-        f"{key} {identity[key]}, not {section[key]}"
+        f"train_teacher.{key} {identity[key]}, not {section[key]}"
         for key in ("model", "method", "max_length", "ensemble")
         if key in section and key in identity and section[key] != identity[key]
     ]
     if differing:
         print(
-            f"{task_name}: its teacher was trained with {'; '.join(differing)}, as train_teacher has it now. "
+            f"{task_name}: its teacher was trained with {'; '.join(differing)}, as is set now. "
             f"To train another: kdcache teach --task {task_name}", file=sys.stderr,
         )  # fmt: skip
 

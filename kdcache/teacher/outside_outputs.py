@@ -1,6 +1,8 @@
 """Outputs of outside teachers, which kdcache did not run: their files, and the rows in them."""
 
 import contextlib
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +96,7 @@ class OutsideTeachers:
         return {**of, **several, "source_sha256": value_digest(several)}
 
     def require_rows(self, split: str, data: Batches, keys: Keys, rows: np.ndarray) -> None:
-        """Refuse a split of which a file lacks rows, or has other texts.
+        """Refuse a split of which a file lacks rows, or has other texts or labels.
 
         Raises:
             DataError: names the file and some rows.
@@ -104,6 +106,13 @@ class OutsideTeachers:
                 raise DataError(
                     f"{teacher.path}: every row of {split} must be in the file, got none for "
                     f"{name_chosen(data, missing)}."
+                )
+            given = teacher.keys.labels[row]
+            if (other := (given >= 0) & (keys.labels >= 0) & (given != keys.labels)).any():
+                raise DataError(
+                    f"{teacher.path}: its column label must hold the labels of {split} by index, since its "
+                    f"numbers have no names, got others for {name_chosen(data, other)}. The task may list "
+                    "its labels in another order now. Name the numbers by their labels, or export as .csv."
                 )
             changed = teacher.keys.texts[row] != keys.texts
             if teacher.hashed and changed.any():
@@ -132,6 +141,8 @@ def open_outside(
     """
     files = _name_files(path, weights)
     total = sum(weights.get(name, 1.0) for name in files)
+    if not math.isfinite(total):
+        raise DataError(f"{path}: the sum of the weights must be finite, got {total}. Only ratios matter.")
     with contextlib.ExitStack() as spills:
 
         def read(name: str, file: Path) -> OutsideTeacher:
@@ -179,6 +190,12 @@ def _name_files(path: Path, weights: Mapping[str, float]) -> dict[str, Path]:
             )
         return {path.stem: path}
     files = [file for file in sorted(path.iterdir()) if file.suffix in FILE_ENDINGS and file.name[0] != "."]
+    others = [file.name for file in sorted(path.iterdir()) if file not in files and file.name[0] != "."]
+    if files and others:
+        print(
+            f"{path}: left out, as teachers end in {', '.join(FILE_ENDINGS)}: {name_some(others)}",
+            file=sys.stderr,
+        )
     if not files:
         raise DataError(
             f"{path}: the folder must hold a file per teacher, ending in {', '.join(FILE_ENDINGS)}, got none."
@@ -203,15 +220,16 @@ def _read(
     path: Path, weight: float, task: Task, policy: MissingMass, id_column: str, logits: Spill, features: Spill
 ) -> OutsideTeacher:
     """Read a file once, a part at a time; its numbers go to disk in the order of the file."""
-    ids, texts = Growing(np.int64, None), Growing(np.int64, None)
+    ids, texts, labels = (Growing(np.int64, None) for _ in range(3))
     kind, hashed = "", False
     for part in stream_outputs(path, task.labels, id_column):
         logits.append(to_logits(part, policy, str(path)))
         features.append(part.features)
         ids.append(hash_ids(part.example_id))
         texts.append(hash_ids(part.content_hash or [""] * len(part.example_id)))
+        labels.append(part.label)
         kind, hashed = part.kind, part.content_hash is not None
-    keys = Keys(ids.whole(), texts.whole(), np.empty(0, np.int64))
+    keys = Keys(ids.whole(), texts.whole(), labels.whole())
     if suspects := more_than_once(keys.ids.copy()):
         parts = stream_outputs(path, task.labels, id_column)
         if twice := repeated(i for part in parts for i in part.example_id if hash(i) in suspects):

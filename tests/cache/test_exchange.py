@@ -26,7 +26,8 @@ def test_what_export_writes_import_reads_bit_for_bit(tmp_path: Path, suffix: str
 
 def outputs(values, kind: str = "probabilities") -> Outputs:
     array = np.array(values, dtype=float)
-    return Outputs([f"id-{i}" for i in range(len(array))], kind, array, np.empty((len(array), 0)), None)
+    none = np.full(len(array), -1)
+    return Outputs([f"id-{i}" for i in range(len(array))], kind, array, np.empty((len(array), 0)), None, none)
 
 
 NAN = float("nan")

@@ -56,6 +56,11 @@ def test_join_refuses_what_does_not_belong(cache):
         kdcache.join(Dataset.from_dict({"example_id": ["z"]}), cache)
     with pytest.raises(CacheStale, match="got another text for b"):
         kdcache.join(Dataset.from_dict({"example_id": ["a", "b"], "content_hash": ["ha", "x"]}), cache)
+    ids = {"example_id": ["a", "b", "c"]}
+    with pytest.raises(CacheStale, match=r"0 false, 1 true, got others for a\."):
+        kdcache.join(Dataset.from_dict(ids | {"label": [1, 1, 0]}), cache)
+    for labels in ([0, 1, 1], [-1, 1, 0], ["x", "y", "z"]):
+        assert len(kdcache.join(Dataset.from_dict(ids | {"label": labels}), cache)) == 3
 
 
 def test_collator_pads_inputs_stacks_targets_and_leaves_the_rest_out(tiny_model: Path):

@@ -239,3 +239,15 @@ def test_unreadable_files_are_one_line(tmp_path: Path, name, content, message):
 
 def test_missing_file_is_one_line(tmp_path: Path):
     assert refusal(tmp_path / "x.csv").endswith("x.csv: the file does not exist.")
+
+
+def test_a_map_of_arrow_names_its_numbers(tmp_path: Path):
+    numbers = pa.array([[("yes", 2.0), ("no", 1.0)]], pa.map_(pa.string(), pa.float64()))
+    pq.write_table(pa.table({"example_id": ["a"], "logits": numbers}), tmp_path / "x.parquet")
+    assert read_outputs(tmp_path / "x.parquet", ("no", "yes")).values.tolist() == [[1, 2]]
+
+
+def test_complex_numbers_are_no_numbers(tmp_path: Path):
+    np.savez(tmp_path / "x.npz", example_id=np.array(["a"]), logits=np.array([[1 + 2j, 0]]))
+    with pytest.raises(DataError, match="must be a number"):
+        read_outputs(tmp_path / "x.npz", ("no", "yes"))

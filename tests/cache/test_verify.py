@@ -266,6 +266,19 @@ def test_of_caches_of_other_numbers_of_labels_no_distance_is_told(tmp_path: Path
     assert "moved" not in run("diff", str(tmp_path / "a" / "wic"), str(tmp_path / "b" / "wic"))[1]
 
 
+def test_labels_in_another_order_are_compared_by_name(tmp_path: Path):
+    split = rows()
+    write(tmp_path / "a", tmp_path, split)
+    turned = replace(split, label=1 - split.label, logits=split.logits[:, ::-1].copy())
+    labels = {"identity": IDENTITY | {"labels": IDENTITY["labels"][::-1]}, "metrics": {}}
+    write(tmp_path / "b", tmp_path, turned, **labels)
+    (found,) = diff_caches(tmp_path / "a", tmp_path / "b").splits.values()
+    assert (found.labels, found.max_abs, found.flips) == ([], 0, 0)
+    write(tmp_path / "c", tmp_path, split, **labels)
+    (found,) = diff_caches(tmp_path / "a", tmp_path / "c").splits.values()
+    assert (len(found.labels), found.flips) == (len(split), len(split)), "the same numbers of other labels"
+
+
 def ensemble(count: int = 10, members: int = 3) -> CacheRows:
     """Rows whose logits are a mean, as those of an ensemble are."""
     said = np.random.default_rng(1).normal(size=(members, count, 2)).astype(np.float32)

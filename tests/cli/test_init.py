@@ -262,6 +262,7 @@ BAD = {  # name of the file → content, and what the line must tell
     ),
     "one_label.csv": ("text,label\na b,x\nc d,x\n", ["'label'", "'x'"]),
     "regression.csv": ("text,label\na b,0.5\nc d,0.5\ne f,1.5\ne f,1.5\n", ["'label'", "decimal"]),
+    "braces.csv": ("text{x},label\na b,x\nc d,y\ne f,x\ng h,y\n", ["'text{x}'", "Rename"]),
     "no_text.csv": ("n,label\n1,x\n2,y\n3,x\n4,y\n", ["text"]),
     "评论.csv": (REVIEWS, ["Rename"]),
     "cb.csv": (REVIEWS, ["cb", "Rename"]),

@@ -12,7 +12,7 @@ from kdcache.encoder.load import load_classifier, load_tokenizer
 from kdcache.encoder.parts import last_linear
 from kdcache.encoder.plans import TrainingPlan, fixed_plan, num_batches
 from kdcache.encoder.precision import hold_in_bfloat16
-from kdcache.errors import ModelError
+from kdcache.errors import ModelError, ParamsError
 
 CPU = torch.device("cpu")
 TEXTS = ["the bank", "we sat on the bank of the river and looked", "a bat", "the match was long"] * 5
@@ -21,6 +21,12 @@ TEXTS = ["the bank", "we sat on the bank of the river and looked", "a bat", "the
 @pytest.fixture
 def encoded(tiny_model: Path):
     return encode(load_tokenizer(tiny_model), TEXTS, [t[::-1] for t in TEXTS], max_length=32)
+
+
+def test_a_batch_has_at_least_a_row():
+    for size in (0, -1):
+        with pytest.raises(ParamsError, match=f"at least 1, got {size}"):
+            fixed_plan(np.array([3, 2]), size)
 
 
 @pytest.mark.parametrize("rows", [1, 16, 33, 300])

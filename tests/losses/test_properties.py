@@ -164,6 +164,15 @@ def test_rkd_distance_knows_nothing_where_all_teacher_rows_are_equal():
     assert losses.rkd_distance(logits(0), torch.ones(7, 3)).item() == 0.0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cross_entropy_of_many_rows_in_half_precision_does_not_overflow(dtype):
+    z = 30 * torch.randn(4096, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(4096) % 4
+    found = cross_entropy(z.to(dtype), labels)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(cross_entropy(z, labels).item(), rel=0.01)
+
+
 def test_unlabelled_rows_drop_out_of_the_losses_that_need_labels():
     z, labels = logits(0), torch.tensor([0, 1, 2, -1, -100, 0, 1])
     kept = labels >= 0

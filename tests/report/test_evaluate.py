@@ -106,6 +106,22 @@ def test_seeds_of_other_settings_are_no_arm(own_task):
     assert look["scores"]["kl"]["accuracy"]["seeds"] == 1
 
 
+def test_students_are_not_compared_with_a_teacher_of_others(own_task):
+    assert run("cache", "--task", "own", "--set", "cache_teacher.dtype=bfloat16")[0] == 0
+    code, _, error = run("evaluate", "--task", "own", "--arm", "kl")
+    assert (code, "not compared" in error) == (0, False), "the same teacher, cached anew"
+    assert run("teach", "--task", "own", "--set", "train_teacher.seed=7")[0] == 0
+    assert run("cache", "--task", "own")[0] == 0
+    code, _, error = run("evaluate", "--task", "own", "--arm", "kl", "--arm", "head")
+    told = [line for line in error.splitlines() if "not compared" in line]
+    assert (code, len(told)) == (0, 1)
+    assert "kl" in told[0]
+    assert "head" not in told[0]
+    look = json.loads(Path("evaluations/own-test.json").read_text())["looks"][-1]
+    assert set(look["over_teacher"]) == {"head"}
+    assert set(look["scores"]) == {"teacher", "head", "kl"}
+
+
 def test_students_of_other_rows_are_not_scored(own_task):
     """One row more deals all rows anew, so old students may have been trained on those to score."""
 

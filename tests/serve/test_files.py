@@ -115,6 +115,13 @@ def test_output_goes_by_its_ending_and_its_rows_can_be_a_teachers(tmp_path, writ
         assert outputs.values.sum(1) == pytest.approx(1, abs=1e-5)
 
 
+def test_no_rows_give_the_columns_of_labelled_ones(tmp_path):
+    (tmp_path / "none.csv").write_text("text,text_pair\n")
+    code, _, error = run("--student", "wic", "--input", str(tmp_path / "none.csv"), "--output", "out.csv")
+    assert code == 0, error
+    assert Path("out.csv").read_text() == "example_id,prediction,probability_false,probability_true\n"
+
+
 def test_mixed_tasks_in_one_input(tmp_path):
     rows = [
         {"task": "wic", "text": "bank", "text_pair": "the bank"},

@@ -1,7 +1,9 @@
 """Sharing: what is pulled is what was pushed, or nothing; what lies at a place stays."""
 
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -11,6 +13,7 @@ from builders import rows, write
 from conftest import fails, run
 
 import kdcache
+from kdcache.cache.manifest import read_manifest
 from kdcache.cache.verify import verify_cache
 from kdcache.errors import KdcacheError
 from kdcache.store.location import Location
@@ -141,6 +144,43 @@ def test_a_push_that_stopped_is_nothing_and_goes_on(memory: str, tmp_path: Path,
     monkeypatch.undo()
     assert kdcache.push(students, f"{memory}/students").copied == 4
     kdcache.pull(f"{memory}/students", tmp_path / "new")
+
+
+def test_a_pull_verifies_what_lies_there_already(memory: str, tmp_path: Path):
+    """The same files under another manifest are no copy: it says what the numbers mean."""
+    local = tmp_path / "cache/wic"
+    write(local, tmp_path)
+    kdcache.push(local, f"{memory}/cache")
+    assert kdcache.pull(f"{memory}/cache", local).copied == 0
+    manifest = read_manifest(local)
+    turned = manifest.identity | {"labels": manifest.identity["labels"][::-1]}
+    replace(manifest, identity=turned).write(local / "manifest.json")
+    assert "another manifest.json" in fails("pull", f"{memory}/cache", str(local))
+    (local / "manifest.json").unlink()
+    assert "another manifest.json" in fails("pull", f"{memory}/cache", str(local))
+    manifest.write(local / "manifest.json")
+    (local / "stray.parquet").write_bytes(b"")
+    assert "stray.parquet" in fails("pull", f"{memory}/cache", str(local))
+
+
+def test_a_push_that_stopped_in_a_folder_with_a_card_goes_on(tmp_path: Path, students: Path, monkeypatch):
+    write(tmp_path / "cache/wic", tmp_path)
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "README.md").write_text("my card")
+    copy = shutil.copyfileobj
+
+    def stop(source, target):
+        target.write(source.read(10))
+        raise OSError("no space left")
+
+    monkeypatch.setattr(shutil, "copyfileobj", stop)
+    assert "no space left" in fails("push", str(tmp_path / "cache/wic"), str(there))
+    assert [path.name for path in there.iterdir()] == ["README.md"]
+    monkeypatch.setattr(shutil, "copyfileobj", copy)
+    kdcache.push(tmp_path / "cache/wic", there)
+    assert (there / "README.md").read_text() == "my card"
+    assert len(kdcache.load_cache(there, "train")) == 10
 
 
 def test_a_list_cannot_lead_out_of_the_folder(tmp_path: Path):

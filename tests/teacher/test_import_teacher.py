@@ -12,6 +12,7 @@ from conftest import fails, run
 
 from kdcache.cache.manifest import read_manifest
 from kdcache.cache.reader import load_cache
+from kdcache.digests import seal
 from kdcache.errors import ParamsError
 from kdcache.project import Project
 from kdcache.teacher.import_teacher import check_teachers, import_teacher
@@ -107,6 +108,43 @@ def test_outputs_that_lack_a_split_students_need_are_named_with_what_to_do(two):
     assert "import" in error
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".npz", ".csv"])
+def test_numbers_without_names_need_the_order_of_the_labels(two, suffix):
+    """The task lists its labels in another order now: names say which is which, else it is refused."""
+    assert run("import", "outside/cb/llm.jsonl", "--task", "cb")[0] == 0
+    assert run("export", f"all{suffix}", "--task", "cb")[0] == 0
+    before = load_cache(CACHE, "train").rows.logits
+    turned = {name: (k + 1) % 3 for k, name in enumerate(LABELS)}
+    path = Path("data/cb/task.json")
+    task = json.loads(path.read_text())
+    old = task["labels"]
+    task["labels"] = sorted(old, key=lambda name: turned[name])
+    path.write_text(json.dumps(task))
+    seal(path)
+    for split in ("train", "tune", "validation"):
+        file = Path(f"data/cb/{split}.parquet")
+        table = pq.read_table(file)
+        labels = [task["labels"].index(old[k]) for k in table["label"].to_pylist()]
+        field = table.schema.field("label")
+        pq.write_table(table.set_column(table.column_names.index("label"), field, [labels]), file)
+        seal(file)
+    if suffix != ".csv":
+        error = fails("import", f"all{suffix}", "--task", "cb")
+        assert "label" in error
+        assert ".csv" in error
+        return
+    assert run("import", f"all{suffix}", "--task", "cb")[0] == 0
+    after = load_cache(CACHE, "train").rows.logits
+    assert np.array_equal(after, before[:, [old.index(name) for name in task["labels"]]])
+
+
+def test_files_of_other_formats_beside_teachers_are_named(two):
+    Path("outside/cb/b.JSONL").write_text("")
+    code, _, error = run("import", "outside/cb", "--task", "cb")
+    assert code == 0
+    assert "b.JSONL" in error
+
+
 def test_the_section_gives_the_bytes_of_the_command(two):
     options = ("--weight", "llm=2", "--weight", "words=1")
     _, out, _ = run("import", "outside/cb", "--task", "cb", *options)
@@ -134,6 +172,8 @@ BAD_IMPORTS = {  # what is done → options, and what the line must tell
     "weight missing": (["outside/cb", "--weight", "llm=1"], ["outside/cb", "words"]),
     "weight 0": (["outside/cb", "--weight", "llm=0", "--weight", "words=1"], ["llm", "> 0"]),
     "weight no number": (["outside/cb", "--weight", "llm=x", "--weight", "words=1"], ["llm", "number"]),
+    "two weights of one": (["outside/cb", "--weight", "llm=1", "--weight", "llm=2"], ["llm=2", "one weight"]),
+    "weights too large": (["outside/cb", "--weight", "llm=1e308", "--weight", "words=1e308"], ["finite"]),
     "weight without a name": (["outside/cb", "--weight", "2"], ["--weight 2", "NAME=NUMBER"]),
     "rows missing in one": (["lacking"], ["lacking/words.jsonl", "every row of"]),
     "of another task": (["other.jsonl"], ["other.jsonl", "data/cb"]),
