@@ -202,10 +202,7 @@ class _Reader:
         given = row.values[kind] if not flat else {c: row.values[c] for c in flat}
         if isinstance(given, list) and given and all(isinstance(one, tuple) for one in given):
             given = dict(given)  # a map of Arrow
-        named = bool(flat) or isinstance(given, dict)
-        label = row.values.get("label")
-        known = isinstance(label, (int, np.integer)) and not isinstance(label, bool) and not named
-        self.label.append(int(label) if known and 0 <= label < len(self.labels) else -1)  # type: ignore
+        self.label.append(-1 if flat or isinstance(given, dict) else self._index(row.values.get("label")))
         if flat:
             index = flat
         elif isinstance(given, dict):
@@ -224,6 +221,12 @@ class _Reader:
         for name, number in given.items():
             numbers[index[name]] = _number(number, f"{row.where}: {name if flat else kind}")
         return numbers
+
+    def _index(self, label: Any) -> int:
+        """Return a label that is an index, or −1."""
+        if not isinstance(label, (int, np.integer)) or isinstance(label, bool):
+            return -1
+        return int(label) if 0 <= label < len(self.labels) else -1
 
     def _add_features(self, row: Row) -> None:
         given = row.values.get("features")

@@ -8,7 +8,7 @@ from typing import Any
 
 from kdcache.cache.manifest import read_manifest
 from kdcache.digests import file_digest
-from kdcache.errors import CacheMissing, DataError
+from kdcache.errors import CacheError, DataError
 from kdcache.plain_json import read_json
 from kdcache.project import TEACHERS, Project
 from kdcache.report.comparisons import steps_per_student
@@ -221,7 +221,7 @@ def _other_caches(task: str, taught_by: Mapping[Side, str], project: Project | N
     own = {Path(paths.predictions) for paths in project.paths.lookup}
     try:
         now = read_manifest(location).digest
-    except CacheMissing:
+    except CacheError:  # compare reads none
         return []
     return [
         f"{task}: {side.arm} has another cache than {location} holds now. Train its students again."
