@@ -35,8 +35,9 @@ ALL_LABELS = ROOT / "studies" / "all_labels.json"
 COPA = ROOT / "studies" / "all_labels_copa.json"
 AG_NEWS = ROOT / "studies" / "all_labels_ag_news.json"
 MRPC = ROOT / "studies" / "all_labels_mrpc.json"
+CB = ROOT / "studies" / "all_labels_cb.json"
 MPNET_PROMPTS = ROOT / "studies" / "mpnet_prompts.json"
-SITTINGS = (LARGER, AGAIN, ALL_LABELS, COPA, AG_NEWS, MRPC, MPNET_PROMPTS)
+SITTINGS = (LARGER, AGAIN, ALL_LABELS, COPA, AG_NEWS, MRPC, CB, MPNET_PROMPTS)
 FEW_EFFECTS = ["head+kl` over `head", "kl` over `ce"]
 ALL_EFFECTS = ["kl` over `ce", "kl+gram` over `kl"]
 # Tables of a page: the heading above it, columns of effects, file, regime, what names of tasks end with.
@@ -49,6 +50,7 @@ TABLES = [
     ("docs/results.md", "## Many labels, no unlabelled rows", ALL_EFFECTS, COPA, "all labels", ""),
     ("docs/results.md", "## Many labels, no unlabelled rows", ALL_EFFECTS, AG_NEWS, "all labels", ""),
     ("docs/results.md", "## Many labels, no unlabelled rows", ALL_EFFECTS, MRPC, "all labels", ""),
+    ("docs/results.md", "## Many labels, no unlabelled rows", ALL_EFFECTS, CB, "all labels", ""),
 ]
 PROJECTS = {
     "few labels": ("few_labels", "few_per_class"),
