@@ -93,7 +93,7 @@ class Project:
 
     ``task_files`` are those named on the command line, beside the ones in ``paths.tasks``. ``fine_tune`` is
     None in a params.yaml from before it was a key: the pipeline then fine-tunes a teacher for each task.
-    ``taken_up`` are the scratch folders in which an earlier run had left something.
+    ``taken_up`` names what stages did not do themselves, since an earlier run or another machine had.
     """
 
     raw: dict[str, Any]
@@ -102,7 +102,7 @@ class Project:
     paths: Paths
     task_files: tuple[Path, ...] = ()
     fine_tune: tuple[str, ...] | None = None
-    taken_up: list[Path] = field(default_factory=list, compare=False)
+    taken_up: list[str] = field(default_factory=list, compare=False)
 
     @classmethod
     def load(cls, overrides: Iterable[str] = ()) -> "Project":
@@ -148,11 +148,11 @@ class Project:
         key = value_digest([*made_of, code_digest(module)])
         return f"{module.rpartition('.')[2]}-{key[:16]}"
 
-    def scratch(self, module: str, *made_of: Any) -> Path:
-        """Make a resumable folder, see ``scratch_name``."""
+    def scratch(self, module: str, *made_of: Any, goes_on: bool = True) -> Path:
+        """Make the folder ``scratch_name``; ``goes_on`` where a later run takes up what is in it."""
         folder = Path(self.paths.scratch) / self.scratch_name(module, *made_of)
-        if folder.is_dir() and any(folder.iterdir()):
-            self.taken_up.append(folder)
+        if goes_on and folder.is_dir() and any(folder.iterdir()):
+            self.taken_up.append(folder.name)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

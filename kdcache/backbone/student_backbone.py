@@ -125,7 +125,7 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
     if hasattr(model.config, "classifier_pooling"):  # of ModernBERT, for transformers' own head
         model.config.classifier_pooling = pooling
     with project.alone(target):
-        scratch = project.scratch(__name__, asdict(params), project.paths.backbone)
+        scratch = project.scratch(__name__, asdict(params), project.paths.backbone, goes_on=False)
         made = scratch / "made"
         shutil.rmtree(made, ignore_errors=True)
         save_model(model, tokenizer, made)

@@ -249,7 +249,8 @@ def _label(file: TaskFile, split: str, row: Row, indices: Mapping[str, int]) -> 
     remedy = "" if file.labels else " Or list all labels in the task file."
     raise DataError(
         f"{row.where}: {file.label} must be one of the {len(indices)} labels {origin}, "
-        f"got {shorten(value)}. {nearest(label, indices)}{remedy}"
+        f"got {shorten(label if label and isinstance(value, float) else value)}. "
+        f"{nearest(label, indices)}{remedy}"
     )
 
 

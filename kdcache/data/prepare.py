@@ -93,7 +93,7 @@ def prepare(project: Project, task_name: str) -> None:
     if "tune" not in examples and params.tune_fraction:
         examples |= cut_off(examples["train"], "tune", params.tune_fraction, params.seed)
     with project.alone(target):
-        made = project.scratch(__name__, task_name, project.paths.data)
+        made = project.scratch(__name__, task_name, project.paths.data, goes_on=False)
         shutil.rmtree(made)
         made.mkdir()
         write_task(task, made)

@@ -166,9 +166,6 @@ def pair_cautions(sides: Sequence[Side], tasks: Sequence[str], project: Project 
         sides: the arms. What is known of them lies beside their predictions, in metrics/ and curves/.
         tasks: the tasks.
         project: whose caches its own arms should have learned from; None knows of none.
-
-    Raises:
-        DataError: predictions are not those that distill wrote together with the metrics beside them.
     """
     import pandas as pd
 
@@ -181,7 +178,6 @@ def pair_cautions(sides: Sequence[Side], tasks: Sequence[str], project: Project 
         if not (path.is_file() and curves.is_file()):
             continue
         metrics = read_json(path)
-        _require_beside(side.folder_of(task) / f"{task}.parquet", metrics, path)
         if "cache" in metrics and (side.arm in TEACHERS or metrics["arms"].get(side.arm, {}).get("targets")):
             taught_by.setdefault(task, {})[side] = metrics["cache"]
         if rows := metrics["rows"].get("tune"):
@@ -201,32 +197,43 @@ def pair_cautions(sides: Sequence[Side], tasks: Sequence[str], project: Project 
     return told + [text for task, of in taught_by.items() for text in _other_caches(task, of, project)]
 
 
-def _require_beside(predictions: Path, metrics: Mapping[str, Any], path: Path) -> None:
-    wanted = metrics.get("sha256", {}).get("predictions")  # metrics did not have it before
+def require_together(side: Side, task: str) -> None:
+    """Refuse predictions that are not those that distill wrote together with the metrics beside them.
+
+    Raises:
+        DataError: they are not.
+    """
+    predictions = side.folder_of(task) / f"{task}.parquet"
+    path = predictions.parent.parent / "metrics" / f"{task}.json"
+    wanted = read_json(path).get("sha256", {}).get("predictions") if path.is_file() else None
     if wanted and file_digest(predictions) != wanted:
         raise DataError(
-            f"{predictions}: it must be the file that distill wrote together with {path}, got another. "
-            f"Run: kdcache distill --task {path.stem}"
+            f"{predictions}: it must be the file that distill wrote together with {path}, got another. Train "
+            f"the students of {task} again."
         )
 
 
 def _other_caches(task: str, taught_by: Mapping[Side, str], project: Project | None) -> list[str]:
     """Say where a task's arms learned from two caches, or from another than the project has now."""
     if len(set(taught_by.values())) > 1:
-        arms = " and ".join(map(str, taught_by))
+        arms = " and ".join(f"{side.folder_of(task).as_posix()}:{side.arm}" for side in taught_by)
         return [f"{task}: {arms} have two caches: a difference may come from the teacher, not from the arm."]
     if project is None:
         return []
+    own = {Path(paths.predictions).resolve() for paths in project.paths.lookup}
+    ours = {side.arm: digest for side, digest in taught_by.items() if side.folder_of(task).resolve() in own}
+    if not ours:
+        return []
     location = Location.parse(project.paths.cache, task)
-    own = {Path(paths.predictions) for paths in project.paths.lookup}
     try:
         now = read_manifest(location).digest
-    except CacheError:  # compare reads none
+    except (CacheError, OSError):  # what is compared lies in the predictions
         return []
     return [
-        f"{task}: {side.arm} has another cache than {location} holds now. Train its students again."
-        for side, digest in taught_by.items()
-        if digest != now and side.folder_of(task) in own
+        f"{task}: the predictions of {arm} are of another cache than {location} holds now. Train the "
+        "students again."
+        for arm, digest in ours.items()
+        if digest != now
     ]
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from kdcache.errors import DataError, ParamsError, nearest
 from kdcache.project import Project
-from kdcache.report.cautions import few_seeds, pair_cautions
+from kdcache.report.cautions import few_seeds, pair_cautions, require_together
 from kdcache.report.evaluate import evaluate as score_split
 from kdcache.stats.estimates import Estimate, effect, mean_estimate
 from kdcache.stats.two_projects import OWN_FOLDERS, Side, common_tasks, read_across
@@ -112,6 +112,8 @@ def compare(
             )
     effects: dict[str, Estimate] = {}
     for name in tasks or known:
+        for side in sides:
+            require_together(side, name)
         runs, other = read_across(*sides, name, metric)
         effects[name] = effect(runs, sides[0].arm, other)
     if len(effects) > 1:

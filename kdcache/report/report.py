@@ -53,7 +53,7 @@ def write_report(project: Project) -> Path:
     sections = build_sections(findings, commands, _shared_identities(project))
     title = f"Distilled prompts on {', '.join(project.tasks)}"
     with project.alone(target):
-        made = project.scratch(__name__, project.tasks, target.as_posix())
+        made = project.scratch(__name__, project.tasks, target.as_posix(), goes_on=False)
         shutil.rmtree(made)
         made.mkdir()
         (made / "index.html").write_text(page_html(sections, title), encoding="utf-8")

@@ -1,6 +1,7 @@
 """The stage ``distill``: cache + data + backbone → students, metrics, predictions and curves of a task."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from kdcache.project import Paths, Project, write_json
 from kdcache.students.arms import DistillParams, Name, resolve_arm
 from kdcache.students.grid import Grid
 from kdcache.students.results import (
+    PREDICTIONS,
     RESULT,
     Result,
     gather_predictions,
@@ -102,6 +104,7 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
             with in_turn(Path(project.paths.scratch), runs):
                 for result in finished:
                     name = f"{result['arm']}-{result['seed']}"
+                    os.utime(made / name / RESULT)  # an interrupted call made it before others ended
                     place(made / name, runs / name)
                 _write_together(grid, _with_earlier(grid, results, runs), runs)
                 _place_together(grid.scratch, project.paths.explored, task_name)
@@ -130,10 +133,13 @@ def _place_together(scratch: Path, paths: Paths, task_name: str) -> None:
 def _with_earlier(grid: Grid, new: Sequence[Result], runs: Path) -> list[Result]:
     """Put students of earlier calls beside the new ones; name those that are not comparable.
 
-    An arm's students were trained as the newest of them that finished.
+    An arm's students were trained as those of this call, or else as the newest that finished.
     """
     paths = sorted(runs.glob(f"[!.]*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    in_runs = {path.parent.name: read_result(path.parent) for path in paths}
+    in_runs = {
+        path.parent.name: read_result(path.parent) if path.with_name(PREDICTIONS).is_file() else None
+        for path in paths
+    }
     taught_by = grid.manifest.digest, file_digest(grid.folder / WEIGHTS)
 
     def of_now(results: Iterable[Result | None]) -> list[Result]:
@@ -141,13 +147,16 @@ def _with_earlier(grid: Grid, new: Sequence[Result], runs: Path) -> list[Result]
 
     finished, diverged = of_now(in_runs.values()), of_now(_diverged_before(grid))
     newest: dict[str, Any] = {}
-    for result in finished:
+    for result in [*(one for one in new if "diverged" not in one), *finished]:
         newest.setdefault(result["arm"], trained_as(result))
     kept: dict[Name, Result] = {}
     for result in [*new, *diverged, *finished]:
         if trained_as(result) == newest.get(result["arm"], trained_as(result)):
             kept.setdefault(_name(result), result)
-    left = [name for name, result in in_runs.items() if result is None or _name(result) not in kept]
+    left = [
+        name for name, result in in_runs.items()
+        if result is None or "diverged" in kept.get(_name(result), {"diverged": {}})
+    ]  # fmt: skip
     if left:
         print(
             f"distill: {grid.task.name}: left out of {grid.project.paths.explored.metrics}/, as they have "

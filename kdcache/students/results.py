@@ -52,13 +52,14 @@ def trained_as(result: Result) -> tuple[Any, ...]:
 
 
 def read_result(folder: Path) -> Result | None:
-    """Read what ``write_student`` wrote of a student; None where it is not there, or not readable."""
+    """Read what ``write_student`` wrote of a student; None where there is none, or not a whole one."""
     try:
         result = dict(read_json(folder / RESULT))
         result.setdefault("backbone", read_about(folder).backbone_sha256)  # older ones do not have it
     except (OSError, ValueError, TypeError, ModelError):
         return None
-    return result if {"arm", "seed", "settings"} <= result.keys() else None
+    whole = {"arm", "seed", "cache", "settings", "validation", "history"} <= result.keys()
+    return result if whole and folder.name == f"{result['arm']}-{result['seed']}" else None
 
 
 def write_student(

@@ -226,10 +226,7 @@ def _outputs(
             yield encoded.by_row(logits), encoded.by_row(features)
         return
     device = student.backbone.device
-    if frozen is not None:
-        padded = frozen.padded  # held once for all students
-    else:
-        padded = encoded if device.type == "cpu" else Padded.of(encoded, device)
+    padded = encoded if device.type == "cpu" else Padded.of(encoded, device)
     for rows in plan:
         batch = padded.batch(rows)
         if frozen is not None:

@@ -32,6 +32,7 @@ def train_grid(grid: Grid, arms: Sequence[str], seeds: Sequence[int], made: Path
     grid.check(arms, seeds)
     names = [(arm, seed) for arm in arms for seed in seeds]
     missing = [name for name in names if not grid.is_trained(made, name)]
+    grid.project.taken_up.extend(f"{arm}-{seed}" for arm, seed in names if (arm, seed) not in missing)
     steps = sum(grid.steps_of(grid.specs[arm]) for arm, _ in missing)
     title = f"{grid.task.name} students"
     with tqdm(total=steps, desc=title, unit="step", disable=not missing) as bar:

@@ -207,7 +207,7 @@ def load_rows(
     location = Location.parse(project.paths.cache, task.name)
     manifest = read_manifest(location)
     if lost := [split for split in files if split not in manifest.data]:
-        without = "Add: --set distill.unlabelled=false, or make" if "unlabelled" in lost else "Make"
+        without = "Add: --set distill.unlabelled=false, or make" if lost == ["unlabelled"] else "Make"
         raise CacheMissing(
             f"{location}: the cache must hold the splits {', '.join(files)}, got none of the rows of "
             f"{' and '.join(lost)}. {without} the cache of all rows. {manifest.rebuild}"

@@ -178,6 +178,7 @@ def _compute(project: Project, teacher: Teacher, parts: Sequence[CachePart], sto
     engine = Engine.of(project.raw)
     missing = [part for part in parts if stored.read(str(part)) is None]
     done = sum(part.rows for part in parts) - sum(part.rows for part in missing)
+    project.taken_up.extend(str(part) for part in parts if part not in missing)
     if engine.here:
         stored.require_machine(machine_kind(teacher.device))
     models = len(teacher.members) * (1 + teacher.num_folds)

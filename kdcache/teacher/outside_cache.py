@@ -58,7 +58,7 @@ def import_cache(
         identity = outside.identity(task, missing_mass)
         metrics: dict[str, dict[str, float]] = {}
         location = Location.parse(project.paths.cache, task_name)
-        made = project.scratch(__name__, identity, project.paths.cache)
+        made = project.scratch(__name__, identity, project.paths.cache, goes_on=False)
         with CacheWriter(location, made, parts=project.paths.parts) as writer:
             for split, file in files.items():
                 keys = Keys.of(batches_of(file))

@@ -56,6 +56,7 @@ def train_teacher(project: Project, task_name: str) -> None:
             )
         with training.stored.leased():
             missing = [fit for fit in training.fits if not training.is_trained(fit)]
+            project.taken_up.extend(str(fit) for fit in training.fits if fit not in missing)
             _train(from_main(missing), training, project)
             wait_for_all()
             if not is_main():

@@ -231,6 +231,7 @@ def test_interrupted_distill_goes_on_and_equals_an_uninterrupted_one(cached_proj
 
     monkeypatch.chdir(folder.parent / "whole")
     assert run(*arguments)[0] == 0
+    assert Path("timings/explore-cb.json").exists()
     for name in ("kl-0", "kl-1", "kl-2"):
         for file in sorted((folder / "runs" / "cb" / name).iterdir()):
             assert (

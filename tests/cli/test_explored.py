@@ -14,7 +14,7 @@ from conftest import fails, run
 
 from kdcache.places import in_turn
 from kdcache.project import Project, load_stage
-from kdcache.students import distill
+from kdcache.students import distill, grid
 
 COMMANDS = ("prepare", "teach --task cb", "cache --task cb", "shrink")
 HEAD_KL = "distill --task cb --arm head --arm kl"
@@ -82,9 +82,45 @@ def test_metrics_are_of_the_students_in_runs_however_often_it_is_called(built_pr
     for path, content in (("head-0/student.json", None), ("kl-1/result.json", "{")):
         path = Path("runs/cb", path)
         path.write_text(content) if content else path.unlink()
+    shutil.copytree("runs/cb/kl-0", "runs/cb/kl-0-copy")
     error = run("distill", "--task", "cb", "--arm", "ce", "--seed", "0")[2]
-    assert "kl-1" in error, "what cannot be read is left out and named"
-    assert arms_of("cb")["kl"] == ["0"]
+    told = next(line for line in error.splitlines() if "left out" in line)
+    assert told.endswith(": head-0, kl-0-copy, kl-1"), "what cannot be read, or is called otherwise"
+    assert arms_of("cb") == {"ce": ["0"], "kl": ["0"]}
+
+
+def test_students_of_this_call_are_kept_however_old_they_are(built_project, monkeypatch):
+    """A call is interrupted after it has trained them, and goes on when one of other settings has ended."""
+    built_project(*COMMANDS)
+    both = (
+        "distill",
+        "--task",
+        "cb",
+        "--arm",
+        "kl",
+        "--arm",
+        "ce",
+        "--seed",
+        "0",
+        "--set",
+        "distill.workers=1",
+    )
+    write = grid.write_student
+
+    def stop_at_ce(student_run, *arguments):
+        if student_run.spec.name == "ce":
+            raise KeyboardInterrupt
+        write(student_run, *arguments)
+
+    monkeypatch.setattr(grid, "write_student", stop_at_ce)
+    assert run(*both)[0] == 130
+    monkeypatch.setattr(grid, "write_student", write)
+    assert run("distill", "--task", "cb", "--arm", "kl", "--seed", "7", "--set", "distill.lr=0.3")[0] == 0
+    code, _, error = run(*both)
+    assert (code, "kl-7" in error) == (0, True)
+    assert arms_of("cb") == {"ce": ["0"], "kl": ["0"]}
+    times = {path.parent.name: path.stat().st_mtime for path in Path("runs/cb").glob("kl-*/result.json")}
+    assert times["kl-0"] > times["kl-7"], "for others too they are the newest"
 
 
 def test_a_backbone_of_its_own_is_one_more_setting(built_project):
@@ -162,15 +198,18 @@ def test_compare_says_where_the_caches_are_not_one(built_project):
     code, out, _ = run("compare", "kl", "head")
     assert code == 0
     told = [line for line in out.splitlines() if "another cache" in line]
-    assert [re.findall("kl|head", line) for line in told] == [["kl"]], "head learns from no teacher"
-    assert any(
-        "teacher has another cache" in line for line in run("compare", "kl", "teacher")[1].splitlines()
-    )
+    assert [re.findall("of (kl|head) are", line) for line in told] == [["kl"]], "head learns from no teacher"
+    told = [line for line in run("compare", "kl", "teacher")[1].splitlines() if "another cache" in line]
+    assert [re.findall("of (kl|teacher) are", line) for line in told] == [["kl"], ["teacher"]]
+    assert "another cache" in run("compare", str(Path("runs").resolve()) + ":kl", "head")[1]
     assert run("distill", "--task", "cb", "--arm", "kl")[0] == 0
     assert "another cache" not in run("compare", "kl", "teacher")[1]
     told = [line for line in run("compare", "before/runs:kl", "kl")[1].splitlines() if "two caches" in line]
     assert len(told) == 1
-    assert {"cb:", "before/runs/predictions:kl", "predictions:kl"} < set(told[0].split())
+    assert {"cb:", "before/runs/predictions:kl", "runs/predictions:kl"} < set(told[0].split())
+    Path("cache/cb/manifest.json").write_text("{")
+    code, _, error = run("compare", "kl", "teacher")
+    assert (code, error) == (0, ""), "it reads no cache"
 
 
 def test_compare_refuses_predictions_that_are_not_those_of_the_metrics(built_project):
@@ -180,7 +219,7 @@ def test_compare_refuses_predictions_that_are_not_those_of_the_metrics(built_pro
     rows[rows["seed"] == 0].to_parquet(path)
     error = fails("compare", "kl", "head")
     assert path.as_posix() in error
-    assert "Run: kdcache distill --task cb" in error
+    assert "cb again" in error
 
 
 def test_errors_name_what_helps(built_project):

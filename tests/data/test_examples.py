@@ -213,10 +213,10 @@ def test_null_of_parquet_is_no_value(own, tmp_path: Path, column):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=rf"rows.parquet row 2: {column} must be .*, got None\."):
         own(TASK_FILE.replace("train.csv", "rows.parquet"))
-    floats = pa.table({"text": ["x", "y"], "label": [0.0, float("nan")]})
-    pq.write_table(floats, tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match=r"row 1: label must be a label \(text, .*, got 0.0\."):
-        own(TASK_FILE.replace("train.csv", "rows.parquet"))
+    for labels, row, told in (([0.0, float("nan")], 2, "nan"), ([0.5, 1.0], 1, "0.5")):
+        pq.write_table(pa.table({"text": ["x", "y"], "label": labels}), tmp_path / "rows.parquet")
+        with pytest.raises(DataError, match=rf"row {row}: label must be a label \(text, .*, got {told}\."):
+            own(TASK_FILE.replace("train.csv", "rows.parquet"))
 
 
 def test_choices_are_second_texts_and_the_label_says_which_is_right(own):

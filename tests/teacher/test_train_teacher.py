@@ -101,6 +101,7 @@ def test_interrupted_teacher_goes_on_and_equals_an_uninterrupted_one(built_proje
     assert len(ran) == 5  # of nine steps the checkpoint held four; a finished member is not trained again
     monkeypatch.chdir(folder.parent / "whole")
     run("teach", "--task", "cb")
+    assert Path("timings/train_teacher-cb.json").exists()
     one, other = (content(folder.parent / name / TEACHER) for name in ("interrupted", "whole"))
     assert one == other
 
