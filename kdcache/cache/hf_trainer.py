@@ -21,8 +21,8 @@ def join(dataset: Any, cache: CachedSplit, id_column: str = "example_id", featur
 
     Args:
         dataset: any subset of the cache's examples, in any order. If it has a column
-            ``content_hash``, each text must be the one that the teacher read. If it has a column ``label`` of
-            whole numbers, they must be those of the cache: each logit is of the label with its index.
+            ``content_hash``, each text must be the one that the teacher read. If it has a column ``labels``
+            or ``label`` of whole numbers, they must be those of the cache, since logits are in their order.
         cache: from ``load_cache``.
         id_column: name of the column of ids.
         features: add ``teacher_features`` too.
@@ -41,8 +41,8 @@ def join(dataset: Any, cache: CachedSplit, id_column: str = "example_id", featur
         )
     hashes = list(dataset["content_hash"]) if "content_hash" in dataset.column_names else None
     rows = cache.align([str(i) for i in dataset[id_column]], hashes)
-    if "label" in dataset.column_names:
-        _require_labels(rows, dataset["label"], cache)
+    if column := next((name for name in ("labels", "label") if name in dataset.column_names), None):
+        _require_labels(rows, dataset.with_format(None)[column], cache)
     dataset = dataset.add_column("teacher_logits", list(rows.logits))
     if not features:
         return dataset
@@ -53,7 +53,9 @@ def join(dataset: Any, cache: CachedSplit, id_column: str = "example_id", featur
 
 def _require_labels(rows: CacheRows, labels: Sequence[Any], cache: CachedSplit) -> None:
     """Refuse whole numbers that are not the labels of the cached rows; −1 is none."""
-    given = np.array([one if isinstance(one, (int, np.integer)) else -1 for one in labels])
+    given = np.array(
+        [int(one) if isinstance(one, (int, float)) and one == one // 1 else -1 for one in labels]
+    )
     other = (given >= 0) & (rows.label >= 0) & (given != rows.label)
     if other.any():
         names = ", ".join(f"{k} {name}" for k, name in enumerate(cache.manifest.identity["labels"]))

@@ -1,9 +1,10 @@
 """Arrays of an .npz file, read and written a few rows at a time."""
 
+import contextlib
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,19 +38,22 @@ class _Array:
         return np.frombuffer(content, self.dtype).reshape(count, *self.shape)
 
 
-def read_npz(path: Path, wanted: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
+def read_npz(
+    path: Path, wanted: Callable[[str], bool], optional: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file's arrays, by the names of the arrays.
 
     Args:
         path: the file.
         wanted: tells by its name whether an array is read.
+        optional: names of arrays that are left out where they are no numbers, one per row.
 
     Raises:
         DataError: it is no such file, its arrays differ in length, or one claims more than there is.
     """
     try:
         with path.open("rb") as stream, zipfile.ZipFile(stream) as file:
-            arrays = _open_arrays(path, file, wanted)
+            arrays = _open_arrays(path, file, wanted, optional)
             total = next(iter(arrays.values())).rows
             for start in range(0, total, ROWS):
                 parts = {name: array.read(min(ROWS, total - start)) for name, array in arrays.items()}
@@ -59,11 +63,19 @@ def read_npz(path: Path, wanted: Callable[[str], bool]) -> Iterator[dict[str, An
         raise DataError(f"{path}: the arrays cannot be read: {reason_of(error)}.") from None
 
 
-def _open_arrays(path: Path, file: zipfile.ZipFile, wanted: Callable[[str], bool]) -> dict[str, _Array]:
+def _open_arrays(
+    path: Path, file: zipfile.ZipFile, wanted: Callable[[str], bool], optional: Collection[str]
+) -> dict[str, _Array]:
     entries = [(info.filename.removesuffix(".npy"), info) for info in file.infolist()]
     if twice := repeated(name for name, _ in entries):
         raise DataError(f"{path}: the arrays must have different names, got {twice[0]!r} twice.")
-    arrays = {name: _open_array(file, info) for name, info in entries if wanted(name)}
+    read = {name: info for name, info in entries if wanted(name)}
+    arrays = {name: _open_array(file, info) for name, info in read.items() if name not in optional}
+    for name in optional:
+        with contextlib.suppress(ValueError):
+            array = _open_array(file, read[name]) if name in read else None
+            if array and not array.shape and array.dtype.kind in "iuf":
+                arrays |= {name: array} if all(array.rows == other.rows for other in arrays.values()) else {}
     lengths = {name: array.rows if array.rows >= 0 else None for name, array in arrays.items()}
     if len(set(lengths.values())) != 1 or None in lengths.values():
         shown = ", ".join(f"{name} {length}" for name, length in lengths.items())

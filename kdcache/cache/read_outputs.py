@@ -38,8 +38,9 @@ class Outputs:
         values: float64 array of shape (rows, num_labels), NaN for a label without a number.
         features: float32 array of shape (rows, dim); dim is 0 if the file has no features.
         content_hash: of each row, if the file has them.
-        label: int64 array of shape (rows,): the index in a column ``label``, which tells whether numbers
-            without names are in the order of the labels; −1 where there is none, or the numbers have names.
+        label: int64 array of shape (rows,): the index in a column ``label``, which tells whether numbers that
+            are not named by label are in the order of the labels; −1 where there is none, where the numbers
+            are named, and where labels are numbers themselves.
     """
 
     example_id: list[str]
@@ -114,6 +115,7 @@ class _Reader:
         self.kind, self.dim = "", -1
         self.read = self.hashed = 0
         self.found: dict[tuple[str, ...], tuple[str, dict[str, int]]] = {}
+        self.has_index = id_column != "label" and not any(map(_is_number, labels))
 
     def add(self, row: Row) -> None:
         if row.values.get(self.id_column) in (None, ""):
@@ -201,8 +203,14 @@ class _Reader:
         index: dict[Any, int]
         given = row.values[kind] if not flat else {c: row.values[c] for c in flat}
         if isinstance(given, list) and given and all(isinstance(one, tuple) for one in given):
-            given = dict(given)  # a map of Arrow
-        self.label.append(-1 if flat or isinstance(given, dict) else self._index(row.values.get("label")))
+            if twice := repeated(str(name) for name, _ in given):  # a map of Arrow
+                raise DataError(
+                    f"{row.where}: {kind} must have each name once, got twice {name_some(twice)}."
+                )
+            given = {str(name): number for name, number in given}
+        by_label = any(name.partition("_")[2] in self.labels for name in flat)
+        by_label = by_label or (isinstance(given, dict) and any(name in self.labels for name in given))
+        self.label.append(-1 if by_label or not self.has_index else self._index(row.values.get("label")))
         if flat:
             index = flat
         elif isinstance(given, dict):
@@ -224,9 +232,8 @@ class _Reader:
 
     def _index(self, label: Any) -> int:
         """Return a label that is an index, or −1."""
-        if not isinstance(label, (int, np.integer)) or isinstance(label, bool):
-            return -1
-        return int(label) if 0 <= label < len(self.labels) else -1
+        numeric = isinstance(label, (int, float, np.integer, np.floating)) and not isinstance(label, bool)
+        return int(label) if numeric and label in range(len(self.labels)) else -1
 
     def _add_features(self, row: Row) -> None:
         given = row.values.get("features")
@@ -262,7 +269,8 @@ def _is_number(name: str) -> bool:
 
 
 def _npz_rows(path: Path, id_column: str) -> Iterator[Row]:
-    for number, values in enumerate(read_npz(path, lambda name: _is_read(name, id_column)), start=1):
+    rows = read_npz(path, lambda name: _is_read(name, id_column), optional=("label",))
+    for number, values in enumerate(rows, start=1):
         yield Row(f"{path} row {number}", values)
 
 

@@ -223,10 +223,15 @@ def _arriving(location: Location) -> Iterator[Location]:
 
 @contextlib.contextmanager
 def _whole(location: Location, name: str) -> Iterator[Any]:
-    """Open a new file that gets its name when all of it is there; object stores do so by themselves."""
+    """Open a new file that is there as a whole or not at all."""
     if location.folder is None:
-        with location.create(name) as target:
-            yield target
+        try:
+            with location.create(name) as target:
+                yield target
+        except BaseException:  # closing the stream put there what had come
+            with contextlib.suppress(OSError):
+                location.remove(name)
+            raise
         return
     path = location.folder / name
     part = path.with_name(f".{path.name}.part")  # hidden, so that the next push does not take it for a file

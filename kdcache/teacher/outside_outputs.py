@@ -96,7 +96,7 @@ class OutsideTeachers:
         return {**of, **several, "source_sha256": value_digest(several)}
 
     def require_rows(self, split: str, data: Batches, keys: Keys, rows: np.ndarray) -> None:
-        """Refuse a split of which a file lacks rows, or has other texts or labels.
+        """Refuse a split of which a file lacks rows, or has other texts, or labels in another order.
 
         Raises:
             DataError: names the file and some rows.
@@ -107,12 +107,11 @@ class OutsideTeachers:
                     f"{teacher.path}: every row of {split} must be in the file, got none for "
                     f"{name_chosen(data, missing)}."
                 )
-            given = teacher.keys.labels[row]
-            if (other := (given >= 0) & (keys.labels >= 0) & (given != keys.labels)).any():
+            if split == "train" and (turned := _other_order(teacher.keys.labels[row], keys.labels)):
                 raise DataError(
-                    f"{teacher.path}: its column label must hold the labels of {split} by index, since its "
-                    f"numbers have no names, got others for {name_chosen(data, other)}. The task may list "
-                    "its labels in another order now. Name the numbers by their labels, or export as .csv."
+                    f"{teacher.path}: its numbers are not named by label, and by its column label the labels "
+                    f"were in another order when it was written: {turned}. Name the numbers by their labels, "
+                    "or export the cache as .csv."
                 )
             changed = teacher.keys.texts[row] != keys.texts
             if teacher.hashed and changed.any():
@@ -120,6 +119,23 @@ class OutsideTeachers:
                     f"{teacher.path}: the texts must be those of the prepared data, got another content_hash "
                     f"for {name_chosen(data, changed)}."
                 )
+
+
+def _other_order(given: np.ndarray, labels: np.ndarray) -> str:
+    """Say which label of a file is which of the data, where one order of labels became another; else "".
+
+    Other differences, such as labels that were corrected or predicted, tell nothing of the order.
+
+    Args:
+        given: indices in the file, −1 where there is none.
+        labels: those of the data, −1 where there is none.
+    """
+    both = (given >= 0) & (labels >= 0)
+    pairs = np.unique(np.stack([given[both], labels[both]]), axis=1)
+    one_to_one = all(len(np.unique(side)) == len(side) for side in pairs)
+    if not one_to_one or (pairs[0] == pairs[1]).all():
+        return ""
+    return name_some([f"{old} is now {new}" for old, new in pairs.T.tolist()])
 
 
 @contextlib.contextmanager

@@ -61,6 +61,10 @@ def test_join_refuses_what_does_not_belong(cache):
         kdcache.join(Dataset.from_dict(ids | {"label": [1, 1, 0]}), cache)
     for labels in ([0, 1, 1], [-1, 1, 0], ["x", "y", "z"]):
         assert len(kdcache.join(Dataset.from_dict(ids | {"label": labels}), cache)) == 3
+    for column, labels in (("labels", [1, 0, 0]), ("label", [1.0, 0.0, 0.0])):
+        dataset = Dataset.from_dict(ids | {column: labels}).with_format("torch", [column], True)
+        with pytest.raises(CacheStale, match="got others for a, b"):
+            kdcache.join(dataset, cache)
 
 
 def test_collator_pads_inputs_stacks_targets_and_leaves_the_rest_out(tiny_model: Path):

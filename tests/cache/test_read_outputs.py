@@ -245,6 +245,29 @@ def test_a_map_of_arrow_names_its_numbers(tmp_path: Path):
     numbers = pa.array([[("yes", 2.0), ("no", 1.0)]], pa.map_(pa.string(), pa.float64()))
     pq.write_table(pa.table({"example_id": ["a"], "logits": numbers}), tmp_path / "x.parquet")
     assert read_outputs(tmp_path / "x.parquet", ("no", "yes")).values.tolist() == [[1, 2]]
+    for pairs, key, told in (
+        ([("yes", 2.0), ("yes", 1.0)], pa.string(), "twice yes"),
+        ([(7, 2.0)], pa.int32(), "7"),
+    ):
+        numbers = pa.array([pairs], pa.map_(key, pa.float64()))
+        pq.write_table(pa.table({"example_id": ["a"], "logits": numbers}), tmp_path / "x.parquet")
+        with pytest.raises(DataError, match=told):
+            read_outputs(tmp_path / "x.parquet", ("no", "yes"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "index"),
+    [
+        (("no", "yes"), np.array([1, 0]), [1, 0]),
+        (("no", "yes"), np.array([1.0, np.nan]), [1, -1]),
+        (("no", "yes"), np.array(["no", "yes"], object), [-1, -1]),
+        (("no", "yes"), np.arange(3), [-1, -1]),
+        (("1", "2"), np.array([1, 1]), [-1, -1]),  # an index or a name
+    ],
+)
+def test_a_label_is_an_index_where_it_can_be_nothing_else(tmp_path: Path, labels, given, index):
+    np.savez(tmp_path / "x.npz", example_id=np.array(["a", "b"]), logits=np.eye(2), label=given)
+    assert read_outputs(tmp_path / "x.npz", labels).label.tolist() == index
 
 
 def test_complex_numbers_are_no_numbers(tmp_path: Path):

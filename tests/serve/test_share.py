@@ -163,7 +163,7 @@ def test_a_pull_verifies_what_lies_there_already(memory: str, tmp_path: Path):
     assert "stray.parquet" in fails("pull", f"{memory}/cache", str(local))
 
 
-def test_a_push_that_stopped_in_a_folder_with_a_card_goes_on(tmp_path: Path, students: Path, monkeypatch):
+def test_a_push_that_stopped_within_a_file_goes_on(memory: str, tmp_path: Path, monkeypatch):
     write(tmp_path / "cache/wic", tmp_path)
     there = tmp_path / "there"
     there.mkdir()
@@ -177,7 +177,9 @@ def test_a_push_that_stopped_in_a_folder_with_a_card_goes_on(tmp_path: Path, stu
     monkeypatch.setattr(shutil, "copyfileobj", stop)
     assert "no space left" in fails("push", str(tmp_path / "cache/wic"), str(there))
     assert [path.name for path in there.iterdir()] == ["README.md"]
+    assert "no space left" in fails("push", str(tmp_path / "cache/wic"), f"{memory}/cache")
     monkeypatch.setattr(shutil, "copyfileobj", copy)
+    kdcache.push(tmp_path / "cache/wic", f"{memory}/cache")
     kdcache.push(tmp_path / "cache/wic", there)
     assert (there / "README.md").read_text() == "my card"
     assert len(kdcache.load_cache(there, "train")) == 10

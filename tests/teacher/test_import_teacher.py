@@ -108,17 +108,12 @@ def test_outputs_that_lack_a_split_students_need_are_named_with_what_to_do(two):
     assert "import" in error
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".npz", ".csv"])
-def test_numbers_without_names_need_the_order_of_the_labels(two, suffix):
-    """The task lists its labels in another order now: names say which is which, else it is refused."""
-    assert run("import", "outside/cb/llm.jsonl", "--task", "cb")[0] == 0
-    assert run("export", f"all{suffix}", "--task", "cb")[0] == 0
-    before = load_cache(CACHE, "train").rows.logits
-    turned = {name: (k + 1) % 3 for k, name in enumerate(LABELS)}
+def turn_labels() -> tuple[list[str], list[str]]:
+    """List the labels of the prepared cb in another order; return the old and the new one."""
     path = Path("data/cb/task.json")
     task = json.loads(path.read_text())
     old = task["labels"]
-    task["labels"] = sorted(old, key=lambda name: turned[name])
+    task["labels"] = [*old[1:], old[0]]
     path.write_text(json.dumps(task))
     seal(path)
     for split in ("train", "tune", "validation"):
@@ -128,14 +123,46 @@ def test_numbers_without_names_need_the_order_of_the_labels(two, suffix):
         field = table.schema.field("label")
         pq.write_table(table.set_column(table.column_names.index("label"), field, [labels]), file)
         seal(file)
+    return old, task["labels"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".npz", ".csv"])
+def test_numbers_without_names_need_the_order_of_the_labels(two, suffix):
+    """The task lists its labels in another order now: names say which is which, else it is refused."""
+    assert run("import", "outside/cb/llm.jsonl", "--task", "cb")[0] == 0
+    assert run("export", f"all{suffix}", "--task", "cb")[0] == 0
+    before = load_cache(CACHE, "train").rows.logits
+    old, new = turn_labels()
     if suffix != ".csv":
-        error = fails("import", f"all{suffix}", "--task", "cb")
-        assert "label" in error
-        assert ".csv" in error
+        assert "0 is now 2" in fails("import", f"all{suffix}", "--task", "cb")
         return
     assert run("import", f"all{suffix}", "--task", "cb")[0] == 0
     after = load_cache(CACHE, "train").rows.logits
-    assert np.array_equal(after, before[:, [old.index(name) for name in task["labels"]]])
+    assert np.array_equal(after, before[:, [old.index(name) for name in new]])
+
+
+@pytest.mark.parametrize("form", ["list", "by index", "floats", "one corrected", "predicted"])
+def test_a_column_label_tells_of_another_order_and_of_nothing_else(two, form):
+    lines = [json.loads(line) for line in Path("outside/cb/llm.jsonl").read_text().splitlines()]
+    truth: dict[str, int] = {}
+    for split in ("tune", "validation", "train"):
+        table = pq.read_table(f"data/cb/{split}.parquet")
+        truth |= dict(zip(table["example_id"].to_pylist(), table["label"].to_pylist(), strict=True))
+    of_train = table["example_id"][0].as_py()
+    rows = []
+    for line in lines:
+        values, label = [line[f"probability_{name}"] for name in LABELS], truth[line["example_id"]]
+        if form == "one corrected" and line["example_id"] == of_train:
+            label = (label + 1) % 3
+        told = {"floats": float(label), "predicted": int(np.argmax(values))}.get(form, label)
+        named = {f"probability_{k}": v for k, v in enumerate(values)}
+        numbers = named if form == "by index" else {"probabilities": values}
+        rows.append({"example_id": line["example_id"], "label": told} | numbers)
+    Path("some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("import", "some.jsonl", "--task", "cb")[0] == 0
+    turn_labels()
+    if form in ("list", "by index", "floats"):
+        assert "is now" in fails("import", "some.jsonl", "--task", "cb")
 
 
 def test_files_of_other_formats_beside_teachers_are_named(two):
