@@ -97,7 +97,7 @@ def compare(
         of rows.
 
     Raises:
-        ParamsError: the arms are the same.
+        ParamsError: the arms are the same, or one has no name.
         DataError: predictions are missing, of other rows, or not those of the metrics beside them.
     """
     folders = [Path(paths.predictions) for paths in project.paths.lookup] if project else OWN_FOLDERS

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.parquet as pq
 
-from kdcache.errors import DataError, nearest
+from kdcache.errors import DataError, ParamsError, nearest
 from kdcache.project import ALL_ROWS, CACHED
 from kdcache.stats.runs import Runs, read_runs
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-OWN_FOLDERS = (Path("predictions"), Path("runs/predictions"))  # where there is no project
+OWN_FOLDERS = (Path("predictions"), Path("runs/predictions"))  # of a project whose paths are not known
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,31 @@ class Side:
     def parse(cls, text: str, folders: Sequence[Path] = OWN_FOLDERS) -> "Side":
         """Parse ``FOLDER:ARM``, or ``ARM`` for an arm of this project.
 
-        FOLDER holds predictions, or holds a folder ``predictions``, as a project and its ``runs`` do.
+        FOLDER is a project, where the pipeline's predictions come before those in ``runs``; or its ``runs``; or
+        a folder of predictions.
 
         Args:
             text: what to parse.
             folders: of this project.
 
-        >>> Side.parse("studies/powered/predictions:kl@more").arm
+        Raises:
+            ParamsError: no arm is named.
+            DataError: there is no such folder.
+
+        >>> Side.parse(".:kl@more").arm
         'kl@more'
         >>> Side.parse("kl").folders[0].name
         'predictions'
         """
         folder, _, arm = text.rpartition(":")
+        if not arm:
+            raise ParamsError(f"{text!r}: it must be ARM or FOLDER:ARM, got no arm. Name one.")
         if not folder:
             return cls(tuple(folders), arm)
-        inside = Path(folder, "predictions")
-        return cls((inside if inside.is_dir() else Path(folder),), arm)
+        if not Path(folder).is_dir():
+            raise DataError(f"{folder}: There is no such folder. Name a project, or a folder of predictions.")
+        inside = [Path(folder, own) for own in OWN_FOLDERS]
+        return cls(tuple(path for path in inside if path.is_dir()) or (Path(folder),), arm)
 
     def __str__(self) -> str:
         """The arm with the folder that is looked at first."""

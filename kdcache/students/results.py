@@ -55,7 +55,8 @@ def read_result(folder: Path) -> Result | None:
     """Read what ``write_student`` wrote of a student; None where there is none, or not a whole one."""
     try:
         result = dict(read_json(folder / RESULT))
-        result.setdefault("backbone", read_about(folder).backbone_sha256)  # older ones do not have it
+        # Results of older versions have no backbone; a folder without student.json holds no student.
+        result.setdefault("backbone", read_about(folder).backbone_sha256)
     except (OSError, ValueError, TypeError, ModelError):
         return None
     whole = {"arm", "seed", "cache", "settings", "validation", "history"} <= result.keys()

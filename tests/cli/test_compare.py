@@ -88,12 +88,15 @@ def test_what_cannot_be_compared_is_told_in_one_line(studies):
     assert re.search(r"two: .*cola.*'kll'.* kl\b", fails("compare", "two:kll", "one:ce"))
     assert re.search(r"--task rt: .* rte\b", fails("compare", "two:kl", "one:ce", "--task", "rt"))
     assert "no common task: none and cola, rte" in fails("compare", "kl", "one:ce")
+    assert fails("compare", "tow:kl", "one:ce").startswith("tow: There is no such folder")
+    assert "got no arm" in fails("compare", "two:", "one:ce")
     other = studies["two", "rte"].copy()
     other.loc[other["example_id"] == "rte-3", "label"] ^= 1
     other.to_parquet("two/rte.parquet")
     assert "different labels on 1 rows" in fails("compare", "two:kl", "one:kl")
     studies["two", "rte"].query("example_id != 'rte-3'").to_parquet("two/rte.parquet")
     assert "must predict the same examples" in fails("compare", "two:kl", "one:kl")
+    Path("predictions").mkdir()
     assert "Both arms are predictions:kl." in fails("compare", "kl", "predictions:kl")
 
 

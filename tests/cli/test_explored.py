@@ -17,6 +17,7 @@ from kdcache.project import Project, load_stage
 from kdcache.students import distill, grid
 
 COMMANDS = ("prepare", "teach --task cb", "cache --task cb", "shrink")
+ONE_WORKER = ("--set", "distill.workers=1")
 HEAD_KL = "distill --task cb --arm head --arm kl"
 
 
@@ -41,7 +42,7 @@ def test_students_in_runs_are_reported_compared_and_used(built_project):
     last = printed.getvalue().splitlines()
     assert last[-1] == "page: runs/reports/index.html", "what dvc repro ends with"
     assert any(line.startswith("| kl |") for line in last)
-    for pair in (("kl", "head"), ("kl", "teacher"), ("runs:kl", "runs:head")):
+    for pair in (("kl", "head"), ("kl", "teacher"), ("runs:kl", "runs:head"), (".:kl", "head")):
         code, out, error = run("compare", *pair)
         assert (code, error) == (0, "")
         assert "distill.seeds" in out.splitlines()[0], "two seeds cannot tell"
@@ -92,19 +93,7 @@ def test_metrics_are_of_the_students_in_runs_however_often_it_is_called(built_pr
 def test_students_of_this_call_are_kept_however_old_they_are(built_project, monkeypatch):
     """A call is interrupted after it has trained them, and goes on when one of other settings has ended."""
     built_project(*COMMANDS)
-    both = (
-        "distill",
-        "--task",
-        "cb",
-        "--arm",
-        "kl",
-        "--arm",
-        "ce",
-        "--seed",
-        "0",
-        "--set",
-        "distill.workers=1",
-    )
+    both = ("distill", "--task", "cb", "--arm", "kl", "--arm", "ce", "--seed", "0", *ONE_WORKER)
     write = grid.write_student
 
     def stop_at_ce(student_run, *arguments):
