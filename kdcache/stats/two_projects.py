@@ -35,8 +35,8 @@ class Side:
     def parse(cls, text: str, folders: Sequence[Path] = OWN_FOLDERS) -> "Side":
         """Parse ``FOLDER:ARM``, or ``ARM`` for an arm of this project.
 
-        FOLDER is a project, where the pipeline's predictions come before those in ``runs``; or its ``runs``; or
-        a folder of predictions.
+        FOLDER is a project, where the pipeline's predictions come before those in ``runs``, or its ``runs``,
+        or a folder of predictions.
 
         Args:
             text: what to parse.
