@@ -10,7 +10,7 @@ from scipy.stats import chi2
 
 ECE_BINS = 15  # as Guo et al. (2017)
 PASSING = 2**20  # numbers held in float64 at a time
-TEMPERATURES = (1e-3, 1e3)  # the range of the search
+TEMPERATURES = (1e-3, 1e3)  # the range of the search, in mean ranges of a row's logits
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,13 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> Temperature | Non
     if not len(rows):
         return None
     parts = list(chunks(len(rows), logits.shape[1]))
-    all_right, told = True, 0.0
+    all_right, told, ranges = True, 0.0, 0.0
     for part in parts:
         some = np.asarray(logits[rows[part]], np.float64)
         given = some[np.arange(len(some)), labels[rows[part]]]
         all_right &= bool((given >= some.max(axis=1)).all())
         told += float((given - some.mean(axis=1)).sum())
+        ranges += float(np.ptp(some, axis=1).sum())
     if all_right or told <= 0:
         return None
 
@@ -126,7 +127,7 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> Temperature | Non
             total -= float(log_p[np.arange(len(log_p)), labels[rows[part]]].sum())
         return total / len(rows)
 
-    bottom, top = np.log(TEMPERATURES)
+    bottom, top = np.log(TEMPERATURES) + np.log(ranges / len(rows))
     best = minimize_scalar(nll, bounds=(bottom, top), method="bounded", options={"xatol": 1e-6})
     worse = chi2.ppf(0.95, 1) / 2 / len(rows)
 

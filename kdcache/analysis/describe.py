@@ -45,7 +45,11 @@ def describe_analysis(analysis: CacheAnalysis) -> str:
     warnings = [_little_entropy(analysis) or _memory(analysis), _majority(analysis), _probes(analysis)]
     warnings += [_stale_probe(analysis), _fold_cost(analysis)]
     warnings += [_lost_classes(analysis), _failed_fold(analysis), _calibration(analysis)]
-    found = [sentence for sentence in warnings if sentence] or ["No problem was found with these targets."]
+    found = [sentence for sentence in warnings if sentence]
+    if not found and any(
+        analysis.splits[name].labels for name in ("train", "tune") if name in analysis.splits
+    ):
+        found = ["No problem was found with these targets."]
     return " ".join(filter(None, [_summary(analysis), *found, _noise(analysis)]))
 
 

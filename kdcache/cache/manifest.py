@@ -132,8 +132,11 @@ class Manifest:
 
     @property
     def teacher_digest(self) -> str:
-        """sha256 of the teacher's weights, or of the file it was imported from."""
-        return self.identity.get("weights_sha256") or self.identity.get("source_sha256", "")
+        """sha256 of the teacher's weights, or of the file it was imported from and what was changed in it."""
+        source = self.identity.get("source_sha256", "")
+        if (changed := self.identity.get("missing_mass", "refuse")) != "refuse":
+            source = value_digest([source, changed])
+        return self.identity.get("weights_sha256") or source
 
     @property
     def rebuild(self) -> str:
@@ -169,9 +172,13 @@ def read_manifest(location: Location | Path | str) -> Manifest:
     """
     location = Location.parse(location)
     path = f"{location}/{MANIFEST}"
-    remedy = f"Run: kdcache cache --task {location.name}"
+    command = f"kdcache cache --task {location.name}"
+    remedy = f"Run: {command}"
     if not location.exists(MANIFEST):
-        raise CacheMissing(f"{location}: the cache must hold {MANIFEST}, got none there. {remedy}")
+        raise CacheMissing(
+            f"{location}: the cache must hold {MANIFEST}, got none there. Name another cache, or run: "
+            f"{command}"
+        )
     if (size := location.size(MANIFEST)) > MAX_BYTES:
         raise CacheCorrupt(f"{path}: it must have at most {MAX_BYTES} bytes, got {size}. {remedy}")
     found = location.read(MANIFEST)

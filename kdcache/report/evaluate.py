@@ -70,10 +70,21 @@ def evaluate(project: Project, task_name: str, split: str, arms: Sequence[str]) 
     require_task(project, task_name)
     data = Path(project.paths.data) / task_name
     task, table = open_prepared(project, task_name, split)
+    labelled = table["label"].to_numpy() >= 0
+    if not labelled.any():
+        raise DataError(
+            f"{data}: {split} must have labels to score it, got 0 labelled rows. Name another split."
+        )
     location = Location.parse(project.paths.cache, task_name)
     manifest = read_manifest(location)
     _require_rows(project, task_name, manifest)
     folders = {arm: _of_one_arm(project, task_name, arm, manifest) for arm in dict.fromkeys(arms)}
+    if split in LEARNED_FROM:
+        print(
+            f"evaluate: teachers and students were trained on {split} or chosen by it, so they score higher "
+            "there than on new rows.",
+            file=sys.stderr,
+        )
     strangers = {arm for arm, of in folders.items() if _by_another(of.values(), manifest)}
     if strangers:
         print(
@@ -98,11 +109,6 @@ def evaluate(project: Project, task_name: str, split: str, arms: Sequence[str]) 
             over = looks[number]["over_teacher"]  # older versions compared every arm with the teacher
             looks[number]["over_teacher"] = {arm: one for arm, one in over.items() if arm not in strangers}
             return Evaluation(path, looks, number + 1, again=True)
-        labelled = table["label"].to_numpy() >= 0
-        if not labelled.any():
-            raise DataError(
-                f"{data}: {split} must have labels to score it, got 0 labelled rows. Name another split."
-            )
         rows = prepared_rows(table, task, split)
         logits = {
             arm: {s: logits_of(project, task, rows, f) for s, f in of.items()} for arm, of in folders.items()

@@ -23,7 +23,7 @@ from kdcache.project import TEACHERS, Project, require, require_task, require_tu
 from kdcache.spread import Engine
 from kdcache.store.parts import Parts
 from kdcache.students.arms import ArmSpec, DistillParams, Name, resolve_arm
-from kdcache.students.backbone_check import check_backbone
+from kdcache.students.dry_run import check_backbone
 from kdcache.students.loop import restore_runs, train_students
 from kdcache.students.memory import in_what_fits, students_that_fit
 from kdcache.students.methods import METHODS, late_layers_on, method_on

@@ -7,9 +7,10 @@ import torch
 
 from kdcache.encoder.adapters import Trained
 from kdcache.encoder.architectures import check_positions
-from kdcache.encoder.batching import Encoded, check_ids
+from kdcache.encoder.batching import Encoded
+from kdcache.encoder.dry_run import read_longest
 from kdcache.encoder.forward import extract
-from kdcache.errors import KdcacheError, ModelError, reason_of
+from kdcache.errors import ModelError
 
 
 def check_model(
@@ -29,26 +30,15 @@ def check_model(
     Raises:
         ModelError: token ids or positions run out, the pass fails, or it gives other shapes.
     """
-    some = {
-        split: encoded.take([int(encoded.lengths.argmax()), int(encoded.lengths.argmin())])
-        for split, encoded in rows.items()
-        if len(encoded)
-    }
-    longest = max(int(encoded.lengths.max()) for encoded in some.values())
+    longest = max(int(encoded.lengths.max()) for encoded in rows.values() if len(encoded))
     check_positions(model.config, longest, num_virtual_tokens, name, "train_teacher")
-    for split, encoded in rows.items():
-        check_ids(model.config, encoded, split, name)
-    for split, encoded in some.items():
-        try:
-            logits, features = extract(model, encoded, num_outputs, len(encoded), torch.device("cpu"))
-        except KdcacheError:
-            raise
-        except Exception as error:  # of whatever code the model runs
-            raise ModelError(
-                f"{name}: it must read the longest row of {split}, {encoded.lengths.max()} tokens, got: "
-                f"{reason_of(error)}. Choose another train_teacher.model, or lower train_teacher.max_length."
-            ) from error
-        wanted = (len(encoded), num_outputs * encoded.num_choices)
+
+    def read(two: Encoded) -> tuple[np.ndarray, np.ndarray]:
+        return extract(model, two, num_outputs, len(two), torch.device("cpu"))
+
+    cure = "Choose another train_teacher.model, or lower train_teacher.max_length."
+    for split, two, (logits, features) in read_longest(read, model.config, rows, name, cure):
+        wanted = (len(two), num_outputs * two.num_choices)
         if logits.shape != wanted or features.ndim != 2 or not np.isfinite(logits).all():
             what = "finite logits" if logits.shape == wanted and features.ndim == 2 else "one state per text"
             raise ModelError(

@@ -50,15 +50,15 @@ def test_bins_have_equal_mass_and_ties_share_one():
     assert sum(part.rows for part in reliability(np.array([0.5]), np.array([True]))) == 1
 
 
-@pytest.mark.parametrize("k", [0.2, 1.0, 7.0])
+@pytest.mark.parametrize("k", [1e-30, 0.2, 1.0, 7.0, 1e30])
 def test_scaled_logits_are_undone_by_that_temperature(k):
     labels, logits = calibrated(5000)
     plain, scaled = fit_temperature(labels, logits), fit_temperature(labels, k * logits)
     assert plain is not None
     assert scaled is not None
     assert plain.value == pytest.approx(1, abs=0.06)
-    assert scaled.value == pytest.approx(k * plain.value, rel=1e-4)
-    assert (scaled.low, scaled.high) == pytest.approx((k * plain.low, k * plain.high), rel=1e-4)
+    assert scaled.value == pytest.approx(k * plain.value, rel=1e-4, abs=0)
+    assert (scaled.low, scaled.high) == pytest.approx((k * plain.low, k * plain.high), rel=1e-4, abs=0)
     assert scaled.nll_scaled == pytest.approx(plain.nll_scaled, abs=1e-9)
     assert scaled.nll >= scaled.nll_scaled
     assert plain.rows == 5000

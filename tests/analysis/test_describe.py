@@ -197,7 +197,9 @@ def test_label_noise(tmp_path):
 def test_labels_may_be_missing(tmp_path):
     nobody = np.full(1000, -1), SOUND[1]
     text = describe_analysis(analyse(tmp_path / "a", train=nobody))
-    assert text == f"Train has no labels; the mean entropy is 0.49 nats, 70.6% of log C. {NOTHING}"
+    assert text == "Train has no labels; the mean entropy is 0.49 nats, 70.6% of log C."
+    one = describe_analysis(analyse(tmp_path / "c", train=nobody, tune=SOUND))
+    assert one == f"{text} {NOTHING}", "tune could have told of a problem"
     text = describe_analysis(analyse(tmp_path / "b", validation=SOUND))
     assert text == "This cache has no train split, so it can score students but not train them."
 

@@ -90,6 +90,10 @@ def test_test_is_scored_by_evaluate_alone_and_counted(own_task):
     assert "Did you mean test?" in fails("evaluate", "--task", "own", "--arm", "kl", "--split", "tset")
     assert "kdcache distill --task own --arm ce" in fails("evaluate", "--task", "own", "--arm", "ce")
     assert "got 0" in fails("evaluate", "--task", "own", "--arm", "kl", "--split", "unlabelled")
+    assert "trained on" not in error
+    for split, learned in (("train", True), ("tune", True), ("validation", False)):
+        code, _, error = run("evaluate", "--task", "own", "--arm", "kl", "--split", split)
+        assert (code, "trained on" in error) == (0, learned)
 
     task = own_task / "tasks" / "own.toml"
     task.write_text(task.read_text().replace('["accuracy", "macro_f1"]', '["macro_f1"]'))

@@ -94,6 +94,17 @@ def test_a_teacher_alone_in_its_folder_is_kept_as_it_is(two):
     assert {**json.loads(manifest)["identity"], **named} == {**read_manifest(CACHE).identity, **named}
 
 
+def test_probabilities_that_are_completed_in_other_ways_are_of_other_teachers(two):
+    digests = set()
+    for policy in ("refuse", "renormalise", "spread"):
+        assert run("import", "outside/cb/llm.jsonl", "--task", "cb", "--missing-mass", policy)[0] == 0
+        manifest = read_manifest(CACHE)
+        digests.add(manifest.teacher_digest)
+        if policy == "refuse":
+            assert manifest.teacher_digest == manifest.identity["source_sha256"]
+    assert len(digests) == 3
+
+
 def test_outputs_that_lack_a_split_students_need_are_named_with_what_to_do(two):
     lines = Path("outside/cb/llm.jsonl").read_text().splitlines(keepends=True)
     tune = set(pq.read_table("data/cb/tune.parquet")["example_id"].to_pylist())

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 import torch
 
-from kdcache.encoder.batching import Encoded, check_ids
+from kdcache.encoder.batching import Encoded
+from kdcache.encoder.dry_run import read_longest
 from kdcache.encoder.forward import pooled_states
-from kdcache.errors import KdcacheError, ModelError, reason_of
+from kdcache.errors import ModelError
 from kdcache.students.prompted_backbone import Backbone
 
 
@@ -24,20 +25,12 @@ def check_backbone(backbone: Backbone, rows: Mapping[str, Encoded], name: str) -
     Raises:
         ModelError: a token has no embedding, the pass fails, or a state is not finite.
     """
-    for split, encoded in rows.items():
-        if not len(encoded):
-            continue
-        check_ids(backbone.config, encoded, split, name)
-        some = encoded.take([int(encoded.lengths.argmax()), int(encoded.lengths.argmin())])
-        try:
-            states = pooled_states(backbone.pooled, some, len(some), backbone.device)
-        except KdcacheError:
-            raise
-        except Exception as error:  # of whatever code the model runs
-            raise ModelError(
-                f"{name}: it must read the longest row of {split}, {encoded.lengths.max()} tokens, got: "
-                f"{reason_of(error)}. Choose another student_backbone.model, or lower distill.max_length."
-            ) from error
+
+    def read(two: Encoded) -> torch.Tensor:
+        return pooled_states(backbone.pooled, two, len(two), backbone.device)
+
+    cure = "Choose another student_backbone.model, or lower distill.max_length."
+    for split, _, states in read_longest(read, backbone.config, rows, name, cure):
         if not torch.isfinite(states).all():
             raise ModelError(
                 f"{name}: the states of the longest and the shortest row of {split} must be finite, got "

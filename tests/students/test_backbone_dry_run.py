@@ -9,7 +9,7 @@ from conftest import build_tiny_model, fails
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_tokenizer
 from kdcache.errors import ModelError
-from kdcache.students.backbone_check import check_backbone
+from kdcache.students.dry_run import check_backbone
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.run import Run
 
