@@ -13,16 +13,15 @@ import sys
 import threading
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from kdcache.errors import KdcacheError, ParamsError
 from kdcache.params import Count, NonNegativeFloat, build
+from kdcache.progress import heard_by
 
 Unit = TypeVar("Unit", bound=Hashable)
 Work = Callable[[Any], object]  # does one unit
@@ -77,8 +76,8 @@ class _Worker(Protocol):
     def start(self, unit: Any) -> Any:
         """Begin a unit, or with None to open; return what ``wait_for`` waits for."""
 
-    def end(self, waited: Any) -> Exception | None:
-        """Return the unit's own error; raise ``_Died`` if there is no telling."""
+    def end(self, waited: Any) -> Exception | int | None:
+        """Return the unit's error, or how much more of it is done; raise ``_Died`` if it cannot say."""
 
     def stop(self) -> None:
         """Free what it holds, whatever it is at."""
@@ -87,6 +86,7 @@ class _Worker(Protocol):
 def spread(
     units: Sequence[Unit], open_worker: Callable[[], Work], engine: Engine = HERE, threads: int = 1,
     after: Callable[[Unit], object] = lambda unit: None,
+    during: Callable[[Unit, int], object] = lambda unit, count: None,
 ) -> None:  # fmt: skip
     """Do every unit once, in any order.
 
@@ -97,6 +97,7 @@ def spread(
         engine: what does them. No worker is started where there are no units.
         threads: CPUs that Ray keeps for each actor.
         after: called with each unit that is done.
+        during: called with a unit and how much more of it is done, where it tells; not from Ray.
 
     Raises:
         Exception: whatever a unit raised, at once; other units are given up, and what they left is kept.
@@ -106,7 +107,8 @@ def spread(
     if engine.here or not units:
         work = open_worker() if units else None
         for unit in units:
-            work(unit)  # type: ignore[misc]
+            with heard_by(partial(during, unit)):
+                work(unit)  # type: ignore[misc]
             after(unit)
         return
     opened = os.getcwd(), open_worker
@@ -133,7 +135,7 @@ def spread(
             for waited in wait_for(list(busy)):
                 worker, at = busy.pop(waited)
                 try:
-                    error = worker.end(waited)
+                    result = worker.end(waited)
                 except _Died:
                     deaths[at] = deaths.get(at, 0) + 1
                     if deaths[at] == ATTEMPTS:
@@ -145,40 +147,16 @@ def spread(
                     if at is not None:
                         left.append(at)
                     continue
-                if error:
-                    raise error
+                if isinstance(result, Exception):
+                    raise result
+                if isinstance(result, int) and at is not None:
+                    during(at, result)
+                    busy[waited] = worker, at
+                    continue
                 idle.append(worker)
                 deaths.pop(at, None)
                 if at is not None:
                     after(at)
-
-
-def one_machine_kind(scratch: Path, kind: str, what: str) -> None:
-    """Let one kind of machine compute all of a thing: another gives other last bits.
-
-    Args:
-        scratch: the folder of the thing, on a disk that all workers see.
-        kind: of this machine. The first to come decides.
-        what: the thing, for the message.
-
-    Raises:
-        KdcacheError: another kind has begun.
-    """
-    decided, own = scratch / "machine", scratch / f"machine.{uuid.uuid4().hex}"
-    own.write_text(kind, encoding="utf-8")
-    try:
-        os.link(own, decided)  # whole, and only where there is none
-    except FileExistsError:
-        pass
-    except OSError:  # a disk that knows no second names
-        with contextlib.suppress(FileExistsError), decided.open("x", encoding="utf-8") as file:
-            file.write(kind)
-    own.unlink()
-    if (found := decided.read_text(encoding="utf-8")) != kind:
-        raise KdcacheError(
-            f"{what}: one kind of machine must compute all of it, got {kind} here and {found} before. "
-            "Go on with that kind, or run kdcache clean to start anew."
-        )
 
 
 class _Serving:
@@ -229,7 +207,7 @@ class _Process:
             self.pipe.send(unit)
         return self.pipe
 
-    def end(self, waited: Any) -> Exception | None:
+    def end(self, waited: Any) -> Exception | int | None:
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
@@ -247,8 +225,9 @@ def serve() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with Connection(int(sys.argv[1])) as pipe, contextlib.suppress(EOFError, OSError):
         serving = _Serving(pipe.recv())
-        while True:
-            pipe.send(serving.do(pipe.recv()))
+        with heard_by(pipe.send):
+            while True:
+                pipe.send(serving.do(pipe.recv()))
 
 
 def _end_with(parent: int) -> None:

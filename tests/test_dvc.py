@@ -67,7 +67,7 @@ def test_reruns_are_exact_and_no_larger_than_needed(tmp_path: Path):
 
     package = project / "kdcache"
     edit(package / "losses" / "inter_class.py", '"""', '"""Other words. ')
-    edit(package / "teacher" / "fine_tune.py", "\n\nSAVE_STEPS", "\n\n# a comment\nSAVE_STEPS")
+    edit(package / "teacher" / "fine_tune.py", "\n\nMOST_FOLDS", "\n\n# a comment\nMOST_FOLDS")
     edit(package / "cli" / "pipeline.py", 'help="', 'help="Other words. ')
     assert stages_run(dvc(project, "repro")) == []
 

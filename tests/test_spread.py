@@ -1,6 +1,6 @@
 """Units of work: each done once in whatever process, what kills workers is named, what fails says why."""
 
-import errno
+import io
 import os
 import signal
 import subprocess
@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from kdcache.errors import DataError, KdcacheError, ParamsError
-from kdcache.spread import ATTEMPTS, Engine, one_machine_kind, spread
+from kdcache.progress import UnitBar, tell
+from kdcache.spread import ATTEMPTS, Engine, spread
 
 
 def open_writer(folder: Path, kills: dict[str, int], wrong: str = ""):
@@ -58,6 +59,37 @@ def test_a_unit_that_kills_every_worker_is_named(tmp_path: Path):
     with pytest.raises(KdcacheError, match="c: a worker must live"):
         spread(UNITS, partial(open_writer, tmp_path, {"c": 99}), TWO)
     assert len(list(tmp_path.glob("c.died-*"))) == ATTEMPTS
+
+
+def open_teller(folder: Path):
+    """A worker that tells twice how much it did; the first one at "a" dies in between."""
+
+    def work(unit: str) -> None:
+        tell(2)
+        if unit == "a" and not (folder / "died").exists():
+            (folder / "died").touch()
+            os._exit(9)
+        tell(1)
+
+    return work
+
+
+def test_what_is_told_of_a_unit_is_heard_and_none_counts_twice(tmp_path: Path):
+    heard: list[tuple[str, int]] = []
+    bar = UnitBar(dict.fromkeys(UNITS, 4), 5, file=io.StringIO())
+
+    def during(unit: str, count: int) -> None:
+        heard.append((unit, count))
+        bar.during(unit, count)
+
+    spread(UNITS, partial(open_teller, tmp_path), TWO, 1, bar.after, during)
+    assert (tmp_path / "died").exists()
+    assert sorted(heard) == sorted([("a", 2)] + [(unit, count) for unit in UNITS for count in (1, 2)])
+    assert bar.n == bar.total == 5 + 4 * len(UNITS)
+    heard.clear()
+    spread(UNITS, partial(open_teller, tmp_path), during=during)
+    assert heard == [(unit, count) for unit in UNITS for count in (2, 1)]
+    tell(1)  # nobody listens
 
 
 def open_and_die(folder: Path):
@@ -119,17 +151,3 @@ def test_a_worker_ends_soon_after_the_process_that_started_it_whatever_it_is_at(
     while any(Path("/proc", path.name).exists() for path in found):
         assert time.monotonic() < until, "a worker goes on alone"
         time.sleep(0.05)
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_the_first_kind_of_machine_decides(tmp_path: Path, monkeypatch, links):
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    if not links:  # as on a FAT disk
-        monkeypatch.setattr(os, "link", refuse)
-    one_machine_kind(tmp_path, "a", "the teacher")
-    one_machine_kind(tmp_path, "a", "the teacher")
-    with pytest.raises(KdcacheError, match="got b here and a before"):
-        one_machine_kind(tmp_path, "b", "the teacher")
-    assert [path.name for path in tmp_path.iterdir()] == ["machine"]

@@ -11,9 +11,9 @@ from kdcache.code import STAGES, _read, reach
 
 # Lower never imports higher.
 LAYERS = (
-    "errors", "digests", "code", "plain_yaml", "params", "places", "torchrun", "on_disk", "project", "spread",
-    "store", "data", "encoder", "cache", "losses", "teacher", "backbone", "students", "serve", "analysis",
-    "stats", "report", "cli",
+    "errors", "digests", "code", "plain_yaml", "params", "places", "torchrun", "on_disk", "project",
+    "progress", "spread", "store", "data", "encoder", "cache", "losses", "teacher", "backbone", "students",
+    "serve", "analysis", "stats", "report", "cli",
 )  # fmt: skip
 FILES = sorted((ROOT / "kdcache").rglob("*.py"))
 

@@ -172,13 +172,9 @@ def read_manifest(location: Location | Path | str) -> Manifest:
     """
     location = Location.parse(location)
     path = f"{location}/{MANIFEST}"
-    command = f"kdcache cache --task {location.name}"
-    remedy = f"Run: {command}"
+    remedy = f"Run: kdcache cache --task {location.name}"
     if not location.exists(MANIFEST):
-        raise CacheMissing(
-            f"{location}: the cache must hold {MANIFEST}, got none there. Name another cache, or run: "
-            f"{command}"
-        )
+        raise CacheMissing(f"{location}: the cache must hold {MANIFEST}, got none there. {remedy}")
     if (size := location.size(MANIFEST)) > MAX_BYTES:
         raise CacheCorrupt(f"{path}: it must have at most {MAX_BYTES} bytes, got {size}. {remedy}")
     found = location.read(MANIFEST)

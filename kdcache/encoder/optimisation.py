@@ -12,6 +12,7 @@ import torch
 from kdcache.places import replacing
 
 MAX_GRAD_NORM = 1.0
+CHECKPOINT_SECONDS = 300  # between two; a teacher's takes three times the bytes of the trained weights
 DIGEST_BYTES = 32  # of a checkpoint, before what torch wrote
 
 

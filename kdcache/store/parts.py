@@ -20,9 +20,9 @@ import numpy as np
 from kdcache.digests import value_digest
 from kdcache.errors import CacheError, DataError, KdcacheError
 from kdcache.places import replacing
-from kdcache.spread import one_machine_kind
 from kdcache.store.lease import Lease
 from kdcache.store.location import Location, one_line
+from kdcache.store.machine import one_machine_kind
 
 # Arrays of the same rows, by name.
 Arrays = dict[str, np.ndarray]

@@ -5,18 +5,17 @@ one. On a CPU it is bound by arithmetic, and K cost K times as much. Each studen
 were trained by itself, to rounding. ``stack`` says what K students share beside the backbone.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from kdcache.encoder.optimisation import load_checkpoint, save_checkpoint
+from kdcache.encoder.optimisation import CHECKPOINT_SECONDS, load_checkpoint, save_checkpoint
 from kdcache.students.looks import look
 from kdcache.students.run import Run
 from kdcache.students.stack import Stack, stacked
 from kdcache.students.step import Step
-
-CHECKPOINT_STEPS = 200
 
 
 def train_students(
@@ -27,12 +26,12 @@ def train_students(
     Args:
         runs: of one backbone, with prompts at one place, whose rows share their inputs; or a
             single reference.
-        checkpoint: a file for the state of the runs, written every ``CHECKPOINT_STEPS``.
+        checkpoint: a file for the state of the runs, written every ``CHECKPOINT_SECONDS``.
         after_step: called with the number of students that took a step.
     """
     look([run for run in runs if run.due])
     stacks: list[Stack] = []
-    steps = 0
+    saved = time.monotonic()
     while live := [run for run in runs if not run.finished]:
         if {id(run) for stack in stacks for run in stack.runs} != set(map(id, live)):
             for stack in stacks:
@@ -41,11 +40,11 @@ def train_students(
             step = Step(stacks)
         step.take()
         look([run for run in live if run.due])
-        steps += 1
-        if checkpoint and steps % CHECKPOINT_STEPS == 0:
+        if checkpoint and time.monotonic() - saved >= CHECKPOINT_SECONDS:
             for stack in stacks:
                 stack.give_back_moments()
             save_runs(runs, checkpoint)
+            saved = time.monotonic()
         if after_step:
             after_step(len(live))
     for stack in stacks:

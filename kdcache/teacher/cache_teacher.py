@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from kdcache.cache.cached_rows import CacheRows
 from kdcache.cache.manifest import read_identity_of
@@ -27,6 +26,7 @@ from kdcache.encoder.load import machine_kind, setup
 from kdcache.errors import ModelError
 from kdcache.on_disk import open_parquet
 from kdcache.params import Count
+from kdcache.progress import UnitBar, tell
 from kdcache.project import Project, require, require_task
 from kdcache.spread import Engine, spread
 from kdcache.store.lease import Lease
@@ -183,18 +183,13 @@ def _compute(project: Project, teacher: Teacher, parts: Sequence[CachePart], sto
         stored.require_machine(machine_kind(teacher.device))
     models = len(teacher.members) * (1 + teacher.num_folds)
     title = teacher.task.name + (f", {models} models" if models > 1 else "")
-    with tqdm(total=done + sum(part.rows for part in missing), initial=done, desc=title, unit="row") as bar:
-
-        def after(part: CachePart) -> None:
-            nonlocal done
-            done += part.rows
-            bar.update(done - bar.n)  # rows of other folds, and those of other processes
-
+    # A part tells of rows that it computes; those of other folds come at its end.
+    with UnitBar({part: part.rows for part in missing}, done, desc=title, unit="row") as bar:
         task, identity, folds = teacher.task.name, teacher.identity, teacher.train_folds
         opened = partial(open_elsewhere, project.raw, task, identity, folds, stored)
         if engine.here:
-            opened = partial(store_parts, teacher, stored, bar.update)
-        spread(missing, opened, engine, project.threads, after)
+            opened = partial(store_parts, teacher, stored)
+        spread(missing, opened, engine, project.threads, bar.after, bar.during)
     if missing and not engine.here and stored.read(str(missing[0])) is None:
         raise stored.unseen(missing[0])
 
@@ -235,11 +230,9 @@ def _made_of(project: Project, teacher: Teacher) -> list[Any]:
     ]  # fmt: skip
 
 
-def store_parts(
-    teacher: Teacher, stored: Parts, after_batch: Callable[[int], object] | None = None
-) -> Callable[[CachePart], None]:
+def store_parts(teacher: Teacher, stored: Parts) -> Callable[[CachePart], None]:
     """Return what computes a part and stores it."""
-    return lambda part: stored.store(str(part), teacher.compute(part, after_batch))
+    return lambda part: stored.store(str(part), teacher.compute(part, tell))
 
 
 def _record(chunks: Iterator[CacheRows], scored: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[CacheRows]:

@@ -4,23 +4,28 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from kdcache.digests import SEAL, check_seal, seal
+from kdcache.encoder.optimisation import CHECKPOINT_SECONDS
 from kdcache.errors import ModelError
+from kdcache.progress import tell
 from kdcache.project import write_json
 from kdcache.teacher.processes import from_main, is_main, wait_for_all
 from kdcache.teacher.sharding import full_weights, shard_again
 
 
 class KeepWhole(TrainerCallback):
-    """Moves a checkpoint out of the trainer's folder when all of it is there, then drops the one before.
+    """Asks for a checkpoint every ``CHECKPOINT_SECONDS``, whatever a step takes here.
+
+    It moves each out of the trainer's folder when all of it is there, then drops the one before.
 
     Args:
         folder: of whole checkpoints; the trainer writes into one within it.
@@ -28,10 +33,15 @@ class KeepWhole(TrainerCallback):
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.unfinished = folder, folder / "unfinished"
+        self.saved = time.monotonic()
         if is_main():
             shutil.rmtree(self.unfinished, ignore_errors=True)
 
+    def on_step_end(self, args: object, state: object, control: TrainerControl, **_: Any) -> None:
+        control.should_save = from_main(time.monotonic() - self.saved >= CHECKPOINT_SECONDS)
+
     def on_save(self, args: object, state: TrainerState, control: object, **_: Any) -> None:
+        self.saved = time.monotonic()
         wait_for_all()  # each process writes a file of its own
         if not is_main():
             return
@@ -66,11 +76,28 @@ class KeepWhole(TrainerCallback):
         return sorted(self.folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
 
 
+class TellSteps(TrainerCallback):
+    """Tells how many examples are done, with those before the checkpoint that a run goes on from.
+
+    Args:
+        examples: of a step.
+    """
+
+    def __init__(self, examples: int) -> None:
+        self.examples = examples
+
+    def on_train_begin(self, args: object, state: TrainerState, control: object, **_: Any) -> None:
+        tell(self.examples * state.global_step)
+
+    def on_step_end(self, args: object, state: object, control: object, **_: Any) -> None:
+        tell(self.examples)
+
+
 class KeepBest(TrainerCallback):
     """Keeps the trained weights of the epoch with the highest score on disk.
 
-    It scores at the last step of an epoch, before the trainer writes a checkpoint there. So every
-    epoch before a checkpoint has been scored, and an interrupted run keeps its best epoch.
+    It scores at the last step of an epoch, before a checkpoint that is due there. So every epoch before a
+    checkpoint has been scored, and an interrupted run keeps its best epoch.
 
     Args:
         score: of a model, higher is better; every process computes it, the first one's counts.

@@ -20,12 +20,11 @@ from kdcache.encoder.pooling import PoolingChoice, resolve_pooling
 from kdcache.encoder.precision import Dtype, choose_attention
 from kdcache.errors import ParamsError, TrainingDiverged
 from kdcache.params import Count, NonNegativeFloat, NonNegativeInt, PositiveFloat, Range, Seed
-from kdcache.teacher.checkpoints import KeepBest, KeepWhole
+from kdcache.teacher.checkpoints import KeepBest, KeepWhole, TellSteps
 from kdcache.teacher.processes import is_main, num_processes, own_settings, process_number, start_alike
 from kdcache.teacher.sharding import fsdp_config, full_weights
 from kdcache.teacher.trainer import TeacherTrainer
 
-SAVE_STEPS = 200  # a checkpoint takes three times the bytes of the trained weights
 MOST_FOLDS = 127  # a cache has 8 bits for the number of a fold
 NO_LABEL = -100  # of a row that adds nothing to a loss
 
@@ -140,8 +139,7 @@ def fine_tune(
         indices: the rows to train on.
         num_labels: outputs of the head per sequence; 1 if each class is a sequence of its own.
         params: the settings.
-        scratch: folder of the checkpoints, one every ``SAVE_STEPS``. An interrupted run resumes
-            from the last.
+        scratch: folder of the checkpoints, see ``KeepWhole``. An interrupted run resumes from the last.
         score: of a model after each epoch, higher is better. None keeps the last epoch.
         start: called with the pretrained model before anything is added to it or trained, to set its head;
             of several processes, in the first one.
@@ -177,7 +175,7 @@ def fine_tune(
         model=model,
         args=arguments,
         train_dataset=indices,
-        callbacks=[best, checkpoints] if best else [checkpoints],
+        callbacks=[*([best] if best else []), checkpoints, TellSteps(params.batch_size)],
         data_collator=collate,
         compute_loss_func=_loss(encoded, processes),
     )
@@ -221,8 +219,7 @@ def _arguments(
         weight_decay=params.weight_decay,
         warmup_steps=params.warmup_fraction,
         lr_scheduler_type="linear",
-        save_strategy="steps",
-        save_steps=SAVE_STEPS,
+        save_strategy="no",  # ``KeepWhole`` says when
         logging_strategy="epoch",
         logging_nan_inf_filter=False,
         seed=params.seed,

@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from kdcache.errors import DataError
 from kdcache.places import check_place, place
+from kdcache.progress import UnitBar
 from kdcache.project import Project, require_task
 from kdcache.spread import Engine, spread
 from kdcache.store.parts import require_same_build
@@ -80,9 +79,9 @@ def _train(missing: Sequence[Fit], training: Training, project: Project) -> None
         return
     examples = {fit: training.params.epochs * len(training.rows_of(fit)) for fit in missing}
     title = f"{training.task.name}, {len(missing)} models"
-    with tqdm(total=sum(examples.values()), desc=title, unit="example", disable=not missing) as bar:
+    with UnitBar(examples, desc=title, unit="example", disable=not missing) as bar:
         opened = partial(open_training, project.raw, training.task.name, training.scratch.name)
-        spread(missing, opened, engine, project.threads, lambda fit: bar.update(examples[fit]))
+        spread(missing, opened, engine, project.threads, bar.after, bar.during)
 
 
 def open_training(raw: dict[str, Any], task_name: str, build: str) -> Callable[[Fit], None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, fails, run
+from save_every import save_every
 from typer.testing import CliRunner
 
 from kdcache.cli import app
@@ -200,7 +201,7 @@ def test_interrupted_distill_goes_on_and_equals_an_uninterrupted_one(cached_proj
     from kdcache.students import loop as train
     from kdcache.students.run import Run
 
-    monkeypatch.setattr(train, "CHECKPOINT_STEPS", 4)
+    save_every(4, train, monkeypatch.setattr)
     arms = {"kl": {"inter_class": {"name": "kl"}}}
     section = {"seeds": [0, 1, 2], "arms": arms, "steps": 20, "epochs": None}
     folder = cached_project(name="interrupted", distill=section)
@@ -284,7 +285,7 @@ def test_passes_of_other_students_do_not_share_a_checkpoint(cached_project, monk
     from kdcache.students import loop as train
     from kdcache.students.run import Run
 
-    monkeypatch.setattr(train, "CHECKPOINT_STEPS", 2)
+    save_every(2, train, monkeypatch.setattr)
     section = {"seeds": [0], "students_per_pass": 3, "steps": 10, "epochs": None}
     folder = cached_project(distill=section)
     next_batch = Run.next_batch

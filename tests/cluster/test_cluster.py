@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, run, run_all
+from save_every import save_every
 from test_spread import UNITS, open_writer
 
 from kdcache.cache import writer
@@ -26,7 +27,7 @@ from kdcache.errors import DataError, KdcacheError
 from kdcache.spread import ATTEMPTS, Engine, spread
 from kdcache.store.location import Location
 from kdcache.students import loop, train_grid
-from kdcache.teacher import cache_teacher, fine_tune, train_teacher
+from kdcache.teacher import cache_teacher, checkpoints, train_teacher
 from kdcache.teacher.checkpoints import KeepWhole
 
 ray = pytest.importorskip("ray")
@@ -322,7 +323,8 @@ def save_and_die(save: Callable[..., None]) -> Callable[..., None]:
 
 
 def open_dying_trainer(*arguments: Any) -> Callable[[Any], None]:
-    loop.save_runs, loop.CHECKPOINT_STEPS = save_and_die(loop.save_runs), 6
+    save_every(6, loop)
+    loop.save_runs = save_and_die(loop.save_runs)
     return OPEN_TRAINER(*arguments)
 
 
@@ -341,7 +343,8 @@ def test_a_student_whose_worker_dies_goes_on_elsewhere(cached_project, cluster, 
 
 
 def open_dying_training(*arguments: Any) -> Callable[[Any], None]:
-    KeepWhole.on_save, fine_tune.SAVE_STEPS = save_and_die(KeepWhole.on_save), 2  # type: ignore[method-assign]
+    save_every(2, checkpoints)
+    KeepWhole.on_save = save_and_die(KeepWhole.on_save)  # type: ignore[method-assign]
     return OPEN_TRAINING(*arguments)
 
 

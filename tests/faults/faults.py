@@ -32,6 +32,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from children import child, count, end, kill_at, must, obey_permissions, run_here
 from conftest import build_tiny_model, write_project
+from save_every import save_every
 
 FULL = (0, 8, 64)  # kB that a file may hold
 SECTIONS = {"train_teacher": {"epochs": 2, "select": "tune"}, "distill": {"seeds": [0]}}
@@ -239,9 +240,9 @@ def inject(base: Path, kind: str, every: int, verbs: list[str]) -> Iterator[dict
     """Yield what was tried of each verb, what held, and what did not."""
     from tqdm import tqdm
 
-    from kdcache.teacher import fine_tune
+    from kdcache.teacher import checkpoints
 
-    fine_tune.SAVE_STEPS = 2
+    save_every(2, checkpoints)
     tqdm.monitor_interval = 0  # a thread that forks would lack
     whole = base / "whole"
     if verbs == ["init"]:  # which needs no project

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from engine import KL_GRAM, TEXTS, build_rows, build_run, double, fit, gap, share_off, values
+from save_every import save_every
 from specs import tiny_spec
 
 from kdcache.encoder.linear_probe import LinearProbe, fit_probe, one_hot
@@ -160,7 +161,7 @@ KILLS = [7, pytest.param(15, marks=pytest.mark.slow), 29]
 def test_resumed_equals_uninterrupted_bit_for_bit(
     tiny_model: Path, rows, uninterrupted, tmp_path, monkeypatch, kill_at: int
 ):
-    monkeypatch.setattr(train_module, "CHECKPOINT_STEPS", 2)
+    save_every(2, train_module, monkeypatch.setattr)
     taken = 0
 
     def kill(_students: int) -> None:

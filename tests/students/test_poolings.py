@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import build_tiny_model, fails, run
 from engine import KL_GRAM, TEXTS, build_rows, build_run, fit, gap, values
+from save_every import save_every
 from transformers import AutoTokenizer
 
 from kdcache.encoder.load import load_tokenizer
@@ -43,7 +44,7 @@ def test_students_of_one_pass_are_each_as_if_alone(tiny_model: Path, method):
 def test_resumed_equals_uninterrupted_bit_for_bit(tiny_model: Path, method, tmp_path, monkeypatch):
     whole = start(tiny_model, method)
     fit(*whole)
-    monkeypatch.setattr(loop, "CHECKPOINT_STEPS", 2)
+    save_every(2, loop, monkeypatch.setattr)
     taken = []
 
     def kill(students: int) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import transformers
 from conftest import run
+from save_every import save_every
 
-from kdcache.teacher import fine_tune
+from kdcache.teacher import checkpoints
 
 TEACHER = Path("models/teacher/cb")
 SECTIONS = {"train_teacher": {"epochs": 3, "folds": 0, "batch_size": 8, "select": "tune"}}
@@ -37,7 +38,7 @@ def break_(checkpoint: Path, how: str) -> None:
 def interrupted(build_once, tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
     """A project whose teacher was interrupted, with a checkpoint; and an uninterrupted teacher's files."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(fine_tune, "SAVE_STEPS", 2)
+    save_every(2, checkpoints, patch.setattr)
     base = build_once(("prepare",), **SECTIONS)
     folders = [tmp_path_factory.mktemp(name) / "project" for name in ("interrupted", "whole")]
     for folder in folders:

@@ -12,6 +12,7 @@ import transformers
 from conftest import ROOT, build_tiny_model, fails, run
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from save_every import save_every
 from test_fine_tune import LABELS, LORA, PARAMS, PREFIX, TEXTS, rows_of
 from transformers import AutoModel
 
@@ -23,7 +24,7 @@ from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_encoder, load_tokenizer
 from kdcache.encoder.mean_pooled import MeanPooledClassifier
 from kdcache.encoder.pooling import read_pooling, write_pooling
-from kdcache.teacher import fine_tune as train
+from kdcache.teacher import checkpoints
 from kdcache.teacher.fine_tune import fine_tune
 
 CPU = torch.device("cpu")
@@ -98,7 +99,7 @@ def test_a_method_trains_what_it_says(tmp_path, params):
     ],
 )
 def test_an_interrupted_one_goes_on_and_equals_an_uninterrupted_one(tmp_path, monkeypatch, params):
-    monkeypatch.setattr(train, "SAVE_STEPS", 2)
+    save_every(2, checkpoints, monkeypatch.setattr)
     base = build(tmp_path / "base")
     params = replace(params, epochs=3)  # of two steps
     whole = teach(base, params, tmp_path / "whole")

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import run
+from save_every import save_every
 
 from kdcache.cache.manifest import read_manifest
 from kdcache.encoder.batching import encode
 from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_tokenizer
+from kdcache.teacher import checkpoints
 from kdcache.teacher.fine_tune import TrainTeacherParams, fine_tune
 
 CPU = torch.device("cpu")
@@ -49,9 +51,7 @@ def test_teacher_of_the_best_epoch_is_kept(teacher_job):
 
 
 def test_interrupted_teacher_keeps_its_best_epoch(teacher_job, monkeypatch):
-    from kdcache.teacher import fine_tune as teacher
-
-    monkeypatch.setattr(teacher, "SAVE_STEPS", 2)
+    save_every(2, checkpoints, monkeypatch.setattr)
     whole = dict(enumerate([0.8, 0.1, 0.3, 0.2]))
     seen: list[dict[str, torch.Tensor]] = []
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from save_every import save_every
 from typer.testing import CliRunner
 
 from kdcache.cache.cached_rows import CacheRows
@@ -25,8 +26,7 @@ from kdcache.encoder.forward import extract
 from kdcache.encoder.load import load_classifier, load_tokenizer, save_model
 from kdcache.errors import CacheMissing, DataError
 from kdcache.project import Project
-from kdcache.teacher import fine_tune as train
-from kdcache.teacher import train_teacher, training
+from kdcache.teacher import checkpoints, train_teacher, training
 
 CACHE, TEACHER = Path("cache/cb"), Path("models/teacher/cb")
 PREFIX = {"method": "prefix", "num_virtual_tokens": 4}
@@ -76,7 +76,7 @@ def content(folder: Path) -> dict[str, bytes]:
     ],
 )
 def test_interrupted_teacher_goes_on_and_equals_an_uninterrupted_one(built_project, monkeypatch, keys):
-    monkeypatch.setattr(train, "SAVE_STEPS", 2)
+    save_every(2, checkpoints, monkeypatch.setattr)
     params = {"epochs": 3, "folds": 0, "batch_size": 8, **keys}
     folder = built_project("prepare", name="interrupted", train_teacher=params)
     shutil.copytree(folder, folder.parent / "whole")

@@ -13,11 +13,12 @@ import sys
 import numpy as np
 import torch
 import transformers
+from save_every import save_every
 
 from kdcache import torchrun
 from kdcache.cli import app
 from kdcache.errors import KdcacheError
-from kdcache.teacher import fine_tune
+from kdcache.teacher import checkpoints
 from kdcache.teacher.base_probe import TokenisedSplit
 
 STEP = transformers.Trainer.training_step
@@ -55,7 +56,8 @@ def run(folder: str, command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    fine_tune.SAVE_STEPS, torchrun.AFTER_FIRST_S, TokenisedSplit.score = 2, 1, smooth_score
+    save_every(2, checkpoints)
+    torchrun.AFTER_FIRST_S, TokenisedSplit.score = 1, smooth_score
     for line in sys.argv[1:]:
         folder, _, command = line.partition(":")
         run(folder, command.split())
