@@ -107,6 +107,29 @@ def check_place(target: Path, kind: str) -> None:
         )
 
 
+def link_tree(source: Path, target: Path) -> Path:
+    """Give the files of a folder second names in another one, since weights may be large.
+
+    They are copied where a disk knows no second names.
+
+    Args:
+        source: the folder; it stays.
+        target: may exist; other files in it stay.
+
+    Returns:
+        ``target``.
+    """
+
+    def link(name: str, other: str) -> None:
+        Path(other).unlink(missing_ok=True)
+        try:
+            os.link(name, other)
+        except OSError:
+            shutil.copyfile(name, other)
+
+    return shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
+
+
 def kind_of(folder: Path) -> str:
     """Return the kind of a folder that is to be put in place."""
     return next(kind for kind, mark in MARKS.items() if any(folder.glob(mark)))

@@ -51,7 +51,7 @@ BACKBONE_RECORD = "shrink.json"
 class Paths:
     """Where everything lies; ``<task>`` is appended where a thing is made per task."""
 
-    tasks: str  # task files of your own; the folder may be absent
+    tasks: str  # task files of your own; the folder may be absent, but not for ``dvc repro``
     data: str
     teacher: str
     backbone: str

@@ -91,6 +91,13 @@ def test_reruns_are_exact_and_no_larger_than_needed(tmp_path: Path):
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     assert stages_run(dvc(project, "repro"))[0] == "distill@wic"
 
+    # The backbone is examined on one more task, and stays the same to the students of the first.
+    params["tasks"] = params["fine_tune"] = ["wic", "cb"]
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    ran = stages_run(dvc(project, "repro"))
+    assert {"student_backbone", "distill@cb"} <= set(ran)
+    assert "distill@wic" not in ran
+
 
 def refused(project: Path) -> str:
     """What ``dvc repro`` says, which must fail."""

@@ -223,10 +223,7 @@ def _calibration(analysis: CacheAnalysis) -> str | None:
     if value > CALIBRATED and low > 1:
         return f"The teacher is overconfident: {fitted}. Use at least that temperature in the losses."
     if value < 1 / CALIBRATED and high < 1:
-        return (
-            f"The teacher is underconfident: {fitted}. Train it longer (train_teacher.epochs, lr), or use "
-            "that temperature in the losses."
-        )
+        return f"The teacher is underconfident: {fitted}. Train it longer (train_teacher.epochs, lr)."
     return None
 
 

@@ -52,8 +52,8 @@ class PrepareParams:
         source: ``superglue`` (``path`` is a folder in the official layout of SuperGLUE), ``hub`` (a folder
             in the layout of SuperGLUE on the hub) or ``files`` (every task has a task file of your own, and
             ``path`` is the folder that its file names are relative to).
-        path: that folder, a dependency of the DVC stage. For ``hub`` it may be the hub id itself, which DVC
-            cannot watch. With ``superglue`` and ``hub``, your own task files name files relative to
+        path: that folder, a dependency of the DVC stage. For ``hub`` it may be the hub id itself, but not
+            for ``dvc repro``. With ``superglue`` and ``hub``, your own task files name files relative to
             themselves.
         max_rows: keep at most this many rows of each split, chosen by id; the answers of a question stay
             together. Null keeps all; a mapping sets it per split: ``{train: 500, unlabelled: 1000}``.

@@ -106,7 +106,7 @@ def hub_rows(
     where = f"{hub.name} {split}"
     datasets.disable_progress_bars()
     try:
-        if not Path(hub.name).is_dir():
+        if not (Path(hub.name).is_dir() or datasets.config.HF_HUB_OFFLINE):
             ask_hub(hub.name, hub.revision)
         data = datasets.load_dataset(hub.name, hub.config, split=split, revision=hub.revision)
     except Exception as error:  # datasets and the hub client raise many unrelated types

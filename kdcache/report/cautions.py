@@ -17,7 +17,7 @@ from kdcache.report.tables import base_probe_score, percent
 from kdcache.stats.estimates import decimal
 from kdcache.stats.two_projects import Side
 from kdcache.store.location import Location
-from kdcache.students.still_rising import still_rising
+from kdcache.students.curves import read_curves, still_rising
 
 ENOUGH_SEEDS = 3
 OWN_BASE = "the linear probe of the model that the teacher started from"
@@ -167,8 +167,6 @@ def pair_cautions(sides: Sequence[Side], tasks: Sequence[str], project: Project 
         tasks: the tasks.
         project: whose caches its own arms should have learned from; None knows of none.
     """
-    import pandas as pd
-
     rising: dict[str, list[str]] = {}
     weak: list[str] = []
     taught_by: dict[str, dict[Side, str]] = {}
@@ -181,7 +179,7 @@ def pair_cautions(sides: Sequence[Side], tasks: Sequence[str], project: Project 
         if "cache" in metrics and (side.arm in TEACHERS or metrics["arms"].get(side.arm, {}).get("targets")):
             taught_by.setdefault(task, {})[side] = metrics["cache"]
         if rows := metrics["rows"].get("tune"):
-            found = still_rising(pd.read_csv(curves), f"tune_{metrics['metric']}", rows)
+            found = still_rising(read_curves(curves), f"tune_{metrics['metric']}", rows)
             if side.arm in found:
                 rising.setdefault(side.arm, []).append(task)
         untaught = [arm for arm, of in metrics["arms"].items() if of["targets"] is None]

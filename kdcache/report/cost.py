@@ -46,7 +46,9 @@ def savings(tasks: Sequence[Mapping[str, Any]]) -> list[Saving]:
     for task in tasks:
         arms = [arm for arm in task["arms"].values() if is_taught(arm) and arm["examples"]]
         students = sum(len(arm["validation"][task["metric"]]["seeds"]) for arm in arms)
-        cached = task["teacher"]["cost"]["forward_examples"]
+        cached = task["teacher"]["cost"].get("forward_examples")
+        if cached is None:  # of a cache that others wrote
+            continue
         found.append(Saving(task["task"], cached, sum(arm["examples"] for arm in arms), students))
     return found
 
@@ -88,7 +90,9 @@ def cost_table(tasks: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for task in tasks:
         spent = task["teacher"]["cost"]
-        counts = [str(spent[key]) for key in ("training_steps", "training_examples", "forward_examples")]
+        counts = [
+            str(spent.get(key, NONE)) for key in ("training_steps", "training_examples", "forward_examples")
+        ]
         rows.append([task["task"], _teachers(task["teacher"]), "all", *counts])
         for name in task["arm_order"]:
             arm = task["arms"][name]

@@ -23,7 +23,7 @@ from kdcache.serve.prepared_split import logits_of, open_prepared, prepared_rows
 from kdcache.stats.estimates import Estimate, decimal, effect, level
 from kdcache.stats.runs import tally_runs
 from kdcache.store.location import Location
-from kdcache.students.results import LEARNED_FROM, RESULT, read_result, trained_as
+from kdcache.students.results import LEARNED_FROM, RESULT, read_result, trained_alike
 
 Look = dict[str, Any]
 
@@ -153,7 +153,6 @@ def _of_one_arm(project: Project, task_name: str, arm: str, manifest: Manifest) 
         return all(manifest.data.get(split) == digest for split, digest in result["data"].items())
 
     fitting = [folder for folder, result in results.items() if learned_now(result)]
-    fitting.sort(key=lambda folder: (folder / RESULT).stat().st_mtime, reverse=True)
     if not fitting:
         folder = next(iter(folders.values()))
         again = f"kdcache distill --task {task_name} --arm {arm}"
@@ -164,8 +163,7 @@ def _of_one_arm(project: Project, task_name: str, arm: str, manifest: Manifest) 
             f"those to score. Run: {again}"
         )
 
-    newest = trained_as(results[fitting[0]])
-    kept = [folder for folder in fitting if trained_as(results[folder]) == newest]
+    kept = trained_alike(fitting)
     if left := [folder.as_posix() for folder in folders.values() if folder not in kept]:
         print(
             "evaluate: left out, as they have other rows, another cache or backbone, or other settings: "

@@ -102,9 +102,13 @@ def compare(
     """
     folders = [Path(paths.predictions) for paths in project.paths.lookup] if project else OWN_FOLDERS
     sides = Side.parse(arm, folders), Side.parse(over, folders)
+    same = ParamsError(f"Both arms are {sides[0]}. Name two different arms.")
     if str(sides[0]) == str(sides[1]):
-        raise ParamsError(f"Both arms are {sides[0]}. Name two different arms.")
+        raise same
     known = common_tasks(*sides)
+    files, others = ({(side.folder_of(name).resolve(), side.arm) for name in known} for side in sides)
+    if files & others:
+        raise same
     for name in tasks:
         if name not in known:
             raise DataError(

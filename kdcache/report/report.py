@@ -18,6 +18,7 @@ from kdcache.report.findings import Record, ReportParams, compute_findings
 from kdcache.report.page import build_sections, page_html, page_json, page_markdown, score_panels
 from kdcache.report.tables import Table, score_table
 from kdcache.store.location import Location
+from kdcache.students.curves import read_curves
 
 READ_BESIDE = ("example_id", "group", "unit", "candidate", "answers")  # columns of a validation row
 
@@ -112,7 +113,7 @@ def _read_record(project: Project, task: str) -> Record:
     split = pd.read_parquet(rows)
     return Record(
         metrics=metrics,
-        curves=pd.read_csv(curves),
+        curves=read_curves(curves),
         predictions=pd.read_parquet(predictions),
         rows=split[[name for name in READ_BESIDE if name in split]],
         identity={

@@ -20,6 +20,7 @@ from kdcache.serve.output import LabelledWriter
 from kdcache.serve.pool import load_student
 from kdcache.serve.superglue_files import SUBMISSION_NAMES, submission_name, superglue_text, zip_bytes
 from kdcache.students.arms import DistillParams, resolve_arm
+from kdcache.students.results import trained_alike
 from kdcache.students.student import EVAL_BATCH_SIZE
 
 PREDICTIONS_FOLDER = "predictions"  # below paths.runs
@@ -76,8 +77,13 @@ def open_prepared(project: Project, task_name: str, split: str) -> tuple[Task, p
 
 
 def student_folder(project: Project, task_name: str, arm: str) -> Path:
-    """The folder of an arm's student with the lowest seed, see ``student_folders``."""
-    return next(iter(student_folders(project, task_name, arm).values()))
+    """The folder of an arm's student with the lowest seed among those trained as the newest.
+
+    Raises:
+        As ``student_folders``.
+    """
+    folders = student_folders(project, task_name, arm).values()
+    return (trained_alike(folders) or list(folders))[0]
 
 
 def student_folders(project: Project, task_name: str, arm: str) -> dict[int, Path]:

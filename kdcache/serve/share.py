@@ -92,7 +92,7 @@ def push(folder: Path | str, to: Path | str) -> Shared:
                 else:
                     with (folder / name).open("rb") as source:
                         shutil.copyfileobj(source, target)
-            copied += 1
+            copied += name in files
     return Shared(kind, str(location), files, copied)
 
 

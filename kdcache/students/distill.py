@@ -14,22 +14,21 @@ import pyarrow.parquet as pq
 from kdcache.digests import file_digest
 from kdcache.encoder.load import WEIGHTS
 from kdcache.errors import TrainingDiverged
-from kdcache.places import check_place, in_turn, place
+from kdcache.places import check_place, in_turn, link_tree, place
 from kdcache.project import Paths, Project, write_json
 from kdcache.students.arms import DistillParams, Name, resolve_arm
+from kdcache.students.curves import mean_curves, still_rising, write_curves
 from kdcache.students.grid import Grid
 from kdcache.students.results import (
     PREDICTIONS,
     RESULT,
     Result,
     gather_predictions,
-    mean_curves,
     read_result,
     sealed,
     summarise,
     trained_as,
 )
-from kdcache.students.still_rising import still_rising
 from kdcache.students.train_grid import train_grid
 
 
@@ -62,8 +61,8 @@ def _put_in_place(grid: Grid, results: Sequence[Result], target: Path) -> None:
     _warn_of_unfinished(grid, curves)
     _write_together(grid, results, made)
     grid.stored.require_lease()
+    _place_together(scratch, paths, grid.task.name)  # first: without its students the command goes on
     place(made, target)
-    _place_together(scratch, paths, grid.task.name)
 
 
 def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
@@ -105,7 +104,7 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
                 for result in finished:
                     name = f"{result['arm']}-{result['seed']}"
                     os.utime(made / name / RESULT)  # an interrupted call made it before others ended
-                    place(made / name, runs / name)
+                    place(link_tree(made / name, grid.scratch / "to place" / name), runs / name)
                 _write_together(grid, _with_earlier(grid, results, runs), runs)
                 _place_together(grid.scratch, project.paths.explored, task_name)
             grid.stored.remove()
@@ -116,7 +115,7 @@ def explore(project: Project, task_name: str, arms: Sequence[str], seeds: Sequen
 def _write_together(grid: Grid, results: Sequence[Result], students: Path) -> None:
     """Write metrics, curves and predictions of some students into scratch."""
     scratch, finished = grid.scratch, _finished(results)
-    mean_curves(finished).to_csv(scratch / "curves.csv", index=False, lineterminator="\n")
+    write_curves(mean_curves(finished), scratch / "curves.csv")
     predictions = gather_predictions(finished, grid.splits["validation"], students)
     pq.write_table(predictions, scratch / "predictions.parquet", write_page_checksum=True)
     summary = summarise(results, grid.task, grid.splits, grid.manifest)

@@ -1,12 +1,11 @@
 """What comes of students: the files of each, and what metrics, curves and predictions hold of all."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -61,6 +60,13 @@ def read_result(folder: Path) -> Result | None:
         return None
     whole = {"arm", "seed", "cache", "settings", "validation", "history"} <= result.keys()
     return result if whole and folder.name == f"{result['arm']}-{result['seed']}" else None
+
+
+def trained_alike(students: Iterable[Path]) -> list[Path]:
+    """Return those folders of an arm's students that were trained as the newest of them, in their order."""
+    results = {folder: result for folder in students if (result := read_result(folder))}
+    by_age = sorted(results, key=lambda folder: (folder / RESULT).stat().st_mtime)
+    return [folder for folder in results if trained_as(results[folder]) == trained_as(results[by_age[-1]])]
 
 
 def write_student(
@@ -217,12 +223,6 @@ def summarise_arms(results: Sequence[Result]) -> dict[str, Any]:
             },
         }
     return arms
-
-
-def mean_curves(results: Sequence[Result]) -> pd.DataFrame:
-    """Return one row per arm and step looked at: losses and tune scores, means over seeds."""
-    rows = [{"arm": result["arm"], **entry} for result in results for entry in result["history"]]
-    return pd.DataFrame(rows).groupby(["arm", "step"], sort=False).mean().reset_index()
 
 
 def over_seeds(by_seed: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:

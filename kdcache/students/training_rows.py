@@ -113,13 +113,16 @@ class StudentRows:
         return replace(self, inputs=self.inputs.read_by(backbone))
 
     def shuffled_within_class(self, seed: int) -> "StudentRows":
-        """Return the control: each row gets the teacher's values of another row of its label."""
+        """Return the control: each row gets the teacher's values of another row of its label.
+
+        The only row of a label keeps its own.
+        """
         order = np.arange(len(self))
         rng = np.random.default_rng(seed)
         labels = self.labels.cpu().numpy()
         for label in np.unique(labels):
-            members = np.flatnonzero(labels == label)
-            order[members] = rng.permutation(members)
+            members = rng.permutation(np.flatnonzero(labels == label))
+            order[members] = np.roll(members, 1)  # no row keeps its own
 
         def moved(values: torch.Tensor) -> torch.Tensor:
             plan = in_parts(len(self))

@@ -1,7 +1,6 @@
 """The models of a teacher while they are trained: one on all rows, and one per fold."""
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from kdcache.encoder.parts import Classifier
 from kdcache.encoder.pooling import check_cls_token, resolve_pooling
 from kdcache.encoder.references import resolve
 from kdcache.errors import DataError
-from kdcache.places import IDENTITY
+from kdcache.places import IDENTITY, link_tree
 from kdcache.project import Project, require_tune, write_json
 from kdcache.spread import Engine
 from kdcache.store.parts import Parts
@@ -181,7 +180,7 @@ class Training:
         shutil.rmtree(made, ignore_errors=True)
         for fit in self.fits:
             folder = model_folder(made, fit.fold, fit.member)
-            shutil.copytree(self._model(fit), folder, copy_function=_link, dirs_exist_ok=True)
+            link_tree(self._model(fit), folder)
             spent = json.loads(self.cost(fit).read_bytes())
             cost = {key: cost[key] + spent[key] for key in cost}
         identity = _identity(made, self.task, self.params) | describe_rows(self.table, self.folds)
@@ -196,14 +195,6 @@ class Training:
 
     def _model(self, fit: Fit) -> Path:
         return self.scratch / f"model-{fit}"
-
-
-def _link(source: str, target: str) -> None:
-    """Give a file a second name: weights may be large. Copy it where a disk knows no such names."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _scorer(tune: TokenisedSplit, device: torch.device) -> Callable[[nn.Module], float]:

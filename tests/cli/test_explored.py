@@ -12,9 +12,11 @@ from pathlib import Path
 import pandas as pd
 from conftest import fails, run
 
+from kdcache.errors import KdcacheError
 from kdcache.places import in_turn
 from kdcache.project import Project, load_stage
 from kdcache.students import distill, grid
+from kdcache.students.curves import read_curves
 
 COMMANDS = ("prepare", "teach --task cb", "cache --task cb", "shrink")
 ONE_WORKER = ("--set", "distill.workers=1")
@@ -50,6 +52,62 @@ def test_students_in_runs_are_reported_compared_and_used(built_project):
     code, out, error = run("predict", "--arm", "kl", "--task", "cb", "--split", "validation")
     assert code == 0, error
     assert len(pd.read_csv(out.strip())) == 32
+    assert "runs/cb/kl-0" in error
+
+
+def test_a_student_of_older_settings_labels_no_more(built_project):
+    built_project(*COMMANDS, HEAD_KL)
+    again = ("distill", "--task", "cb", "--arm", "kl", "--seed", "1", "--set", "distill.lr=1e-3")
+    assert run(*again)[0] == 0
+    code, out, error = run("predict", "--arm", "kl", "--task", "cb", "--split", "validation")
+    assert code == 0, error
+    assert "runs/cb/kl-1" in error
+    arm = Path(out.strip()).read_bytes()
+    assert run("predict", "--student", "runs/cb/kl-1", "--split", "validation")[0] == 0
+    assert Path(out.strip()).read_bytes() == arm
+
+
+def test_students_whose_outputs_found_no_place_are_not_trained_again(built_project, monkeypatch):
+    """Neither those of a command nor those of the stage."""
+    arms = {"kl": {"ce_weight": 0, "inter_class": {"name": "kl"}}}
+    built_project(*COMMANDS, distill={"arms": arms, "workers": 1})
+    trained: list[int] = []
+
+    def stage() -> int:
+        try:
+            load_stage("distill")(Project.load(), "cb")
+        except (KdcacheError, OSError):
+            return 1
+        return 0
+
+    fit = grid.train_students
+    monkeypatch.setattr(grid, "train_students", lambda runs, *more: trained.append(1) or fit(runs, *more))
+    for place, train in (
+        ("runs/curves", lambda: run("distill", "--task", "cb")[0]),
+        ("curves", stage),
+    ):
+        trained.clear()
+        Path(place).parent.mkdir(exist_ok=True)
+        Path(place).write_text("in the way")
+        assert train() != 0
+        assert trained
+        Path(place).unlink()
+        trained.clear()
+        assert train() == 0
+        assert not trained
+    assert arms_of("cb") == {"kl": ["0", "1"]}
+    assert Path("models/students/cb/kl-0/result.json").is_file()
+
+
+def test_arms_keep_names_that_look_like_something_else(built_project):
+    built_project(*COMMANDS, distill={"arms": {"1e-2": {}, "null": {}, "True": {}}, "seeds": [0, 1]})
+    assert run("distill", "--task", "cb")[0] == 0
+    code, out, error = run("report")
+    assert code == 0, error
+    curves = read_curves(Path("runs/curves/cb.csv"))
+    assert set(curves["arm"]) == {"1e-2", "null", "True"}
+    assert all(f"| {arm} |" in out for arm in ("1e-2", "null", "True"))
+    assert "Both arms" in fails("compare", "1e-2", "runs/predictions:1e-2")
 
 
 def test_later_students_join_earlier_ones_if_they_are_comparable(built_project):

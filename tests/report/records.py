@@ -16,7 +16,8 @@ from kdcache.cache.schema import cache_schema, describe_columns
 from kdcache.digests import seal
 from kdcache.params import read_params
 from kdcache.report.findings import Record, ReportParams
-from kdcache.students.results import mean_curves, sealed, summarise_arms
+from kdcache.students.curves import mean_curves
+from kdcache.students.results import sealed, summarise_arms
 
 # arm → method and targets; others learn a prefix from the cached logits
 KINDS: dict[str, tuple[str, str | None]] = {

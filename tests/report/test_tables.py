@@ -7,7 +7,7 @@ from records import LIFTED, build_record
 
 from kdcache.data.superglue.score import superglue_metrics
 from kdcache.report.cost import cost_table, saving_table, savings, timed_saving_table
-from kdcache.report.tables import diagnostic_table, score_table, superglue_sentence
+from kdcache.report.tables import NONE, diagnostic_table, score_table, superglue_sentence
 from kdcache.students.results import over_seeds
 
 
@@ -111,6 +111,10 @@ def test_superglue_score_is_said_when_all_eight_tasks_are_there():
 
 
 def test_cost_counts_teachers_and_students():
+    unknown = task_metrics(**METRICS)
+    unknown["teacher"] = unknown["teacher"] | {"cost": {}}  # of a cache that others wrote
+    assert cost_table([unknown]).rows[0][3:] == [NONE] * 3
+    assert savings([unknown]) == []
     table = cost_table([task_metrics(**METRICS)])
     assert table.rows == [
         ["wic", "3 teachers (all rows, 2 folds)", "all", "3", "90", "300"],

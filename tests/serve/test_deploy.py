@@ -247,6 +247,9 @@ def test_what_cannot_be_exported_is_one_line(distilled_project):
     Path("mine/thesis.txt").write_text("x")
     Path("mine/model.onnx").write_text("x")  # of anybody
     before = all_files()
+    for inside in (f"{student}/portable", f"{student}/../kl+gram-0/a/b"):
+        assert "outside" in fails("export-student", student, "--to", "folder", "--out", inside)
+        assert all_files() == before
     for form in ("onnx", "folder"):
         for place in ("mine", "mine/thesis.txt", student, "runs/cb/head-0"):
             assert "earlier export" in fails("export-student", student, "--to", form, "--out", place)

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from kdcache.students.results import mean_curves, summarise_arms
+from kdcache.students.curves import mean_curves
+from kdcache.students.results import summarise_arms
 
 
 def result(arm: str, seed: int, accuracy: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from kdcache.students.still_rising import still_rising
+from kdcache.students.curves import still_rising
 
 
 def rise(*scores: float, rows: int = 100) -> dict[str, float]:
