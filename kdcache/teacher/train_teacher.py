@@ -78,7 +78,7 @@ def _train(missing: Sequence[Fit], training: Training, project: Project) -> None
         spread(missing, training.open)
         return
     examples = {fit: training.params.epochs * len(training.rows_of(fit)) for fit in missing}
-    title = f"{training.task.name}, {len(missing)} models"
+    title = training.task.name + (f", {len(missing)} models" if len(missing) > 1 else "")
     with UnitBar(examples, desc=title, unit="example", disable=not missing) as bar:
         opened = partial(open_training, project.raw, training.task.name, training.scratch.name)
         spread(missing, opened, engine, project.threads, bar.after, bar.during)
