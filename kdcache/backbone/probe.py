@@ -91,20 +91,18 @@ def variation(states: torch.Tensor) -> float:
     return float((states.var(0, correction=0).mean() / states.square().mean()).sqrt())
 
 
-def refuse_blind(variation: float, what: str, fewest: int | None = None) -> None:
+def refuse_blind(variation: float, what: str, remedy: str) -> None:
     """Raise ModelError if a pooled state varies by less than ``BLIND_BELOW`` of its size.
 
     Args:
         variation: of the state, as a share of its size.
         what: the model.
-        fewest: how many first layers would vary enough; None where that is not known.
+        remedy: what to do, for the message.
     """
     if variation < BLIND_BELOW:
         raise ModelError(
-            f"student_backbone: the state that heads read of {what} must vary over inputs by at least "
-            f"{BLIND_BELOW:.1%} of its size, got {variation:.2%}, which no prompt can cure. "
-            "Set student_backbone.pooling to mean or layers to spread, or raise num_layers"
-            f"{f'; its first {fewest} layers vary enough' if fewest else ''}."
+            f"{what}: the state that heads read must vary over inputs by at least {BLIND_BELOW:.1%} of its "
+            f"size, got {variation:.2%}, which no prompt can cure. {remedy}"
         )
 
 

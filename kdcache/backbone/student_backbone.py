@@ -113,7 +113,12 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
         first = (cut(full, range(count)) for count in range(1, have))
         enough = (variation(encoder_states(smaller, examined, device, pooling)) for smaller in first)
         fewest = next((k for k, value in enumerate(enough, start=1) if value >= BLIND_BELOW), None)
-        refuse_blind(seen, f"layers {', '.join(map(str, keep))} of {params.model}", fewest)
+        refuse_blind(
+            seen,
+            f"student_backbone, layers {', '.join(map(str, keep))} of {params.model}",
+            "Set student_backbone.pooling to mean or layers to spread, or raise num_layers"
+            f"{f'; its first {fewest} layers vary enough' if fewest else ''}.",
+        )
     record = _settings(params) | {
         "layers": keep,
         "of_layers": have,

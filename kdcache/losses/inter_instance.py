@@ -147,7 +147,8 @@ def sp(
         group: see ``gram``.
 
     Returns:
-        A scalar between 0 and 4 / batch. Scaling all logits together does not change it.
+        A scalar between 0 and 4 / batch. Scaling all logits together does not change it, but
+        rows of G with a norm below 1e-3 are divided by 1e-3.
 
     Raises:
         ShapeError: the batch sizes differ, or the shapes of logits do.
@@ -210,6 +211,9 @@ def cka(
 
     Reference:
         Kornblith et al. (2019), CKA with linear kernels.
+
+    Differs:
+        Logits are row-centred first, as softmax ignores their row means.
 
     Relations:
         Suits features of different dims, because it needs no projection.

@@ -26,7 +26,7 @@ def dist_intra(student: torch.Tensor, teacher: torch.Tensor, temperature: float 
 
     Returns:
         A scalar between 0 and 2 T². A positive affine map of a column of Ps does not change it. It is 0 for
-        fewer than three rows. Classes whose teacher probability is the same in all rows are ignored.
+        fewer than three rows. Classes whose teacher probability deviates by less than 1e-3 are ignored.
 
     Raises:
         ShapeError: the shapes differ.
@@ -41,7 +41,8 @@ def dist_intra(student: torch.Tensor, teacher: torch.Tensor, temperature: float 
         Huang et al. (2022), DIST, intra-class relation.
 
     Differs:
-        Deviations are clamped from below instead of shifted. Constant columns of the teacher are ignored.
+        Standard deviations are clamped at 1e-3 from below instead of shifted. Columns of the teacher below it
+        are ignored: many of them, if there are many classes and a high temperature.
 
     Relations:
         Together with ``dist_inter`` it is DIST.

@@ -83,9 +83,9 @@ def planned_pairs(comparisons: Sequence[Sequence[str]], known: Collection[str]) 
         known: the names of all arms.
 
     Raises:
-        ParamsError: one is not a pair, names an unknown arm, or stands twice.
+        ParamsError: one is not a pair, names an unknown arm, or stands twice, in whatever order.
     """
-    pairs = []
+    pairs: list[Pair] = []
     for k, pair in enumerate(comparisons):
         where = f"report.comparisons[{k}]"
         if len(pair) != 2 or pair[0] == pair[1]:
@@ -93,7 +93,7 @@ def planned_pairs(comparisons: Sequence[Sequence[str]], known: Collection[str]) 
         for name in pair:
             if name not in known:
                 raise ParamsError(f"{where}: Unknown arm {name!r}. {nearest(name, known)}")
-        if (pair[0], pair[1]) in pairs:
+        if {(pair[0], pair[1]), (pair[1], pair[0])} & set(pairs):
             raise ParamsError(f"{where}: A comparison must stand once, got {list(pair)} again. Remove it.")
         pairs.append((pair[0], pair[1]))
     return pairs

@@ -221,7 +221,7 @@ def _quantise(graph: Path, rows: Validation) -> tuple[dict[str, float], str]:
         else:
             too_many = more
     best.replace(graph)
-    return found, f"int8 in {count} of {len(names)} products with weights, else float32"
+    return found, f"int8 in {count} of {len(names)} products with weights, ranges by batch, else float32"
 
 
 def _validate(loaded: LoadedStudent, folder: Path, data: Path, needed: bool) -> Validation | None:

@@ -10,7 +10,7 @@ from kdcache.encoder.prompt_init import STARTS
 from kdcache.errors import ParamsError, nearest
 from kdcache.losses.terms import Ramp, Term, check_terms, describe
 from kdcache.params import Count, NonNegativeFloat, PositiveFloat, Range, Seed
-from kdcache.students.methods import METHODS, Method
+from kdcache.students.methods import Method, check_method
 
 STUDENT = "student:"  # before the folder of a student whose prompt another one starts from
 
@@ -238,7 +238,7 @@ def resolve_arm(params: DistillParams, name: str, backbone: Path | None = None) 
             "Leave it out for distill.init."
         )
     method = arm.method or params.method
-    _check_method(params, name, method, terms)
+    check_method(arm, name, method, params.method, terms)
     choice = arm.pooling or params.pooling
     if choice == "auto":
         choice = read_pooling(backbone) if backbone else "cls"
@@ -268,29 +268,3 @@ def resolve_arm(params: DistillParams, name: str, backbone: Path | None = None) 
         ),
         late_layers=arm.late_layers,
     )
-
-
-def _check_method(params: DistillParams, name: str, method: Method, terms: dict[str, Term]) -> None:
-    """Refuse values of an arm that its method cannot have."""
-    arm = params.arms[name]
-    if method == "head" and arm.ce_weight != 0 and (terms or arm.label_smoothing):
-        raise ParamsError(
-            f"distill.arms.{name}: method head must have no loss but ce_weight, got others. It is a linear "
-            "probe of the labels. Remove them, or set ce_weight to 0 for a probe of the teacher."
-        )
-    if method == "head" and terms and (*terms.values(),) != (Term("kl"),):
-        raise ParamsError(
-            f"distill.arms.{name}: method head with ce_weight 0 must have inter_class kl of weight and "
-            "temperature 1 and no other loss, got others. It is a linear probe of the teacher's "
-            "probabilities. Remove them."
-        )
-    if arm.late_layers and method != "late_prefix":
-        raise ParamsError(
-            f"distill.arms.{name}.late_layers: the method must be late_prefix, got {method}. "
-            "Remove one of the two."
-        )
-    if arm.lr is None and method != params.method and METHODS[method].own_weights:
-        raise ParamsError(
-            f"distill.arms.{name}.lr: method {method} must have a learning rate of its own, got none; "
-            "distill.lr is that of prompts. Set one, such as 1e-4."
-        )

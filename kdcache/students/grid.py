@@ -23,7 +23,7 @@ from kdcache.project import TEACHERS, Project, require, require_task, require_tu
 from kdcache.spread import Engine
 from kdcache.store.parts import Parts
 from kdcache.students.arms import ArmSpec, DistillParams, Name, resolve_arm
-from kdcache.students.dry_run import check_backbone
+from kdcache.students.dry_run import check_backbone, check_poolings
 from kdcache.students.loop import restore_runs, train_students
 from kdcache.students.memory import in_what_fits, students_that_fit
 from kdcache.students.methods import METHODS, late_layers_on, method_on
@@ -69,6 +69,7 @@ class Grid:
         )  # fmt: skip
         rows = {split: part.encoded for split, part in splits.items()}
         check_backbone(self.backbone, rows, project.paths.backbone)
+        check_poolings(self.backbone, {s.pooling for s in self.specs.values()}, rows["train"], self.folder)
         self.use(splits)
         if self.params.select == "tune":
             require_tune(splits, "distill.select", task_name)

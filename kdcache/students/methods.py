@@ -1,10 +1,16 @@
 """The methods: what each trains beside the head, where its prompt enters, and what else loads its folder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kdcache.encoder.architectures import ARCHITECTURES, Place
 from kdcache.encoder.pooling import Pooling
+from kdcache.errors import ParamsError
+from kdcache.losses.terms import Term
+
+if TYPE_CHECKING:
+    from kdcache.students.arms import Arm
 
 Method = Literal["head", "prefix", "late_prefix", "deep_prompt", "prompt", "p_tuning", "lora", "full"]
 Library = Literal["peft", "transformers", "kdcache"]
@@ -46,6 +52,15 @@ METHODS: dict[str, MethodFacts] = {
 }
 
 
+OF_STEPS = (
+    "lr",
+    "steps",
+    "epochs",
+    "num_virtual_tokens",
+    "init",
+)  # keys of an arm that a probe does not read
+
+
 def method_on(method: Method, config: Any) -> Method:
     """Return the method that an encoder can carry: without keys and values, ``prefix`` is ``deep_prompt``.
 
@@ -60,3 +75,49 @@ def method_on(method: Method, config: Any) -> Method:
 def late_layers_on(config: Any, late_layers: int | None) -> int:
     """Return how many of an encoder's last layers late prompts enter: half of all, if no number is given."""
     return late_layers or -(-config.num_hidden_layers // 2)
+
+
+def check_method(arm: "Arm", name: str, method: Method, default: Method, terms: Mapping[str, Term]) -> None:
+    """Refuse values of an arm that its method cannot have, or that would do nothing.
+
+    Args:
+        arm: as written.
+        name: its own.
+        method: its own or the section's.
+        default: the section's.
+        terms: family → term of the teacher.
+
+    Raises:
+        ParamsError: names the key.
+    """
+    where = f"distill.arms.{name}"
+    if arm.targets != "cached" and not terms:
+        raise ParamsError(
+            f"{where}.targets: an arm with {arm.targets} must have a loss against the teacher, got none. "
+            "Add one, or remove targets."
+        )
+    if method == "head" and arm.ce_weight != 0 and (terms or arm.label_smoothing):
+        raise ParamsError(
+            f"{where}: method head must have no loss but ce_weight, got others. It is a linear "
+            "probe of the labels. Remove them, or set ce_weight to 0 for a probe of the teacher."
+        )
+    if method == "head" and terms and (*terms.values(),) != (Term("kl"),):
+        raise ParamsError(
+            f"{where}: method head with ce_weight 0 must have inter_class kl of weight and "
+            "temperature 1 and no other loss, got others. It is a linear probe of the teacher's "
+            "probabilities. Remove them."
+        )
+    if method == "head" and (idle := [key for key in OF_STEPS if getattr(arm, key) is not None]):
+        raise ParamsError(
+            f"{where}.{idle[0]}: it must be left out of method head, which takes no steps and has no prompt, "
+            f"got {getattr(arm, idle[0])}. Remove it."
+        )
+    if arm.late_layers and method != "late_prefix":
+        raise ParamsError(
+            f"{where}.late_layers: the method must be late_prefix, got {method}. Remove one of the two."
+        )
+    if arm.lr is None and method != default and METHODS[method].own_weights:
+        raise ParamsError(
+            f"{where}.lr: method {method} must have a learning rate of its own, got none; "
+            "distill.lr is that of prompts. Set one, such as 1e-4."
+        )

@@ -36,14 +36,14 @@ def test_states_come_in_the_order_of_the_rows(tiny_model, pooling, monkeypatch):
 def test_a_state_that_is_constant_is_blind(tiny_model, pooling):
     model, encoded = load_encoder(tiny_model), read_texts(tiny_model)
     seeing = variation(encoder_states(model, encoded, CPU, pooling))
-    refuse_blind(seeing, "this model")
+    refuse_blind(seeing, "this model", "Take another.")
     norm = model.encoder.layer[-1].output.LayerNorm
     norm.weight.data.zero_()
     norm.bias.data.fill_(1.0)
     blind = variation(encoder_states(model, encoded, CPU, pooling))
     assert blind < 1e-6 < 0.05 < seeing
     with pytest.raises(ModelError, match=r"must vary over inputs by at least 1.0% of its size, got 0.00%"):
-        refuse_blind(blind, "this model")
+        refuse_blind(blind, "this model", "Take another.")
 
 
 def test_probe_finds_what_is_there_and_no_more():
@@ -72,8 +72,3 @@ def test_the_first_layers_of_the_sample_weights_are_blind_by_cls_and_see_by_the_
     assert variation(encoder_states(cut(full, range(3)), rows, CPU, "mean")) > 0.3
     assert variation(encoder_states(cut(full, (0, 2, 5)), rows, CPU, "cls")) > 0.3
     assert variation(encoder_states(full, rows, CPU, "cls")) > 0.3
-
-
-def test_a_blind_cut_is_told_how_many_layers_it_needs():
-    with pytest.raises(ModelError, match="first 5 layers vary"):
-        refuse_blind(0.001, "layers 0, 1 of some model", 5)

