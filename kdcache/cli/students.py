@@ -121,10 +121,11 @@ def predict(
         split = split or "test"
         for name in chosen:
             folder = students[0] if students else prepared.student_folder(project, name, arm or "")
-            typer.echo(f"{name}: labelled by {folder}", err=True)
             also = prepared.diagnostics(project, name) if form == "superglue" and split == "test" else ()
             for part in (split, *also):
                 typer.echo(prepared.label_split(project, name, part, folder, form or "csv"))
+            if arm:
+                typer.echo(f"{name}: labelled by {folder}", err=True)
         if form == "superglue" and split == "test":
             path, missing = prepared.write_zip(project)
             typer.echo(f"{path}{' without ' if missing else ''}{', '.join(missing)}")

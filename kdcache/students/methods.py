@@ -93,8 +93,8 @@ def check_method(arm: "Arm", name: str, method: Method, default: Method, terms: 
     where = f"distill.arms.{name}"
     if arm.targets != "cached" and not terms:
         raise ParamsError(
-            f"{where}.targets: an arm with {arm.targets} must have a loss against the teacher, got none. "
-            "Add one, or remove targets."
+            f"{where}.targets: with {arm.targets}, the arm must have a teacher's term, got none. "
+            "Add inter_class, or remove targets."
         )
     if method == "head" and arm.ce_weight != 0 and (terms or arm.label_smoothing):
         raise ParamsError(

@@ -261,11 +261,6 @@ def check_targets(spec: ArmSpec, seeds: Sequence[int], cached: CacheRows) -> Non
         cached.all_rows_teacher()  # refuses where there are none
     if spec.targets != "member":
         return
-    if not spec.terms:
-        raise ParamsError(
-            f"{where}.targets: with member, the arm must have a teacher's term, got none. "
-            "Add inter_class, or remove targets."
-        )
     if "feature" in spec.terms:
         raise ParamsError(
             f"{where}.targets: it must not be member with a loss on features, of which the cache "

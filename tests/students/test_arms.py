@@ -72,8 +72,8 @@ def test_a_schedule_is_the_arms_own_or_that_of_all(arm, section, wanted):
             {"method": "head", "ce_weight": 0, "inter_class": {"name": "kl", "weight": 2}}, {},
             "distill.arms.a: method head with ce_weight 0",
         ),
-        ({"targets": "shuffled_within_class"}, {}, "distill.arms.a.targets: an arm with shuffled_within"),
-        ({"targets": "all_rows", "label_smoothing": 0.1}, {}, "distill.arms.a.targets: an arm with all_rows"),
+        ({"targets": "shuffled_within_class"}, {}, "distill.arms.a.targets: with shuffled_within_class, "),
+        ({"targets": "all_rows", "label_smoothing": 0.1}, {}, "distill.arms.a.targets: with all_rows, "),
         *(
             ({"method": "head", key: value}, {}, f"distill.arms.a.{key}: it must be left out of method head")
             for key, value in {"lr": 0.1, "steps": 3, "num_virtual_tokens": 4, "init": "words"}.items()
