@@ -49,7 +49,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 RATES = (1e-2, 3e-2, 1e-1)  # of the prompts; each kind and pooling takes the one that is best on tune
 ARMS = {
-    f"{name}-{pooling}@{rate:g}": arm | {"pooling": pooling, "lr": rate}
+    f"{name}-{pooling}@{rate:g}": arm | {"pooling": pooling} | ({} if name == "head" else {"lr": rate})
     for pooling in ("cls", "mean")
     for name, arm in KINDS.items()
     for rate in RATES[: 1 if name == "head" else 3]

@@ -149,9 +149,10 @@ def spread(
                     continue
                 if isinstance(result, Exception):
                     raise result
-                if isinstance(result, int) and at is not None:
-                    during(at, result)
+                if isinstance(result, int):
                     busy[waited] = worker, at
+                    if at is not None:
+                        during(at, result)
                     continue
                 idle.append(worker)
                 deaths.pop(at, None)

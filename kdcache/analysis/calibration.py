@@ -10,7 +10,7 @@ from scipy.stats import chi2
 
 ECE_BINS = 15  # as Guo et al. (2017)
 PASSING = 2**20  # numbers held in float64 at a time
-TEMPERATURES = (1e-3, 1e3)  # the range of the search, in mean ranges of a row's logits
+TEMPERATURES = (1e-3, 1e3)  # the range of the search; beyond it for logits of another size
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,13 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> Temperature | Non
     if not len(rows):
         return None
     parts = list(chunks(len(rows), logits.shape[1]))
-    all_right, told, ranges = True, 0.0, 0.0
+    all_right, told, ranges = True, 0.0, []
     for part in parts:
         some = np.asarray(logits[rows[part]], np.float64)
         given = some[np.arange(len(some)), labels[rows[part]]]
         all_right &= bool((given >= some.max(axis=1)).all())
         told += float((given - some.mean(axis=1)).sum())
-        ranges += float(np.ptp(some, axis=1).sum())
+        ranges.append(np.ptp(some, axis=1))
     if all_right or told <= 0:
         return None
 
@@ -127,7 +127,8 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> Temperature | Non
             total -= float(log_p[np.arange(len(log_p)), labels[rows[part]]].sum())
         return total / len(rows)
 
-    bottom, top = np.log(TEMPERATURES) + np.log(ranges / len(rows))
+    size = np.log(np.median(np.concatenate(ranges)))
+    bottom, top = np.log(TEMPERATURES) + np.array([min(size, 0), max(size, 0)])
     best = minimize_scalar(nll, bounds=(bottom, top), method="bounded", options={"xatol": 1e-6})
     worse = chi2.ppf(0.95, 1) / 2 / len(rows)
 

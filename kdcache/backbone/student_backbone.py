@@ -135,9 +135,6 @@ def student_backbone(project: Project, probe: Sequence[str] | None = None) -> No
         shutil.rmtree(made, ignore_errors=True)
         save_model(model, tokenizer, made)
         write_pooling(made, pooling, model.config.hidden_size)
-        # What decides students, unlike the rest of the record: DVC tracks this key, see dvc.yaml.
-        files = sorted(path for path in made.rglob("*") if path.is_file())
-        record["files"] = {path.relative_to(made).as_posix(): file_digest(path) for path in files}
         write_json(record, made / BACKBONE_RECORD)
         _keep_for_students(project, target, made)
         place(made, target)

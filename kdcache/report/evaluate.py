@@ -175,9 +175,12 @@ def _of_one_arm(project: Project, task_name: str, arm: str, manifest: Manifest) 
 
 def _by_another(students: Iterable[Path], manifest: Manifest) -> bool:
     """Whether students learned from another teacher than that of the cache."""
-    own = manifest.teacher_digest, manifest.digest
-    results = filter(None, map(read_result, students))
-    return any(one.get("targets") and one.get("teacher", one["cache"]) not in own for one in results)
+
+    def of_another(result: Mapping[str, Any]) -> bool:
+        taught = result.get("targets") and result["cache"] != manifest.digest
+        return bool(taught and result.get("teacher") != manifest.teacher_digest)
+
+    return any(map(of_another, filter(None, map(read_result, students))))
 
 
 def evaluation_table(found: Evaluation) -> Table:

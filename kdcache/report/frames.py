@@ -106,9 +106,6 @@ def compare(
     if str(sides[0]) == str(sides[1]):
         raise same
     known = common_tasks(*sides)
-    files, others = ({(side.folder_of(name).resolve(), side.arm) for name in known} for side in sides)
-    if files & others:
-        raise same
     for name in tasks:
         if name not in known:
             raise DataError(
@@ -116,6 +113,9 @@ def compare(
             )
     effects: dict[str, Estimate] = {}
     for name in tasks or known:
+        files = [(side.folder_of(name) / f"{name}.parquet").resolve() for side in sides]
+        if files[0] == files[1] and sides[0].arm == sides[1].arm:
+            raise same
         for side in sides:
             require_together(side, name)
         runs, other = read_across(*sides, name, metric)

@@ -57,7 +57,7 @@ def build_sections(
         identities: what all tasks share: name → digest or version.
     """
     styles = figures.arm_styles(list(findings.arms), findings.control)
-    diagnostics = tables.diagnostic_table(findings.metrics)
+    diagnostics, saved = tables.diagnostic_table(findings.metrics), savings(findings.metrics)
     sections = [
         Section("answer", "The answer", _scope(findings), sentences=answer(findings)),
         _scores(findings),
@@ -85,7 +85,7 @@ def build_sections(
         ),
         Section(
             "cost", "Cost", f"{FORMULA} `kdcache report --timings` shows seconds.",
-            tables=[cost_table(findings.metrics), saving_table(savings(findings.metrics))],
+            tables=[cost_table(findings.metrics), *([saving_table(saved)] if saved else [])],
         ),
         Section(
             "reproduce", "How to reproduce it", commands=list(commands),

@@ -92,7 +92,7 @@ def export_student(
             f"{out}: it must be new, empty or an earlier export, got something else there. "
             "Choose another folder with --out."
         )
-    if out.resolve().is_relative_to(folder.resolve()):
+    if form == "folder" and out.resolve().is_relative_to(folder.resolve()):
         raise ParamsError(f"{out}: it must lie outside of the student's folder. Choose another with --out.")
     about = read_about(folder)
     out = out.resolve()  # a link stays a link

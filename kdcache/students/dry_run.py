@@ -1,18 +1,21 @@
 """What would fail at some later batch, found before the first step: the longest rows go through."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from kdcache.backbone.probe import PROBE_BATCH_SIZE, refuse_blind, variation
+from kdcache.backbone.probe import BLIND_BELOW, PROBE_BATCH_SIZE, refuse_blind, variation
 from kdcache.backbone.student_backbone import EXAMINED_ROWS
 from kdcache.encoder.batching import Encoded
 from kdcache.encoder.dry_run import read_longest
 from kdcache.encoder.forward import pooled_states
 from kdcache.encoder.pooling import Pooling, read_pooling
 from kdcache.errors import ModelError
+from kdcache.students.arms import ArmSpec
+from kdcache.students.methods import METHODS
 from kdcache.students.prompted_backbone import Backbone
+from kdcache.students.training_rows import StudentRows
 
 
 @torch.no_grad()
@@ -43,20 +46,35 @@ def check_backbone(backbone: Backbone, rows: Mapping[str, Encoded], name: str) -
 
 
 @torch.no_grad()
-def check_poolings(backbone: Backbone, poolings: Collection[Pooling], train: Encoded, folder: Path) -> None:
-    """Refuse a pooling of which the states hardly depend on the text, as ``kdcache shrink`` does.
+def check_poolings(
+    backbone: Backbone, specs: Sequence[ArmSpec], splits: Mapping[str, StudentRows], folder: Path
+) -> None:
+    """Refuse arms whose prompts are read by a pooling that hardly depends on the text.
+
+    ``kdcache shrink`` does so for the pooling that the backbone's folder says. Arms without a prompt are
+    left: a probe may read what little there is, and weights that are trained may cure it.
 
     Args:
         backbone: of the students.
-        poolings: of all arms.
-        train: tokenised rows.
-        folder: of the backbone. The pooling that it says itself was examined when it was made.
+        specs: the arms.
+        splits: their rows.
+        folder: of the backbone.
 
     Raises:
-        ModelError: names the pooling.
+        ModelError: names the arm.
     """
-    some = train.first(min(EXAMINED_ROWS, len(train)))
-    for pooling in sorted({*poolings} - {read_pooling(folder)}):
+    own = read_pooling(folder)
+    learned = [splits[name].encoded for name in ("train", "unlabelled") if name in splits]
+
+    def seen(pooling: Pooling) -> float:
         read = backbone.read_by(pooling).pooled
-        seen = variation(pooled_states(read, some, PROBE_BATCH_SIZE, backbone.device))
-        refuse_blind(seen, f"distill.pooling {pooling} of {folder}", "Take another pooling, or more layers.")
+        some = [rows.first(min(EXAMINED_ROWS, len(rows))) for rows in learned]
+        return max(variation(pooled_states(read, rows, PROBE_BATCH_SIZE, backbone.device)) for rows in some)
+
+    arms = {spec.pooling: spec.name for spec in specs if METHODS[spec.method].place and spec.pooling != own}
+    for pooling, name in arms.items():
+        if seen(own) >= BLIND_BELOW:  # else the texts are alike
+            refuse_blind(
+                seen(pooling), f"distill.arms.{name}, pooling {pooling} of {folder}",
+                f"Leave out pooling, which is then {own}.",
+            )  # fmt: skip

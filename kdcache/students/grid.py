@@ -69,7 +69,6 @@ class Grid:
         )  # fmt: skip
         rows = {split: part.encoded for split, part in splits.items()}
         check_backbone(self.backbone, rows, project.paths.backbone)
-        check_poolings(self.backbone, {s.pooling for s in self.specs.values()}, rows["train"], self.folder)
         self.use(splits)
         if self.params.select == "tune":
             require_tune(splits, "distill.select", task_name)
@@ -147,10 +146,11 @@ class Grid:
 
         Raises:
             ParamsError: the teacher has no such member as an arm's targets need.
-            ModelError: the backbone cannot carry an arm's prompt, or a student to start from is missing or of
-                another backbone.
+            ModelError: the backbone cannot carry an arm's prompt or pooling, or a student to start from is
+                missing or of another backbone.
             CacheMissing: the cache lacks an arm's targets.
         """
+        check_poolings(self.backbone, [self.specs[arm] for arm in arms], self.splits, self.folder)
         for spec in map(self.specs.__getitem__, arms):
             check_targets(spec, seeds, self.splits["train"].cached)
             place = METHODS[spec.method].place

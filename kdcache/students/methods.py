@@ -52,13 +52,9 @@ METHODS: dict[str, MethodFacts] = {
 }
 
 
-OF_STEPS = (
-    "lr",
-    "steps",
-    "epochs",
-    "num_virtual_tokens",
-    "init",
-)  # keys of an arm that a probe does not read
+# Keys of an arm that mean nothing to some methods.
+OF_STEPS = ("lr", "steps", "epochs", "batch_size")
+OF_PROMPT = ("num_virtual_tokens", "init")
 
 
 def method_on(method: Method, config: Any) -> Method:
@@ -91,7 +87,7 @@ def check_method(arm: "Arm", name: str, method: Method, default: Method, terms: 
         ParamsError: names the key.
     """
     where = f"distill.arms.{name}"
-    if arm.targets != "cached" and not terms:
+    if arm.targets != "cached" and all(term.weight == 0 for term in terms.values()):
         raise ParamsError(
             f"{where}.targets: with {arm.targets}, the arm must have a teacher's term, got none. "
             "Add inter_class, or remove targets."
@@ -107,10 +103,13 @@ def check_method(arm: "Arm", name: str, method: Method, default: Method, terms: 
             "temperature 1 and no other loss, got others. It is a linear probe of the teacher's "
             "probabilities. Remove them."
         )
-    if method == "head" and (idle := [key for key in OF_STEPS if getattr(arm, key) is not None]):
+    means_nothing: tuple[str, ...] = ()
+    if METHODS[method].place is None:
+        means_nothing = OF_PROMPT + (() if METHODS[method].own_weights else OF_STEPS)
+    if idle := [key for key in means_nothing if getattr(arm, key) is not None]:
         raise ParamsError(
-            f"{where}.{idle[0]}: it must be left out of method head, which takes no steps and has no prompt, "
-            f"got {getattr(arm, idle[0])}. Remove it."
+            f"{where}.{idle[0]}: it must be left out of method {method}, to which it means nothing, got "
+            f"{getattr(arm, idle[0])}. Remove it."
         )
     if arm.late_layers and method != "late_prefix":
         raise ParamsError(

@@ -80,17 +80,19 @@ class TellSteps(TrainerCallback):
     """Tells how many examples are done, with those before the checkpoint that a run goes on from.
 
     Args:
-        examples: of a step.
+        examples: of all steps.
     """
 
     def __init__(self, examples: int) -> None:
-        self.examples = examples
+        self.examples, self.told = examples, 0
 
     def on_train_begin(self, args: object, state: TrainerState, control: object, **_: Any) -> None:
-        tell(self.examples * state.global_step)
+        self.on_step_end(args, state, control)
 
-    def on_step_end(self, args: object, state: object, control: object, **_: Any) -> None:
-        tell(self.examples)
+    def on_step_end(self, args: object, state: TrainerState, control: object, **_: Any) -> None:
+        done = self.examples * state.global_step // state.max_steps
+        tell(done - self.told)
+        self.told = done
 
 
 class KeepBest(TrainerCallback):

@@ -175,7 +175,7 @@ def fine_tune(
         model=model,
         args=arguments,
         train_dataset=indices,
-        callbacks=[*([best] if best else []), checkpoints, TellSteps(params.batch_size)],
+        callbacks=[*([best] if best else []), checkpoints, TellSteps(params.epochs * len(indices))],
         data_collator=collate,
         compute_loss_func=_loss(encoded, processes),
     )

@@ -50,7 +50,7 @@ def test_bins_have_equal_mass_and_ties_share_one():
     assert sum(part.rows for part in reliability(np.array([0.5]), np.array([True]))) == 1
 
 
-@pytest.mark.parametrize("k", [1e-30, 0.2, 1.0, 7.0, 1e30])
+@pytest.mark.parametrize("k", [1e-6, 0.2, 1.0, 7.0, 1e30])
 def test_scaled_logits_are_undone_by_that_temperature(k):
     labels, logits = calibrated(5000)
     plain, scaled = fit_temperature(labels, logits), fit_temperature(labels, k * logits)
@@ -71,6 +71,22 @@ def test_interval_of_the_temperature_covers_the_truth_as_often_as_it_says(seeds,
     found = [fit_temperature(*calibrated(200, seed=seed)) for seed in range(seeds)]
     covered = np.mean([fit.low <= 1 <= (fit.high or np.inf) for fit in found])
     assert least < covered < most
+
+
+@pytest.mark.parametrize("how", ["a label of each row is masked", "one row is huge"])
+def test_logits_that_are_no_measure_of_the_others_do_not_move_the_temperature(how):
+    labels, logits = calibrated(500)
+    plain = fit_temperature(labels, logits)
+    assert plain is not None
+    for size in (1e4, 1e9):
+        if how == "one row is huge":
+            row = size * np.eye(3)[labels[:1]]
+            found = fit_temperature(np.append(labels, labels[0]), np.concatenate([logits, row]))
+        else:
+            found = fit_temperature(labels, np.column_stack([logits, np.full(500, -size)]))
+        assert found is not None
+        assert found.value == pytest.approx(plain.value, rel=0.02)
+        assert (found.low, found.high) == pytest.approx((plain.low, plain.high), rel=0.02)
 
 
 def test_no_temperature_where_there_is_none():

@@ -22,7 +22,7 @@ def resolve(arm: dict[str, Any], **section: Any) -> ArmSpec:
 def test_an_arm_takes_the_sections_values_where_it_has_none_of_its_own():
     section = read_params(ROOT / "params.yaml")["distill"]
     own = {
-        "method": "lora", "lr": 0.5, "steps": 7, "batch_size": 3, "num_virtual_tokens": 2, "init": "words",
+        "method": "prompt", "lr": 0.5, "steps": 7, "batch_size": 3, "num_virtual_tokens": 2, "init": "words",
     }  # fmt: skip
     inherited, other = resolve({}), resolve(own)
     for key, value in own.items():
@@ -76,8 +76,13 @@ def test_a_schedule_is_the_arms_own_or_that_of_all(arm, section, wanted):
         ({"targets": "all_rows", "label_smoothing": 0.1}, {}, "distill.arms.a.targets: with all_rows, "),
         *(
             ({"method": "head", key: value}, {}, f"distill.arms.a.{key}: it must be left out of method head")
-            for key, value in {"lr": 0.1, "steps": 3, "num_virtual_tokens": 4, "init": "words"}.items()
+            for key, value in (("batch_size", 4), ("lr", 0.1), ("steps", 3), ("init", "words"))
         ),
+        (
+            {"targets": "shuffled_within_class", "inter_class": {"name": "kl", "weight": 0}}, {},
+            "distill.arms.a.targets: with shuffled_within_class, ",
+        ),
+        ({"method": "full", "lr": 0.1, "init": "words"}, {}, "distill.arms.a.init: .* method full"),
         ({"method": "full"}, {}, "distill.arms.a.lr: method full must have a learning rate of its own"),
     ],
 )  # fmt: skip

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import build_tiny_model, fails
+from engine import build_rows
+from specs import tiny_spec
 
 from kdcache.encoder.batching import encode
 from kdcache.encoder.load import load_tokenizer
@@ -47,19 +50,26 @@ def test_states_that_are_not_finite_are_refused(tmp_path: Path, pooling: str):
         check_backbone(backbone, {"train": rows}, "models/backbone")
 
 
-def test_a_pooling_that_hardly_depends_on_the_text_is_refused(tmp_path: Path):
+def test_prompts_read_by_a_pooling_that_hardly_depends_on_the_text_are_refused(tmp_path: Path):
     folder = build_tiny_model(tmp_path)
     write_pooling(folder, "mean", 16)
-    backbone, rows = Backbone.load(folder, "mean"), encode(load_tokenizer(folder), SHORT + LONG, None, 64)
-    check_poolings(backbone, {"cls", "mean"}, rows, folder)
+    backbone = Backbone.load(folder, "mean")
+    arms = [tiny_spec(pooling="cls"), tiny_spec(pooling="mean")]
+    rows = build_rows(folder)
+    check_poolings(backbone, arms, {"train": rows}, folder)
     with torch.no_grad():
         for layer in backbone.encoder.encoder.layer:  # [CLS] hears nothing of the text
             for part in (layer.attention.output.dense, layer.output.dense):
                 part.weight.zero_()
-    with pytest.raises(ModelError, match=r"pooling cls .*0\.00%"):
-        check_poolings(backbone, {"cls", "mean"}, rows, folder)
-    check_poolings(backbone, {"mean"}, rows, folder)
-    check_poolings(backbone.read_by("cls"), {"mean"}, rows, folder)
+    alike, wide = rows.take(np.zeros(2, int)), {"unlabelled": rows}
+    for reader in (backbone, backbone.read_by("cls")):
+        for splits in ({"train": rows}, wide, wide | {"train": alike}):
+            with pytest.raises(ModelError, match=r"pooling cls .*0\.00%"):
+                check_poolings(reader, arms, splits, folder)
+            check_poolings(reader, arms[1:], splits, folder)
+            others = [tiny_spec(method, pooling="cls") for method in ("head", "full", "lora")]
+            check_poolings(reader, others, splits, folder)
+    check_poolings(backbone, arms, {"train": alike}, folder)
 
 
 def test_no_arm_takes_a_step_before_all_of_them_fit(cached_project, monkeypatch):
