@@ -128,8 +128,8 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> Temperature | Non
         return total / len(rows)
 
     of_rows = np.concatenate(ranges)
-    size = np.log(np.median(of_rows[of_rows > 0]))
-    bottom, top = np.log(TEMPERATURES) + np.array([min(size, 0), max(size, 0)])
+    smaller, larger = np.log([np.median(of_rows[of_rows > 0]), of_rows.max()])
+    bottom, top = np.log(TEMPERATURES) + np.array([min(smaller, 0), max(larger, 0)])
     best = minimize_scalar(nll, bounds=(bottom, top), method="bounded", options={"xatol": 1e-6})
     worse = chi2.ppf(0.95, 1) / 2 / len(rows)
 

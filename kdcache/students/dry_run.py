@@ -63,8 +63,11 @@ def check_poolings(
     Raises:
         ModelError: names the arm.
     """
-    own = read_pooling(folder)
-    learned = [splits[name].encoded for name in ("train", "unlabelled") if name in splits]
+    try:
+        own = read_pooling(folder)
+    except ModelError:  # a folder that was put there by hand, and is read by neither of ours
+        return
+    learned = [splits[name].encoded for name in ("train", "unlabelled") if splits.get(name)]
 
     def seen(pooling: Pooling) -> float:
         read = backbone.read_by(pooling).pooled
@@ -75,6 +78,6 @@ def check_poolings(
     for pooling, name in arms.items():
         if seen(own) >= BLIND_BELOW:  # else the texts are alike
             refuse_blind(
-                seen(pooling), f"distill.arms.{name}, pooling {pooling} of {folder}",
-                f"Leave out pooling, which is then {own}.",
+                seen(pooling), f"{folder} read by {pooling}, as arm {name} does",
+                f"Set the pooling of distill, or that of the arm, to {own}.",
             )  # fmt: skip

@@ -95,6 +95,10 @@ def test_no_temperature_where_there_is_none():
     assert fit_temperature(logits.argmax(axis=1), logits) is None  # all right: the sharper, the better
     assert fit_temperature(logits.argmin(axis=1), logits) is None  # the flatter, the better
     assert fit_temperature(labels, np.zeros((50, 3))) is None
+    few = np.where(np.arange(50)[:, None] < 5, 1e6, 1.0) * logits  # a few rows are far larger
+    found = fit_temperature(labels, few)
+    assert found is not None
+    assert found.high is not None
     flat = np.where(np.arange(50)[:, None] < 30, 0.0, logits)  # most rows say nothing
     assert fit_temperature(labels, flat) is not None
     partly = np.where(np.arange(50) < 25, labels, -1)

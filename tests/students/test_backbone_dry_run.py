@@ -1,5 +1,6 @@
 """What a backbone cannot read is found before the first step of any student, in whatever split it stands."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -64,12 +65,15 @@ def test_prompts_read_by_a_pooling_that_hardly_depends_on_the_text_are_refused(t
     alike, wide = rows.take(np.zeros(2, int)), {"unlabelled": rows}
     for reader in (backbone, backbone.read_by("cls")):
         for splits in ({"train": rows}, wide, wide | {"train": alike}):
-            with pytest.raises(ModelError, match=r"pooling cls .*0\.00%"):
+            with pytest.raises(ModelError, match=r"read by cls, .*0\.00%"):
                 check_poolings(reader, arms, splits, folder)
             check_poolings(reader, arms[1:], splits, folder)
             others = [tiny_spec(method, pooling="cls") for method in ("head", "full", "lora")]
             check_poolings(reader, others, splits, folder)
     check_poolings(backbone, arms, {"train": alike}, folder)
+    path = folder / "1_Pooling" / "config.json"
+    path.write_text(json.dumps({"word_embedding_dimension": 16, "pooling_mode_max_tokens": True}))
+    check_poolings(backbone, arms, {"train": rows}, folder)  # it says nothing of ours
 
 
 def test_no_arm_takes_a_step_before_all_of_them_fit(cached_project, monkeypatch):
