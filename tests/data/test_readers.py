@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdcache.data import parsers as formats
+from kdcache.data import readers
 from kdcache.data.examples import read_examples
 from kdcache.data.parsers import Layout
 from kdcache.data.readers import Hub, hub_rows, read_rows, stream_rows
@@ -278,3 +279,17 @@ def test_blank_headers_are_columns_that_nobody_names(tmp_path):
     path.write_text("label,text,text,,\nham,one,two,,\n")
     with pytest.raises(DataError, match="'text'"):
         list(read_rows(path, Layout(), ["text"]))
+
+
+def test_a_cached_data_set_is_read_offline_without_asking_the_hub(monkeypatch):
+    def ask(*_: object) -> None:
+        raise ConnectionError("offline")
+
+    rows = datasets.Dataset.from_dict({"text": ["a bank", "a boat"]})
+    monkeypatch.setattr(readers, "ask_hub", ask)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    with pytest.raises(DataError, match="within reach"):
+        list(hub_rows(Hub("somebody/rows", "main"), "train", ["text"]))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    read = hub_rows(Hub("somebody/rows", "main"), "train", ["text"])
+    assert [row.values["text"] for row in read] == ["a bank", "a boat"]
